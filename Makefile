@@ -1,0 +1,30 @@
+# Set-up is done once and shared: .venv is made anew only when the requirements change.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run test lint setup clean
+
+run: setup ## set everything up and run the pipeline
+	$(BIN)/firstkd run
+
+test: lint ## set everything up and pass the tests
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(INSTALLED)
+
+$(INSTALLED): constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): some minutes, once"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean: ## forget the installation and everything that can be rebuilt
+	rm -rf $(VENV) data/fetch data/prepare data/validate data/finetune data/extract \
+		data/calibrate data/prune data/distill data/evaluate data/report logs

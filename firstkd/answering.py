@@ -1,0 +1,71 @@
+"""A student at work: questions in, answers with honest confidence out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from transformers import PreTrainedModel
+
+from firstkd.errors import DataValidationError
+from firstkd.files import read_json
+from firstkd.models import load_model, load_tokenizer
+from firstkd.prompts import encode
+from firstkd.scoring import score_questions
+from firstkd.settings import PromptSettings
+
+
+@dataclass(frozen=True)
+class Answer:
+    answer: str
+    answer_index: int
+    confidence: float
+    """Calibrated probability that the answer is right."""
+    probabilities: list[float]
+    """Of each choice."""
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model with the temperature that was fitted to it, and the prompt it was trained with."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    prompt: PromptSettings
+    temperature: float
+
+    @classmethod
+    def load(cls, model_folder: Path, calibration_file: Path) -> Self:
+        """Open a model folder and the calibration.json that `evaluate` wrote for it."""
+        calibration = read_json(calibration_file)
+        return cls(
+            model=load_model(model_folder, "bf16"),
+            tokenizer=load_tokenizer(model_folder),
+            prompt=PromptSettings.model_validate(calibration["prompt"]),
+            temperature=calibration["temperature"],
+        )
+
+    def answer(
+        self, questions: Sequence[str], choices: Sequence[Sequence[str]], batch_size: int = 32
+    ) -> list[Answer]:
+        """Raises DataValidationError for a question with fewer than two choices."""
+        examples = []
+        for number, (question, options) in enumerate(zip(questions, choices, strict=True)):
+            if len(options) < 2:
+                raise DataValidationError(
+                    f"question {number + 1} ({question!r}) has {len(options)} choices; "
+                    "at least 2 are needed"
+                )
+            examples.append(
+                {"id": str(number), "prompt": question, "choices": options, "answer_index": None}
+            )
+        encoded = encode(examples, self.tokenizer, self.prompt)
+        scores = score_questions(self.model, encoded, batch_size)
+        probabilities = (scores / self.temperature).softmax(-1)
+        confidence, best = probabilities.max(-1)
+        return [
+            Answer(options[index], index, certain, row[: len(options)])
+            for options, index, certain, row in zip(
+                choices, best.tolist(), confidence.tolist(), probabilities.tolist(), strict=True
+            )
+        ]

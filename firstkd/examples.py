@@ -1,0 +1,119 @@
+"""The one schema of all examples, their parquet files, and the splits an example's id decides."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from firstkd.errors import ArtifactError
+from firstkd.files import atomic_file
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("choices", pa.list_(pa.string())),
+        pa.field("answer_index", pa.int32()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question with its answer; the fields are the columns of the parquet files."""
+
+    id: str
+    """`SOURCE/ID`, with the author's id where there is one, else a hash of the content."""
+    prompt: str
+    """The question; where it is about a passage, that comes first, on lines of its own."""
+    response: str
+    """The right answer's text."""
+    choices: tuple[str, ...] | None
+    """None for open text."""
+    answer_index: int | None
+    source: str
+    """Name of the data set in params.yaml."""
+    split: str = ""
+    """train, calibration, test or ood_SOURCE; empty until `prepare` decides."""
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """Write parquet; the same examples give the same bytes."""
+    table = pa.Table.from_pylist([asdict(example) for example in examples], schema=SCHEMA)
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a file of examples as columns; raises ArtifactError unless it has the schema."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; run the stage prepare") from error
+    except pa.ArrowInvalid as error:
+        raise ArtifactError(f"{path}: not a parquet file ({error})") from error
+    if not table.schema.equals(SCHEMA):
+        raise ArtifactError(
+            f"{path}: not the schema of examples; found {_fields(table.schema)}, "
+            f"expected {_fields(SCHEMA)}; run the stage prepare again"
+        )
+    return table
+
+
+def read_examples(path: Path) -> list[dict[str, Any]]:
+    """Read a file of examples as one dict a row, keyed by Example's fields."""
+    rows: list[dict[str, Any]] = read_table(path).to_pylist()
+    return rows
+
+
+def _fields(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def unit_hash(text: str) -> float:
+    """Return a number in [0, 1) that depends on `text` alone and is uniform over texts."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48  # 48 bits: exact in a float, never rounded up to 1
+
+
+def split_by_hash(identity: str, shares: Sequence[tuple[str, float]]) -> str:
+    """Return the split of the example with this id, from (split, share) in a fixed order.
+
+    Each id decides for itself, so that adding or removing data moves no other example.
+    """
+    position = unit_hash(identity) * sum(share for _, share in shares)
+    for split, share in shares:
+        position -= share
+        if position < 0:
+            return split
+    return shares[-1][0]
+
+
+# Prose punctuation is left out; what changes the meaning of a formula is not.
+WORDS_AND_SIGNS = re.compile(r"\w+|[^\w\s\"'‘’“”„`.,;:?!()…]")
+
+
+def normalise(text: str) -> str:
+    """Return what makes two questions the same: words and signs, not case, spacing or commas.
+
+    Where nothing would be left, the text itself.
+    """
+    words = WORDS_AND_SIGNS.findall(unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(words) or text.strip()
+
+
+def content_id(source: str, prompt: str, choices: Sequence[str] | None) -> str:
+    """Return the id of an example whose author gave it none."""
+    content = [normalise(prompt), choices and [normalise(choice) for choice in choices]]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return f"{source}/{digest[:16]}"

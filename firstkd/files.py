@@ -1,0 +1,111 @@
+"""Files that are either whole or not there: atomic writes, and hashes of files and folders."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from firstkd.errors import ArtifactError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path`, on failure it is gone.
+
+    Raises ArtifactError when the disk refuses the write (full, read-only).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except Exception as error:
+        if _disk_refused(error):
+            raise _unwritable(path, error) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it replaces `path`, on failure it is gone.
+
+    Raises ArtifactError when the disk refuses a write (full, read-only).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary.chmod(0o755)  # mkdtemp makes it private, and DVC keeps the mode
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except Exception as error:
+        if _disk_refused(error):
+            raise _unwritable(path, error) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+DISK_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+def _disk_refused(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in DISK_REFUSALS
+    # safetensors wraps the system's error in a class of its own and keeps only its text
+    return any(f"os error {code}" in str(error) for code in DISK_REFUSALS)
+
+
+def _unwritable(path: Path, error: Exception) -> ArtifactError:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return ArtifactError(
+        f"cannot write {path}: {reason}. Nothing was left behind; "
+        "free some space or mend the permissions and run it again."
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write sorted, indented JSON atomically: the same value gives the same bytes."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises ArtifactError naming the file and line when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; run the stage that writes it") from error
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, or of a folder as the digest of its sorted `sha256  name` lines."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = "".join(
+            f"{sha256_of(file)}  {file.relative_to(path).as_posix()}\n" for file in files
+        )
+        return hashlib.sha256(lines.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json_lines(path: Path, rows: Sequence[Any]) -> None:
+    """Write one JSON value per line, atomically."""
+    with atomic_file(path) as temporary:
+        lines = (json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+        temporary.write_text("".join(lines), encoding="utf-8")

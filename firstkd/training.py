@@ -1,0 +1,167 @@
+"""One training loop for teacher and student, under DeepSpeed ZeRO.
+
+The loop counts optimizer steps. Each takes `gradient_accumulation_steps` micro-batches from a
+plan that the seed fixes in advance.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from firstkd.errors import TrainingDivergedError
+from firstkd.packing import Batch, pack, shuffled_batches
+from firstkd.prompts import Question
+from firstkd.scoring import ResponseScorer
+from firstkd.settings import TrainingSettings
+
+Loss = Callable[[ResponseScorer, Batch], Tensor]
+"""From the model and a batch to the mean loss of the batch's questions."""
+
+
+def train(
+    model: PreTrainedModel,
+    questions: Sequence[Question],
+    loss: Loss,
+    settings: TrainingSettings,
+    seed: int,
+    live_curve: Path,
+) -> list[dict[str, float]]:
+    """Train `model` in place and return its curve: step, loss, learning rate, gradient norm.
+
+    The curve with speeds is appended to `live_curve` as it grows, one JSON object per line.
+    Raises TrainingDivergedError at the first step whose loss or gradient is not finite.
+    """
+    plan = training_plan(questions, settings, seed)
+    accumulation = settings.gradient_accumulation_steps
+    steps = len(plan) // accumulation
+    engine = _engine(model, settings)
+    curve: list[dict[str, float]] = []
+    live_curve.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        live_curve.open("w", encoding="utf-8", buffering=1) as live,
+        tqdm(total=steps, desc=f"training {live_curve.parent.name}", unit="step") as progress,
+    ):
+        for step in range(steps):
+            started = time.monotonic()
+            learning_rate = _set_learning_rate(engine, settings, step, steps)
+            indices = plan[step * accumulation : (step + 1) * accumulation]
+            tokens, value = 0, 0.0
+            for index in indices:
+                batch = pack(questions, index, model.config.pad_token_id).to(engine.device)
+                batch_loss = loss(engine, batch)
+                engine.backward(batch_loss)
+                value += batch_loss.item() / accumulation
+                tokens += batch.tokens
+                engine.step()
+            norm = float(engine.get_global_grad_norm())
+            _check_finite(value, norm, step, learning_rate, questions, indices)
+            point = {
+                "step": step + 1,
+                "loss": value,
+                "learning_rate": learning_rate,
+                "gradient_norm": norm,
+            }
+            curve.append(point)
+            speed = tokens / (time.monotonic() - started)
+            live.write(json.dumps({**point, "tokens": tokens, "tokens_per_second": speed}) + "\n")
+            progress.set_postfix(loss=f"{value:.3f}", tokens_per_s=f"{speed:.0f}")
+            progress.update()
+    engine.destroy()
+    return curve
+
+
+def training_plan(
+    questions: Sequence[Question], settings: TrainingSettings, seed: int
+) -> list[list[int]]:
+    """Every micro-batch of all epochs, as indices; a last incomplete optimizer step is dropped."""
+    generator = np.random.default_rng(seed)
+    plan = [
+        batch
+        for _ in range(settings.epochs)
+        for batch in shuffled_batches(questions, settings.micro_batch_size, generator)
+    ]
+    return plan[: len(plan) - len(plan) % settings.gradient_accumulation_steps]
+
+
+def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float:
+    """Linear warm-up over `warmup_ratio` of the steps, then a cosine to 0."""
+    warmup = settings.warmup_ratio * steps
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1.0, steps - warmup)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "gradient_clipping": settings.gradient_clipping,
+        "bf16": {"enabled": settings.precision == "bf16"},
+        "zero_optimization": {"stage": settings.zero_stage},
+        "steps_per_print": 10**9,
+    }
+
+
+def _engine(model: PreTrainedModel, settings: TrainingSettings) -> Any:
+    # DeepSpeed wants a process group even for one process; torchrun sets these for several
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        os.environ.setdefault(name, value)
+    if not torch.distributed.is_initialized() and os.environ["WORLD_SIZE"] == "1":
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        store = HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    scorer = ResponseScorer(model).train()
+    # weights learn to be small; norms and biases (vectors) have no reason to
+    matrices = [p for p in scorer.parameters() if p.ndim >= 2]
+    vectors = [p for p in scorer.parameters() if p.ndim < 2]
+    # fused: one pass over the weights, 5 × faster on CPU than the default
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=scorer, optimizer=optimizer, config=deepspeed_config(settings)
+    )
+    return engine
+
+
+def _set_learning_rate(engine: Any, settings: TrainingSettings, step: int, steps: int) -> float:
+    learning_rate = learning_rate_at(settings, step, steps)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    return learning_rate
+
+
+def _check_finite(
+    loss: float,
+    norm: float,
+    step: int,
+    learning_rate: float,
+    questions: Sequence[Question],
+    indices: Sequence[Sequence[int]],
+) -> None:
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    ids = [questions[i].id for index in indices for i in index]
+    raise TrainingDivergedError(
+        f"step {step + 1}: loss {loss}, gradient norm {norm} at learning rate "
+        f"{learning_rate:.3g}; lower learning_rate or look at the examples {', '.join(ids)}"
+    )

@@ -1,0 +1,125 @@
+"""The command line `firstkd`.
+
+Everything heavy is imported inside the commands: `firstkd --help` answers at once.
+"""
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from firstkd.errors import PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flows.retrain import Retrained
+
+ROOT = Path(".")
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Distil a large fine-tuned language model into a small student that is accurate and "
+    "knows when it is wrong. Without a command: run.",
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def firstkd(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        run()
+
+
+@app.command()
+def run() -> None:
+    """Bring every stage up to date, record the result, and promote the student if it passes."""
+    from firstkd.settings import load_settings
+    from flows.terminal import Terminal, terminal
+
+    settings = load_settings(ROOT / "params.yaml")  # before any server is started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    retrain = _quiet_flow()
+    terminal.set(Terminal())
+    retrained = retrain(str(ROOT.resolve()))
+
+    from flows.summary import print_summary
+
+    print_summary(ROOT, settings, retrained)
+
+
+@app.command()
+def record() -> None:
+    """Write the present state into MLflow and register its student, as after `dvc repro`."""
+    from firstkd.settings import load_settings
+    from flows import promotion, registry, tracking, workspace
+    from flows.record import record as record_state
+
+    settings = load_settings(ROOT / "params.yaml")
+    here = workspace.Workspace(ROOT.resolve())
+    with here.exclusive():
+        if stale := sorted(here.stale()):
+            raise PipelineError(
+                f"dvc.lock does not describe the present files of {', '.join(stale)}; "
+                "run `firstkd run` or `dvc repro` first"
+            )
+        server = tracking.open_tracking(here.root, settings.record)
+        recorded = record_state(here, settings, server)
+        version = registry.register(here, settings, server, recorded.run_id)
+        verdict = promotion.promote(server, settings, version)
+    known = "" if recorded.is_new else " (it was recorded before)"
+    typer.echo(f"run {recorded.run_id}{known}: {version.name} v{version.version}")
+    typer.echo(verdict.in_words(f"v{version.version}"))
+
+
+@app.command()
+def status() -> None:
+    """Show which stages are up to date, and which student is in charge."""
+    from firstkd.settings import load_settings
+    from flows import promotion, registry, tracking, workspace
+
+    settings = load_settings(ROOT / "params.yaml")
+    here = workspace.Workspace(ROOT.resolve())
+    stale = here.stale()
+    for stage in here.stages():
+        typer.echo(f"{'stale     ' if stage in stale else 'up to date'}  {stage}")
+    server = tracking.open_tracking(here.root, settings.record)
+    name = settings.record.registered_model
+    champion = registry.aliases(server, name).get(promotion.CHAMPION)
+    typer.echo(f"champion: {f'{name} v{champion}' if champion else 'none yet'}")
+
+
+def _quiet_flow() -> "Callable[[str], Retrained]":
+    """Import the flow with Prefect's own messages kept to its log.
+
+    The stages' output and errors are shown by this command line; Prefect would repeat them, with
+    tracebacks, through its console handler.
+    """
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+    from flows.retrain import retrain
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).propagate = False
+    return retrain
+
+
+def main() -> None:
+    """Run the command line: an error of the user's is one line and exit code 1."""
+    try:
+        app()
+    except PipelineError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; `firstkd run` goes on from the last finished stage", err=True)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,120 @@
+"""Training curves: read from the files that stages write, and mirrored live while one trains."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from flows.tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 2.0
+BATCH = 1000
+"""Metrics per call: MLflow's limit."""
+
+
+def curve_metrics(lines: Iterable[str]) -> list[Metric]:
+    """Return one metric per number and line of a training curve; each line names its `step`."""
+    now = int(time.time() * 1000)
+    metrics = []
+    for line in lines:
+        point = json.loads(line)
+        step = int(point.pop("step"))
+        metrics += [
+            Metric(name, float(value), now, step)
+            for name, value in point.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+    return metrics
+
+
+def log_metrics(tracking: Tracking, run_id: str, metrics: list[Metric]) -> None:
+    for start in range(0, len(metrics), BATCH):
+        tracking.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+
+
+class LiveRun:
+    """A run, with a child per training stage, to look at while a retraining is under way.
+
+    It is a view: `record` writes the lasting runs from files, and then this one is dropped. After
+    a failure it stays, marked as failed, since its curves may tell why.
+    """
+
+    def __init__(self, tracking: Tracking, flow_run_id: str) -> None:
+        self._tracking = tracking
+        self._tags = {"live": "true", "prefect_flow_run_id": flow_run_id}
+        self._runs: dict[str, str] = {}
+
+    @contextmanager
+    def follow(self, stage: str, curve: Path) -> Iterator[None]:
+        """Mirror what is appended to `curve` while the body runs; a trouble here is only logged."""
+        follower = _Follower(self._tracking, lambda: self._run_of(stage), curve)
+        follower.start()
+        try:
+            yield
+        finally:
+            follower.finish()
+
+    def drop(self) -> None:
+        for run_id in self._runs.values():
+            self._tracking.client.delete_run(run_id)
+
+    def fail(self) -> None:
+        for run_id in self._runs.values():
+            self._tracking.client.set_terminated(run_id, "FAILED")
+
+    def _run_of(self, stage: str) -> str:
+        if not self._runs:
+            self._runs[""] = self._create("retrain (live)", {})
+        if stage not in self._runs:
+            self._runs[stage] = self._create(stage, {MLFLOW_PARENT_RUN_ID: self._runs[""]})
+        return self._runs[stage]
+
+    def _create(self, name: str, tags: dict[str, Any]) -> str:
+        run = self._tracking.client.create_run(
+            self._tracking.experiment_id, run_name=name, tags={**self._tags, **tags}
+        )
+        return str(run.info.run_id)
+
+
+class _Follower(threading.Thread):
+    def __init__(self, tracking: Tracking, run_of_stage: Any, curve: Path) -> None:
+        super().__init__(daemon=True, name=f"follow {curve}")
+        self._tracking = tracking
+        self._run_of_stage = run_of_stage
+        self._curve = curve
+        self._offset = curve.stat().st_size if curve.exists() else 0  # an older training's
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        try:
+            while not self._done.wait(POLL_SECONDS):
+                self._mirror()
+            self._mirror()
+        except Exception as error:
+            log.warning("the live curve %s is not shown any further: %s", self._curve, error)
+
+    def finish(self) -> None:
+        self._done.set()
+        self.join(timeout=30)  # a hanging server must not hold the pipeline up
+
+    def _mirror(self) -> None:
+        if not self._curve.exists():
+            return
+        if self._curve.stat().st_size < self._offset:  # begun anew
+            self._offset = 0
+        with self._curve.open("rb") as file:
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        if whole:
+            lines = whole.decode().splitlines()
+            log_metrics(self._tracking, self._run_of_stage(), curve_metrics(lines))

@@ -1,0 +1,143 @@
+"""The retraining: every stage that dvc.yaml declares, then the record, the gate and the report.
+
+Prefect shows each stage as a task run of its name, with its state, duration and log. Whether a
+stage has anything to do is DVC's decision: what is up to date ends as `Unchanged`.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
+from prefect import flow, runtime, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+
+from firstkd.errors import PipelineError
+from firstkd.settings import load_settings
+from flows.curves import LiveRun
+from flows.gate import Verdict
+from flows.promotion import CHAMPION, promote
+from flows.record import Recorded, record
+from flows.registry import aliases, register
+from flows.results import load_results, markdown_image, markdown_table
+from flows.terminal import Terminal, terminal
+from flows.tracking import open_tracking
+from flows.workspace import Outcome, Workspace
+
+SECONDS_PER_MINUTE = 60.0
+
+
+@dataclass(frozen=True)
+class Retrained:
+    outcomes: dict[str, Outcome]
+    recorded: Recorded
+    version: str
+    verdict: Verdict
+    champion: str | None
+    """The version in charge now."""
+
+
+@flow(name="retrain")
+def retrain(root: str = ".") -> Retrained:
+    """Bring the pipeline in `root` up to date, record it, and let its student through the gate.
+
+    Raises PipelineError for what a user can mend: before the first stage when MLflow does not
+    answer or another retraining runs here, later with the failed stage's own message.
+    """
+    workspace = Workspace(Path(root).resolve())
+    settings = load_settings(workspace.root / "params.yaml")
+    with workspace.exclusive():
+        tracking = open_tracking(workspace.root, settings.record)
+        flow_run_id = str(runtime.flow_run.id)
+        live = LiveRun(tracking, flow_run_id)
+        try:
+            outcomes = _run_stages(
+                workspace, live, settings.retrain.stage_timeout_minutes * SECONDS_PER_MINUTE
+            )
+        except BaseException:
+            with suppress(Exception):  # what went wrong before matters more
+                live.fail()
+            raise
+        recorded = _step(record)(workspace, settings, tracking, flow_run_id)
+        live.drop()
+        version: ModelVersion = _step(register)(workspace, settings, tracking, recorded.run_id)
+        verdict = _step(promote)(tracking, settings, version)
+        _publish(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
+        champion = aliases(tracking, version.name).get(CHAMPION)
+        return Retrained(outcomes, recorded, str(version.version), verdict, champion)
+
+
+def _run_stages(workspace: Workspace, live: LiveRun, timeout: float) -> dict[str, Outcome]:
+    """Run each stage as a task; DVC is asked again only once something upstream may have changed.
+
+    Asking takes a second, so one question covers all stages until the first one runs.
+    """
+    stale = workspace.stale()
+    outcomes: dict[str, Outcome] = {}
+    for stage in workspace.stages():
+        asks_dvc = stage in stale or set(outcomes.values()) - {Outcome.UNCHANGED} != set()
+        run: Any = run_stage.with_options(name=stage, task_run_name=stage, timeout_seconds=timeout)
+        try:
+            outcomes[stage] = Outcome(run(workspace, stage, live, asks_dvc).name)
+        except TimeoutError as error:
+            raise PipelineError(
+                f"stage {stage} took longer than retrain.stage_timeout_minutes in params.yaml "
+                "allows, and was ended"
+            ) from error
+    return outcomes
+
+
+@task(cache_policy=NO_CACHE)
+def run_stage(workspace: Workspace, stage: str, live: LiveRun, asks_dvc: bool) -> Any:
+    """Return a completed state with the name of the stage's Outcome."""
+    screen = terminal.get()
+    if not asks_dvc:
+        return Completed(name=Outcome.UNCHANGED.value)
+    if screen:
+        screen.begin(stage)
+    logs = workspace.root / "logs" / stage
+    with live.follow(stage, logs / "curve.jsonl"):
+        outcome = workspace.reproduce(stage, _RunLog(screen))
+    if outcome is Outcome.RESTORED:  # what an earlier run took says nothing about these files
+        (logs / "cost.json").unlink(missing_ok=True)
+    if screen:
+        screen.end(outcome.value.lower())
+    return Completed(name=outcome.value)
+
+
+def _step(function: Any) -> Any:
+    """Return a function of this package as a task of its own name."""
+    name = function.__name__
+    return task(function, name=name, task_run_name=name, cache_policy=NO_CACHE)
+
+
+class _RunLog:
+    """Sends a stage's lines to Prefect's log of its task run, and everything to the terminal."""
+
+    def __init__(self, screen: Terminal | None) -> None:
+        self._log = get_run_logger()
+        self._screen = screen
+
+    def line(self, text: str) -> None:
+        if text.strip():
+            self._log.info("%s", text)
+        if self._screen:
+            self._screen.line(text)
+
+    def progress(self, text: str) -> None:
+        if self._screen:
+            self._screen.progress(text)
+
+
+def _publish(root: Path, table: str, verdict: Verdict) -> None:
+    word = "promoted" if verdict.passed else "not promoted"
+    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    create_markdown_artifact(
+        key="results", markdown=f"{table}\n\nThe student was **{word}**:\n\n{reasons}\n"
+    )
+    diagram = markdown_image(root / "data" / "report" / "reliability.png", "reliability diagram")
+    create_markdown_artifact(key="reliability", markdown=diagram)

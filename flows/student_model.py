@@ -1,0 +1,39 @@
+"""The registered student, as MLflow serves it: questions in, answers and calibrated confidence out.
+
+MLflow keeps this file itself as the model's code ("models from code"), next to the student's
+folder, its calibration and a copy of the package `firstkd`. Nothing is pickled.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+
+class Student(PythonModel):
+    def load_context(self, context: PythonModelContext) -> None:
+        from firstkd.answering import Answerer  # brings torch, which only a served model needs
+
+        self._answerer = Answerer.load(
+            Path(context.artifacts["student"]), Path(context.artifacts["calibration"])
+        )
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None
+    ) -> pd.DataFrame:
+        """Answer each row's `question` with one of its `choices`."""
+        answers = self._answerer.answer(
+            [str(question) for question in model_input["question"]],
+            [list(choices) for choices in model_input["choices"]],
+        )
+        return pd.DataFrame(
+            {
+                "answer": [answer.answer for answer in answers],
+                "confidence": [answer.confidence for answer in answers],
+            }
+        )
+
+
+mlflow.models.set_model(Student())

@@ -1,0 +1,58 @@
+"""What `firstkd run` says at the end: the models side by side, the verdict, where to look next."""
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from firstkd.settings import Settings
+from flows.results import HEADINGS, ModelResult, load_results
+from flows.retrain import Retrained
+from flows.workspace import Outcome
+
+
+def print_summary(root: Path, settings: Settings, retrained: Retrained) -> None:
+    console = Console()
+    name = settings.record.registered_model
+    unchanged = set(retrained.outcomes.values()) == {Outcome.UNCHANGED}
+    if unchanged and not retrained.recorded.is_new:
+        champion = f"{name} v{retrained.champion}" if retrained.champion else "none"
+        console.print(f"Nothing has changed; the champion is {champion}.", highlight=False)
+        return
+    results = load_results(root, settings)
+    console.print(_table(results))
+    for result in results:
+        if result.name == "teacher":
+            console.print(_recalibration(result), highlight=False)
+    console.print(
+        retrained.verdict.in_words(f"{name} v{retrained.version}"), highlight=False, soft_wrap=True
+    )
+    console.print(
+        f"\nReport      {root / 'data' / 'report' / 'index.html'}\n"
+        f"Every run   mlflow ui --backend-store-uri {settings.record.tracking_uri}\n"
+        "State       firstkd status",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _table(results: list[ModelResult]) -> Table:
+    table = Table(
+        title="On the test questions, with 95 % intervals; T: the model's own temperature",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for result in results:
+        table.add_row(*(f"{value}\n[dim]{detail}[/dim]" for value, detail in result.cells()))
+    return table
+
+
+def _recalibration(teacher: ModelResult) -> str:
+    return (
+        f"Recalibration at T = {teacher.temperature:.2f} takes the teacher's ECE on the test "
+        f"questions from {teacher.ece.value:.3f} to {teacher.calibrated_ece.value:.3f}."
+    )

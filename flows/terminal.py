@@ -1,0 +1,67 @@
+"""What a person sees of the stages while they run."""
+
+import sys
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from flows.workspace import is_error_line
+
+CLEAR = "\r\x1b[K"
+PROGRESS_SECONDS = 30.0
+"""Between two states of a progress bar where they cannot overwrite each other (a log file)."""
+DVC_CHATTER = (
+    "Running stage '",
+    "Stage '",
+    "> ",
+    "Generating lock file",
+    "Updating lock file",
+    "Use `dvc push`",
+    "To track the changes",
+    "To enable auto staging",
+    "\tgit add",
+    "\tdvc config",
+)
+
+
+@dataclass
+class Terminal:
+    """Shows stages and their output on `stream`: bars live on a terminal, now and then in a log.
+
+    The error of a failed stage is left out: whoever runs the flow tells it, once.
+    """
+
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    _stage: str = ""
+    _shown: float = 0.0
+
+    def begin(self, stage: str) -> None:
+        self._stage, self._shown = stage, time.monotonic()
+        self._write(f"── {stage} ──\n")
+
+    def end(self, outcome: str) -> None:
+        self._write(f"── {self._stage}: {outcome} ──\n")
+
+    def line(self, text: str) -> None:
+        if (
+            text.strip()
+            and not text.startswith(DVC_CHATTER)
+            and not is_error_line(self._stage, text)
+        ):
+            self._write(f"{text}\n")
+
+    def progress(self, text: str) -> None:
+        if self.stream.isatty():
+            self._write(text)
+        elif time.monotonic() - self._shown > PROGRESS_SECONDS:
+            self._shown = time.monotonic()
+            self._write(f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        self.stream.write(f"{CLEAR}{text}" if self.stream.isatty() else text)
+        self.stream.flush()
+
+
+terminal: ContextVar[Terminal | None] = ContextVar("terminal", default=None)
+"""Set by the command line; a scheduled run has none and leaves everything to Prefect's log."""

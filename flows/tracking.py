@@ -1,0 +1,99 @@
+"""The MLflow server, or the local database, that keeps the record."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from firstkd.errors import ConfigError, PipelineError
+from firstkd.settings import RecordSettings
+
+
+@dataclass(frozen=True)
+class Tracking:
+    client: MlflowClient
+    uri: str
+    experiment_id: str
+
+    @contextmanager
+    def as_default(self) -> Iterator[None]:
+        """Make this the address of MLflow's module functions, some of which have no other way.
+
+        MLflow keeps it in the process and in the environment, so it is put back afterwards.
+        """
+        outside = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(self.uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # which resets it
+            if outside is not None:
+                os.environ["MLFLOW_TRACKING_URI"] = outside
+
+
+def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
+    """Connect to MLflow, making the experiment (and a local database) when it is missing.
+
+    MLFLOW_TRACKING_URI in the environment goes before the settings. A local database's artifacts
+    lie beside it; a server decides for itself. Raises PipelineError when nothing answers.
+    """
+    _silence()
+    given = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
+    try:
+        url = make_url(given)
+    except ArgumentError as error:
+        raise ConfigError(
+            f"MLflow's address {given!r} is no URI like sqlite:/// or https://"
+        ) from error
+    local = _local_database(root, url)
+    if local:
+        url = url.set(database=str(local))
+        local.parent.mkdir(parents=True, exist_ok=True)
+    uri = url.render_as_string(hide_password=False)
+    client = MlflowClient(uri)
+    try:
+        experiment = client.get_experiment_by_name(settings.experiment)
+        if experiment:
+            return Tracking(client, uri, experiment.experiment_id)
+        location = (local.parent / "artifacts").as_uri() if local else None
+        return Tracking(client, uri, client.create_experiment(settings.experiment, location))
+    except (MlflowException, SQLAlchemyError) as error:
+        raise PipelineError(
+            f"MLflow at {url.render_as_string()} does not answer ({_cause(error)}); start it, or "
+            "mend MLFLOW_TRACKING_URI or record.tracking_uri in params.yaml"
+        ) from error
+
+
+def _local_database(root: Path, url: URL) -> Path | None:
+    """Return the absolute path of an SQLite database; a relative one lies in the project."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    return (root / url.database).resolve()
+
+
+def _cause(error: Exception) -> str:
+    """Return the innermost reason: the outer messages wrap it in the address, three times over."""
+    reason: BaseException = error
+    while reason.__cause__ or reason.__context__:
+        reason = reason.__cause__ or reason.__context__ or reason
+    return str(reason).splitlines()[0].rpartition(": ")[2]
+
+
+def _silence() -> None:
+    """Keep out of the user's terminal what the user can do nothing about."""
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "The specified dataset source can be interpreted in multiple ways",
+        ".*An input example was not provided",  # it would load the student here
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,156 @@
+"""What is expected of the examples, and its validation by Great Expectations."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from firstkd.settings import ValidateSettings
+
+os.environ["GX_ANALYTICS_ENABLED"] = "false"  # decided when it is imported
+
+import great_expectations as gx
+import great_expectations.expectations as gxe
+from great_expectations.data_context import EphemeralDataContext
+from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.expectations.expectation import Expectation
+from great_expectations.expectations.metadata_types import FailureSeverity
+
+# It sets its own level when imported, and talks of a temporary folder that is never used.
+logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
+
+NOT_NULL = ("id", "prompt", "response", "source", "split")
+NOT_BLANK = ("id", "prompt", "response")
+WARNING = FailureSeverity.WARNING
+MAX_IDS = 20  # named per failed expectation
+
+Expected = Iterator[tuple[str, Expectation]]
+
+
+def expectations_for(split: str, frame: pd.DataFrame, settings: ValidateSettings) -> Expected:
+    """Yield name and expectation; the frame is one of firstkd.frames, for its columns."""
+    fewest = getattr(settings.min_examples, split, 1)  # an out-of-domain set: not empty
+    yield "enough_examples", gxe.ExpectTableRowCountToBeBetween(min_value=fewest)
+    for column in NOT_NULL:
+        yield f"{column}_not_null", gxe.ExpectColumnValuesToNotBeNull(column=column)
+    for column in NOT_BLANK:
+        blank = gxe.ExpectColumnValuesToNotMatchRegex(column=column, regex=r"^\s*$")
+        yield f"{column}_not_blank", blank
+    yield "id_unique", gxe.ExpectColumnValuesToBeUnique(column="id")
+    yield "split_as_file", gxe.ExpectColumnValuesToBeInSet(column="split", value_set=[split])
+    yield from _of_choices(frame, settings.min_answer_share)
+    for column, limit in (
+        ("prompt_tokens", settings.max_prompt_tokens),
+        ("response_tokens", settings.max_response_tokens),
+    ):
+        within = gxe.ExpectColumnValuesToBeBetween(column=column, min_value=1, max_value=limit)
+        yield f"{column}_within_limit", within
+    yield "id_in_one_split", gxe.ExpectColumnValuesToBeNull(column="same_id_in")
+    yield "question_in_one_split", gxe.ExpectColumnValuesToBeNull(column="same_question_in")
+    # A passage in two splits gives nothing away as long as its questions differ.
+    shared = gxe.ExpectColumnValuesToBeNull(column="shared_passage", severity=WARNING)
+    yield "passage_in_one_split", shared
+
+
+def _of_choices(frame: pd.DataFrame, min_answer_share: float) -> Expected:
+    """Of questions with choices; open text has nulls in these columns, which are passed over."""
+    two = gxe.ExpectColumnValuesToBeBetween(column="num_choices", min_value=2)
+    yield "choices_two_or_more", two
+    blank = gxe.ExpectColumnValuesToBeBetween(column="blank_choices", max_value=0)
+    yield "choices_not_blank", blank
+    # Published data have such questions: 122 of CommonsenseQA's 9,741 repeat a choice.
+    yield (
+        "choices_distinct",
+        gxe.ExpectColumnPairValuesToBeEqual(
+            column_A="num_choices",
+            column_B="distinct_choices",
+            ignore_row_if="both_values_are_missing",
+            severity=WARNING,
+        ),
+    )
+    positive = gxe.ExpectColumnValuesToBeBetween(column="answer_index", min_value=0)
+    yield "answer_index_not_negative", positive
+    yield (
+        "answer_index_within_choices",
+        gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+            column_A="num_choices", column_B="answer_index", ignore_row_if="either_value_is_missing"
+        ),
+    )
+    yield (
+        "response_is_chosen_choice",
+        gxe.ExpectColumnPairValuesToBeEqual(
+            column_A="response", column_B="chosen", ignore_row_if="either_value_is_missing"
+        ),
+    )
+    for column in frame.columns:
+        if column.startswith("answer_at_"):  # among the questions that have such a choice
+            share = gxe.ExpectColumnMeanToBeBetween(column=column, min_value=min_answer_share)
+            yield column.replace("_at_", "_share_"), share
+
+
+def run(
+    frames: dict[str, pd.DataFrame], settings: ValidateSettings, docs: Path
+) -> dict[str, dict[str, Any]]:
+    """Validate each frame once and write Data Docs as HTML to `docs`.
+
+    Returns, per split and name of expectation, `success`, `severity` (critical or warning) and
+    what was seen: `observed`, or `unexpected` rows and up to 20 of their `ids`.
+    """
+    context = _context(docs)
+    source = context.data_sources.add_pandas("examples")
+    found = {}
+    for split, frame in frames.items():
+        suite = gx.ExpectationSuite(split)
+        for name, expectation in expectations_for(split, frame, settings):
+            expectation.meta = {"name": name}
+            suite.add_expectation(expectation)
+        whole = source.add_dataframe_asset(split).add_batch_definition_whole_dataframe(split)
+        definition = gx.ValidationDefinition(
+            name=split, data=whole, suite=context.suites.add(suite)
+        )
+        result = context.validation_definitions.add(definition).run(
+            batch_parameters={"dataframe": frame},
+            result_format={
+                "result_format": "SUMMARY",
+                "unexpected_index_column_names": ["id"],
+                "partial_unexpected_count": MAX_IDS,
+            },
+        )
+        found[split] = dict(map(_outcome, result.to_json_dict()["results"]))
+    context.build_data_docs()
+    return found
+
+
+def _context(docs: Path) -> EphemeralDataContext:
+    shutil.rmtree(docs, ignore_errors=True)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    for site in context.get_site_names():  # the default one is in a temporary folder
+        context.delete_data_docs_site(site)
+    context.add_data_docs_site(
+        site_name="data_docs",
+        site_config={
+            "class_name": "SiteBuilder",
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {
+                "class_name": "TupleFilesystemStoreBackend",
+                "base_directory": str(docs.absolute()),
+            },
+        },
+    )
+    return context
+
+
+def _outcome(result: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    config, seen = result["expectation_config"], result["result"]
+    outcome = {"success": result["success"], "severity": config["severity"]}
+    if "unexpected_count" not in seen:
+        outcome["observed"] = seen["observed_value"]
+    else:
+        outcome["unexpected"] = seen["unexpected_count"]
+        outcome["ids"] = [row["id"] for row in seen.get("partial_unexpected_index_list", [])]
+    return config["meta"]["name"], outcome

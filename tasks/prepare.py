@@ -1,0 +1,128 @@
+"""Bring all examples into one schema and split them by hash of their id.
+
+Reads   data/fetch/raw/
+Writes  data/prepare/{train,calibration,test}.parquet, data/prepare/ood_NAME.parquet for each
+        out-of-domain data set, data/prepare/summary.json (counts, and what was dropped)
+Run as  python -m tasks.prepare   (normally through `dvc repro prepare`)
+
+No question is in two splits: a test set keeps what it shares with another split, and calibration
+keeps what it shares with train. The same question with other choices may occur within a split.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from firstkd.errors import ArtifactError
+from firstkd.examples import Example, normalise, split_by_hash, unit_hash, write_examples
+from firstkd.files import atomic_folder, write_json
+from firstkd.readers import read
+from firstkd.settings import DatasetSource, Fractions, PrepareSettings, load_settings
+from tasks.stage import run_stage
+
+SPLITS = ("train", "calibration", "test")
+
+Dropped = dict[str, Any]
+Splits = dict[str, list[Example]]
+
+
+def main(root: Path = Path(".")) -> None:
+    settings = load_settings(root / "params.yaml")
+    datasets = settings.fetch.datasets
+    examples = [
+        assign(example, datasets[name], settings.prepare.fractions)
+        for name in tqdm(datasets, desc="data sets")
+        for example in read_dataset(root / "data/fetch/raw", name, datasets[name])
+    ]
+    splits, dropped = divide(examples, settings.prepare)
+    for split in [*SPLITS, *(out_of_domain(name) for name in datasets if _is_ood(datasets[name]))]:
+        splits.setdefault(split, [])
+    with atomic_folder(root / "data/prepare") as folder:
+        for split, kept in splits.items():
+            write_examples(folder / f"{split}.parquet", kept)
+        write_json(folder / "summary.json", {"splits": _counts(splits), "dropped": dropped})
+
+
+def read_dataset(folder: Path, name: str, dataset: DatasetSource) -> Iterable[Example]:
+    file = next(folder.glob(f"{name}.*"), None)
+    if file is None:
+        raise ArtifactError(f"{folder}/{name}.* is missing; run the stage fetch")
+    return read(file, dataset.format, name)
+
+
+def out_of_domain(name: str) -> str:
+    """Return the name of the split that an out-of-domain data set is."""
+    return f"ood_{name}"
+
+
+def _is_ood(dataset: DatasetSource) -> bool:
+    return dataset.role == "out_of_domain"
+
+
+def assign(example: Example, dataset: DatasetSource, fractions: Fractions) -> Example:
+    """Give an example the split that the role of its data set and the hash of its id decide."""
+    train, calibration = ("train", fractions.train), ("calibration", fractions.calibration)
+    match dataset.role:
+        case "split":
+            shares = [train, calibration, ("test", fractions.test)]
+        case "train":
+            shares = [train, calibration]
+        case "test":
+            shares = [("test", 1.0)]
+        case "out_of_domain":
+            shares = [(out_of_domain(example.source), 1.0)]
+    return replace(example, split=split_by_hash(example.id, shares))
+
+
+def divide(examples: Iterable[Example], settings: PrepareSettings) -> tuple[Splits, Dropped]:
+    """Drop empty responses, duplicates and what two splits share; cap train; sort by hash.
+
+    Order within a split is that of the ids' hashes: shuffled, yet the same every time, so that
+    the start of a file is a fair sample of it.
+    """
+    splits: Splits = {}
+    dropped: Dropped = {"empty_response": [], "duplicate": [], "in_another_split": []}
+    seen: dict[str, str] = {}  # question -> the split that has it
+    kept: dict[tuple[str, ...], str] = {}  # question and choices -> the id that has them
+    for example in sorted(examples, key=_precedence):
+        question = normalise(example.prompt)
+        content = (question, *map(normalise, example.choices or ()))
+        if not example.response:
+            dropped["empty_response"].append(example.id)
+        elif content in kept:
+            dropped["duplicate"].append({"id": example.id, "kept": kept[content]})
+        elif seen.get(question, example.split) != example.split:
+            dropped["in_another_split"].append({"id": example.id, "kept": seen[question]})
+        else:
+            seen[question], kept[content] = example.split, example.id
+            splits.setdefault(example.split, []).append(example)
+    for split in splits.values():
+        split.sort(key=lambda example: (unit_hash(example.id), example.id))
+    train = splits.get("train", [])
+    dropped["over_train_examples"] = len(train[settings.train_examples or len(train) :])
+    splits["train"] = train[: settings.train_examples]
+    return splits, dropped
+
+
+def _precedence(example: Example) -> int:
+    """First come the tests, whose questions must not be learned from; stable, so files' order."""
+    order = {"test": 0, "calibration": 2, "train": 3}
+    return order.get(example.split, 1)
+
+
+def _counts(splits: Splits) -> dict[str, Any]:
+    return {
+        split: {
+            "examples": len(examples),
+            "sources": Counter(example.source for example in examples),
+        }
+        for split, examples in splits.items()
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main, "prepare")

@@ -1,0 +1,44 @@
+"""Make the student's start: the base model without the layers that matter least.
+
+Reads   data/fetch/base/, data/prepare/train.parquet
+Writes  data/prune/ (a model folder, metrics.json with each layer's influence)
+Run as  python -m tasks.prune   (normally through `dvc repro prune`)
+"""
+
+import logging
+from pathlib import Path
+
+from firstkd.errors import ConfigError
+from firstkd.examples import read_examples
+from firstkd.files import atomic_folder, write_json
+from firstkd.models import keep_layers, load_model, load_tokenizer, save_model
+from firstkd.prompts import encode
+from firstkd.pruning import block_influence, most_influential
+from firstkd.reproducibility import deterministic
+from firstkd.settings import load_settings
+from tasks.stage import run_stage
+
+log = logging.getLogger(__name__)
+
+
+def main(root: Path = Path(".")) -> None:
+    settings = load_settings(root / "params.yaml")
+    deterministic(settings.runtime.seed, settings.runtime.threads)
+    base = root / "data/fetch/base"
+    tokenizer, model = load_tokenizer(base), load_model(base, "bf16")
+    present = model.config.num_hidden_layers
+    if settings.prune.layers > present:
+        raise ConfigError(f"prune.layers: {settings.prune.layers}, but the model has {present}")
+    examples = read_examples(root / "data/prepare/train.parquet")[: settings.prune.examples]
+    questions = encode(examples, tokenizer, settings.prompt)
+    influence = block_influence(model, questions, settings.prune.micro_batch_size)
+    kept = most_influential(influence, settings.prune.layers)
+    log.info("keeping layers %s of %d", kept, present)
+    keep_layers(model, kept)
+    with atomic_folder(root / "data/prune") as folder:
+        save_model(model, tokenizer, folder)
+        write_json(folder / "metrics.json", {"kept": kept, "influence": influence.tolist()})
+
+
+if __name__ == "__main__":
+    run_stage(main, "prune")

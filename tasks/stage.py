@@ -1,0 +1,48 @@
+"""What every stage does around its work: logging, errors for people, reproducibility, cost."""
+
+import argparse
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from firstkd.errors import PipelineError
+from firstkd.files import write_json
+
+log = logging.getLogger(__name__)
+
+
+def run_stage(main: Callable[..., None], name: str, argument: str | None = None) -> None:
+    """Run `main(root)` or `main(root, value)` for `python -m tasks.NAME [value]`, then exit.
+
+    A PipelineError becomes one line on stderr and exit code 1. The stage's wall time and peak
+    memory go to logs/STAGE/cost.json, which is not tracked: they differ from run to run.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}")
+    if argument:
+        parser.add_argument(argument)
+    values = list(vars(parser.parse_args()).values())
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
+    os.environ["DO_NOT_TRACK"] = "true"  # what a stage imports must not phone home
+    root = Path(".")
+    started = time.monotonic()
+    try:
+        main(root, *values)
+    except PipelineError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    cost = {
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    write_json(log_folder(root, "@".join([name, *values])) / "cost.json", cost)
+
+
+def log_folder(root: Path, stage: str) -> Path:
+    """Return where a stage (`distill@first`) logs what is not reproducible: times, live curves."""
+    return root / "logs" / stage

@@ -1,0 +1,103 @@
+"""Check the examples with Great Expectations; a failed expectation stops the pipeline.
+
+Reads   data/prepare/*.parquet, data/fetch/base/ (its tokenizer)
+Writes  data/validate/summary.json; Data Docs as HTML, untracked, in logs/validate/data_docs/
+Run as  python -m tasks.validate   (normally through `dvc repro validate`)
+
+Warnings (passages that two splits share, choices given twice) are counted and logged.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from firstkd.errors import DataValidationError
+from firstkd.examples import read_examples
+from firstkd.files import atomic_folder, write_json
+from firstkd.frames import flat_frames
+from firstkd.prompts import encode
+from firstkd.settings import PromptSettings, load_settings
+from tasks.stage import log_folder, run_stage
+
+log = logging.getLogger(__name__)
+
+UNLIMITED = 2**31
+
+
+def main(root: Path = Path(".")) -> None:
+    # Great Expectations takes seconds to import and logs hundreds of lines meanwhile.
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    from tasks.expectations import run
+
+    settings = load_settings(root / "params.yaml")
+    files = {file.stem: file for file in sorted((root / "data/prepare").glob("*.parquet"))}
+    splits = {split: read_examples(file) for split, file in files.items()}
+    log.info("counting the tokens of %s examples", f"{sum(map(len, splits.values())):,}")
+    lengths = token_lengths(splits, root / "data/fetch/base", settings.prompt)
+    frames = flat_frames(splits, lengths)
+    docs = log_folder(root, "validate") / "data_docs"
+    outcomes = run(frames, settings.validate_, docs)
+    report(outcomes, docs / "index.html")
+    with atomic_folder(root / "data/validate") as folder:
+        write_json(folder / "summary.json", summary(frames, outcomes))
+
+
+def token_lengths(
+    splits: dict[str, list[dict[str, Any]]], model: Path, prompt: PromptSettings
+) -> dict[str, list[tuple[int, int]]]:
+    """Count the tokens of prompt and longest response, as the model will be given them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    whole = prompt.model_copy(update={"max_length": UNLIMITED})
+    return {
+        split: [
+            (len(question.prompt), max(map(len, question.responses)))
+            for question in (encode(examples, tokenizer, whole) if examples else [])
+        ]
+        for split, examples in splits.items()
+    }
+
+
+def report(outcomes: dict[str, dict[str, Any]], docs: Path) -> None:
+    """Log what only warns; raise DataValidationError naming all that failed, with their rows."""
+    failures = []
+    for split, expectations in outcomes.items():
+        for name, outcome in sorted(expectations.items()):
+            if outcome["success"]:
+                continue
+            line = f"data/prepare/{split}.parquet: {name}: {_seen(outcome)}"
+            if outcome["severity"] == "warning":
+                log.warning("%s", line)
+            else:
+                failures.append(line)
+    if failures:
+        listed = "\n  ".join(failures)
+        raise DataValidationError(
+            f"{len(failures)} expectations failed (limits: section validate of params.yaml; "
+            f"all results: {docs}):\n  {listed}"
+        )
+
+
+def _seen(outcome: dict[str, Any]) -> str:
+    if "observed" in outcome:
+        return f"observed {outcome['observed']}"
+    more = " …" if outcome["unexpected"] > len(outcome["ids"]) else ""
+    return f"{outcome['unexpected']} rows: {', '.join(map(str, outcome['ids']))}{more}"
+
+
+def summary(frames: dict[str, pd.DataFrame], outcomes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        split: {
+            "examples": len(frame),
+            "shared_passages": int(frame["shared_passage"].nunique()),
+            "expectations": outcomes[split],
+        }
+        for split, frame in frames.items()
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main, "validate")

@@ -1,0 +1,59 @@
+"""A small real DVC project with an MLflow database, and a Prefect server for the session."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.workspace import Workspace
+from tests.flows.projects import make_project
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep DVC and Prefect away from the user's own folders and servers."""
+    home = tmp_path_factory.mktemp("home")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", path)
+        patch.setenv("DVC_SITE_CACHE_DIR", str(home / "dvc"))
+        patch.setenv("PREFECT_HOME", str(home / "prefect"))
+        patch.delenv("PREFECT_API_URL", raising=False)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Path:
+    """Return a project whose stages have run; tests work on copies of it."""
+    root = tmp_path_factory.mktemp("built")
+    make_project(root)
+    (root / "mlflow").mkdir()
+    shutil.copy(mlflow_template, root / "mlflow" / "mlflow.db")
+    return root
+
+
+@pytest.fixture
+def project(built: Path, tmp_path: Path) -> Workspace:
+    return Workspace(shutil.copytree(built, tmp_path / "project"))
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an empty MLflow database; making one takes seconds, copying it none."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "template.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def prefect_server(_own_environment: None) -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

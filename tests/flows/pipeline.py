@@ -1,0 +1,98 @@
+"""A pipeline in miniature: writes what the real stages write, in no time and without torch.
+
+Run by the DVC project of tests/flows/conftest.py as `python pipeline.py STAGE [VALUE]`.
+A student of n epochs answers ten questions in each of them right.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ruamel.yaml import YAML
+
+QUESTIONS = 60
+SETS = ("test", "openbookqa")
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
+    "0000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
+)
+params = YAML(typ="safe").load(Path("params.yaml"))
+
+
+def prepare() -> None:
+    rows = [f"q{i}" for i in range(QUESTIONS)]
+    for name in ("train", "calibration", *SETS):
+        table = pa.table({"id": rows, "prompt": rows, "choices": [["a", "b"]] * QUESTIONS})
+        pq.write_table(table, folder("prepare") / f"{name}.parquet")
+
+
+def train(out: Path, stage: str, epochs: int) -> None:
+    if epochs == 13:
+        sys.exit(f"{stage.partition('@')[0]}: thirteen epochs are too many")
+    (out / "model.safetensors").write_bytes(b"weights" * epochs)
+    (out / "config.json").write_text("{}")
+    points = [{"step": step, "loss": 1 / (step + 1)} for step in range(epochs)]
+    curve = "".join(json.dumps(point) + "\n" for point in points)
+    (out / "training.jsonl").write_text(curve)
+    logs = Path("logs") / stage
+    logs.mkdir(parents=True, exist_ok=True)
+    (logs / "curve.jsonl").write_text(curve)
+    (logs / "cost.json").write_text(json.dumps({"seconds": 12.5, "tokens_per_second": 400}))
+    print(f"INFO tasks.{stage}: trained", file=sys.stderr)
+    sys.stderr.write("\r 50%|#\r100%|##\n")
+
+
+def evaluate(model: str) -> None:
+    right = min(QUESTIONS, 10 * params["distill"]["epochs"])
+    out = folder("evaluate", model)
+    ids = [f"q{i}" for i in range(QUESTIONS)]
+    correct = [i < right for i in range(QUESTIONS)]
+    pq.write_table(
+        pa.table(
+            {
+                "set": ["test"] * QUESTIONS,
+                "id": ids,
+                "answer_index": [0] * QUESTIONS,
+                "predicted_index": [0 if is_right else 1 for is_right in correct],
+                "confidence": [0.9] * QUESTIONS,
+                "calibrated_confidence": [0.6] * QUESTIONS,
+                "correct": correct,
+            }
+        ),
+        out / "predictions.parquet",
+    )
+    names = ("ece", "ece_15", "brier", "nll", "trust", "mean_confidence")
+    raw = {name: {"value": 0.4, "low": 0.3, "high": 0.5} for name in names}
+    calibrated = {name: {"value": 0.05, "low": 0.01, "high": 0.1} for name in names}
+    share = right / QUESTIONS
+    raw["accuracy"] = calibrated["accuracy"] = {"value": share, "low": 0.0, "high": 1.0}
+    sets = {name: {"examples": QUESTIONS, "raw": raw, "calibrated": calibrated} for name in SETS}
+    metrics = {"parameters": 1000, "bytes": 2000, "temperature": 2.0, "sets": sets}
+    (out / "metrics.json").write_text(json.dumps(metrics))
+    (out / "calibration.json").write_text('{"temperature": 2.0}')
+
+
+def report() -> None:
+    out = folder("report")
+    (out / "table.json").write_text("[]")
+    (out / "index.html").write_text("<p>report</p>")
+    (out / "reliability.png").write_bytes(PIXEL)
+
+
+def folder(*names: str) -> Path:
+    path = Path("data", *names)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+if __name__ == "__main__":
+    stage, *values = sys.argv[1:]
+    match stage:
+        case "finetune":
+            train(folder("finetune"), "finetune", params["finetune"]["epochs"])
+        case "distill":
+            train(folder("distill", *values), f"distill@{values[0]}", params["distill"]["epochs"])
+        case _:
+            {"prepare": prepare, "evaluate": evaluate, "report": report}[stage](*values)

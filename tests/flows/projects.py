@@ -1,0 +1,71 @@
+"""Makes the small DVC project that the tests of flows/ work on."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+REPOSITORY = Path(__file__).parents[2]
+
+DVC_YAML = """\
+stages:
+  prepare:
+    cmd: python pipeline.py prepare
+    outs:
+      - data/prepare
+  finetune:
+    cmd: python pipeline.py finetune
+    params: [finetune]
+    deps: [data/prepare/train.parquet]
+    outs:
+      - data/finetune
+  distill:
+    matrix:
+      arm: [first]
+    cmd: python pipeline.py distill ${item.arm}
+    params: [distill]
+    deps: [data/finetune]
+    outs:
+      - data/distill/${item.arm}
+  evaluate:
+    matrix:
+      model: [first]
+    cmd: python pipeline.py evaluate ${item.model}
+    deps: [data/distill/first, data/prepare/test.parquet]
+    outs:
+      - data/evaluate/${item.model}
+  report:
+    cmd: python pipeline.py report
+    deps: [data/evaluate/first]
+    outs:
+      - data/report
+"""
+
+
+def dvc(root: Path, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, check=True)
+
+
+def change(root: Path, section: str, key: str, value: object) -> None:
+    """Set one number in params.yaml."""
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    params[section][key] = value
+    yaml.dump(params, root / "params.yaml")
+
+
+def make_project(root: Path) -> None:
+    """Write the project and run its stages."""
+    shutil.copy(Path(__file__).with_name("pipeline.py"), root)
+    shutil.copy(REPOSITORY / "params.yaml", root)
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    params["arms"] = {"first": {"recalibration": "temperature", "choices": 1.0}}
+    params["evaluate"]["models"] = {"first": "distill/first"}
+    params["distill"]["epochs"] = 4
+    yaml.dump(params, root / "params.yaml")
+    (root / "dvc.yaml").write_text(DVC_YAML)
+    dvc(root, "init", "--no-scm", "--quiet")
+    dvc(root, "repro", "--quiet")

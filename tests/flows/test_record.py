@@ -1,0 +1,171 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from firstkd.errors import PipelineError
+from firstkd.settings import Settings, load_settings
+from flows.curves import LiveRun
+from flows.promotion import promote
+from flows.record import COMPLETE_TAG, Recorded, flatten, record
+from flows.registry import aliases, register
+from flows.tracking import Tracking, open_tracking
+from flows.workspace import Workspace
+
+
+@pytest.fixture
+def settings(project: Workspace) -> Settings:
+    return load_settings(project.root / "params.yaml")
+
+
+@pytest.fixture
+def tracking(project: Workspace, settings: Settings) -> Tracking:
+    return open_tracking(project.root, settings.record)
+
+
+def names(tracking: Tracking) -> list[str]:
+    runs = tracking.client.search_runs([tracking.experiment_id])
+    return sorted(run.info.run_name.split()[0] for run in runs)
+
+
+WHOLE = ["distill@first", "evaluate@first", "finetune", "prepare", "report", "retrain"]
+
+
+def test_record_holds_what_was_made(
+    project: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    recorded = record(project, settings, tracking, "flow-run-1")
+    assert recorded.is_new
+    assert names(tracking) == WHOLE
+    client = tracking.client
+    run = client.get_run(recorded.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["dvc_lock_sha256"] == project.lock_digest()
+    assert run.data.tags["prefect_flow_run_id"] == "flow-run-1"
+    assert run.data.tags["output/data/finetune"].endswith(".dir")
+    assert run.data.metrics["sets/test/calibrated/ece"] == 0.05
+    assert run.data.metrics["sets/test/calibrated/ece/high"] == 0.1
+    assert {path.path for path in client.list_artifacts(recorded.run_id)} == {
+        "dvc.lock",
+        "params.yaml",
+        "evaluation",
+        "report",
+    }
+    lineage = {(found.dataset.name, found.tags[0].value) for found in run.inputs.dataset_inputs}
+    assert {("train", "training"), ("openbookqa", "testing")} <= lineage
+    assert (project.root / "mlflow" / "artifacts").is_dir()
+
+    [distill] = client.search_runs([tracking.experiment_id], "tags.stage = 'distill@first'")
+    assert distill.data.tags["mlflow.parentRunId"] == recorded.run_id
+    assert distill.data.params["distill.epochs"] == "4"
+    assert distill.data.metrics["cost/tokens_per_second"] == 400
+    assert distill.info.end_time - distill.info.start_time == 12_500
+    steps = [point.step for point in client.get_metric_history(distill.info.run_id, "loss")]
+    assert steps == [0, 1, 2, 3]
+
+
+def test_same_state_is_recorded_and_registered_once(
+    project: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    first = record(project, settings, tracking)
+    version = register(project, settings, tracking, first.run_id)
+    assert record(project, settings, tracking) == Recorded(first.run_id, is_new=False)
+    assert register(project, settings, tracking, first.run_id).version == version.version
+    assert names(tracking) == WHOLE
+    assert version.tags["test_accuracy"] == "0.6667"
+    assert version.tags["recalibration"] == "temperature"
+    assert aliases(tracking, version.name) == {"challenger": str(version.version)}
+
+    assert promote(tracking, settings, version).passed
+    standing = tracking.client.get_model_version(version.name, str(version.version))
+    assert promote(tracking, settings, standing).reasons == (
+        "ECE 0.050, at most 0.15 is allowed",
+        "there is no champion to compare with",
+    )
+    assert aliases(tracking, version.name)["champion"] == str(version.version)
+    [decision] = tracking.client.list_artifacts(first.run_id, "promotion")
+    assert decision.path == "promotion/version-1.json"
+
+
+def test_interrupted_record_is_replaced(
+    project: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    first = record(project, settings, tracking)
+    tracking.client.delete_tag(first.run_id, COMPLETE_TAG)  # as if it had ended before
+    second = record(project, settings, tracking)
+    assert second.is_new and second.run_id != first.run_id
+    assert names(tracking) == WHOLE
+
+
+def test_interrupted_promotion_is_taken_up(
+    project: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    version = register(project, settings, tracking, record(project, settings, tracking).run_id)
+    client, name, number = tracking.client, version.name, str(version.version)
+    promote(tracking, settings, version)
+    client.delete_model_version_tag(name, number, "decision")
+    assert promote(tracking, settings, client.get_model_version(name, number)).passed
+    assert client.get_model_version(name, number).tags["decision"] == "promoted"
+    assert "previous" not in aliases(tracking, name)
+
+
+def test_registered_model_carries_code_files_and_pins(
+    project: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    run_id = record(project, settings, tracking).run_id
+    version = register(project, settings, tracking, run_id)
+    folder = Path(
+        tracking.client.get_model_version_download_uri(version.name, str(version.version))
+        .removeprefix("file://")
+    )  # fmt: skip
+    assert (folder / "artifacts" / "first" / "model.safetensors").exists()
+    assert (folder / "artifacts" / "calibration.json").exists()
+    assert (folder / "code" / "firstkd" / "settings.py").exists()
+    requirements = (folder / "requirements.txt").read_text()
+    assert "torch==" in requirements and "+" not in requirements
+    assert not list(folder.rglob("*.pkl"))
+
+
+def test_live_curve_is_mirrored_while_it_grows(
+    project: Workspace, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.curves.POLL_SECONDS", 0.05)
+    curve = project.root / "logs" / "finetune" / "curve.jsonl"
+    live = LiveRun(tracking, "flow-run-1")
+    with live.follow("finetune", curve):
+        curve.write_text('{"step": 0, "loss": 2.0}\n{"step": 1, "lo')  # begun anew
+        deadline = time.monotonic() + 10
+        while "finetune" not in names(tracking) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with curve.open("a") as file:
+            file.write('ss": 1.0}\n')
+    [run] = tracking.client.search_runs([tracking.experiment_id], "run_name = 'finetune'")
+    history = tracking.client.get_metric_history(run.info.run_id, "loss")
+    assert [point.value for point in history] == [2.0, 1.0]
+    live.drop()
+    assert names(tracking) == []
+
+
+def test_unreachable_server_is_one_error_that_names_it(
+    tmp_path: Path, project: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(PipelineError, match=r"MLflow at http://user:\*\*\*@127.0.0.1:9 ") as error:
+        open_tracking(project.root, settings.record)
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_with_intervals_keep_the_bare_name() -> None:
+    values = {"ece": {"value": 1, "low": 0, "high": 2}, "a": {"b": 3}}
+    assert flatten(values, "/") == {"ece": 1, "ece/low": 0, "ece/high": 2, "a/b": 3}
+
+
+def test_other_state_is_a_run_of_its_own(
+    project: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    first = record(project, settings, tracking)
+    with (project.root / "dvc.lock").open("a") as file:
+        file.write("\n")
+    assert record(project, settings, tracking).run_id != first.run_id
+    assert len(names(tracking)) == 2 * len(WHOLE)

@@ -1,0 +1,147 @@
+"""Small real things for tests: a Llama of two layers, questions it can learn, a whole project."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+REPOSITORY = Path(__file__).parent.parent
+
+HOMES = {
+    "fox": "in a den",
+    "bee": "in a hive",
+    "bird": "in a nest",
+    "fish": "in the sea",
+    "mole": "under the ground",
+    "camel": "in the desert",
+    "bear": "in a cave",
+    "horse": "in a stable",
+}
+ADJECTIVES = [
+    "red",
+    "old",
+    "small",
+    "happy",
+    "tired",
+    "young",
+    "grey",
+    "quick",
+    "brave",
+    "shy",
+    "loud",
+    "calm",
+]
+ASKED = ["Where does the {} {} live?", "Where will you find the {} {}?", "The {} {} sleeps"]
+
+
+def write_tiny_questions(path: Path, count: int, seed: int) -> None:
+    """Write questions whose animal decides the answer; no two, nor two seeds, share one.
+
+    At most 288 of them.
+    """
+    draw = random.Random(seed)
+    records = []
+    for asked, adjective, animal in draw.sample([*product(ASKED, ADJECTIVES, HOMES)], count):
+        wrong = [home for home in HOMES.values() if home != HOMES[animal]]
+        choices = [HOMES[animal], *draw.sample(wrong, 3)]
+        draw.shuffle(choices)
+        question = f"Story {seed}: {asked.format(adjective, animal)}"
+        records.append({"question": question, "choices": choices, "answer": HOMES[animal]})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def write_tiny_model(folder: Path, layers: int = 2) -> None:
+    """Write a random Llama (hidden size 32, float32) and a byte-level BPE tokenizer of 400."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tiny_questions(folder / "text", 200, seed=0)
+    text = (folder / "text").read_text(encoding="utf-8")
+    (folder / "text").unlink()
+    trained = ByteLevelBPETokenizer()
+    special = ["<pad>", "<s>", "</s>"]
+    trained.train_from_iterator(
+        text.splitlines(), vocab_size=400, special_tokens=special, show_progress=False
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def write_tiny_project(root: Path) -> dict[str, str]:
+    """Write a project that runs the shipped pipeline on the tiny model and 80 questions.
+
+    Returns the environment in which its commands run: `dvc repro` finds this very Python.
+    """
+    shutil.copy(REPOSITORY / "dvc.yaml", root)
+    for package in ("tasks", "firstkd"):
+        shutil.copytree(
+            REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    write_tiny_model(root / "sources/model")
+    write_tiny_questions(root / "sources/questions.jsonl", 80, seed=1)
+    write_tiny_questions(root / "sources/elsewhere.jsonl", 20, seed=2)
+    write_tiny_params(root)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_SITE_CACHE_DIR": str(root / ".dvc-site"),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    command = [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"]
+    subprocess.run(command, cwd=root, env=environment, check=True)
+    return environment
+
+
+def write_tiny_params(root: Path) -> None:
+    """Write the shipped params.yaml with small numbers and the sources of the tiny project."""
+    yaml = YAML()
+    params = yaml.load(REPOSITORY / "params.yaml")
+    params["fetch"]["model"] = {"source": "path:sources/model"}
+    params["fetch"]["datasets"] = {
+        "questions": {
+            "source": "path:sources/questions.jsonl",
+            "format": "questions",
+            "role": "split",
+        },
+        "elsewhere": {
+            "source": "path:sources/elsewhere.jsonl",
+            "format": "questions",
+            "role": "out_of_domain",
+        },
+    }
+    params["prepare"]["fractions"] = {"train": 0.5, "calibration": 0.25, "test": 0.25}
+    params["prepare"]["train_examples"] = None
+    params["validate"]["min_examples"] = {"train": 10, "calibration": 5, "test": 5}
+    params["validate"]["min_answer_share"] = 0
+    for stage in ("finetune", "distill"):
+        params[stage].update({"epochs": 1, "micro_batch_size": 8, "precision": "fp32"})
+    params["prune"]["layers"] = 1
+    params["runtime"]["threads"] = 1
+    params["evaluate"]["bootstrap_samples"] = 100
+    yaml.dump(params, root / "params.yaml")
