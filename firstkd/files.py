@@ -42,6 +42,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises ArtifactError when the disk refuses a write (full, read-only).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left_by_a_kill in path.parent.glob(f".{path.name}.*.tmp"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     temporary.chmod(0o755)  # mkdtemp makes it private, and DVC keeps the mode
     try:

@@ -83,10 +83,19 @@ class Fractions(Section):
         return self
 
 
+class SplitLimits(Section):
+    """At most so many examples, those with the smallest hashes; null for all."""
+
+    train: Positive | None
+    calibration: Positive | None
+    test: Positive | None
+    out_of_domain: Positive | None
+    """Of each out-of-domain set."""
+
+
 class PrepareSettings(Section):
     fractions: Fractions
-    train_examples: Positive | None
-    """At most so many training examples (those with the smallest hashes); null for all."""
+    max_examples: SplitLimits
 
 
 class SplitSizes(Section):

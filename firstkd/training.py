@@ -5,6 +5,7 @@ plan that the seed fixes in advance.
 """
 
 import json
+import logging
 import math
 import os
 import time
@@ -12,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,6 +25,12 @@ from firstkd.packing import Batch, pack, shuffled_batches
 from firstkd.prompts import Question
 from firstkd.scoring import ResponseScorer
 from firstkd.settings import TrainingSettings
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for others, and says so
+import deepspeed
+
+deepspeed.utils.logger.setLevel(logging.WARNING)
 
 Loss = Callable[[ResponseScorer, Batch], Tensor]
 """From the model and a batch to the mean loss of the batch's questions."""
@@ -116,13 +122,7 @@ def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _engine(model: PreTrainedModel, settings: TrainingSettings) -> Any:
-    # DeepSpeed wants a process group even for one process; torchrun sets these for several
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-        os.environ.setdefault(name, value)
-    if not torch.distributed.is_initialized() and os.environ["WORLD_SIZE"] == "1":
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        store = HashStore()
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    _join_process_group()
     scorer = ResponseScorer(model).train()
     # weights learn to be small; norms and biases (vectors) have no reason to
     matrices = [p for p in scorer.parameters() if p.ndim >= 2]
@@ -141,6 +141,21 @@ def _engine(model: PreTrainedModel, settings: TrainingSettings) -> Any:
         model=scorer, optimizer=optimizer, config=deepspeed_config(settings)
     )
     return engine
+
+
+def _join_process_group() -> None:
+    """DeepSpeed wants a process group, even of one; torchrun describes larger ones."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        os.environ.setdefault(name, value)
+    if os.environ["WORLD_SIZE"] != "1":
+        return
+    # Shared memory between ranks: of no use to one, and building it hangs for ever on the lock
+    # file of an earlier process that was killed while it built.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        store = HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 def _set_learning_rate(engine: Any, settings: TrainingSettings, step: int, steps: int) -> float:

@@ -39,8 +39,9 @@ def main(root: Path = Path(".")) -> None:
         for example in read_dataset(root / "data/fetch/raw", name, datasets[name])
     ]
     splits, dropped = divide(examples, settings.prepare)
-    for split in [*SPLITS, *(out_of_domain(name) for name in datasets if _is_ood(datasets[name]))]:
-        splits.setdefault(split, [])
+    for name, dataset in datasets.items():
+        if dataset.role == "out_of_domain":
+            splits.setdefault(out_of_domain(name), [])
     with atomic_folder(root / "data/prepare") as folder:
         for split, kept in splits.items():
             write_examples(folder / f"{split}.parquet", kept)
@@ -59,10 +60,6 @@ def out_of_domain(name: str) -> str:
     return f"ood_{name}"
 
 
-def _is_ood(dataset: DatasetSource) -> bool:
-    return dataset.role == "out_of_domain"
-
-
 def assign(example: Example, dataset: DatasetSource, fractions: Fractions) -> Example:
     """Give an example the split that the role of its data set and the hash of its id decide."""
     train, calibration = ("train", fractions.train), ("calibration", fractions.calibration)
@@ -79,12 +76,12 @@ def assign(example: Example, dataset: DatasetSource, fractions: Fractions) -> Ex
 
 
 def divide(examples: Iterable[Example], settings: PrepareSettings) -> tuple[Splits, Dropped]:
-    """Drop empty responses, duplicates and what two splits share; cap train; sort by hash.
+    """Drop what is empty, twice there, in two splits or over a limit; sort by hash.
 
     Order within a split is that of the ids' hashes: shuffled, yet the same every time, so that
     the start of a file is a fair sample of it.
     """
-    splits: Splits = {}
+    splits: Splits = {split: [] for split in SPLITS}
     dropped: Dropped = {"empty_response": [], "duplicate": [], "in_another_split": []}
     seen: dict[str, str] = {}  # question -> the split that has it
     kept: dict[tuple[str, ...], str] = {}  # question and choices -> the id that has them
@@ -102,9 +99,12 @@ def divide(examples: Iterable[Example], settings: PrepareSettings) -> tuple[Spli
             splits.setdefault(example.split, []).append(example)
     for split in splits.values():
         split.sort(key=lambda example: (unit_hash(example.id), example.id))
-    train = splits.get("train", [])
-    dropped["over_train_examples"] = len(train[settings.train_examples or len(train) :])
-    splits["train"] = train[: settings.train_examples]
+    limits = settings.max_examples
+    dropped["over_max_examples"] = {}
+    for name, split in splits.items():
+        limit = getattr(limits, name) if name in SPLITS else limits.out_of_domain
+        dropped["over_max_examples"][name] = len(split) - len(split[:limit])
+        splits[name] = split[:limit]
     return splits, dropped
 
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,10 +26,10 @@ def run_stage(main: Callable[..., None], name: str, argument: str | None = None)
     if argument:
         parser.add_argument(argument)
     values = list(vars(parser.parse_args()).values())
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     os.environ["DO_NOT_TRACK"] = "true"  # what a stage imports must not phone home
+    # end through the context managers, which leave nothing half-written
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     root = Path(".")
     started = time.monotonic()
     try:

@@ -136,7 +136,6 @@ def write_tiny_params(root: Path) -> None:
         },
     }
     params["prepare"]["fractions"] = {"train": 0.5, "calibration": 0.25, "test": 0.25}
-    params["prepare"]["train_examples"] = None
     params["validate"]["min_examples"] = {"train": 10, "calibration": 5, "test": 5}
     params["validate"]["min_answer_share"] = 0
     for stage in ("finetune", "distill"):
@@ -144,4 +143,8 @@ def write_tiny_params(root: Path) -> None:
     params["prune"]["layers"] = 1
     params["runtime"]["threads"] = 1
     params["evaluate"]["bootstrap_samples"] = 100
+    params["arms"] = {name: params["arms"][name] for name in ("sft", "first")}
+    models = {"teacher": "finetune", "sft": "distill/sft", "first": "distill/first"}
+    params["evaluate"]["models"] = models
+    params["promote"]["max_ece"] = 1.0  # what so small a student shows is chance
     yaml.dump(params, root / "params.yaml")

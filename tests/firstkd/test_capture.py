@@ -70,9 +70,8 @@ def test_choice_decisions_are_the_softmax_of_mean_log_probabilities(model, tmp_p
 def test_the_same_questions_give_the_same_bytes(model, tmp_path):
     captured(model, tmp_path / "first")
     captured(model, tmp_path / "second")
-    files = sorted(
-        path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*")
-    )
+    first, second = tmp_path / "first", tmp_path / "second"
+    files = sorted(path.relative_to(first) for path in first.rglob("*.*"))
     assert len(files) == 6  # two shards and a manifest of each kind
     for file in files:
-        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+        assert (first / file).read_bytes() == (second / file).read_bytes()

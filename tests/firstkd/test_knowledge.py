@@ -1,4 +1,5 @@
 import json
+from itertools import chain
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_what_was_written_is_read_back_by_example(tmp_path, vocabulary):
     store = KnowledgeStore(tmp_path / "store")
     store.check(IDENTITY, QUESTIONS)
     starts = [0, 1, 1, 4, 6, 10]
-    for example, count in enumerate(sum(counts, [])):
+    for example, count in enumerate(chain.from_iterable(counts)):
         found = store.of_examples(torch.tensor([example]))
         rows = slice(starts[example], starts[example] + count)
         torch.testing.assert_close(found.top_ids, written.top_ids[rows])
@@ -70,7 +71,7 @@ def test_round_trip_of_any_shape(tmp_path_factory, counts):
     folder = tmp_path_factory.mktemp("stores") / "store"
     written = write_store(folder, counts)
     store = KnowledgeStore(folder)
-    every = store.of_examples(torch.arange(len(sum(counts, []))))
+    every = store.of_examples(torch.arange(len(list(chain.from_iterable(counts)))))
     torch.testing.assert_close(every.top_ids, written.top_ids)
     torch.testing.assert_close(every.gold_logprob, written.gold_logprob, atol=3e-3, rtol=1e-3)
 

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from firstkd.errors import ArtifactError, DataValidationError
 from firstkd.examples import Example, normalise, read_examples
 from firstkd.files import read_json, sha256_of
-from firstkd.settings import DatasetSource, Fractions, PrepareSettings
+from firstkd.settings import DatasetSource, Fractions, PrepareSettings, SplitLimits
 from tasks import prepare
 from tests.tiny import write_tiny_params, write_tiny_questions
 
 FRACTIONS = Fractions(train=0.5, calibration=0.25, test=0.25)
-SETTINGS = PrepareSettings(fractions=FRACTIONS, train_examples=None)
+LIMITS = SplitLimits(train=None, calibration=None, test=None, out_of_domain=None)
+SETTINGS = PrepareSettings(fractions=FRACTIONS, max_examples=LIMITS)
 
 
 @pytest.fixture
@@ -145,10 +146,11 @@ def test_a_larger_training_set_contains_the_smaller_one() -> None:
     examples = [example(f"a/{number}", "train", f"Number {number}?") for number in range(40)]
     kept = {}
     for count in (10, 20):
-        capped = SETTINGS.model_copy(update={"train_examples": count})
+        limits = LIMITS.model_copy(update={"train": count})
+        capped = SETTINGS.model_copy(update={"max_examples": limits})
         splits, dropped = prepare.divide(examples, capped)
         kept[count] = splits["train"]
-        assert dropped["over_train_examples"] == 40 - count
+        assert dropped["over_max_examples"]["train"] == 40 - count
     assert kept[10] == kept[20][:10]
 
 

@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from firstkd.answering import Answerer
+from firstkd.errors import DataValidationError
+from firstkd.files import write_json
+from firstkd.scoring import score_questions
+
+
+@pytest.fixture
+def answerer(tiny_model, tmp_path):
+    prompt = {"format": "cloze", "max_length": 64}
+    write_json(tmp_path / "calibration.json", {"temperature": 2.0, "prompt": prompt})
+    return Answerer.load(tiny_model, tmp_path / "calibration.json")
+
+
+CHOICES = [["in a den", "in a hive", "in the sea"], ["in a cave", "in a nest"]]
+QUESTIONS = ["Where does the red fox live?", "Where does the old bird live?"]
+
+
+def test_confidence_is_the_best_choices_calibrated_probability(answerer):
+    from firstkd.prompts import encode
+
+    answers = answerer.answer(QUESTIONS, CHOICES)
+    examples = [
+        {"id": "0", "prompt": q, "choices": c, "answer_index": None}
+        for q, c in zip(QUESTIONS, CHOICES, strict=True)
+    ]
+    encoded = encode(examples, answerer.tokenizer, answerer.prompt)
+    expected = (score_questions(answerer.model, encoded, 8) / 2.0).softmax(-1)
+    for answer, row, choices in zip(answers, expected, CHOICES, strict=True):
+        assert answer.confidence == pytest.approx(float(row.max()))
+        assert answer.answer == choices[int(row.argmax())]
+        torch.testing.assert_close(torch.tensor(answer.probabilities), row[: len(choices)])
+
+
+def test_a_question_without_choices_is_refused(answerer):
+    with pytest.raises(DataValidationError, match=r"question 2 .* has 1 choices"):
+        answerer.answer(QUESTIONS, [CHOICES[0], ["in a cave"]])

@@ -1,0 +1,69 @@
+import pytest
+
+from firstkd.errors import ArtifactError
+from firstkd.files import atomic_file, atomic_folder, read_json, sha256_of, write_json
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_folder_leaves_nothing_and_a_finished_one_replaces(tmp_path):
+    folder = tmp_path / "stage"
+    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
+        (temporary / "half").touch()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    for name in ("first", "second"):
+        with atomic_folder(folder) as temporary:
+            (temporary / name).touch()
+    assert [path.name for path in folder.iterdir()] == ["second"]
+
+
+def test_what_a_kill_left_is_removed_by_the_next_run(tmp_path):
+    (tmp_path / ".stage.abc.tmp").mkdir()
+    with atomic_folder(tmp_path / "stage"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
+def test_a_full_disk_is_one_clear_error(small_disk):
+    with (
+        pytest.raises(ArtifactError, match="No space left on device"),
+        atomic_folder(small_disk / "stage") as temporary,
+    ):
+        (temporary / "large").write_bytes(bytes(2**20))
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_full_disk_under_safetensors_is_the_same_error(small_disk):
+    import torch
+    from safetensors.torch import save_file
+
+    with (
+        pytest.raises(ArtifactError, match=r"cannot write .*stage"),
+        atomic_folder(small_disk / "stage") as temporary,
+    ):
+        save_file({"weight": torch.zeros(2**18)}, temporary / "model.safetensors")
+    assert list(small_disk.iterdir()) == []
+
+
+def test_damaged_json_is_named_with_its_line(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1,\n"b"}')
+    with pytest.raises(ArtifactError, match=r"a\.json, line 2: not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_folders_digest_knows_names_and_contents(tmp_path):
+    (tmp_path / "a").write_text("1")
+    before = sha256_of(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    renamed = sha256_of(tmp_path)
+    (tmp_path / "b").write_text("2")
+    assert len({before, renamed, sha256_of(tmp_path)}) == 3

@@ -1,0 +1,68 @@
+import pytest
+from ruamel.yaml import YAML
+
+from firstkd.errors import ConfigError
+from firstkd.settings import load_settings
+from tests.tiny import REPOSITORY
+
+
+def with_changes(tmp_path, *path, to=None, remove=False):
+    yaml = YAML()
+    params = yaml.load(REPOSITORY / "params.yaml")
+    section = params
+    for key in path[:-1]:
+        section = section[key]
+    if remove:
+        del section[path[-1]]
+    else:
+        section[path[-1]] = to
+    yaml.dump(params, tmp_path / "params.yaml")
+    return tmp_path / "params.yaml"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("finetune", "epoch"), 3, r"finetune: unknown key 'epoch' \(value 3\); allowed: .*epochs"),
+        (("distill", "learning_rate"), 0, r"distill.learning_rate: 0 is not allowed"),
+        (("prompt", "format"), "chat", r"prompt.format: 'chat' is not allowed: .*'cloze'"),
+        (("prepare", "fractions", "test"), 0.5, r"prepare.fractions: .* must be 1, not 1.25"),
+        (("evaluate", "models", "sft"), "distill/none", r"'distill/none' is no model; allowed"),
+        (("record", "arm"), "second", r"record.arm: 'second' is no arm; allowed: .*first"),
+        (("arms", "first", "choices"), -1, r"arms.first.choices: -1 is not allowed"),
+        (("arms", "none"), {"recalibration": "none"}, r"arms.none: one of choices, tokens"),
+        (("fetch", "model", "source"), "ftp:x", r"fetch.model.source: 'ftp:x' is not allowed"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
+    tmp_path, path, value, message
+):
+    with pytest.raises(ConfigError, match=message):
+        load_settings(with_changes(tmp_path, *path, to=value))
+
+
+def test_a_missing_setting_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"finetune.epochs: missing"):
+        load_settings(with_changes(tmp_path, "finetune", "epochs", remove=True))
+
+
+def test_several_mistakes_are_told_at_once(tmp_path):
+    path = with_changes(tmp_path, "finetune", "epochs", to=0)
+    text = path.read_text().replace("top_k: 5", "top_k: 0")
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"finetune.epochs: 0(.|\n)*extract.top_k: 0"):
+        load_settings(path)
+
+
+def test_broken_yaml_and_a_missing_file_are_named(tmp_path):
+    (tmp_path / "params.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_settings(tmp_path / "params.yaml")
+    with pytest.raises(ConfigError, match="is missing"):
+        load_settings(tmp_path / "elsewhere.yaml")
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path):
+    path = with_changes(tmp_path, "finetune", "learning_rate", to=1.0)
+    path.write_text(path.read_text().replace("learning_rate: 1.0", "learning_rate: 2e-6", 1))
+    assert load_settings(path).finetune.learning_rate == 2e-6
