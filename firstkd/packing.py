@@ -141,7 +141,7 @@ def shuffled_batches(
     """Indices of all questions, each once, in random batches of similar length.
 
     The shuffled questions are sorted by length within buckets of 16 batches, then the batches are
-    shuffled: measured on CommonsenseQA, padding falls from 29 % to 7 % of the tokens.
+    shuffled: on CommonsenseQA padding falls from 33 % to 6 % of the tokens.
     """
     order = generator.permutation(len(questions)).tolist()
     batches = []

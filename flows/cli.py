@@ -17,6 +17,7 @@ from firstkd.errors import PipelineError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from firstkd.settings import Settings
     from flows.retrain import Retrained
 
 ROOT = Path(".")
@@ -47,6 +48,8 @@ def run() -> None:
 
     settings = load_settings(ROOT / "params.yaml")  # before any server is started
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if nothing_to_do(settings):
+        return
     retrain = _quiet_flow()
     terminal.set(Terminal())
     retrained = retrain(str(ROOT.resolve()))
@@ -97,6 +100,27 @@ def status() -> None:
     typer.echo(f"champion: {f'{name} v{champion}' if champion else 'none yet'}")
 
 
+def nothing_to_do(settings: "Settings") -> bool:
+    """Say so where the present state is up to date, recorded and decided on.
+
+    The flow would find the same, after the many seconds that a Prefect server takes to start.
+    """
+    from flows import promotion, registry, tracking, workspace
+
+    here = workspace.Workspace(ROOT.resolve())
+    server = tracking.open_tracking(here.root, settings.record)
+    if not (here.root / "dvc.lock").exists() or here.stale():
+        return False
+    version = registry.find_version(here, settings, server)
+    if version is None or promotion.DECISION_TAG not in version.tags:
+        return False
+    name = settings.record.registered_model
+    champion = registry.aliases(server, name).get(promotion.CHAMPION)
+    in_charge = f"{name} v{champion}" if champion else "none"
+    typer.echo(f"Nothing has changed; the champion is {in_charge}.")
+    return True
+
+
 def _quiet_flow() -> "Callable[[str], Retrained]":
     """Import the flow with Prefect's own messages kept to its log.
 
@@ -104,11 +128,29 @@ def _quiet_flow() -> "Callable[[str], Retrained]":
     tracebacks, through its console handler.
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+    _check_prefect_server()
     from flows.retrain import retrain
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).propagate = False
     return retrain
+
+
+def _check_prefect_server() -> None:
+    """Raise PipelineError when a Prefect server is configured but does not answer."""
+    import httpx
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if url is None:
+        return  # the flow starts a server of its own
+    try:
+        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+    except httpx.HTTPError as error:
+        raise PipelineError(
+            f"the Prefect server at {url} does not answer ({error}); start it with "
+            "`prefect server start`, or unset PREFECT_API_URL to run without one"
+        ) from error
 
 
 def main() -> None:

@@ -49,11 +49,10 @@ def register(
 
     There is one version per dvc.lock; a new one gets the alias `challenger`.
     """
+    if present := find_version(workspace, settings, tracking):
+        return present
     name, digest = settings.record.registered_model, workspace.lock_digest()
     client = tracking.client
-    versions = client.search_model_versions(f"name = '{name}' and tags.{LOCK_TAG} = '{digest}'")
-    if versions:
-        return versions[0]
     tags = {LOCK_TAG: digest, **_tags(workspace, settings)}
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
@@ -64,6 +63,15 @@ def register(
         )
     client.set_registered_model_alias(name, CHALLENGER, version.version)
     return version
+
+
+def find_version(
+    workspace: Workspace, settings: Settings, tracking: Tracking
+) -> ModelVersion | None:
+    """Return the version of the workspace's present student, if it is registered."""
+    name, digest = settings.record.registered_model, workspace.lock_digest()
+    condition = f"name = '{name}' and tags.{LOCK_TAG} = '{digest}'"
+    return next(iter(tracking.client.search_model_versions(condition)), None)
 
 
 def aliases(tracking: Tracking, name: str) -> dict[str, str]:

@@ -9,17 +9,11 @@ from rich.table import Table
 from firstkd.settings import Settings
 from flows.results import HEADINGS, ModelResult, load_results
 from flows.retrain import Retrained
-from flows.workspace import Outcome
 
 
 def print_summary(root: Path, settings: Settings, retrained: Retrained) -> None:
     console = Console()
     name = settings.record.registered_model
-    unchanged = set(retrained.outcomes.values()) == {Outcome.UNCHANGED}
-    if unchanged and not retrained.recorded.is_new:
-        champion = f"{name} v{retrained.champion}" if retrained.champion else "none"
-        console.print(f"Nothing has changed; the champion is {champion}.", highlight=False)
-        return
     results = load_results(root, settings)
     console.print(_table(results))
     for result in results:

@@ -1,6 +1,7 @@
 """What every stage does around its work: logging, errors for people, reproducibility, cost."""
 
 import argparse
+import json
 import logging
 import os
 import resource
@@ -37,11 +38,23 @@ def run_stage(main: Callable[..., None], name: str, argument: str | None = None)
     except PipelineError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
+    logs = log_folder(root, "@".join([name, *values]))
     cost = {
         "seconds": round(time.monotonic() - started, 3),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **training_cost(logs / "curve.jsonl"),
     }
-    write_json(log_folder(root, "@".join([name, *values])) / "cost.json", cost)
+    write_json(logs / "cost.json", cost)
+
+
+def training_cost(live_curve: Path) -> dict[str, float]:
+    """Return the tokens a training stage saw, and how many a second; nothing for other stages."""
+    if not live_curve.exists():
+        return {}
+    points = [json.loads(line) for line in live_curve.read_text(encoding="utf-8").splitlines()]
+    tokens = sum(point["tokens"] for point in points)
+    seconds = sum(point["tokens"] / point["tokens_per_second"] for point in points)
+    return {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}
 
 
 def log_folder(root: Path, stage: str) -> Path:

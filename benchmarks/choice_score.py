@@ -1,0 +1,44 @@
+"""How a choice is best scored: by the mean or by the sum of its tokens' log-probabilities.
+
+Prints one JSON line with accuracy, NLL and ECE of the teacher for both, per test set; needs a
+finished pipeline.
+
+Run as  python -m benchmarks.choice_score
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from firstkd.examples import read_examples
+from firstkd.metrics import Predictions
+from firstkd.models import load_tokenizer
+from firstkd.prompts import encode
+from firstkd.settings import load_settings
+
+
+def main(root: Path = Path(".")) -> None:
+    prompt = load_settings(root / "params.yaml").prompt
+    tokenizer = load_tokenizer(root / "data/finetune")
+    predictions = pq.read_table(root / "data/evaluate/teacher/predictions.parquet")
+    found = {}
+    for file in [root / "data/prepare/test.parquet", *(root / "data/prepare").glob("ood_*")]:
+        name = file.stem.removeprefix("ood_")
+        rows = predictions.filter(pc.equal(predictions["set"], name))
+        means = np.array(rows["scores"].to_pylist())
+        lengths = np.ones_like(means)
+        for row, question in enumerate(encode(read_examples(file), tokenizer, prompt)):
+            lengths[row, : len(question.responses)] = [len(r) for r in question.responses]
+        answers = rows["answer_index"].to_numpy()
+        for score, values in (("mean", means), ("sum", means * lengths)):
+            metrics = Predictions.of_choices(values, answers).values()
+            for metric in ("accuracy", "nll", "ece"):
+                found[f"{name}_{metric}_{score}"] = round(metrics[metric], 4)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""That capture and distillation do not grow with the number of examples.
+
+Each size runs in a process of its own, on a random model of two layers, so that the examples are
+what could show. Prints one JSON line: peak memory at 2,000 and at 16,000 questions, and the growth
+of one over the other per 1,000 questions.
+
+Run as  python -m benchmarks.memory
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SIZES = (2_000, 16_000)
+
+
+def measure(task: str, size: int) -> float:
+    """Return the peak memory in MB of one task in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", task, str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def run(task: str, size: int) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from firstkd.capture import capture
+    from firstkd.distillation import DistillationLoss
+    from firstkd.knowledge import KnowledgeStore
+    from firstkd.prompts import Question
+    from firstkd.recalibration import Identity
+    from firstkd.settings import Arm, ExtractSettings, TrainingSettings
+    from firstkd.training import train
+
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    questions = [
+        Question(str(i), [1 + i % 500] * 20, [[3], [4, 5], [6, 7 + i % 9]], i % 3)
+        for i in range(size)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ExtractSettings(top_k=5, micro_batch_size=64, shard_examples=500)
+        capture(model, questions, settings, Path(folder) / "knowledge", identity={})
+        if task == "distill":
+            loss = DistillationLoss(
+                arm=Arm(recalibration="none", choices=1.0, tokens=1.0),
+                choice_knowledge=KnowledgeStore(Path(folder) / "knowledge/choice"),
+                token_knowledge=KnowledgeStore(Path(folder) / "knowledge/token"),
+                choice_recalibration=Identity(),
+                token_recalibration=Identity(),
+            )
+            training = TrainingSettings(
+                epochs=1, learning_rate=1e-3, micro_batch_size=128, gradient_accumulation_steps=1,
+                warmup_ratio=0.1, weight_decay=0.0, gradient_clipping=1.0, precision="fp32",
+                zero_stage=0,
+            )  # fmt: skip
+            train(model, questions, loss, training, 0, Path(folder) / "stage/curve.jsonl")
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main() -> None:
+    found = {}
+    for task in ("capture", "distill"):
+        small, large = (measure(task, size) for size in SIZES)
+        found[f"{task}_mb_at_{SIZES[0]}"] = round(small)
+        found[f"{task}_mb_at_{SIZES[1]}"] = round(large)
+        growth = (large - small) / (SIZES[1] - SIZES[0]) * 1000
+        found[f"{task}_mb_per_1000_questions"] = round(growth, 2)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        run(sys.argv[1], int(sys.argv[2]))
+    else:
+        main()

@@ -1,0 +1,74 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import REPOSITORY
+
+STAGE = """
+import time
+from pathlib import Path
+from firstkd.errors import ConfigError
+from firstkd.files import atomic_folder
+from tasks.stage import log_folder, run_stage
+
+def main(root, how):
+    with atomic_folder(root / "data/demo") as folder:
+        (folder / "half").touch()
+        if how == "fail":
+            raise ConfigError("params.yaml: demo.size: -1 is not allowed")
+        if how == "wait":
+            print("waiting", flush=True)
+            time.sleep(60)
+        if how == "train":
+            curve = log_folder(root, "demo@train") / "curve.jsonl"
+            curve.parent.mkdir(parents=True)
+            curve.write_text('{"tokens": 100, "tokens_per_second": 50}\\n' * 2)
+
+run_stage(main, "demo", "how")
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    (tmp_path / "stage.py").write_text(textwrap.dedent(STAGE))
+    return [sys.executable, "stage.py"]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
+def run(command: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def test_a_mistake_is_one_line_and_exit_code_1(command: list[str], tmp_path: Path) -> None:
+    done = run([*command, "fail"], tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "demo: params.yaml: demo.size: -1 is not allowed\n"
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_the_cost_is_logged_outside_the_tracked_data(command: list[str], tmp_path: Path) -> None:
+    assert run([*command, "train"], tmp_path).returncode == 0
+    cost = json.loads((tmp_path / "logs/demo@train/cost.json").read_text())
+    assert cost["seconds"] > 0 and cost["peak_memory_bytes"] > 1e6
+    assert cost["tokens"] == 200 and cost["tokens_per_second"] == 50
+
+
+def test_sigterm_leaves_nothing_half_written(command: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*command, "wait"], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"waiting\n"
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert time.monotonic() - started < 10
+    assert list((tmp_path / "data").iterdir()) == []
