@@ -50,7 +50,7 @@ def device() -> torch.device:
 
 def keep_layers(model: Any, layers: list[int]) -> None:
     """Remove all decoder layers but these, in place (depth pruning)."""
-    kept = nn.ModuleList(model.base_model.layers[i] for i in layers)
+    kept: Any = nn.ModuleList(model.base_model.layers[i] for i in layers)
     for position, layer in enumerate(kept):
         layer.self_attn.layer_idx = position
     model.base_model.layers = kept

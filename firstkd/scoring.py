@@ -68,6 +68,12 @@ class ResponseScorer(nn.Module):
         return logprobs, *self.head.topk(hidden[batch.rows_M[batch.is_gold_M]], top_ids_RK)
 
 
+def cross_entropy(scorer: ResponseScorer, batch: Batch) -> Tensor:
+    """Mean over the tokens of right responses."""
+    logprobs: Tensor = scorer(batch)[0]
+    return -logprobs[batch.is_gold_M].mean()
+
+
 @torch.inference_mode()
 def score_questions(
     model: PreTrainedModel, questions: Sequence[Question], batch_size: int, title: str = ""

@@ -124,7 +124,8 @@ class TrainingSettings(Section):
     """Largest norm of a step's gradient."""
     precision: Literal["bf16", "fp32"]
     """Of the weights in the passes; the optimizer always keeps float32 ones."""
-    zero_stage: Literal[0, 1, 2, 3]
+    zero_stage: Literal[0, 1, 2]
+    """What is sharded over processes: nothing, optimizer states, gradients too."""
 
 
 class ExtractSettings(Section):
@@ -144,7 +145,8 @@ class PruneSettings(Section):
     """Of the base model's decoder layers, so many are kept."""
     examples: Positive
     """Training examples on which each layer's influence is measured."""
-    micro_batch_size: Positive
+    healing: TrainingSettings
+    """By cross-entropy on gold responses, before any arm begins."""
 
 
 class Arm(Section):

@@ -7,15 +7,12 @@ Run as  python -m tasks.finetune   (normally through `dvc repro finetune`)
 
 from pathlib import Path
 
-from torch import Tensor
-
 from firstkd.examples import read_examples
 from firstkd.files import atomic_folder, write_json_lines
 from firstkd.models import load_model, load_tokenizer, save_model
-from firstkd.packing import Batch
 from firstkd.prompts import encode
 from firstkd.reproducibility import deterministic
-from firstkd.scoring import ResponseScorer
+from firstkd.scoring import cross_entropy
 from firstkd.settings import load_settings
 from firstkd.training import train
 from tasks.stage import log_folder, run_stage
@@ -36,12 +33,6 @@ def main(root: Path = Path(".")) -> None:
     with atomic_folder(root / "data/finetune") as folder:
         save_model(model, tokenizer, folder)
         write_json_lines(folder / "training.jsonl", curve)
-
-
-def cross_entropy(scorer: ResponseScorer, batch: Batch) -> Tensor:
-    """Mean over the tokens of right responses."""
-    logprobs: Tensor = scorer(batch)[0]
-    return -logprobs[batch.is_gold_M].mean()
 
 
 if __name__ == "__main__":

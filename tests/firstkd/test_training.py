@@ -8,9 +8,9 @@ from firstkd.errors import TrainingDivergedError
 from firstkd.models import load_model
 from firstkd.prompts import Question
 from firstkd.reproducibility import deterministic
+from firstkd.scoring import cross_entropy
 from firstkd.settings import TrainingSettings
 from firstkd.training import learning_rate_at, train, training_plan
-from tasks.finetune import cross_entropy
 
 SETTINGS = TrainingSettings(
     epochs=4,
@@ -36,7 +36,7 @@ def trained(tiny_model, tmp_path, **changes):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_every_zero_stage_learns(tiny_model, tmp_path, zero_stage, precision):
     model, curve = trained(tiny_model, tmp_path, zero_stage=zero_stage, precision=precision)
     losses = [point["loss"] for point in curve]
