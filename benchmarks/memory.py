@@ -33,7 +33,7 @@ def run(task: str, size: int) -> None:
     from firstkd.prompts import Question
     from firstkd.recalibration import Identity
     from firstkd.settings import Arm, ExtractSettings, TrainingSettings
-    from firstkd.training import train
+    from firstkd.training import train, training_plan
 
     config = LlamaConfig(
         vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -60,7 +60,8 @@ def run(task: str, size: int) -> None:
                 warmup_ratio=0.1, weight_decay=0.0, gradient_clipping=1.0, precision="fp32",
                 zero_stage=0,
             )  # fmt: skip
-            train(model, questions, loss, training, 0, Path(folder) / "stage/curve.jsonl")
+            plan = training_plan(questions, training, seed=0)
+            train(model, questions, plan, loss, training, Path(folder) / "stage/curve.jsonl")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -69,7 +69,7 @@ def _capture_block(
     device = scorer.head.weight.device
     captured: dict[Kind, dict[int, Knowledge]] = {kind: {} for kind in kinds}
     for index in batches_by_length(block, settings.micro_batch_size):
-        batch = pack(block, index, pad_id=0).to(device)
+        batch = pack(block, index).to(device)
         logprobs, token = head_with_topk(scorer, batch, settings.top_k)
         counts = [len(block[i].responses[block[i].gold]) for i in index]  # type: ignore[index]
         offsets = torch.tensor([0, *counts]).cumsum(0)

@@ -35,8 +35,9 @@ class DistillationLoss:
             choices = self.choice_knowledge.of_examples(batch.index_B.cpu())
             target = self.choice_recalibration.apply(choices.top_logprobs).to(device)
             scores = choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)
+            scores = scores[batch.choice_mask_BC.sum(-1) > 1]  # open text decides no choice
             divergence = choice_kl(target[:, : scores.shape[1]], scores)
-            loss = loss + arm.choices * divergence.mean()
+            loss = loss + arm.choices * divergence.sum() / max(1, len(divergence))
         if tokens:
             target = self.token_recalibration.apply(tokens.top_logprobs).to(device)
             divergence = sparse_kl(target, top_logprobs, log_tail, arm.tail)

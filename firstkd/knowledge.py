@@ -127,9 +127,8 @@ class KnowledgeStore:
         counts = torch.cat([shard["example_records"] for shard in shards]).long()
         self.starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         names = [field.name for field in fields(Knowledge)]
-        parts = [Knowledge(**{name: shard[name] for name in names}) for shard in shards]
-        # one shard stays memory-mapped as it is; only several are copied together
-        self.records = parts[0] if len(parts) == 1 else Knowledge.concatenate(parts)
+        self.shards = [Knowledge(**{name: shard[name] for name in names}) for shard in shards]
+        self.shard_ends = torch.tensor([len(shard) for shard in self.shards]).cumsum(0)
 
     @staticmethod
     def _open(path: Path, shard: dict[str, Any]) -> dict[str, Tensor]:
@@ -167,14 +166,23 @@ class KnowledgeStore:
         first = counts.cumsum(0) - counts
         total = int(counts.sum())
         rows = torch.arange(total) + (starts - first).repeat_interleave(counts, output_size=total)
-        return self.decoded(rows)
+        return self._gather(rows)
 
-    def decoded(self, rows: Tensor | None = None) -> Knowledge:
-        """Return these records (default: all) as int64 ids and float32 reals."""
-        chosen = self.records if rows is None else self.records[rows]
-        return Knowledge(
-            top_ids=chosen.top_ids.long(),
-            top_logprobs=chosen.top_logprobs.float(),
-            tail_mass=chosen.tail_mass.float(),
-            gold_logprob=chosen.gold_logprob.float(),
-        )
+    def decoded(self) -> Knowledge:
+        """Return all records as int64 ids and float32 reals."""
+        return self._gather(torch.arange(int(self.starts[-1])))
+
+    def _gather(self, rows: Tensor) -> Knowledge:
+        shard_of = torch.bucketize(rows, self.shard_ends, right=True)
+        found: dict[str, Tensor] = {}
+        for field in fields(Knowledge):
+            sample = getattr(self.shards[0], field.name)
+            dtype = torch.float32 if sample.is_floating_point() else torch.int64
+            found[field.name] = torch.empty(len(rows), *sample.shape[1:], dtype=dtype)
+        for number in shard_of.unique().tolist():
+            inside = shard_of == number
+            shard = self.shards[number]
+            local = rows[inside] - (self.shard_ends[number] - len(shard))
+            for name, values in found.items():
+                values[inside] = getattr(shard, name)[local].to(values.dtype)
+        return Knowledge(**found)

@@ -54,4 +54,6 @@ def keep_layers(model: Any, layers: list[int]) -> None:
     for position, layer in enumerate(kept):
         layer.self_attn.layer_idx = position
     model.base_model.layers = kept
+    if getattr(model.config, "layer_types", None):  # the kind of attention of each layer
+        model.config.layer_types = [model.config.layer_types[i] for i in layers]
     model.config.num_hidden_layers = len(kept)

@@ -66,12 +66,12 @@ def packed_length(question: Question) -> int:
     return len(question.prompt) + sum(map(len, question.responses))
 
 
-def pack(questions: Sequence[Question], index: Sequence[int], pad_id: int) -> Batch:
-    """Pack `questions[i] for i in index` into one batch."""
+def pack(questions: Sequence[Question], index: Sequence[int]) -> Batch:
+    """Pack `questions[i] for i in index` into one batch; padding is token 0, which none sees."""
     chosen = [questions[i] for i in index]
     length = max(map(packed_length, chosen))
     num_responses = max(len(question.responses) for question in chosen)
-    input_ids = np.full((len(chosen), length), pad_id, np.int64)
+    input_ids = np.zeros((len(chosen), length), np.int64)
     position_ids = np.zeros((len(chosen), length), np.int64)
     # of each token its response; −1: prompt, seen by all; −2: padding, which sees only padding
     segment = np.full((len(chosen), length), -2, np.int64)

@@ -1,7 +1,7 @@
 """Depth pruning: which of a model's layers matter least."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from firstkd.packing import batches_by_length, pack
+from firstkd.packing import Batch, batches_by_length, pack
 from firstkd.prompts import Question
+from firstkd.scoring import ResponseScorer
 
 
 @torch.inference_mode()
@@ -21,22 +22,31 @@ def block_influence(
 
     What a layer hardly turns, it hardly changes. The mean is over the questions' tokens.
     """
-    model.eval()
-    total = torch.zeros(model.config.num_hidden_layers, dtype=torch.float64)
+    scorer = ResponseScorer(model).eval()
+    layers: Any = model.base_model.layers
+    total = torch.zeros(len(layers), dtype=torch.float64)
+    current: list[Batch] = []
+
+    def add_cosine(layer: int, before: Tensor, after: Tensor) -> None:
+        cosine = F.cosine_similarity(before.float(), after.float(), dim=-1)
+        total[layer] += cosine[current[0].is_token_BL].sum().double().cpu()
+
+    # hooks, since the last of the model's own hidden states has been through the final norm
+    hooks = [
+        layer.register_forward_hook(
+            lambda _, inputs, output, i=i: add_cosine(
+                i, inputs[0], output[0] if isinstance(output, tuple) else output
+            )
+        )
+        for i, layer in enumerate(layers)
+    ]
     tokens = 0
     for index in tqdm(batches_by_length(questions, batch_size), desc="layer influence"):
-        batch = pack(questions, index, model.config.pad_token_id).to(model.device)
-        states = model.base_model(
-            input_ids=batch.input_ids_BL,
-            position_ids=batch.position_ids_BL,
-            attention_mask=batch.attention_mask_B1LL,
-            use_cache=False,
-            output_hidden_states=True,
-        ).hidden_states
-        for layer, (before, after) in enumerate(pairwise(states)):
-            cosine = F.cosine_similarity(before.float(), after.float(), dim=-1)
-            total[layer] += cosine[batch.is_token_BL].sum().double().cpu()
-        tokens += batch.tokens
+        current[:] = [pack(questions, index).to(model.device)]
+        scorer.hidden(current[0])
+        tokens += current[0].tokens
+    for hook in hooks:
+        hook.remove()
     return 1 - total / tokens
 
 

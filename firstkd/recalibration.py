@@ -1,8 +1,8 @@
 """Recalibrate the teacher's candidate probabilities, so that its confidence is honest.
 
 Each recalibration is fitted on decisions of the calibration split and applied to [R, K]
-log-probabilities; it returns probabilities and leaves the tail mass to the caller, untouched by
-all but `paper` and `label_smoothing`, which are kept as published, for comparison.
+log-probabilities. The tail mass stays what it was under all but `paper`, which as published gives
+everything to the candidates.
 """
 
 import math

@@ -87,7 +87,7 @@ def score_questions(
     scores_EC = torch.full((len(questions), num_choices), -torch.inf)
     with tqdm(total=len(questions), desc=title, unit="question", disable=not title) as progress:
         for index in batches_by_length(questions, batch_size):
-            batch = pack(questions, index, model.config.pad_token_id).to(model.device)
+            batch = pack(questions, index).to(model.device)
             logprobs, _, _ = scorer(batch)
             scores = choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)
             scores_EC[index, : scores.shape[1]] = scores.cpu()

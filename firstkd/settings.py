@@ -145,8 +145,7 @@ class PruneSettings(Section):
     """Of the base model's decoder layers, so many are kept."""
     examples: Positive
     """Training examples on which each layer's influence is measured."""
-    healing: TrainingSettings
-    """By cross-entropy on gold responses, before any arm begins."""
+    micro_batch_size: Positive
 
 
 class Arm(Section):
@@ -217,6 +216,12 @@ class Settings(Section):
         """The name in `evaluate.models` of the student that is registered."""
         folder = f"distill/{self.record.arm}"
         return next(name for name, path in self.evaluate.models.items() if path == folder)
+
+    @model_validator(mode="after")
+    def _data_sets_are_no_splits(self) -> Self:
+        if taken := {"train", "calibration", "test"} & self.fetch.datasets.keys():
+            raise ValueError(f"fetch.datasets: {_listed(taken)} is the name of a split")
+        return self
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:

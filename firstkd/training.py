@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import HashStore
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from firstkd.errors import TrainingDivergedError
+from firstkd.errors import ConfigError, TrainingDivergedError
 from firstkd.packing import Batch, pack, shuffled_batches
 from firstkd.prompts import Question
 from firstkd.scoring import ResponseScorer
@@ -39,19 +39,25 @@ Loss = Callable[[ResponseScorer, Batch], Tensor]
 def train(
     model: PreTrainedModel,
     questions: Sequence[Question],
+    plan: Sequence[Sequence[int]],
     loss: Loss,
     settings: TrainingSettings,
-    seed: int,
     live_curve: Path,
 ) -> list[dict[str, float]]:
     """Train `model` in place and return its curve: step, loss, learning rate, gradient norm.
 
+    `plan` is every micro-batch in order, as indices of questions (`training_plan`).
+
     The curve with speeds is appended to `live_curve` as it grows, one JSON object per line.
     Raises TrainingDivergedError at the first step whose loss or gradient is not finite.
     """
-    plan = training_plan(questions, settings, seed)
     accumulation = settings.gradient_accumulation_steps
     steps = len(plan) // accumulation
+    if not steps:
+        raise ConfigError(
+            f"gradient_accumulation_steps: {accumulation}, but all epochs have only "
+            f"{len(plan)} micro-batches: not one step"
+        )
     engine = _engine(model, settings)
     curve: list[dict[str, float]] = []
     live_curve.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +71,7 @@ def train(
             indices = plan[step * accumulation : (step + 1) * accumulation]
             tokens, value = 0, 0.0
             for index in indices:
-                batch = pack(questions, index, model.config.pad_token_id).to(engine.device)
+                batch = pack(questions, index).to(engine.device)
                 batch_loss = loss(engine, batch)
                 engine.backward(batch_loss)
                 value += batch_loss.item() / accumulation
@@ -91,14 +97,14 @@ def train(
 def training_plan(
     questions: Sequence[Question], settings: TrainingSettings, seed: int
 ) -> list[list[int]]:
-    """Every micro-batch of all epochs, as indices; a last incomplete optimizer step is dropped."""
+    """Every micro-batch of all epochs, as indices; `train` drops a last incomplete step."""
     generator = np.random.default_rng(seed)
     plan = [
         batch
         for _ in range(settings.epochs)
         for batch in shuffled_batches(questions, settings.micro_batch_size, generator)
     ]
-    return plan[: len(plan) - len(plan) % settings.gradient_accumulation_steps]
+    return plan
 
 
 def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float:
@@ -110,13 +116,27 @@ def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+BUCKET_ELEMENTS = 2**25
+"""Of gradients at a time. The default of 5·10⁸ takes gigabytes, anew in every step: a second."""
+
+
 def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
+    """Return DeepSpeed's own configuration.
+
+    Without any ZeRO stage it tells no gradient norm in float32, so there stage 1 takes the place
+    of 0; in one process it computes the same.
+    """
+    stage = max(settings.zero_stage, int(settings.precision == "fp32"))
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
         "gradient_clipping": settings.gradient_clipping,
         "bf16": {"enabled": settings.precision == "bf16"},
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": BUCKET_ELEMENTS,
+            "allgather_bucket_size": BUCKET_ELEMENTS,
+        },
         "steps_per_print": 10**9,
     }
 
@@ -144,11 +164,11 @@ def _engine(model: PreTrainedModel, settings: TrainingSettings) -> Any:
 
 
 def _join_process_group() -> None:
-    """DeepSpeed wants a process group, even of one; torchrun describes larger ones."""
+    """DeepSpeed wants a process group, even of one."""
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, value)
-    if os.environ["WORLD_SIZE"] != "1":
-        return
+    if (world_size := os.environ["WORLD_SIZE"]) != "1":
+        raise ConfigError(f"WORLD_SIZE is {world_size}, but training runs in one process")
     # Shared memory between ranks: of no use to one, and building it hangs for ever on the lock
     # file of an earlier process that was killed while it built.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

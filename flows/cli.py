@@ -112,7 +112,7 @@ def nothing_to_do(settings: "Settings") -> bool:
     if not (here.root / "dvc.lock").exists() or here.stale():
         return False
     version = registry.find_version(here, settings, server)
-    if version is None or promotion.DECISION_TAG not in version.tags:
+    if version is None or not promotion.is_decided(version, settings):
         return False
     name = settings.record.registered_model
     champion = registry.aliases(server, name).get(promotion.CHAMPION)

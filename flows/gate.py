@@ -35,7 +35,7 @@ class Verdict:
     """One sentence per check, with its numbers; those of failed checks come first."""
 
     def in_words(self, who: str) -> str:
-        word = "is promoted: it is the champion now" if self.passed else "is not promoted"
+        word = "is promoted" if self.passed else "is not promoted"
         return "\n".join([f"{who} {word}", *(f"  - {reason}" for reason in self.reasons)])
 
 

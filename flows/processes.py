@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 GRACE_SECONDS = 30.0
-"""Between SIGTERM and SIGKILL: a training stage saves a checkpoint in it."""
+"""Between SIGTERM and SIGKILL: a stage removes what it has half-written in it."""
 
 
 class OutputSink(Protocol):

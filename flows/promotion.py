@@ -11,6 +11,7 @@ from flows.tracking import Tracking
 
 CHAMPION, PREVIOUS = "champion", "previous"
 REASONS_TAG = "decision_reasons"
+LIMITS_TAG = "decision_limits"
 DECISION_TAG = "decision"
 """Set last: a version without it is decided on again."""
 
@@ -22,10 +23,11 @@ def promote(tracking: Tracking, settings: Settings, version: ModelVersion) -> Ve
     in between leaves the old champion in charge, and the next run takes up what was interrupted.
     """
     name, number, client = version.name, str(version.version), tracking.client
-    if DECISION_TAG in version.tags:
+    if is_decided(version, settings):
         return Verdict(version.tags[DECISION_TAG] == "promoted", _reasons(version))
     old = aliases(tracking, name).get(CHAMPION)
     if old == number:  # interrupted after the aliases moved
+        client.set_model_version_tag(name, number, LIMITS_TAG, _limits(settings))
         client.set_model_version_tag(name, number, DECISION_TAG, "promoted")
         return Verdict(True, _reasons(version))
 
@@ -40,6 +42,7 @@ def promote(tracking: Tracking, settings: Settings, version: ModelVersion) -> Ve
     }
     client.log_dict(run_of(version), decision, f"promotion/version-{number}.json")
     client.set_model_version_tag(name, number, REASONS_TAG, "; ".join(verdict.reasons))
+    client.set_model_version_tag(name, number, LIMITS_TAG, _limits(settings))
     if verdict.passed:
         if old:
             client.set_registered_model_alias(name, PREVIOUS, old)
@@ -47,6 +50,16 @@ def promote(tracking: Tracking, settings: Settings, version: ModelVersion) -> Ve
     outcome = "promoted" if verdict.passed else "rejected"
     client.set_model_version_tag(name, number, DECISION_TAG, outcome)
     return verdict
+
+
+def is_decided(version: ModelVersion, settings: Settings) -> bool:
+    """Whether the gate has judged this version under the present limits."""
+    tags = version.tags
+    return DECISION_TAG in tags and tags.get(LIMITS_TAG) == _limits(settings)
+
+
+def _limits(settings: Settings) -> str:
+    return settings.promote.model_dump_json()
 
 
 def _reasons(version: ModelVersion) -> tuple[str, ...]:

@@ -57,8 +57,9 @@ def record(
     run_id = client.create_run(
         tracking.experiment_id, run_name=f"retrain {digest[:8]}", tags=tags
     ).info.run_id
-    for stage, entry in workspace.lock().items():
-        _record_stage(workspace.root, tracking, run_id, stage, entry)
+    lock = workspace.lock()  # which keeps the entries of stages that are no more
+    for stage in workspace.stages():
+        _record_stage(workspace.root, tracking, run_id, stage, lock[stage])
     _record_whole(workspace.root, settings, tracking, run_id)
     client.set_tag(run_id, COMPLETE_TAG, "true")
     client.set_terminated(run_id)

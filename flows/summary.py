@@ -22,10 +22,12 @@ def print_summary(root: Path, settings: Settings, retrained: Retrained) -> None:
     console.print(
         retrained.verdict.in_words(f"{name} v{retrained.version}"), highlight=False, soft_wrap=True
     )
+    console.print(f"The champion is {name} v{retrained.champion or '–'}.\n", highlight=False)
     console.print(
-        f"\nReport      {root / 'data' / 'report' / 'index.html'}\n"
-        f"Every run   mlflow ui --backend-store-uri {settings.record.tracking_uri}\n"
-        "State       firstkd status",
+        "Where to look next, after `. .venv/bin/activate`:\n"
+        f"  report      {root / 'data' / 'report' / 'index.html'}\n"
+        f"  every run   mlflow ui --backend-store-uri {settings.record.tracking_uri}\n"
+        "  state       firstkd status",
         highlight=False,
         soft_wrap=True,
     )

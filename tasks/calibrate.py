@@ -19,6 +19,7 @@ from firstkd.models import load_tokenizer
 from firstkd.plots import save_reliability
 from firstkd.prompts import Question, encode
 from firstkd.recalibration import RECALIBRATIONS, to_json
+from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
 from tasks.identity import knowledge_identity
 from tasks.stage import run_stage
@@ -28,15 +29,17 @@ log = logging.getLogger(__name__)
 
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
+    deterministic(settings.runtime.seed, settings.runtime.threads)
     tokenizer = load_tokenizer(root / "data/finetune")
     examples = read_examples(root / "data/prepare/calibration.parquet")
     questions = encode(examples, tokenizer, settings.prompt)
     fitted: dict[str, dict[str, Any]] = {name: {} for name in RECALIBRATIONS}
     metrics: dict[str, Any] = {}
     diagrams: dict[str, Predictions] = {}
+    made_from = knowledge_identity(root, "calibration")
     for kind in stored_kinds(root / "data/extract/calibration"):
         store = KnowledgeStore(root / "data/extract/calibration" / kind)
-        store.check(knowledge_identity(root, "calibration"), questions)
+        store.check(made_from, questions)
         knowledge = store.decoded()
         is_right = knowledge.is_right(gold_ids(kind, questions))
         for name, recalibration in RECALIBRATIONS.items():
@@ -69,8 +72,10 @@ def predictions(
     probabilities: torch.Tensor, knowledge: Knowledge, is_right: torch.Tensor
 ) -> Predictions:
     of_candidate = (probabilities * is_right).sum(-1)
-    # no recalibration touches what is right but no candidate
-    gold = torch.where(is_right.any(-1), of_candidate, knowledge.gold_logprob.exp())
+    # what is right but no candidate keeps its share of whatever is left to the tail
+    share = knowledge.gold_logprob.exp() / knowledge.tail_mass.clamp_min(1e-6)
+    of_tail = share.clamp_max(1.0) * (1 - probabilities.sum(-1)).clamp_min(0)
+    gold = torch.where(is_right.any(-1), of_candidate, of_tail)
     return Predictions(probabilities.numpy(), is_right.numpy(), gold.numpy())
 
 

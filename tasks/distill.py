@@ -18,7 +18,7 @@ from firstkd.prompts import Question, encode
 from firstkd.recalibration import from_json
 from firstkd.reproducibility import deterministic
 from firstkd.settings import Arm, load_settings
-from firstkd.training import train
+from firstkd.training import train, training_plan
 from tasks.identity import knowledge_identity
 from tasks.stage import log_folder, run_stage
 
@@ -33,11 +33,13 @@ def main(root: Path, arm: str) -> None:
     examples = read_examples(root / "data/prepare/train.parquet")
     questions = encode(examples, tokenizer, settings.prompt)
     loss = open_loss(root, settings.arms[arm], questions)
+    # of the whole questions, whatever an arm needs of them: all arms see the same batches
+    plan = training_plan(questions, settings.distill, settings.runtime.seed)
     if loss.choice_knowledge is None:
         questions = [question.gold_only() for question in questions]
     model = load_model(start, settings.distill.precision)
     live_curve = log_folder(root, f"distill@{arm}") / "curve.jsonl"
-    curve = train(model, questions, loss, settings.distill, settings.runtime.seed, live_curve)
+    curve = train(model, questions, plan, loss, settings.distill, live_curve)
     with atomic_folder(root / "data/distill" / arm) as folder:
         save_model(model, tokenizer, folder)
         write_json_lines(folder / "training.jsonl", curve)

@@ -8,6 +8,8 @@ Run as  python -m tasks.extract   (normally through `dvc repro extract`)
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from firstkd.capture import capture
 from firstkd.examples import read_examples
 from firstkd.files import atomic_folder, write_json
@@ -42,10 +44,12 @@ def main(root: Path = Path(".")) -> None:
 
 def concentration(folder: Path) -> dict[str, Any]:
     """How much of the teacher's probability the top-1 … top-k hold, on average over tokens."""
-    knowledge = KnowledgeStore(folder).decoded()
-    cumulative = knowledge.top_logprobs.double().exp().cumsum(-1).mean(0)
+    store = KnowledgeStore(folder)
+    tokens = sum(map(len, store.shards))
+    sums = sum(shard.top_logprobs.double().exp().cumsum(-1).sum(0) for shard in store.shards)
+    cumulative = torch.as_tensor(sums) / tokens
     return {
-        "tokens": len(knowledge),
+        "tokens": tokens,
         "cumulative_mass": {f"top_{k + 1}": float(mass) for k, mass in enumerate(cumulative)},
     }
 

@@ -14,7 +14,7 @@ from firstkd.prompts import encode
 from firstkd.reproducibility import deterministic
 from firstkd.scoring import cross_entropy
 from firstkd.settings import load_settings
-from firstkd.training import train
+from firstkd.training import train, training_plan
 from tasks.stage import log_folder, run_stage
 
 
@@ -27,9 +27,8 @@ def main(root: Path = Path(".")) -> None:
     questions = [q.gold_only() for q in encode(examples, tokenizer, settings.prompt)]
     model = load_model(base, settings.finetune.precision)
     live_curve = log_folder(root, "finetune") / "curve.jsonl"
-    curve = train(
-        model, questions, cross_entropy, settings.finetune, settings.runtime.seed, live_curve
-    )
+    plan = training_plan(questions, settings.finetune, settings.runtime.seed)
+    curve = train(model, questions, plan, cross_entropy, settings.finetune, live_curve)
     with atomic_folder(root / "data/finetune") as folder:
         save_model(model, tokenizer, folder)
         write_json_lines(folder / "training.jsonl", curve)

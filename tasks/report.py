@@ -36,7 +36,7 @@ def main(root: Path = Path(".")) -> None:
         write_json(folder / "table.json", table(metrics))
         save_reliability(folder / "reliability.png", diagrams)
         picture = base64.b64encode((folder / "reliability.png").read_bytes()).decode()
-        page = render(table(metrics), picture, headline(metrics, settings.record.arm))
+        page = render(table(metrics), picture, headline(metrics, settings.student_name))
         with atomic_file(folder / "index.html") as temporary:
             temporary.write_text(page, encoding="utf-8")
 

@@ -141,9 +141,7 @@ def write_tiny_params(root: Path) -> None:
     for stage in ("finetune", "distill"):
         params[stage].update({"epochs": 1, "micro_batch_size": 8, "precision": "fp32"})
     params["prune"]["layers"] = 1
-    params["prune"]["healing"].update({"epochs": 1, "micro_batch_size": 8, "precision": "fp32"})
     params["runtime"]["threads"] = 1
     params["evaluate"]["bootstrap_samples"] = 100
-    params["arms"]["first"]["tokens"] = 0.25  # so that every term is trained on
     params["promote"]["max_ece"] = 1.0  # what so small a student shows is chance
     yaml.dump(params, root / "params.yaml")

@@ -44,7 +44,7 @@ def loss_of(model, stores, temperature=1.0, **weights):
         choice_recalibration=Temperature(temperature),
         token_recalibration=Identity(),
     )
-    return loss(ResponseScorer(model), pack(QUESTIONS, [1, 0], pad_id=0))
+    return loss(ResponseScorer(model), pack(QUESTIONS, [1, 0]))
 
 
 def test_the_teacher_has_nothing_to_learn_from_itself(teacher, stores):

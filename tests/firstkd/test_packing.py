@@ -21,7 +21,7 @@ def model(tiny_model):
 
 
 def scores_of(model, questions, index):
-    batch = pack(questions, index, pad_id=0)
+    batch = pack(questions, index)
     logprobs = ResponseScorer(model)(batch)[0]
     return choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)
 
@@ -49,7 +49,7 @@ def test_missing_choices_score_minus_infinity(model):
 
 def test_open_text_needs_no_mask_and_scores_the_same(model):
     alone = [Question(q.id, q.prompt, [q.responses[0]], 0) for q in QUESTIONS]
-    assert pack(alone, [0, 1, 2], pad_id=0).attention_mask_B1LL is None
+    assert pack(alone, [0, 1, 2]).attention_mask_B1LL is None
     with torch.no_grad():
         torch.testing.assert_close(
             scores_of(model, alone, [0, 1, 2])[:, 0], scores_of(model, QUESTIONS, [0, 1, 2])[:, 0]
@@ -57,7 +57,7 @@ def test_open_text_needs_no_mask_and_scores_the_same(model):
 
 
 def test_a_batch_says_which_tokens_are_right(model):
-    batch = pack(QUESTIONS, [0, 1], pad_id=0)
+    batch = pack(QUESTIONS, [0, 1])
     assert batch.targets_M[batch.is_gold_M].tolist() == [9, 10, 20, 21, 22, 23]
     assert batch.tokens == sum(packed_length(question) for question in QUESTIONS[:2])
 

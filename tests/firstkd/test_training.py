@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from firstkd.errors import TrainingDivergedError
+from firstkd.errors import ConfigError, TrainingDivergedError
 from firstkd.models import load_model
 from firstkd.prompts import Question
 from firstkd.reproducibility import deterministic
@@ -31,7 +31,9 @@ def trained(tiny_model, tmp_path, **changes):
     deterministic(seed=1, threads=1)
     settings = SETTINGS.model_copy(update=changes)
     model = load_model(tiny_model, settings.precision)
-    curve = train(model, QUESTIONS, cross_entropy, settings, 1, tmp_path / "stage/curve.jsonl")
+    plan = training_plan(QUESTIONS, settings, seed=1)
+    live = tmp_path / "stage/curve.jsonl"
+    curve = train(model, QUESTIONS, plan, cross_entropy, settings, live)
     return model, curve
 
 
@@ -73,7 +75,7 @@ def test_divergence_stops_with_the_step_and_the_examples(tiny_model, tmp_path):
     model = load_model(tiny_model, "fp32")
     model.base_model.norm.weight.data[0] = torch.nan
     with pytest.raises(TrainingDivergedError, match=r"step 1: loss nan.* lower learning_rate"):
-        train(model, QUESTIONS, cross_entropy, SETTINGS, 1, tmp_path / "stage/curve.jsonl")
+        train(model, QUESTIONS, [[0, 1]], cross_entropy, SETTINGS, tmp_path / "stage/curve.jsonl")
 
 
 def test_the_plan_takes_every_question_once_an_epoch():
@@ -86,3 +88,8 @@ def test_the_learning_rate_rises_and_falls_to_zero():
     assert max(rates) == pytest.approx(1e-2)
     assert rates[0] < rates[5] < rates[9]
     assert rates[-1] < 1e-5
+
+
+def test_fewer_micro_batches_than_a_step_needs_is_refused(tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match=r"gradient_accumulation_steps: 64, but .* only 20"):
+        trained(tiny_model, tmp_path, gradient_accumulation_steps=64)
