@@ -94,6 +94,7 @@ def _silence() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         "The specified dataset source can be interpreted in multiple ways",
+        "Hint: Inferred schema contains integer column",
         ".*An input example was not provided",  # it would load the student here
     ):
         warnings.filterwarnings("ignore", message=message)
