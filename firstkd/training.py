@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from firstkd.errors import ConfigError, TrainingDivergedError
+from firstkd.imports import unimportable
 from firstkd.packing import Batch, pack, shuffled_batches
 from firstkd.prompts import Question
 from firstkd.scoring import ResponseScorer
@@ -28,7 +29,8 @@ from firstkd.settings import TrainingSettings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for others, and says so
-import deepspeed
+with unimportable("mlflow"):  # seconds, for an autotuner that nobody uses
+    import deepspeed
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
 

@@ -66,12 +66,12 @@ class Workspace:
         return set(changes)
 
     def reproduce(self, stage: str, sink: OutputSink) -> Outcome:
-        """Bring a stage up to date through `dvc repro`.
+        """Bring a stage, but not what it depends on, up to date through `dvc repro`.
 
         Raises StageError with the stage's own error message.
         """
         output = _Tail(sink)
-        command = [sys.executable, "-m", "dvc", "repro", stage]
+        command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
         if run_group(command, self.root, _environment(), output):
             raise StageError(_failure(stage, list(output.lines)))
         if f"Running stage '{stage}':" in output.announced:

@@ -73,11 +73,19 @@ def test_open_text_passes(project: Path) -> None:
         example = Example(f"b/{number}", f"Say {number}.", f"{number}!", None, None, "b", "train")
         splits["train"].append(example)
     check(project, splits)
+    assert all(succeeded(project, "train"))
     splits = {
         split: [replace(example, choices=None, answer_index=None) for example in examples]
         for split, examples in splits.items()
     }
     check(project, splits)
+    assert all(succeeded(project, "train"))
+
+
+def succeeded(root: Path, split: str) -> list[bool]:
+    expectations = read_json(root / "data/validate/summary.json")[split]["expectations"]
+    assert expectations
+    return [outcome["success"] for outcome in expectations.values()]
 
 
 SPOILED: list[tuple[str, int, dict[str, Any], str]] = [
