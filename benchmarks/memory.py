@@ -27,8 +27,9 @@ def measure(task: str, size: int) -> float:
 def run(task: str, size: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from firstkd.capture import capture
+    from firstkd.capture import capture, finish
     from firstkd.distillation import DistillationLoss
+    from firstkd.distributed import Ranks
     from firstkd.knowledge import KnowledgeStore
     from firstkd.prompts import Question
     from firstkd.recalibration import Identity
@@ -45,13 +46,17 @@ def run(task: str, size: int) -> None:
         for i in range(size)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        settings = ExtractSettings(top_k=5, micro_batch_size=64, shard_examples=500)
-        capture(model, questions, settings, Path(folder) / "knowledge", identity={})
+        settings = ExtractSettings(
+            top_k=5, tail_nodes=0, micro_batch_size=64, shard_examples=500, min_top_k_mass=0
+        )
+        knowledge = Path(folder) / "knowledge"
+        stores = capture(model, questions, settings, config.vocab_size, knowledge, Ranks())
+        finish(knowledge, stores, identity={})
         if task == "distill":
             loss = DistillationLoss(
                 arm=Arm(recalibration="none", choices=1.0, tokens=1.0),
-                choice_knowledge=KnowledgeStore(Path(folder) / "knowledge/choice"),
-                token_knowledge=KnowledgeStore(Path(folder) / "knowledge/token"),
+                choice_knowledge=KnowledgeStore(knowledge / "choice"),
+                token_knowledge=KnowledgeStore(knowledge / "token"),
                 choice_recalibration=Identity(),
                 token_recalibration=Identity(),
             )

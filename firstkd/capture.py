@@ -9,19 +9,44 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from firstkd.distributed import Ranks
 from firstkd.knowledge import (
-    Kind,
     Knowledge,
+    Layout,
     example_key,
-    storage_dtypes,
+    shard_path,
     write_manifest,
     write_shard,
 )
 from firstkd.objective import choice_scores, head_chunks
-from firstkd.packing import Batch, batches_by_length, pack
+from firstkd.packing import Batch, batches_by_length, pack, packed_length
 from firstkd.prompts import Question
 from firstkd.scoring import ResponseScorer
 from firstkd.settings import ExtractSettings
+from firstkd.tail import bends
+
+CACHED_ROWS = 32
+"""Rows of logits that one core's cache holds: what is computed on them stays there meanwhile."""
+BLOCK = 128
+"""Of neighbouring tokens, of which only the largest is looked at first in the search for top-k."""
+
+
+def layouts(
+    questions: Sequence[Question], settings: ExtractSettings, vocabulary_size: int
+) -> list[Layout]:
+    """The stores that these questions fill: of tokens and, where there are choices, of choices."""
+    found = [
+        Layout(
+            kind="token",
+            top_k=settings.top_k,
+            vocabulary_size=vocabulary_size,
+            tail_nodes=settings.tail_nodes,
+        )
+    ]
+    num_choices = max(len(question.responses) for question in questions)
+    if num_choices > 1:
+        found.append(Layout(kind="choice", top_k=num_choices, vocabulary_size=vocabulary_size))
+    return found
 
 
 @torch.inference_mode()
@@ -29,91 +54,150 @@ def capture(
     model: PreTrainedModel,
     questions: Sequence[Question],
     settings: ExtractSettings,
+    vocabulary_size: int,
     folder: Path,
-    identity: dict[str, Any],
-) -> None:
-    """Write the stores `folder`/token and, where questions have choices, `folder`/choice.
+    ranks: Ranks,
+) -> list[Layout]:
+    """Write the shards of `folder`/token and, where questions have choices, `folder`/choice.
 
-    Memory holds one shard of examples at a time, whatever their number.
+    A shard that is there already is kept: what was interrupted goes on. Each rank writes every
+    so-many-th block of examples. Memory holds one block, whatever the number of examples.
+    `vocabulary_size` is the tokenizer's; rows that pad the head beyond it are no tokens.
     """
     scorer = ResponseScorer(model).eval()
-    vocabulary = model.config.vocab_size
-    num_choices = max(len(question.responses) for question in questions)
-    kinds: dict[Kind, int] = {"token": settings.top_k}
-    if num_choices > 1:
-        kinds["choice"] = num_choices
-    for kind in kinds:
-        (folder / kind).mkdir(parents=True)
-    with tqdm(total=len(questions), desc=f"capture {folder.name}", unit="question") as progress:
-        for number, start in enumerate(range(0, len(questions), settings.shard_examples)):
-            block = questions[start : start + settings.shard_examples]
-            captured = _capture_block(scorer, block, settings, kinds, progress)
+    stores = layouts(questions, settings, vocabulary_size)
+    for layout in stores:
+        (folder / layout.kind).mkdir(parents=True, exist_ok=True)
+    blocks = [
+        (number, questions[start : start + settings.shard_examples])
+        for number, start in enumerate(range(0, len(questions), settings.shard_examples))
+        if number % ranks.world_size == ranks.rank
+        and not all(shard_path(folder / layout.kind, number).exists() for layout in stores)
+    ]
+    tokens = sum(packed_length(question) for _, block in blocks for question in block)
+    with tqdm(
+        total=tokens, desc=f"capture {folder.name}", unit="tok", unit_scale=True, disable=not tokens
+    ) as progress:
+        for number, block in blocks:
+            captured = _capture_block(scorer, block, settings, stores, progress)
             keys = torch.tensor([example_key(question) for question in block])
-            for kind, parts in captured.items():
-                records = torch.tensor([len(part) for part in parts], dtype=torch.int32)
-                dtypes = storage_dtypes(kind, vocabulary)
-                knowledge = Knowledge.concatenate(parts)
-                write_shard(folder / kind, number, knowledge, keys, records, dtypes)
-    for kind, top_k in kinds.items():
-        write_manifest(folder / kind, kind, top_k, vocabulary, identity)
+            for layout, (knowledge, records) in zip(stores, captured, strict=True):
+                write_shard(folder / layout.kind, number, layout, knowledge, keys, records)
+    return stores
+
+
+def finish(folder: Path, stores: Sequence[Layout], identity: dict[str, Any]) -> None:
+    """Turn what all ranks have captured into stores: each shard in its manifest."""
+    for layout in stores:
+        write_manifest(folder / layout.kind, layout, identity)
 
 
 def _capture_block(
     scorer: ResponseScorer,
     block: Sequence[Question],
     settings: ExtractSettings,
-    kinds: dict[Kind, int],
+    stores: Sequence[Layout],
     progress: Any,
-) -> dict[Kind, list[Knowledge]]:
-    """Records per kind and example of the block, in its order."""
+) -> list[tuple[Knowledge, Tensor]]:
+    """Per store the records of the block in its order, and how many each example has."""
     device = scorer.head.weight.device
-    captured: dict[Kind, dict[int, Knowledge]] = {kind: {} for kind in kinds}
+    tokens, choices = [], []
+    order_tokens, order_choices = [], []
     for index in batches_by_length(block, settings.micro_batch_size):
         batch = pack(block, index).to(device)
-        logprobs, token = head_with_topk(scorer, batch, settings.top_k)
-        counts = [len(block[i].responses[block[i].gold]) for i in index]  # type: ignore[index]
-        offsets = torch.tensor([0, *counts]).cumsum(0)
-        for position, i in enumerate(index):
-            rows = torch.arange(int(offsets[position]), int(offsets[position + 1]))
-            captured["token"][i] = token[rows]
-        if "choice" in kinds:
-            choice = _choice_knowledge(batch, logprobs, kinds["choice"])
-            has_choices = batch.choice_mask_BC.sum(-1).cpu() > 1
-            for position, i in enumerate(index):
-                rows = torch.tensor([position] if has_choices[position] else [], dtype=torch.int64)
-                captured["choice"][i] = choice[rows]
-        progress.update(len(index))
-    return {kind: [parts[i] for i in range(len(block))] for kind, parts in captured.items()}
+        logprobs, knowledge = head_with_topk(scorer, batch, stores[0])
+        tokens.append(knowledge)
+        index_B = torch.tensor(index)
+        order_tokens.append(index_B.repeat_interleave(_response_lengths(block, index)))
+        if len(stores) > 1:
+            has_choices = (batch.choice_mask_BC.sum(-1) > 1).cpu()
+            choices.append(_choice_knowledge(batch, logprobs, stores[1].top_k)[has_choices])
+            order_choices.append(index_B[has_choices])
+        progress.update(sum(packed_length(block[i]) for i in index))
+    return [
+        _in_order(Knowledge.concatenate(parts), torch.cat(order), len(block))
+        for parts, order in ((tokens, order_tokens), (choices, order_choices))
+        if parts
+    ]
 
 
-def head_with_topk(scorer: ResponseScorer, batch: Batch, top_k: int) -> tuple[Tensor, Knowledge]:
+def _response_lengths(block: Sequence[Question], index: Sequence[int]) -> Tensor:
+    """Tokens of the right response of each question."""
+    return torch.tensor([len(block[i].responses[block[i].gold]) for i in index])  # type: ignore[index]
+
+
+def _in_order(
+    knowledge: Knowledge, example_R: Tensor, num_examples: int
+) -> tuple[Knowledge, Tensor]:
+    records = torch.bincount(example_R, minlength=num_examples).to(torch.int32)
+    return knowledge[example_R.argsort(stable=True)], records
+
+
+def head_with_topk(
+    scorer: ResponseScorer, batch: Batch, layout: Layout
+) -> tuple[Tensor, Knowledge]:
     """Log-probabilities [M] of the scored tokens, and the token decisions of right responses.
 
     One pass of the head over the N supervised positions serves both; a chunk of its logits is all
-    that ever exists.
+    that ever exists, and what is computed on it stays in the cache.
     """
-    hidden_NH, weight_VH = scorer.hidden(batch), scorer.head.weight
+    hidden_NH, weight_VH = scorer.hidden(batch), scorer.head.weight[: layout.vocabulary_size]
     logprobs_M = hidden_NH.new_empty(len(batch.rows_M), dtype=torch.float32)
-    gold_rows, gold_targets = batch.rows_M[batch.is_gold_M], batch.targets_M[batch.is_gold_M]
-    parts = []
+    is_gold_N = torch.zeros(len(hidden_NH), dtype=torch.bool, device=hidden_NH.device)
+    gold_rows = batch.rows_M[batch.is_gold_M]
+    is_gold_N[gold_rows] = True
+    # of the right responses' tokens, which lie in the order of their positions
+    top_ids, top_logprobs, log_tail_mass, tail_bends = [], [], [], []
     for start, end, inside in head_chunks(hidden_NH, weight_VH, batch.rows_M):
-        logits = (hidden_NH[start:end] @ weight_VH.T).float()
-        log_partition = logits.logsumexp(-1)
+        chunk = hidden_NH[start:end] @ weight_VH.T
+        log_partition = torch.empty(len(chunk), device=chunk.device)
+        pieces = CACHED_ROWS if chunk.device.type == "cpu" else len(chunk)
+        for first in range(0, len(chunk), pieces):
+            piece = slice(first, first + pieces)
+            logits = chunk[piece].float()
+            log_partition[piece] = logits.logsumexp(-1)
+            is_gold = is_gold_N[start:end][piece]
+            logits = logits[is_gold].sub_(log_partition[piece][is_gold, None])
+            logprobs, ids = _top_k(logits, layout.top_k)
+            tail = logits.scatter_(1, ids, -torch.inf)
+            log_tail = tail.logsumexp(-1)
+            top_ids.append(ids)
+            top_logprobs.append(logprobs)
+            log_tail_mass.append(log_tail)
+            tail_bends.append(bends(tail, log_tail, layout.top_k, layout.tail_nodes))
         rows = batch.rows_M[inside] - start
-        logprobs_M[inside] = logits[rows, batch.targets_M[inside]] - log_partition[rows]
-        here = (gold_rows >= start) & (gold_rows < end)
-        gold = gold_rows[here] - start
-        top = logits[gold].topk(top_k)
-        top_logprobs = top.values - log_partition[gold, None]
-        parts.append(
-            Knowledge(
-                top_ids=top.indices.cpu(),
-                top_logprobs=top_logprobs.cpu(),
-                tail_mass=(1 - top_logprobs.exp().sum(-1)).clamp_min(0).cpu(),
-                gold_logprob=(logits[gold, gold_targets[here]] - log_partition[gold]).cpu(),
-            )
-        )
-    return logprobs_M, Knowledge.concatenate(parts)
+        logprobs_M[inside] = chunk[rows, batch.targets_M[inside]].float() - log_partition[rows]
+    return logprobs_M, Knowledge(
+        top_ids=torch.cat(top_ids).cpu(),
+        top_logprobs=torch.cat(top_logprobs).cpu(),
+        log_tail_mass=torch.cat(log_tail_mass).cpu(),
+        gold_logprob=logprobs_M[batch.is_gold_M].cpu(),
+        tail_bends=torch.cat(tail_bends).cpu(),
+    )
+
+
+def _top_k(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their indices, largest first.
+
+    They all lie in the k blocks of neighbours with the largest maxima, so one cheap pass finds
+    where to look, which torch.topk alone takes many for.
+    """
+    size = values_NV.shape[1]
+    blocks = size // BLOCK
+    if blocks <= 2 * k:
+        values, ids = values_NV.topk(k)
+        return values, ids
+    blocked = values_NV[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
+    best = blocked.amax(-1).topk(k).indices
+    candidates = blocked.gather(1, best[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
+    offsets = torch.arange(BLOCK, device=best.device)
+    ids = (best[:, :, None] * BLOCK + offsets).flatten(1)
+    if rest := size - blocks * BLOCK:  # a last block that is not full
+        candidates = torch.cat([candidates, values_NV[:, -rest:]], dim=1)
+        last = torch.arange(size - rest, size, device=ids.device)
+        ids = torch.cat([ids, last.expand(len(ids), -1)], dim=1)
+    values, where = candidates.topk(k)
+    return values, ids.gather(1, where)
 
 
 def _choice_knowledge(batch: Batch, logprobs_M: Tensor, num_choices: int) -> Knowledge:
@@ -126,6 +210,7 @@ def _choice_knowledge(batch: Batch, logprobs_M: Tensor, num_choices: int) -> Kno
     return Knowledge(
         top_ids=torch.arange(num_choices).expand(len(logprobs), -1),
         top_logprobs=logprobs.cpu(),
-        tail_mass=torch.zeros(len(logprobs)),
+        log_tail_mass=torch.full((len(logprobs),), -torch.inf),
         gold_logprob=gold.cpu(),
+        tail_bends=torch.empty(len(logprobs), 0),
     )

@@ -48,15 +48,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.chmod(0o755)  # mkdtemp makes it private, and DVC keeps the mode
     try:
         yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        replace_folder(temporary, path)
     except Exception as error:
         if _disk_refused(error):
             raise _unwritable(path, error) from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(finished: Path, path: Path) -> None:
+    """Move a finished folder to where `path` is or was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        shutil.rmtree(path)
+    finished.replace(path)
 
 
 DISK_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}

@@ -1,29 +1,32 @@
 """The knowledge store: what is kept of the teacher, one record per decision.
 
-A store is a folder of safetensors shards and a manifest. A decision is the next token at one
-response token (`token`: the candidates are the top-k ids) or the answer to one question
-(`choice`: the candidates are its choices, and there is no tail). An example has zero or more
-records, in order; shards hold whole examples.
+A store is a folder of safetensors shards and a manifest; docs/knowledge-format.md describes every
+byte. A decision is the next token at one response token (`token`: the candidates are the top-k
+ids) or the answer to one question (`choice`: the candidates are its choices, and there is no
+tail). An example has zero or more records, in order; shards hold whole examples.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from firstkd.errors import ArtifactError
-from firstkd.files import read_json, sha256_of, write_json
+from firstkd.errors import ArtifactError, ConfigError
+from firstkd.files import atomic_file, read_json, sha256_of, write_json
 from firstkd.prompts import Question
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+MAX_VOCABULARY = 2**20
 Kind = Literal["token", "choice"]
+Stored = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,26 +37,103 @@ class Knowledge:
     """[R, K] token ids, or the choices' indices."""
     top_logprobs: Tensor
     """[R, K] natural logarithms of the teacher's probabilities."""
-    tail_mass: Tensor
-    """[R] probability of everything that is no candidate."""
+    log_tail_mass: Tensor
+    """[R] natural logarithm of the probability of everything that is no candidate."""
     gold_logprob: Tensor
-    """[R] natural logarithm of the probability of the right candidate or token."""
+    """[R] natural logarithm of the probability of the right candidate or token; NaN: unknown."""
+    tail_bends: Tensor
+    """[R, J] how the tail behaves at other temperatures (firstkd/tail.py); J is often 0."""
+
+    @property
+    def tail_mass(self) -> Tensor:
+        """[R] probability of everything that is no candidate."""
+        return self.log_tail_mass.exp()
 
     def is_right(self, gold_ids: Tensor) -> Tensor:
         """[R, K], True at the candidate `gold_ids` [R] names; nowhere where it is none of them."""
         return (self.top_ids == gold_ids[:, None]) & torch.isfinite(self.top_logprobs)
 
     def __len__(self) -> int:
-        return len(self.tail_mass)
+        return len(self.log_tail_mass)
 
     def __getitem__(self, rows: Tensor) -> Self:
-        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return type(self)(**{name: getattr(self, name)[rows] for name in FIELDS})
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        return cls(
-            **{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)}
-        )
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in FIELDS})
+
+
+FIELDS = tuple(field.name for field in fields(Knowledge))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What all records of a store have in common, and how they lie in its shards.
+
+    Token decisions take 24 bytes at k = 5 for vocabularies up to 65,536 and 27 above, and 2 more
+    for each tail node. There are few choice decisions, so their reals stay float32.
+    """
+
+    kind: Kind
+    top_k: int
+    vocabulary_size: int
+    tail_nodes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.vocabulary_size > MAX_VOCABULARY:
+            raise ConfigError(
+                f"a vocabulary of {self.vocabulary_size:,} tokens; the knowledge store takes up to "
+                f"{MAX_VOCABULARY:,}"
+            )
+        if self.kind == "token" and self.top_k >= self.vocabulary_size:
+            raise ConfigError(
+                f"extract.top_k: {self.top_k} of a vocabulary of {self.vocabulary_size} tokens "
+                "leaves no tail; lower it"
+            )
+
+    @property
+    def has_wide_ids(self) -> bool:
+        return self.vocabulary_size > 2**16
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Of each stored field."""
+        reals = torch.float16 if self.kind == "token" else torch.float32
+        dtypes = {"top_ids": torch.uint16}
+        if self.has_wide_ids:
+            dtypes["top_ids_high"] = torch.uint8
+        dtypes |= dict.fromkeys(("top_logprobs", "log_tail_mass", "gold_logprob"), reals)
+        if self.tail_nodes:
+            dtypes["tail_bends"] = reals
+        return dtypes
+
+    def pack(self, knowledge: Knowledge) -> Stored:
+        stored = {name: getattr(knowledge, name) for name in self.dtypes if name in FIELDS}
+        if self.has_wide_ids:
+            stored["top_ids"] = knowledge.top_ids & 0xFFFF
+            stored["top_ids_high"] = _pack_nibbles(knowledge.top_ids >> 16)
+        return {name: stored[name].to(dtype).contiguous() for name, dtype in self.dtypes.items()}
+
+    def unpack(self, stored: Mapping[str, Tensor]) -> Knowledge:
+        """Return int64 ids and float32 reals."""
+        top_ids = stored["top_ids"].long()
+        if self.has_wide_ids:
+            top_ids |= _unpack_nibbles(stored["top_ids_high"], self.top_k) << 16
+        rest = {name: stored[name].float() for name in FIELDS[1:] if name in stored}
+        rest.setdefault("tail_bends", torch.empty(len(top_ids), 0))
+        return Knowledge(top_ids=top_ids, **rest)
+
+
+def _pack_nibbles(values_RK: Tensor) -> Tensor:
+    """Two values below 16 a byte, the first in the low half; uint8 [R, ⌈K/2⌉]."""
+    padded = torch.nn.functional.pad(values_RK, (0, values_RK.shape[1] % 2))
+    return (padded[:, 0::2] | padded[:, 1::2] << 4).to(torch.uint8)
+
+
+def _unpack_nibbles(packed: Tensor, count: int) -> Tensor:
+    wide = packed.long()
+    return torch.stack([wide & 15, wide >> 4], dim=-1).flatten(1)[:, :count]
 
 
 def example_key(question: Question) -> int:
@@ -62,33 +142,25 @@ def example_key(question: Question) -> int:
     return int.from_bytes(sha256(ids.tobytes()).digest()[:8], "little", signed=True)
 
 
-def storage_dtypes(kind: Kind, vocabulary_size: int) -> dict[str, torch.dtype]:
-    """Of each field: 24 bytes a token at k = 5 for vocabularies up to 65,536.
-
-    Summed over the tokens of a choice, log-probabilities outgrow float16's precision; there are
-    few of them, so they stay float32.
-    """
-    ids = torch.uint16 if vocabulary_size <= 2**16 else torch.int32
-    reals = torch.float16 if kind == "token" else torch.float32
-    return {"top_ids": ids, "top_logprobs": reals, "tail_mass": reals, "gold_logprob": reals}
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05}.safetensors"
 
 
 def write_shard(
-    folder: Path, number: int, knowledge: Knowledge, keys: Tensor, records: Tensor, dtypes: Any
+    folder: Path, number: int, layout: Layout, knowledge: Knowledge, keys: Tensor, records: Tensor
 ) -> None:
     """Write the records of some examples; `keys` [E] and `records` [E] name and count them."""
-    tensors = {name: getattr(knowledge, name).to(dtype) for name, dtype in dtypes.items()}
-    tensors |= {"example_key": keys, "example_records": records}
-    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / f"{number:05}.safetensors")
+    tensors = layout.pack(knowledge) | {"example_key": keys, "example_records": records}
+    with atomic_file(shard_path(folder, number)) as temporary:
+        save_file(tensors, temporary)
 
 
-def write_manifest(
-    folder: Path, kind: Kind, top_k: int, vocabulary_size: int, identity: dict[str, Any]
-) -> None:
+def write_manifest(folder: Path, layout: Layout, identity: dict[str, Any]) -> None:
     """Describe the folder's shards, and say what they were made from."""
     shards = []
     for path in sorted(folder.glob("*.safetensors")):
-        records = load_file(path)["example_records"]
+        with safe_open(path, "pt") as shard:
+            records = shard.get_tensor("example_records")
         shards.append(
             {
                 "file": path.name,
@@ -97,13 +169,11 @@ def write_manifest(
                 "records": int(records.sum()),
             }
         )
-    dtypes = storage_dtypes(kind, vocabulary_size)
+    dtypes = {name: str(dtype).removeprefix("torch.") for name, dtype in layout.dtypes.items()}
     manifest = {
         "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "top_k": top_k,
-        "vocabulary_size": vocabulary_size,
-        "fields": {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()},
+        **asdict(layout),
+        "fields": dtypes,
         "identity": identity,
         "shards": shards,
     }
@@ -122,16 +192,17 @@ class KnowledgeStore:
                 f"reads {FORMAT_VERSION}; run the extract stage again"
             )
         self.folder = folder
-        shards = [self._open(folder / shard["file"], shard) for shard in self.manifest["shards"]]
-        self.keys = torch.cat([shard["example_key"] for shard in shards])
-        counts = torch.cat([shard["example_records"] for shard in shards]).long()
+        self.layout = Layout(**{f.name: self.manifest[f.name] for f in fields(Layout)})
+        self.shards = [
+            self._open(folder / shard["file"], shard) for shard in self.manifest["shards"]
+        ]
+        self.keys = torch.cat([shard["example_key"] for shard in self.shards])
+        counts = torch.cat([shard["example_records"] for shard in self.shards]).long()
         self.starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        names = [field.name for field in fields(Knowledge)]
-        self.shards = [Knowledge(**{name: shard[name] for name in names}) for shard in shards]
-        self.shard_ends = torch.tensor([len(shard) for shard in self.shards]).cumsum(0)
+        self.shard_ends = torch.tensor([len(shard["top_ids"]) for shard in self.shards]).cumsum(0)
 
     @staticmethod
-    def _open(path: Path, shard: dict[str, Any]) -> dict[str, Tensor]:
+    def _open(path: Path, shard: dict[str, Any]) -> Stored:
         if not path.exists():
             raise ArtifactError(f"{path} is missing; run the extract stage again")
         if (found := sha256_of(path)) != shard["sha256"]:
@@ -140,6 +211,10 @@ class KnowledgeStore:
                 "run the extract stage again"
             )
         return load_file(path)
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return int(self.starts[-1])
 
     def check(self, identity: dict[str, Any], questions: Sequence[Question]) -> None:
         """Raise ArtifactError unless the store was made from exactly this, in this order."""
@@ -160,7 +235,7 @@ class KnowledgeStore:
             )
 
     def of_examples(self, index_B: Tensor) -> Knowledge:
-        """Return the records of these examples, one example's after the other's, as float32."""
+        """Return the records of these examples, one example's after the other's."""
         starts, ends = self.starts[index_B], self.starts[index_B + 1]
         counts = ends - starts
         first = counts.cumsum(0) - counts
@@ -169,20 +244,18 @@ class KnowledgeStore:
         return self._gather(rows)
 
     def decoded(self) -> Knowledge:
-        """Return all records as int64 ids and float32 reals."""
-        return self._gather(torch.arange(int(self.starts[-1])))
+        """Return all records."""
+        return self._gather(torch.arange(len(self)))
 
     def _gather(self, rows: Tensor) -> Knowledge:
         shard_of = torch.bucketize(rows, self.shard_ends, right=True)
-        found: dict[str, Tensor] = {}
-        for field in fields(Knowledge):
-            sample = getattr(self.shards[0], field.name)
-            dtype = torch.float32 if sample.is_floating_point() else torch.int64
-            found[field.name] = torch.empty(len(rows), *sample.shape[1:], dtype=dtype)
+        parts, places = [], []
         for number in shard_of.unique().tolist():
-            inside = shard_of == number
+            inside = (shard_of == number).nonzero()[:, 0]
             shard = self.shards[number]
-            local = rows[inside] - (self.shard_ends[number] - len(shard))
-            for name, values in found.items():
-                values[inside] = getattr(shard, name)[local].to(values.dtype)
-        return Knowledge(**found)
+            local = rows[inside] - (self.shard_ends[number] - len(shard["top_ids"]))
+            parts.append(self.layout.unpack({n: shard[n][local] for n in self.layout.dtypes}))
+            places.append(inside)
+        if not parts:
+            return self.layout.unpack({n: self.shards[0][n][:0] for n in self.layout.dtypes})
+        return Knowledge.concatenate(parts)[torch.cat(places).argsort()]

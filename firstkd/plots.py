@@ -1,11 +1,13 @@
 """The pictures people look at, in colours that colour-blind readers can tell apart."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from firstkd.files import atomic_file
 from firstkd.metrics import Predictions, expected_calibration_error, reliability_bins
@@ -30,6 +32,19 @@ def save_reliability(path: Path, diagrams: Mapping[str, Predictions]) -> None:
         axes[row * 2 + 1, column].remove()
     with atomic_file(path) as temporary:
         # without its metadata the picture is the same bytes with every version's clock
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+
+
+def save_concentration(path: Path, curves: Mapping[str, Sequence[float]]) -> None:
+    """Write the mean share of the teacher's probability that the top-1 … top-k tokens hold."""
+    figure = Figure(figsize=(5.0, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for (name, masses), colour in zip(curves.items(), cycle((BLUE, ORANGE, GREY)), strict=False):
+        axes.plot(range(1, len(masses) + 1), masses, "o-", color=colour, label=name, markersize=4)
+    axes.set(ylim=(0, 1), xlabel="tokens kept", ylabel="share of the probability")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 

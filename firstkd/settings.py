@@ -130,9 +130,14 @@ class TrainingSettings(Section):
 
 class ExtractSettings(Section):
     top_k: Annotated[int, Field(ge=1, le=64)]
+    tail_nodes: Literal[0, 8]
+    """Values kept of each token's tail (2 bytes each), with which it can be tempered exactly over
+    the whole vocabulary; 0 for none."""
     micro_batch_size: Positive
     shard_examples: Positive
     """Examples per file of the knowledge store: so much knowledge memory has to hold."""
+    min_top_k_mass: Share
+    """Of the teacher's probability: where the top-k hold less on average, extract warns."""
 
 
 class CalibrateSettings(Section):

@@ -17,4 +17,6 @@ def knowledge_identity(root: Path, split: str) -> dict[str, Any]:
         "data_sha256": sha256_of(root / f"data/prepare/{split}.parquet"),
         "prompt": settings.prompt.model_dump(),
         "precision": settings.finetune.precision,
+        "top_k": settings.extract.top_k,
+        "tail_nodes": settings.extract.tail_nodes,
     }

@@ -1,13 +1,18 @@
+import copy
+
 import pytest
 import torch
 
 from firstkd import objective
-from firstkd.capture import capture
+from firstkd.capture import _top_k, capture, finish
+from firstkd.distributed import Ranks
+from firstkd.files import sha256_of
 from firstkd.knowledge import KnowledgeStore
 from firstkd.models import load_model
 from firstkd.prompts import Question
 from firstkd.settings import ExtractSettings
 
+VOCABULARY = 400
 QUESTIONS = [
     Question("a", [5, 6, 7], [[8], [9, 10], [11, 12, 13]], 1),
     Question("open", [4] * 9, [[21, 22, 23, 2]], 0),
@@ -16,9 +21,14 @@ QUESTIONS = [
 
 
 def captured(model, folder, **changes):
-    settings = ExtractSettings(top_k=5, micro_batch_size=2, shard_examples=2)
-    capture(model, QUESTIONS, settings.model_copy(update=changes), folder, identity={})
+    settings = extract_settings(**changes)
+    finish(folder, capture(model, QUESTIONS, settings, VOCABULARY, folder, Ranks()), identity={})
     return KnowledgeStore(folder / "token"), KnowledgeStore(folder / "choice")
+
+
+def extract_settings(**changes):
+    settings = {"top_k": 5, "tail_nodes": 0, "micro_batch_size": 2, "shard_examples": 2}
+    return ExtractSettings(**{**settings, "min_top_k_mass": 0, **changes})
 
 
 @pytest.fixture
@@ -75,3 +85,59 @@ def test_the_same_questions_give_the_same_bytes(model, tmp_path):
     assert len(files) == 6  # two shards and a manifest of each kind
     for file in files:
         assert (first / file).read_bytes() == (second / file).read_bytes()
+
+
+def test_a_response_without_tokens_has_no_token_decisions(model, tmp_path):
+    questions = [Question("empty", [5, 6], [[]], 0), Question("one", [5, 6], [[7]], 0)]
+    stores = capture(model, questions, extract_settings(), VOCABULARY, tmp_path, Ranks())
+    finish(tmp_path, stores, identity={})
+    store = KnowledgeStore(tmp_path / "token")
+    assert len(store.of_examples(torch.tensor([0]))) == 0
+    assert len(store.of_examples(torch.tensor([0, 1]))) == 1
+
+
+def test_rows_that_pad_the_head_are_no_tokens(model, tmp_path):
+    store, _ = captured(model, tmp_path / "whole")
+    padded = load_padded(model)
+    found, _ = captured(padded, tmp_path / "padded")
+    torch.testing.assert_close(found.decoded().top_logprobs, store.decoded().top_logprobs)
+    assert int(found.decoded().top_ids.max()) < VOCABULARY
+
+
+def load_padded(model):
+    """The model with 64 rows more in its head, each of which would win every comparison."""
+    padded = copy.deepcopy(model)
+    padded.resize_token_embeddings(VOCABULARY + 64, mean_resizing=False)
+    hidden = padded.lm_head.weight[:VOCABULARY].detach()
+    padded.lm_head.weight.data[VOCABULARY:] = 50 * hidden[:64]
+    return padded
+
+
+@pytest.mark.parametrize("size", [3, 400, 1000, 49_152, 49_200])
+def test_top_k_is_torchs(size):
+    values = torch.randn(6, size, generator=torch.Generator().manual_seed(size))
+    found, ids = _top_k(values, 3)
+    expected = values.topk(3)
+    assert torch.equal(found, expected.values)
+    assert torch.equal(values.gather(1, ids), expected.values)
+
+
+def test_what_is_there_is_kept_and_the_rest_is_captured(model, tmp_path):
+    captured(model, tmp_path / "whole")
+    captured(model, tmp_path / "part")
+    kept = tmp_path / "part/choice/00000.safetensors"
+    (tmp_path / "part/token/00001.safetensors").unlink()
+    before = kept.stat().st_mtime_ns
+    captured(model, tmp_path / "part")
+    assert kept.stat().st_mtime_ns == before
+    assert sha256_of(tmp_path / "part") == sha256_of(tmp_path / "whole")
+
+
+def test_two_ranks_write_what_one_writes(model, tmp_path):
+    captured(model, tmp_path / "one")
+    for rank in (1, 0):
+        stores = capture(
+            model, QUESTIONS, extract_settings(), VOCABULARY, tmp_path / "two", Ranks(rank, 2)
+        )
+    finish(tmp_path / "two", stores, identity={})
+    assert sha256_of(tmp_path / "two") == sha256_of(tmp_path / "one")

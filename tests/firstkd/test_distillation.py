@@ -1,8 +1,9 @@
 import pytest
 import torch.nn.functional as F
 
-from firstkd.capture import capture
+from firstkd.capture import capture, finish
 from firstkd.distillation import DistillationLoss
+from firstkd.distributed import Ranks
 from firstkd.knowledge import KnowledgeStore
 from firstkd.models import load_model
 from firstkd.packing import pack
@@ -31,8 +32,11 @@ def student(tmp_path):
 
 @pytest.fixture
 def stores(teacher, tmp_path):
-    settings = ExtractSettings(top_k=5, micro_batch_size=2, shard_examples=8)
-    capture(teacher, QUESTIONS, settings, tmp_path / "knowledge", identity={})
+    settings = ExtractSettings(
+        top_k=5, tail_nodes=0, micro_batch_size=2, shard_examples=8, min_top_k_mass=0
+    )
+    found = capture(teacher, QUESTIONS, settings, 400, tmp_path / "knowledge", Ranks())
+    finish(tmp_path / "knowledge", found, identity={})
     return {k: KnowledgeStore(tmp_path / "knowledge" / k) for k in ("choice", "token")}
 
 

@@ -1,0 +1,199 @@
+"""What capturing knowledge costs, over the forward pass that it needs and over the usual way.
+
+On the fetched base model and the training questions, in one run:
+
+- `capture_vs_forward`: throughput of capture (packing, top-k, shards on disk and all) over that
+  of the same batches, packed in advance, through the bare model with its head on the supervised
+  positions. On right answers of a few tokens; `_open_text` with every token supervised;
+  `_tail_nodes` that with eight tail nodes.
+- `capture_vs_usual`: over padded batches in the data's order, full logits, float32 log-softmax and
+  top-k. `peak_memory_vs_usual`: the memory that each takes beyond the loaded model.
+- `choices_vs_separate`: scoring all choices behind one pass over the prompt, over a sequence for
+  each; `largest_score_difference` between the two in float32.
+- `bytes_per_token` of the shards.
+
+Prints one JSON line; needs the stages fetch and prepare.
+
+Run as  python -m benchmarks.capture
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from firstkd.capture import capture
+from firstkd.distributed import Ranks
+from firstkd.examples import read_examples
+from firstkd.models import load_model, load_tokenizer
+from firstkd.packing import batches_by_length, pack
+from firstkd.prompts import Question, encode
+from firstkd.scoring import ResponseScorer, score_questions
+from firstkd.settings import ExtractSettings, load_settings
+
+ROOT = Path(".")
+QUESTIONS = 128
+REPEATS = 3
+TOP_K = 5
+BATCH = 32
+
+
+def settings(tail_nodes: int = 0) -> ExtractSettings:
+    return ExtractSettings(
+        top_k=TOP_K,
+        tail_nodes=tail_nodes,  # type: ignore[arg-type]
+        micro_batch_size=BATCH,
+        shard_examples=QUESTIONS,
+        min_top_k_mass=0,
+    )
+
+
+def real_questions() -> list[Question]:
+    tokenizer = load_tokenizer(ROOT / "data/fetch/base")
+    examples = read_examples(ROOT / "data/prepare/train.parquet")[:QUESTIONS]
+    return encode(examples, tokenizer, load_settings(ROOT / "params.yaml").prompt)
+
+
+def open_text(question: Question) -> Question:
+    """The question's own text, each token of it to be predicted."""
+    assert question.gold is not None
+    text = question.prompt + question.responses[question.gold]
+    return Question(question.id, text[:1], [text[1:]], 0)
+
+
+def run_capture(
+    model: PreTrainedModel, questions: Sequence[Question], tail_nodes: int = 0
+) -> float:
+    """Return the bytes of the shards."""
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary = model.config.vocab_size
+        capture(model, questions, settings(tail_nodes), vocabulary, Path(folder), Ranks())
+        return sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
+
+
+@torch.inference_mode()
+def run_forward(scorer: ResponseScorer, batches: Sequence[Any]) -> None:
+    for batch in batches:
+        scorer.hidden(batch) @ scorer.head.weight.T
+
+
+@torch.inference_mode()
+def run_usual(model: PreTrainedModel, questions: Sequence[Question]) -> None:
+    for start in range(0, len(questions), BATCH):
+        rows = [q.prompt + q.responses[0] for q in questions[start : start + BATCH]]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        logits.float().log_softmax(-1).topk(TOP_K)
+
+
+def ratio(ours: Callable[[], Any], other: Callable[[], Any]) -> float:
+    """Throughput of ours over the other's: of turns in one run, the median."""
+    ours(), other()
+    found = []
+    for _ in range(REPEATS):
+        seconds = [_seconds(task) for task in (ours, other)]
+        found.append(seconds[1] / seconds[0])
+    return round(median(found), 3)
+
+
+def _seconds(task: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    task()
+    return time.perf_counter() - started
+
+
+def capture_vs_forward(
+    model: PreTrainedModel, questions: Sequence[Question], tail_nodes: int = 0
+) -> float:
+    scorer = ResponseScorer(model).eval()
+    batches = [pack(questions, index) for index in batches_by_length(questions, BATCH)]
+    return ratio(
+        lambda: run_capture(model, questions, tail_nodes), lambda: run_forward(scorer, batches)
+    )
+
+
+def separate(questions: Sequence[Question]) -> list[Question]:
+    return [Question(q.id, q.prompt, [response], 0) for q in questions for response in q.responses]
+
+
+@torch.inference_mode()
+def separate_scores(model: PreTrainedModel, questions: Sequence[Question]) -> torch.Tensor:
+    scorer = ResponseScorer(model).eval()
+    scores = torch.empty(len(questions))
+    for index in batches_by_length(questions, BATCH):
+        batch = pack(questions, index)
+        logprobs = scorer(batch)[0]
+        sums = torch.zeros(len(index)).index_add(0, batch.response_of_M, logprobs)
+        scores[index] = sums / batch.response_of_M.bincount(minlength=len(index))
+    return scores
+
+
+def peak_memory(task: str) -> float:
+    """Memory in MB that a task takes beyond the loaded model, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.capture", task]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def measure_memory(task: str) -> None:
+    model = load_model(ROOT / "data/fetch/base", "bf16").eval()
+    questions = [question.gold_only() for question in real_questions()]
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
+    before = _memory_mb("VmRSS")
+    if task == "usual":
+        run_usual(model, questions)
+    else:
+        run_capture(model, questions)
+    print(_memory_mb("VmHWM") - before)
+
+
+def _memory_mb(name: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+
+def main() -> None:
+    torch.set_num_threads(load_settings(ROOT / "params.yaml").runtime.threads)
+    model = load_model(ROOT / "data/fetch/base", "bf16").eval()
+    questions = real_questions()
+    short = [question.gold_only() for question in questions]
+    text = [open_text(question) for question in short]
+    tokens = sum(len(question.responses[0]) for question in text)
+    found: dict[str, float] = {
+        "capture_vs_forward": capture_vs_forward(model, short),
+        "capture_vs_forward_open_text": capture_vs_forward(model, text),
+        "capture_vs_forward_tail_nodes": capture_vs_forward(model, text, tail_nodes=8),
+        "capture_vs_usual": ratio(
+            lambda: run_capture(model, short), lambda: run_usual(model, short)
+        ),
+        "choices_vs_separate": ratio(
+            lambda: score_questions(model, questions[:64], BATCH),
+            lambda: separate_scores(model, separate(questions[:64])),
+        ),
+        "bytes_per_token": round(run_capture(model, text) / tokens, 2),
+        "bytes_per_token_tail_nodes": round(run_capture(model, text, tail_nodes=8) / tokens, 2),
+        "peak_memory_vs_usual": round(peak_memory("capture") / peak_memory("usual"), 3),
+    }
+    exact = load_model(ROOT / "data/fetch/base", "fp32").eval()
+    together = score_questions(exact, questions[:32], BATCH)
+    apart = separate_scores(exact, separate(questions[:32]))
+    difference = (together[together.isfinite()] - apart).abs().max()
+    found["largest_score_difference"] = float(f"{difference:.1e}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        measure_memory(sys.argv[1])
+    else:
+        main()

@@ -1,0 +1,151 @@
+"""What reading knowledge costs, over Python lists in Parquet and over the step that consumes it.
+
+- `open_seconds`, `open_rss_mb`: opening a store of ten million tokens, checksums included, and the
+  memory that this adds to a process which has its libraries loaded.
+- `rows_per_second`, and `read_vs_lists`: over the same records in Parquet's list columns, read
+  through Python lists, for the same random batches.
+- `read_share_of_step`: reading a batch's knowledge over the forward and backward pass on it, with
+  the fetched base model.
+
+Prints one JSON line; the last figure needs the stages fetch and prepare.
+
+Run as  python -m benchmarks.store
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from firstkd.knowledge import Knowledge, KnowledgeStore, Layout, write_manifest, write_shard
+
+TOKENS_PER_EXAMPLE = 20
+EXAMPLES_PER_SHARD = 4096
+SHARDS = 123  # 10,076,160 tokens
+LAYOUT = Layout(kind="token", top_k=5, vocabulary_size=49_152)
+BATCHES, BATCH = 50, 32
+
+
+def random_block(number: int) -> Knowledge:
+    generator = torch.Generator().manual_seed(number)
+    records = TOKENS_PER_EXAMPLE * EXAMPLES_PER_SHARD
+    logprobs = torch.randn(records, LAYOUT.top_k + 2, generator=generator).log_softmax(-1)
+    return Knowledge(
+        top_ids=torch.randint(LAYOUT.vocabulary_size, (records, LAYOUT.top_k), generator=generator),
+        top_logprobs=logprobs[:, : LAYOUT.top_k],
+        log_tail_mass=logprobs[:, LAYOUT.top_k],
+        gold_logprob=logprobs[:, 0],
+        tail_bends=torch.empty(records, 0),
+    )
+
+
+def write_store(folder: Path) -> None:
+    folder.mkdir()
+    records = torch.full((EXAMPLES_PER_SHARD,), TOKENS_PER_EXAMPLE, dtype=torch.int32)
+    for number in range(SHARDS):
+        keys = torch.arange(EXAMPLES_PER_SHARD) + number * EXAMPLES_PER_SHARD
+        write_shard(folder, number, LAYOUT, random_block(number), keys, records)
+    write_manifest(folder, LAYOUT, identity={})
+
+
+def write_lists(path: Path) -> None:
+    """One example a row, as tools write it that keep lists of lists."""
+    knowledge = random_block(0)
+    shape = (EXAMPLES_PER_SHARD, TOKENS_PER_EXAMPLE, LAYOUT.top_k)
+    columns = {
+        "top_ids": knowledge.top_ids.view(shape).tolist(),
+        "top_logprobs": knowledge.top_logprobs.view(shape).tolist(),
+        "tail_mass": knowledge.tail_mass.view(shape[:2]).tolist(),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def random_batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randint(EXAMPLES_PER_SHARD, (BATCH,), generator=generator) for _ in range(BATCHES)
+    ]
+
+
+def store_seconds(store: KnowledgeStore, spread: int) -> float:
+    """Seconds per batch, its examples from all over the store."""
+    batches = [batch * spread for batch in random_batches()]
+    started = time.perf_counter()
+    for batch in batches:
+        store.of_examples(batch)
+    return (time.perf_counter() - started) / BATCHES
+
+
+def list_seconds(path: Path) -> float:
+    table = pq.read_table(path, memory_map=True)
+    started = time.perf_counter()
+    for batch in random_batches():
+        rows = table.take(batch.numpy())
+        for column in table.column_names:
+            torch.cat([torch.tensor(value) for value in rows[column].to_pylist()])
+    return (time.perf_counter() - started) / BATCHES
+
+
+def measure_opening(folder: Path) -> None:
+    before = _resident_mb()
+    started = time.perf_counter()
+    KnowledgeStore(folder)
+    seconds = time.perf_counter() - started
+    print(json.dumps({"open_seconds": round(seconds, 3), "open_rss_mb": _resident_mb() - before}))
+
+
+def _resident_mb() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) // 1024
+
+
+def step_seconds(root: Path) -> float:
+    """Seconds of one forward and backward pass of a batch of the training questions."""
+    from firstkd.examples import read_examples
+    from firstkd.models import load_model, load_tokenizer
+    from firstkd.packing import batches_by_length, pack
+    from firstkd.prompts import encode
+    from firstkd.scoring import ResponseScorer, cross_entropy
+    from firstkd.settings import load_settings
+
+    settings = load_settings(root / "params.yaml")
+    torch.set_num_threads(settings.runtime.threads)
+    tokenizer = load_tokenizer(root / "data/fetch/base")
+    examples = read_examples(root / "data/prepare/train.parquet")[: 4 * BATCH]
+    questions = [q.gold_only() for q in encode(examples, tokenizer, settings.prompt)]
+    scorer = ResponseScorer(load_model(root / "data/fetch/base", "bf16")).train()
+    batch = pack(questions, batches_by_length(questions, BATCH)[1])
+    cross_entropy(scorer, batch).backward()  # type: ignore[no-untyped-call]
+    started = time.perf_counter()
+    cross_entropy(scorer, batch).backward()  # type: ignore[no-untyped-call]
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store_folder, lists = Path(folder) / "store", Path(folder) / "lists.parquet"
+        write_store(store_folder)
+        write_lists(lists)
+        command = [sys.executable, "-m", "benchmarks.store", str(store_folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout)
+        store = KnowledgeStore(store_folder)
+        # the lists are of one shard, so the comparison is, too; the step reads from all of them
+        found["read_vs_lists"] = round(list_seconds(lists) / store_seconds(store, spread=1), 1)
+        seconds = store_seconds(store, spread=SHARDS)
+    found["rows_per_second"] = round(BATCH * TOKENS_PER_EXAMPLE / seconds)
+    found["read_share_of_step"] = round(seconds / step_seconds(Path(".")), 5)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        measure_opening(Path(sys.argv[1]))
+    else:
+        main()

@@ -1,0 +1,81 @@
+"""How exact tempering over the whole vocabulary is, from five candidates and eight bends a token.
+
+Against the dense softmax of the same logits, over temperatures from 0.5 to 5: the largest error
+of the head's mass, storage precision included. On the fetched base model and on the fine-tuned
+teacher, for right answers and for the questions' own text. Prints one JSON line; needs the stages
+fetch, prepare and finetune.
+
+Run as  python -m benchmarks.tempering
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.capture import open_text
+from firstkd.examples import read_examples
+from firstkd.knowledge import Knowledge, Layout
+from firstkd.models import load_model, load_tokenizer
+from firstkd.packing import batches_by_length, pack
+from firstkd.prompts import encode
+from firstkd.scoring import ResponseScorer
+from firstkd.settings import load_settings
+from firstkd.tail import NODES, TEMPERATURES, bends, temper
+
+QUESTIONS, TOP_K = 64, 5
+
+
+def errors(logits: torch.Tensor) -> dict[str, float]:
+    """Of the head's mass, largest over all positions and temperatures."""
+    layout = Layout(
+        kind="token", top_k=TOP_K, vocabulary_size=logits.shape[1], tail_nodes=len(NODES)
+    )
+    logprobs = logits.log_softmax(-1)
+    top = logprobs.topk(TOP_K)
+    tail = logprobs.scatter(1, top.indices, -torch.inf)
+    mass = tail.logsumexp(-1)
+    record = Knowledge(
+        top_ids=top.indices,
+        top_logprobs=top.values,
+        log_tail_mass=mass,
+        gold_logprob=mass,
+        tail_bends=bends(tail, mass, TOP_K, len(NODES)),
+    )
+    record = layout.unpack(layout.pack(record))
+    largest = {"0.5_to_5": 0.0, "0.8_to_3": 0.0}
+    for temperature in np.geomspace(*TEMPERATURES, 25).tolist():
+        head = (logits.double() / temperature).log_softmax(-1).gather(1, top.indices).exp().sum(-1)
+        found = temper(record, temperature, logits.shape[1])[0].sum(-1)
+        error = float((found - head).abs().max())
+        largest["0.5_to_5"] = max(largest["0.5_to_5"], error)
+        if 0.8 <= temperature <= 3:
+            largest["0.8_to_3"] = max(largest["0.8_to_3"], error)
+    return largest
+
+
+@torch.inference_mode()
+def main(root: Path = Path(".")) -> None:
+    settings = load_settings(root / "params.yaml")
+    torch.set_num_threads(settings.runtime.threads)
+    examples = read_examples(root / "data/prepare/test.parquet")[:QUESTIONS]
+    found = {}
+    for name, folder in (("base", "data/fetch/base"), ("teacher", "data/finetune")):
+        scorer = ResponseScorer(load_model(root / folder, "fp32")).eval()
+        questions = encode(examples, load_tokenizer(root / folder), settings.prompt)
+        answers = [question.gold_only() for question in questions]
+        for kind, asked in (("answers", answers), ("text", [open_text(q) for q in answers])):
+            logits = torch.cat(
+                [
+                    scorer.hidden(pack(asked, index)) @ scorer.head.weight.T
+                    for index in batches_by_length(asked, 16)
+                ]
+            )
+            for span, error in errors(logits[:500]).items():
+                found[f"{name}_{kind}_{span}"] = float(f"{error:.2g}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

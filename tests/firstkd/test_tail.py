@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+
+from firstkd.knowledge import Knowledge, Layout
+from firstkd.tail import NODES, TEMPERATURES, bends, temper
+
+VOCABULARY, K = 20_000, 5
+LAYOUT = Layout(kind="token", top_k=K, vocabulary_size=VOCABULARY, tail_nodes=len(NODES))
+
+
+def logits(kind: str) -> torch.Tensor:
+    """[64, V] like a language model's: a bell of unlikely tokens, and some that stand out."""
+    generator = torch.Generator().manual_seed(1)
+    bell = torch.randn(64, VOCABULARY, generator=generator) * 2
+    candidates = torch.rand(64, 40, generator=generator) * {"peaked": 14, "flat": 8}[kind]
+    bell[:, :40] += candidates.sort(descending=True).values
+    return bell
+
+
+def stored(logprobs: torch.Tensor) -> Knowledge:
+    """What a store gives back: packed to its dtypes and unpacked."""
+    top = logprobs.topk(K)
+    tail = logprobs.scatter(1, top.indices, -torch.inf)
+    mass = tail.logsumexp(-1)
+    record = Knowledge(
+        top_ids=top.indices,
+        top_logprobs=top.values,
+        log_tail_mass=mass,
+        gold_logprob=logprobs[:, 0],
+        tail_bends=bends(tail, mass, K, len(NODES)),
+    )
+    return LAYOUT.unpack(LAYOUT.pack(record))
+
+
+@pytest.mark.parametrize("kind", ["peaked", "flat"])
+def test_tempering_agrees_with_the_dense_softmax(kind):
+    dense = logits(kind).double()
+    knowledge = stored(dense.log_softmax(-1).float())
+    for temperature in np.geomspace(*TEMPERATURES, 25):
+        probabilities, tail = temper(knowledge, float(temperature), VOCABULARY)
+        exact = (dense / temperature).softmax(-1).gather(-1, knowledge.top_ids)
+        assert (probabilities - exact).abs().max() < 2e-3
+        assert (probabilities.sum(-1) - exact.sum(-1)).abs().max() < 2e-3
+        torch.testing.assert_close(probabilities.sum(-1) + tail, torch.ones(64))
+
+
+def test_at_temperature_1_nothing_changes():
+    knowledge = stored(logits("flat").log_softmax(-1))
+    probabilities, tail = temper(knowledge, 1.0, VOCABULARY)
+    torch.testing.assert_close(probabilities, knowledge.top_logprobs.exp(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(tail, knowledge.tail_mass, atol=1e-3, rtol=0)
+
+
+def test_without_nodes_there_are_no_bends():
+    assert bends(torch.zeros(3, 10), torch.zeros(3), K, 0).shape == (3, 0)
