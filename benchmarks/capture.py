@@ -10,7 +10,7 @@ On the fetched base model and the training questions, in one run:
   top-k. `peak_memory_vs_usual`: the memory that each takes beyond the loaded model.
 - `choices_vs_separate`: scoring all choices behind one pass over the prompt, over a sequence for
   each; `largest_score_difference` between the two in float32.
-- `bytes_per_token` of the shards.
+- `bytes_per_token` of the shards' records; each example takes 12 more for its key and count.
 
 Prints one JSON line; needs the stages fetch and prepare.
 
@@ -69,14 +69,20 @@ def open_text(question: Question) -> Question:
     return Question(question.id, text[:1], [text[1:]], 0)
 
 
-def run_capture(
-    model: PreTrainedModel, questions: Sequence[Question], tail_nodes: int = 0
-) -> float:
-    """Return the bytes of the shards."""
+def run_capture(model: PreTrainedModel, questions: Sequence[Question], tail_nodes: int = 0) -> int:
+    """Return the bytes of the shards of token decisions."""
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = model.config.vocab_size
         capture(model, questions, settings(tail_nodes), vocabulary, Path(folder), Ranks())
-        return sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
+        return sum(file.stat().st_size for file in Path(folder).glob("token/*.safetensors"))
+
+
+def bytes_per_token(
+    model: PreTrainedModel, questions: Sequence[Question], tail_nodes: int
+) -> float:
+    """Of the records, without each example's key and count: 12 bytes."""
+    stored = run_capture(model, questions, tail_nodes) - 12 * len(questions)
+    return round(stored / sum(len(question.responses[0]) for question in questions), 1)
 
 
 @torch.inference_mode()
@@ -168,7 +174,6 @@ def main() -> None:
     questions = real_questions()
     short = [question.gold_only() for question in questions]
     text = [open_text(question) for question in short]
-    tokens = sum(len(question.responses[0]) for question in text)
     found: dict[str, float] = {
         "capture_vs_forward": capture_vs_forward(model, short),
         "capture_vs_forward_open_text": capture_vs_forward(model, text),
@@ -180,8 +185,8 @@ def main() -> None:
             lambda: score_questions(model, questions[:64], BATCH),
             lambda: separate_scores(model, separate(questions[:64])),
         ),
-        "bytes_per_token": round(run_capture(model, text) / tokens, 2),
-        "bytes_per_token_tail_nodes": round(run_capture(model, text, tail_nodes=8) / tokens, 2),
+        "bytes_per_token": bytes_per_token(model, text, tail_nodes=0),
+        "bytes_per_token_tail_nodes": bytes_per_token(model, text, tail_nodes=8),
         "peak_memory_vs_usual": round(peak_memory("capture") / peak_memory("usual"), 3),
     }
     exact = load_model(ROOT / "data/fetch/base", "fp32").eval()
