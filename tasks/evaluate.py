@@ -54,8 +54,9 @@ def main(root: Path, model: str) -> None:
             answer_index=torch.tensor([question.gold for question in questions]),
         )
     fitted = scored.pop("calibration")
+    no_tail = torch.zeros(len(fitted.ids))
     temperature = Temperature.fit(
-        fitted.scores.log_softmax(-1), fitted.is_right, settings.calibrate
+        fitted.scores.log_softmax(-1), no_tail, fitted.is_right, settings.calibrate
     ).temperature
     seed = settings.runtime.seed
     sets = {
