@@ -97,7 +97,7 @@ def head_with_topk(scorer: ResponseScorer, batch: Batch, top_k: int) -> tuple[Te
     gold_rows, gold_targets = batch.rows_M[batch.is_gold_M], batch.targets_M[batch.is_gold_M]
     parts = []
     for start, end, inside in head_chunks(hidden_NH, weight_VH, batch.rows_M):
-        logits = (hidden_NH[start:end] @ weight_VH.T).float()
+        logits = scorer.head.logits(hidden_NH[start:end])
         log_partition = logits.logsumexp(-1)
         rows = batch.rows_M[inside] - start
         logprobs_M[inside] = logits[rows, batch.targets_M[inside]] - log_partition[rows]
