@@ -92,11 +92,11 @@ def head_with_topk(scorer: ResponseScorer, batch: Batch, top_k: int) -> tuple[Te
     One pass of the head over the N supervised positions serves both; a chunk of its logits is all
     that ever exists.
     """
-    hidden_NH, weight_VH = scorer.hidden(batch), scorer.head.weight
+    hidden_NH = scorer.hidden(batch)
     logprobs_M = hidden_NH.new_empty(len(batch.rows_M), dtype=torch.float32)
     gold_rows, gold_targets = batch.rows_M[batch.is_gold_M], batch.targets_M[batch.is_gold_M]
     parts = []
-    for start, end, inside in head_chunks(hidden_NH, weight_VH, batch.rows_M):
+    for start, end, inside in head_chunks(hidden_NH, batch.rows_M):
         logits = scorer.head.logits(hidden_NH[start:end])
         log_partition = logits.logsumexp(-1)
         rows = batch.rows_M[inside] - start

@@ -47,7 +47,7 @@ def _sum_per_bin(bin_of: NDArray[np.int64], values: Floats | Bools, num_bins: in
     # one bincount for all bootstrap samples: each has its own range of bins
     flat = (bin_of.reshape(samples, -1) + np.arange(samples)[:, None] * num_bins).ravel()
     sums = np.bincount(flat, values.astype(np.float64).ravel(), minlength=samples * num_bins)
-    return sums.reshape(*leading, num_bins)
+    return np.asarray(sums, np.float64).reshape(*leading, num_bins)
 
 
 def expected_calibration_error(confidence: Floats, correct: Bools, num_bins: int = 10) -> Floats:

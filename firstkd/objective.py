@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20
-"""Of float32 logits at a time: enough to keep the matrix product busy, and all that memory sees."""
+CHUNK_ROWS = 320
+"""Positions whose logits exist at a time. Few, for their memory; but each chunk also adds to the
+whole gradient of the weight, which at 100 rows takes as long as the matrix products."""
 
 
 class HeadScores(NamedTuple):
@@ -76,7 +77,7 @@ class _HeadScores(torch.autograd.Function):
         log_tail_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
         best_of_tail_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
         log_partition_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
-        for start, end, pairs in head_chunks(hidden_NH, weight_VH, rows_M):
+        for start, end, pairs in head_chunks(hidden_NH, rows_M):
             logits = head_logits(hidden_NH[start:end], weight_VH, bias_V, softcap)
             rows = rows_M[pairs] - start
             pair_logits = logits[rows, targets_M[pairs]]
@@ -122,7 +123,7 @@ class _HeadScores(torch.autograd.Function):
         gradient_hidden = torch.empty_like(hidden_NH)
         gradient_weight = torch.zeros_like(weight_VH, dtype=total_N.dtype)
         gradient_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=total_N.dtype)
-        for start, end, pairs in head_chunks(hidden_NH, weight_VH, rows_M):
+        for start, end, pairs in head_chunks(hidden_NH, rows_M):
             hidden = hidden_NH[start:end]
             logits = head_logits(hidden, weight_VH, bias_V, ctx.softcap)
             slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square_()
@@ -156,11 +157,9 @@ def head_logits(
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
-def head_chunks(
-    hidden_NH: Tensor, weight_VH: Tensor, rows_M: Tensor
-) -> list[tuple[int, int, Tensor]]:
-    """(start, end, indices into M of what lies between) such that a chunk's logits fit."""
-    size = max(1, CHUNK_BYTES // (4 * len(weight_VH)))
+def head_chunks(hidden_NH: Tensor, rows_M: Tensor) -> list[tuple[int, int, Tensor]]:
+    """(start, end, indices into M of what lies between) of each chunk."""
+    size = CHUNK_ROWS
     starts = range(0, len(hidden_NH), size)
     return [(start, start + size, within(rows_M, start, start + size)) for start in starts]
 

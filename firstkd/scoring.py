@@ -1,6 +1,7 @@
 """A causal language model as a scorer of responses: from a packed batch to log-probabilities."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from firstkd.objective import HeadScores, choice_scores, head_logits, head_scores
+from firstkd.objective import (
+    HeadScores,
+    choice_scores,
+    head_chunks,
+    head_logits,
+    head_scores,
+)
 from firstkd.packing import Batch, batches_by_length, pack
 from firstkd.prompts import Question
 
@@ -107,3 +114,40 @@ def score_questions(
             scores_EC[index, : scores.shape[1]] = scores.cpu()
             progress.update(len(index))
     return scores_EC
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a model thinks at each of T tokens of right responses, given what comes before."""
+
+    confidence_T: Tensor
+    """Probability of the token it finds most probable."""
+    correct_T: Tensor
+    """True where that is the token."""
+    probability_T: Tensor
+    """Of the token itself."""
+
+
+@torch.inference_mode()
+def score_tokens(
+    model: PreTrainedModel, questions: Sequence[Question], batch_size: int, title: str = ""
+) -> TokenScores:
+    """Score every token of the right responses, teacher-forced, in float32.
+
+    With a title, progress is shown under it.
+    """
+    scorer = ResponseScorer(model).eval()
+    questions = [question.gold_only() for question in questions]
+    parts = []
+    with tqdm(total=len(questions), desc=title, unit="question", disable=not title) as progress:
+        for index in batches_by_length(questions, batch_size):
+            batch = pack(questions, index).to(model.device)
+            hidden = scorer.hidden(batch)
+            for start, end, inside in head_chunks(hidden, batch.rows_M):
+                logprobs = scorer.head.logits(hidden[start:end]).log_softmax(-1)
+                best, predicted = logprobs[batch.rows_M[inside] - start].max(-1)
+                targets = batch.targets_M[inside]
+                gold = logprobs[batch.rows_M[inside] - start, targets]
+                parts.append((best.exp().cpu(), (predicted == targets).cpu(), gold.exp().cpu()))
+            progress.update(len(index))
+    return TokenScores(*(torch.cat(part) for part in zip(*parts, strict=True)))

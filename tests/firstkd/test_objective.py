@@ -15,7 +15,7 @@ N, H, V = 7, 5, 23
 @pytest.fixture(params=[False, True], ids=["one chunk", "chunks of two rows"])
 def head(request, monkeypatch):
     if request.param:
-        monkeypatch.setattr(objective, "CHUNK_BYTES", 2 * 4 * V)
+        monkeypatch.setattr(objective, "CHUNK_ROWS", 2)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(N, H, dtype=torch.float64, generator=generator, requires_grad=True)
     weight = torch.randn(V, H, dtype=torch.float64, generator=generator, requires_grad=True)
