@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from firstkd.examples import read_examples
 from firstkd.metrics import Predictions
 from firstkd.models import load_tokenizer
 from firstkd.prompts import encode
 from firstkd.settings import load_settings
-from tasks.evaluate import choice_examples
 
 
 def main(root: Path = Path(".")) -> None:
@@ -30,7 +30,9 @@ def main(root: Path = Path(".")) -> None:
         rows = predictions.filter(pc.equal(predictions["set"], name))
         means = np.array(rows["scores"].to_pylist())
         lengths = np.ones_like(means)
-        for row, question in enumerate(encode(choice_examples(file), tokenizer, prompt)):
+        questions = encode(read_examples(file), tokenizer, prompt)
+        with_choices = [question for question in questions if len(question.responses) > 1]
+        for row, question in enumerate(with_choices):
             lengths[row, : len(question.responses)] = [len(r) for r in question.responses]
         answers = rows["answer_index"].to_numpy()
         for score, values in (("mean", means), ("sum", means * lengths)):

@@ -28,7 +28,7 @@ def run(task: str, size: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from firstkd.capture import capture, finish
-    from firstkd.distillation import DistillationLoss
+    from firstkd.distillation import DistillationLoss, Lessons
     from firstkd.distributed import Ranks
     from firstkd.knowledge import KnowledgeStore
     from firstkd.prompts import Question
@@ -55,10 +55,8 @@ def run(task: str, size: int) -> None:
         if task == "distill":
             loss = DistillationLoss(
                 arm=Arm(recalibration="none", choices=1.0, tokens=1.0),
-                choice_knowledge=KnowledgeStore(knowledge / "choice"),
-                token_knowledge=KnowledgeStore(knowledge / "token"),
-                choice_recalibration=Identity(),
-                token_recalibration=Identity(),
+                choices=Lessons(KnowledgeStore(knowledge / "choice"), Identity()),
+                tokens=Lessons(KnowledgeStore(knowledge / "token"), Identity()),
             )
             training = TrainingSettings(
                 epochs=1, learning_rate=1e-3, micro_batch_size=128, gradient_accumulation_steps=1,

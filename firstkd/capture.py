@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -18,7 +19,7 @@ from firstkd.knowledge import (
     write_manifest,
     write_shard,
 )
-from firstkd.objective import choice_scores, head_chunks
+from firstkd.objective import choice_scores, head_chunks, widened
 from firstkd.packing import Batch, batches_by_length, pack, packed_length
 from firstkd.prompts import Question
 from firstkd.scoring import ResponseScorer
@@ -141,20 +142,22 @@ def head_with_topk(
     One pass of the head over the N supervised positions serves both; a chunk of its logits is all
     that ever exists, and what is computed on it stays in the cache.
     """
-    hidden_NH, weight_VH = scorer.hidden(batch), scorer.head.weight[: layout.vocabulary_size]
+    hidden_NH, head = scorer.hidden(batch), scorer.head
+    weight_VH = head.weight[: layout.vocabulary_size]
+    bias_V = None if head.bias is None else head.bias[: layout.vocabulary_size]
     logprobs_M = hidden_NH.new_empty(len(batch.rows_M), dtype=torch.float32)
     is_gold_N = torch.zeros(len(hidden_NH), dtype=torch.bool, device=hidden_NH.device)
     gold_rows = batch.rows_M[batch.is_gold_M]
     is_gold_N[gold_rows] = True
     # of the right responses' tokens, which lie in the order of their positions
     top_ids, top_logprobs, log_tail_mass, tail_bends = [], [], [], []
-    for start, end, inside in head_chunks(hidden_NH, weight_VH, batch.rows_M):
-        chunk = hidden_NH[start:end] @ weight_VH.T
+    for start, end, inside in head_chunks(hidden_NH, batch.rows_M):
+        chunk = F.linear(hidden_NH[start:end], weight_VH, bias_V)
         log_partition = torch.empty(len(chunk), device=chunk.device)
         pieces = CACHED_ROWS if chunk.device.type == "cpu" else len(chunk)
         for first in range(0, len(chunk), pieces):
             piece = slice(first, first + pieces)
-            logits = chunk[piece].float()
+            logits = widened(chunk[piece], head.softcap)
             log_partition[piece] = logits.logsumexp(-1)
             is_gold = is_gold_N[start:end][piece]
             logits = logits[is_gold].sub_(log_partition[piece][is_gold, None])
@@ -166,7 +169,8 @@ def head_with_topk(
             log_tail_mass.append(log_tail)
             tail_bends.append(bends(tail, log_tail, layout.top_k, layout.tail_nodes))
         rows = batch.rows_M[inside] - start
-        logprobs_M[inside] = chunk[rows, batch.targets_M[inside]].float() - log_partition[rows]
+        scored = widened(chunk[rows, batch.targets_M[inside]], head.softcap)
+        logprobs_M[inside] = scored - log_partition[rows]
     return logprobs_M, Knowledge(
         top_ids=torch.cat(top_ids).cpu(),
         top_logprobs=torch.cat(top_logprobs).cpu(),

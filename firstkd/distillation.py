@@ -2,44 +2,86 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from firstkd.knowledge import KnowledgeStore
-from firstkd.objective import choice_kl, choice_scores, sparse_kl
+from firstkd.objective import HeadScores, choice_kl, choice_scores, sparse_kl
 from firstkd.packing import Batch
 from firstkd.recalibration import Recalibration
 from firstkd.scoring import ResponseScorer
 from firstkd.settings import Arm
 
+Measures = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """One kind of the teacher's decisions, as the student is to make them."""
+
+    knowledge: KnowledgeStore
+    recalibration: Recalibration
+
+    def of(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Candidates' ids [R, K] and target probabilities [R, K] of the batch's questions."""
+        found = self.knowledge.of_examples(batch.index_B.cpu())
+        target = self.recalibration.apply(found.top_logprobs, found.tail_mass)
+        device = batch.input_ids_BL.device
+        return found.top_ids.to(device), target.to(device)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationLoss:
-    """The weighted sum of an arm's terms, each a mean over the batch's decisions of its kind."""
+    """The weighted sum of an arm's terms, each a mean over the batch's decisions of its kind.
+
+    A term that the arm gives no weight needs no lessons.
+    """
 
     arm: Arm
-    choice_knowledge: KnowledgeStore | None
-    token_knowledge: KnowledgeStore | None
-    choice_recalibration: Recalibration
-    token_recalibration: Recalibration
+    choices: Lessons | None
+    tokens: Lessons | None
 
-    def __call__(self, scorer: ResponseScorer, batch: Batch) -> Tensor:
-        arm, device = self.arm, batch.input_ids_BL.device
-        tokens = None
-        if self.token_knowledge and arm.tokens:
-            tokens = self.token_knowledge.of_examples(batch.index_B.cpu())
-        logprobs, top_logprobs, log_tail = scorer(batch, tokens and tokens.top_ids.to(device))
-        loss: Tensor = logprobs.new_zeros(())
+    def __call__(self, scorer: ResponseScorer, batch: Batch) -> tuple[Tensor, Measures]:
+        """The loss, and what the same pass shows of each term."""
+        arm = self.arm
+        top_ids, token_target = self.tokens.of(batch) if self.tokens else (None, None)
+        found: HeadScores = scorer(batch, top_ids)
+        loss = found.logprobs_M.new_zeros(())
+        measures: Measures = {}
         if arm.gold_tokens:
-            loss = loss - arm.gold_tokens * logprobs[batch.is_gold_M].mean()
-        if self.choice_knowledge and arm.choices:
-            choices = self.choice_knowledge.of_examples(batch.index_B.cpu())
-            target = self.choice_recalibration.apply(choices.top_logprobs).to(device)
-            scores = choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)
+            cross_entropy = -found.logprobs_M[batch.is_gold_M].mean()
+            measures["gold_cross_entropy"] = cross_entropy.detach()
+            loss = loss + arm.gold_tokens * cross_entropy
+        if self.choices:
+            _, target = self.choices.of(batch)
+            scores = choice_scores(found.logprobs_M, batch.response_of_M, batch.choice_mask_BC)
             scores = scores[batch.choice_mask_BC.sum(-1) > 1]  # open text decides no choice
-            divergence = choice_kl(target[:, : scores.shape[1]], scores)
-            loss = loss + arm.choices * divergence.sum() / max(1, len(divergence))
-        if tokens:
-            target = self.token_recalibration.apply(tokens.top_logprobs).to(device)
-            divergence = sparse_kl(target, top_logprobs, log_tail, arm.tail)
-            loss = loss + arm.tokens * divergence.mean()
-        return loss
+            target = target[:, : scores.shape[1]]
+            divergence = choice_kl(target, scores).sum() / max(1, len(scores))
+            if len(scores):
+                agree = target.argmax(-1) == scores.argmax(-1)
+                measures["choice_kl"] = divergence.detach()
+                measures["choice_agreement"] = agree.float().mean()
+            loss = loss + arm.choices * divergence
+        if token_target is not None:
+            divergence = sparse_kl(
+                token_target, found.top_logprobs_RK, found.log_tail_R, arm.tail
+            ).mean()
+            measures |= {"token_kl": divergence.detach(), **token_measures(found, token_target)}
+            loss = loss + arm.tokens * divergence
+        return loss, measures
+
+
+@torch.no_grad()
+def token_measures(found: HeadScores, target_RK: Tensor) -> Measures:
+    """How often teacher and student would say the same token, and the student's mass on the head.
+
+    The teacher would say its most probable candidate.
+    """
+    teachers = target_RK.argmax(-1, keepdim=True)
+    best = torch.maximum(found.top_logprobs_RK.amax(-1), found.best_of_tail_R)
+    agree = found.top_logprobs_RK.gather(-1, teachers)[:, 0] == best
+    return {
+        "token_agreement": agree.float().mean(),
+        "head_mass": found.top_logprobs_RK.exp().sum(-1).mean(),
+    }

@@ -4,15 +4,19 @@ Legend: E decisions, K candidates, G bins. Every function takes E on the last ax
 `confidence` and `correct`, so a bootstrap is one call on [samples, E].
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import dct, idct
 from scipy.special import softmax
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
+Summary = dict[str, dict[str, float]]
+"""Of each metric `value`, `low` and `high`."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +31,23 @@ class Bins:
 def reliability_bins(confidence: Floats, correct: Bools, num_bins: int = 10) -> Bins:
     """Equal-width bins of confidence, (i/G, (i+1)/G] (Guo et al. 2017, sec. 2)."""
     bin_of = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
-    leading = confidence.shape[:-1]
-    samples = int(np.prod(leading))
-    # one bincount for all bootstrap samples: each has its own range of bins
-    flat = (bin_of.reshape(samples, -1) + np.arange(samples)[:, None] * num_bins).ravel()
-
-    def per_bin(weights: Floats | None) -> Floats:
-        counted = np.bincount(flat, weights, minlength=samples * num_bins)
-        return counted.astype(np.float64).reshape(*leading, num_bins)
-
-    count = per_bin(None)
+    count = _sum_per_bin(bin_of, np.ones_like(confidence), num_bins)
     filled = np.maximum(count, 1)
     return Bins(
         count=count,
-        confidence=per_bin(confidence.astype(np.float64).ravel()) / filled,
-        accuracy=per_bin(correct.astype(np.float64).ravel()) / filled,
+        confidence=_sum_per_bin(bin_of, confidence, num_bins) / filled,
+        accuracy=_sum_per_bin(bin_of, correct, num_bins) / filled,
     )
+
+
+def _sum_per_bin(bin_of: NDArray[np.int64], values: Floats | Bools, num_bins: int) -> Floats:
+    """[..., G] sums of values [..., E] by their bin [..., E]."""
+    leading = bin_of.shape[:-1]
+    samples = int(np.prod(leading))
+    # one bincount for all bootstrap samples: each has its own range of bins
+    flat = (bin_of.reshape(samples, -1) + np.arange(samples)[:, None] * num_bins).ravel()
+    sums = np.bincount(flat, values.astype(np.float64).ravel(), minlength=samples * num_bins)
+    return np.asarray(sums, np.float64).reshape(*leading, num_bins)
 
 
 def expected_calibration_error(confidence: Floats, correct: Bools, num_bins: int = 10) -> Floats:
@@ -50,6 +55,44 @@ def expected_calibration_error(confidence: Floats, correct: Bools, num_bins: int
     bins = reliability_bins(confidence, correct, num_bins)
     gap = np.abs(bins.accuracy - bins.confidence)
     return np.asarray((bins.count * gap).sum(-1) / confidence.shape[-1])
+
+
+def maximum_calibration_error(confidence: Floats, correct: Bools, num_bins: int = 10) -> Floats:
+    """|accuracy − confidence| of the worst bin (Guo et al. 2017, eq. 5)."""
+    bins = reliability_bins(confidence, correct, num_bins)
+    return np.asarray(np.abs(bins.accuracy - bins.confidence).max(-1))
+
+
+def equal_mass_calibration_error(confidence: Floats, correct: Bools, num_bins: int = 10) -> Floats:
+    """ECE with bins of equally many examples, give or take one (Nixon et al. 2019)."""
+    order = confidence.argsort(-1, kind="stable")
+    gap = np.take_along_axis(correct - confidence, order, -1)
+    size = confidence.shape[-1]
+    bin_of = np.broadcast_to(np.arange(size) * num_bins // size, gap.shape)
+    return np.asarray(np.abs(_sum_per_bin(bin_of, gap, num_bins)).sum(-1) / size)
+
+
+def smooth_calibration_error(confidence: Floats, correct: Bools, mesh: int = 512) -> Floats:
+    """smECE: no bins, but a Gaussian as wide as the error itself (Błasiok and Nakkiran 2023).
+
+    Reflected at 0 and 1, the Gaussian multiplies the residuals' cosine transform, so that all
+    bootstrap samples are smoothed at once, each at its own width.
+    """
+    cell = np.minimum((confidence * mesh).astype(np.int64), mesh - 1)
+    residual = _sum_per_bin(cell, correct - confidence, mesh) / confidence.shape[-1]
+    spectrum = dct(residual, norm="ortho")
+    frequency = np.pi * np.arange(mesh)
+
+    def error_at(width: Floats) -> Floats:
+        smoothed = spectrum * np.exp(-np.square(frequency * width[..., None]) / 2)
+        return np.asarray(np.abs(idct(smoothed, norm="ortho")).sum(-1))
+
+    low, high = np.zeros(confidence.shape[:-1]), np.ones(confidence.shape[:-1])
+    for _ in range(10):  # halvings, as in the authors' code: to 0.001
+        middle = (low + high) / 2
+        too_narrow = middle < error_at(middle)
+        low, high = np.where(too_narrow, middle, low), np.where(too_narrow, high, middle)
+    return error_at(high)
 
 
 @dataclass(frozen=True)
@@ -70,6 +113,16 @@ class Predictions:
         is_right = np.arange(scores.shape[-1]) == answer_index[:, None]
         return cls(probabilities, is_right, probabilities[is_right])
 
+    @classmethod
+    def of_answer_tokens(cls, logprobs: Floats, answer_index: NDArray[np.int64]) -> Self:
+        """From log-probabilities [E, C] over the vocabulary, of answers that are one token each.
+
+        The published evaluation's reading of confidence: other tokens keep their share.
+        """
+        probabilities = np.exp(logprobs.astype(np.float64))
+        is_right = np.arange(logprobs.shape[-1]) == answer_index[:, None]
+        return cls(probabilities, is_right, probabilities[is_right])
+
     @property
     def predicted_index(self) -> NDArray[np.int64]:
         return np.asarray(self.probabilities.argmax(-1))
@@ -82,16 +135,22 @@ class Predictions:
     def correct(self) -> Bools:
         return np.take_along_axis(self.is_right, self.predicted_index[:, None], -1)[:, 0]
 
-    def summary(self, bootstrap_samples: int, seed: int) -> dict[str, dict[str, float]]:
+    def summary(self, bootstrap_samples: int, seed: int) -> Summary:
         """Each metric's value with its 95 % percentile bootstrap interval over decisions."""
-        size = len(self.gold_probability)
-        resampled = np.random.default_rng(seed).integers(size, size=(bootstrap_samples, size))
-        samples = self._metrics(resampled)
-        summary = {}
-        for name, value in self._metrics(np.arange(size)).items():
-            low, high = np.percentile(samples[name], [2.5, 97.5])
-            summary[name] = {"value": float(value), "low": float(low), "high": float(high)}
-        return summary
+        return _summary(self._metrics, len(self.gold_probability), bootstrap_samples, seed)
+
+    def difference(self, other: Self, bootstrap_samples: int, seed: int) -> Summary:
+        """Each metric of these less that of `other` on the same decisions, with its interval.
+
+        Paired: both are resampled alike, so what makes a question hard for both cancels out.
+        """
+
+        def difference(chosen: NDArray[np.int64]) -> dict[str, Floats]:
+            ours, theirs = self._metrics(chosen), other._metrics(chosen)
+            return {name: ours[name] - theirs[name] for name in ours}
+
+        assert len(self.gold_probability) == len(other.gold_probability)
+        return _summary(difference, len(self.gold_probability), bootstrap_samples, seed)
 
     def values(self) -> dict[str, float]:
         """Each metric's value alone."""
@@ -108,6 +167,9 @@ class Predictions:
             "mean_confidence": confidence.mean(-1),
             "ece": ece,
             "ece_15": expected_calibration_error(confidence, correct, num_bins=15),
+            "ece_equal_mass": equal_mass_calibration_error(confidence, correct),
+            "ece_smooth": smooth_calibration_error(confidence, correct),
+            "mce": maximum_calibration_error(confidence, correct),
             "brier": self._squared_error()[chosen].mean(-1),
             "nll": -np.log(np.maximum(self.gold_probability, 1e-30))[chosen].mean(-1),
             # our own summary in one number: accuracy less what the confidence misstates
@@ -120,3 +182,24 @@ class Predictions:
         tail_is_right = ~self.is_right.any(-1)
         candidates = np.square(self.probabilities - self.is_right).sum(-1)
         return np.asarray(candidates + np.square(tail - tail_is_right))
+
+
+BLOCK = 2**22
+"""Decisions resampled at a time: so many fit into memory."""
+
+
+def _summary(
+    metrics: Callable[[NDArray[np.int64]], dict[str, Floats]], size: int, samples: int, seed: int
+) -> Summary:
+    """Value and 95 % percentile interval of metrics of chosen decisions, `size` in all."""
+    generator = np.random.default_rng(seed)
+    rows = max(1, BLOCK // size)
+    blocks = [
+        metrics(generator.integers(size, size=(min(rows, samples - start), size)))
+        for start in range(0, samples, rows)
+    ]
+    summary = {}
+    for name, value in metrics(np.arange(size)).items():
+        low, high = np.percentile(np.concatenate([block[name] for block in blocks]), [2.5, 97.5])
+        summary[name] = {"value": float(value), "low": float(low), "high": float(high)}
+    return summary

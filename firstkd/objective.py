@@ -1,24 +1,62 @@
 """What the student is trained on: log-probabilities of chosen tokens, and divergences over them.
 
-Legend: N supervised positions, H hidden size, V vocabulary, M (position, token) pairs, K top-k,
-B questions, C choices.
+Legend: N supervised positions, H hidden size, V vocabulary, M (position, token) pairs, R token
+decisions, each at a position of its own, K top-k, B questions, C choices.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20
-"""Of float32 logits at a time: enough to keep the matrix product busy, and all that memory sees."""
+CHUNK_ROWS = 320
+"""Positions whose logits exist at a time. Few, for their memory; but each chunk also adds to the
+whole gradient of the weight, which at 100 rows takes as long as the matrix products."""
 
 
-class _HeadLogprobs(torch.autograd.Function):
+class HeadScores(NamedTuple):
+    """What is asked of the head, all of it natural logarithms."""
+
+    logprobs_M: Tensor
+    """Of each pair's token at its position."""
+    top_logprobs_RK: Tensor
+    """Of each decision's top-k tokens."""
+    log_tail_R: Tensor
+    """Of the mass of all others; −inf where the top-k are the whole vocabulary."""
+    best_of_tail_R: Tensor
+    """Of the most probable of all others; a measure, without gradient."""
+
+
+def head_scores(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    rows_M: Tensor,
+    targets_M: Tensor,
+    decisions_R: Tensor,
+    top_ids_RK: Tensor,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+) -> HeadScores:
+    """Score pairs and decisions in one pass of the head; [N, V] never exists.
+
+    Pair m is the token `targets_M[m]` at the position `rows_M[m]`, decision r the tokens
+    `top_ids_RK[r]`, no two the same, at `decisions_R[r]`, which no other decision has.
+    """
+    return HeadScores(
+        *_HeadScores.apply(
+            hidden_NH, weight_VH, bias_V, softcap, rows_M, targets_M, decisions_R, top_ids_RK
+        )
+    )
+
+
+class _HeadScores(torch.autograd.Function):
     """The head, log-softmax and a gather in one, chunk by chunk; the backward pass recomputes.
 
-    With g the gradient of the gathered log-probabilities and h that of the log tail mass, the
-    gradient of a position's logits is  scatter(g) − Σg · p  +  h · (p off the head / tail − p).
+    With q the softmax over a position's tail, t the tail's mass, h the gradient of its logarithm,
+    and G the sum of all gradients at the position, the gradient of its logits is q · (h − G·t) on
+    the tail and g − G·p on the head, and each pair adds its own. Neither divides by a mass that
+    could vanish. A position without a decision has no head: t = 1, h = 0.
     """
 
     @staticmethod
@@ -26,81 +64,113 @@ class _HeadLogprobs(torch.autograd.Function):
         ctx: Any,
         hidden_NH: Tensor,
         weight_VH: Tensor,
+        bias_V: Tensor | None,
+        softcap: float | None,
         rows_M: Tensor,
         targets_M: Tensor,
-        tail: bool,
-    ) -> tuple[Tensor, Tensor]:
-        accumulate = torch.promote_types(hidden_NH.dtype, torch.float32)
-        logprobs_M = hidden_NH.new_empty(len(rows_M), dtype=accumulate)
-        log_tail_N = hidden_NH.new_zeros(len(hidden_NH) if tail else 0, dtype=accumulate)
-        for start, end, inside in head_chunks(hidden_NH, weight_VH, rows_M):
-            logits = (hidden_NH[start:end] @ weight_VH.T).to(accumulate)
-            log_partition = logits.logsumexp(-1)
-            rows, targets = rows_M[inside] - start, targets_M[inside]
-            logprobs_M[inside] = logits[rows, targets] - log_partition[rows]
-            if tail:
-                logits[rows, targets] = -torch.inf
-                log_tail_N[start:end] = logits.logsumexp(-1) - log_partition
-        ctx.save_for_backward(hidden_NH, weight_VH, rows_M, targets_M)
-        ctx.tail = tail
-        return logprobs_M, log_tail_N
+        decisions_R: Tensor,
+        top_ids_RK: Tensor,
+    ) -> tuple[Tensor, ...]:
+        wide = torch.promote_types(hidden_NH.dtype, torch.float32)
+        logprobs_M = hidden_NH.new_empty(len(rows_M), dtype=wide)
+        top_logprobs_RK = hidden_NH.new_empty(top_ids_RK.shape, dtype=wide)
+        log_tail_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
+        best_of_tail_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
+        log_partition_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
+        for start, end, pairs in head_chunks(hidden_NH, rows_M):
+            logits = head_logits(hidden_NH[start:end], weight_VH, bias_V, softcap)
+            rows = rows_M[pairs] - start
+            pair_logits = logits[rows, targets_M[pairs]]
+            here = within(decisions_R, start, end)
+            deciding, top_ids = decisions_R[here, None] - start, top_ids_RK[here]
+            top_logits = logits[deciding, top_ids]
+            logits[deciding, top_ids] = -torch.inf
+            best = logits.amax(-1)
+            # in place: a position whose tail is empty has −inf − 0
+            shift = best.masked_fill(best == -torch.inf, 0.0)
+            log_rest = logits.sub_(shift[:, None]).exp_().sum(-1).log_().add_(shift)
+            log_partition = log_rest.clone()
+            log_partition[deciding[:, 0]] = torch.logaddexp(
+                log_rest[deciding[:, 0]], top_logits.logsumexp(-1)
+            )
+            logprobs_M[pairs] = pair_logits - log_partition[rows]
+            top_logprobs_RK[here] = top_logits - log_partition[deciding]
+            log_tail_N[start:end] = log_rest - log_partition
+            best_of_tail_N[start:end] = best - log_partition
+            log_partition_N[start:end] = log_partition
+        ctx.save_for_backward(
+            hidden_NH, weight_VH, bias_V, rows_M, targets_M, decisions_R, top_ids_RK,
+            top_logprobs_RK, log_tail_N, log_partition_N,
+        )  # fmt: skip
+        ctx.softcap = softcap
+        best_of_tail_R = best_of_tail_N[decisions_R]
+        ctx.mark_non_differentiable(best_of_tail_R)
+        return logprobs_M, top_logprobs_RK, log_tail_N[decisions_R], best_of_tail_R
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_M, gradient_tail_N = gradients
-        hidden_NH, weight_VH, rows_M, targets_M = ctx.saved_tensors
+        gradient_M, gradient_RK, gradient_tail_R, _ = gradients
+        hidden_NH, weight_VH, bias_V, rows_M, targets_M, decisions_R, top_ids_RK = (
+            ctx.saved_tensors[:7]
+        )
+        top_logprobs_RK, log_tail_N, log_partition_N = ctx.saved_tensors[7:]
+        total_N = torch.zeros_like(log_tail_N).index_add_(0, rows_M, gradient_M)
+        total_N[decisions_R] += gradient_RK.sum(-1) + gradient_tail_R
+        of_tail_N = total_N.mul(-log_tail_N.exp())
+        of_tail_N[decisions_R] += gradient_tail_R
+        of_head_RK = gradient_RK - total_N[decisions_R, None] * top_logprobs_RK.exp()
+        log_rest_N = log_tail_N + log_partition_N
         gradient_hidden = torch.empty_like(hidden_NH)
-        gradient_weight = torch.zeros_like(weight_VH, dtype=gradient_M.dtype)
-        for start, end, inside in head_chunks(hidden_NH, weight_VH, rows_M):
+        gradient_weight = torch.zeros_like(weight_VH, dtype=total_N.dtype)
+        gradient_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=total_N.dtype)
+        for start, end, pairs in head_chunks(hidden_NH, rows_M):
             hidden = hidden_NH[start:end]
-            logits = (hidden @ weight_VH.T).to(gradient_M.dtype)
-            rows, targets = rows_M[inside] - start, targets_M[inside]
-            gradient = gradient_M[inside]
-            total = torch.zeros_like(logits[:, 0]).index_add_(0, rows, gradient)
-            if ctx.tail:
-                tail = gradient_tail_N[start:end]
-                off_head = logits.index_put((rows, targets), logits.new_tensor(-torch.inf))
-                gradient_logits = off_head.softmax(-1).nan_to_num_(0.0).mul_(tail[:, None])
-                gradient_logits.sub_(logits.softmax(-1).mul_((total + tail)[:, None]))
-            else:
-                gradient_logits = logits.softmax(-1).mul_(-total[:, None])
-            gradient_logits.index_put_((rows, targets), gradient, accumulate=True)
-            gradient_logits = gradient_logits.to(hidden.dtype)
-            gradient_hidden[start:end] = gradient_logits @ weight_VH
-            gradient_weight += gradient_logits.T @ hidden
-        return gradient_hidden, gradient_weight.to(weight_VH.dtype), None, None, None
+            logits = head_logits(hidden, weight_VH, bias_V, ctx.softcap)
+            slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square_()
+            gradient = logits.sub_(log_rest_N[start:end, None]).exp_()
+            gradient.mul_(of_tail_N[start:end, None])
+            here = within(decisions_R, start, end)
+            gradient[decisions_R[here, None] - start, top_ids_RK[here]] = of_head_RK[here]
+            at = (rows_M[pairs] - start, targets_M[pairs])
+            gradient.index_put_(at, gradient_M[pairs], accumulate=True)
+            if slope is not None:
+                gradient.mul_(slope)
+            if gradient_bias is not None:
+                gradient_bias += gradient.sum(0)
+            gradient = gradient.to(hidden.dtype)
+            gradient_hidden[start:end] = gradient @ weight_VH
+            gradient_weight += gradient.T @ hidden
+        return (
+            gradient_hidden,
+            gradient_weight.to(weight_VH.dtype),
+            None if gradient_bias is None else gradient_bias.to(bias_V.dtype),
+            *[None] * 5,
+        )
 
 
-def head_chunks(
-    hidden_NH: Tensor, weight_VH: Tensor, rows_M: Tensor
-) -> list[tuple[int, int, Tensor]]:
-    """(start, end, indices into M of what lies between) such that a chunk's logits fit."""
-    size = max(1, CHUNK_BYTES // (4 * len(weight_VH)))
-    starts = range(0, len(hidden_NH), size)
-    if len(starts) == 1:
-        return [(0, len(hidden_NH), torch.arange(len(rows_M), device=rows_M.device))]
-    return [
-        (start, start + size, ((rows_M >= start) & (rows_M < start + size)).nonzero()[:, 0])
-        for start in starts
-    ]
-
-
-def head_logprobs(
-    hidden_NH: Tensor, weight_VH: Tensor, rows_M: Tensor, targets_M: Tensor
+def head_logits(
+    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap: float | None
 ) -> Tensor:
-    """Log-probabilities [M] of token `targets_M` at position `rows_M`; never [N, V] in memory."""
-    logprobs_M: Tensor = _HeadLogprobs.apply(hidden_NH, weight_VH, rows_M, targets_M, False)[0]
-    return logprobs_M
+    """Logits [N, V] of few positions, at least in float32; `softcap` bounds them smoothly."""
+    return widened(F.linear(hidden_NH, weight_VH, bias_V), softcap)
 
 
-def head_topk_logprobs(
-    hidden_NH: Tensor, weight_VH: Tensor, top_ids_NK: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N, K] of given tokens and the log-mass [N] of all others."""
-    n, k = top_ids_NK.shape
-    rows = torch.arange(n, device=top_ids_NK.device).repeat_interleave(k)
-    logprobs, log_tail = _HeadLogprobs.apply(hidden_NH, weight_VH, rows, top_ids_NK.flatten(), True)
-    return logprobs.view(n, k), log_tail
+def widened(logits: Tensor, softcap: float | None) -> Tensor:
+    """Raw logits as at least float32, bounded smoothly by `softcap` where there is one."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def head_chunks(hidden_NH: Tensor, rows_M: Tensor) -> list[tuple[int, int, Tensor]]:
+    """(start, end, indices into M of what lies between) of each chunk."""
+    size = CHUNK_ROWS
+    starts = range(0, len(hidden_NH), size)
+    return [(start, start + size, within(rows_M, start, start + size)) for start in starts]
+
+
+def within(rows: Tensor, start: int, end: int) -> Tensor:
+    """Indices of the rows in [start, end)."""
+    return ((rows >= start) & (rows < end)).nonzero()[:, 0]
 
 
 def choice_scores(logprobs_M: Tensor, response_of_M: Tensor, choice_mask_BC: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Recalibrate the teacher's candidate probabilities, so that its confidence is honest.
 
-Each recalibration is fitted on decisions of the calibration split and applied to [R, K]
-log-probabilities. The tail mass stays what it was under all but `paper`, which as published gives
-everything to the candidates.
+Each recalibration is fitted on decisions of the calibration split and applied to log-probabilities
+[R, K] and tail masses [R]; what its probabilities lack to 1 is the tail's. `temperature` and
+`label_smoothing` leave the tail as it was, `platt` and `isotonic` rescale it with the others, and
+`paper`, as published, gives everything to the candidates.
 """
 
 import math
@@ -13,10 +14,12 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from firstkd.errors import ArtifactError
-from firstkd.metrics import expected_calibration_error
+from firstkd.metrics import Bools, expected_calibration_error
 from firstkd.settings import CalibrateSettings
 
 
@@ -24,11 +27,17 @@ class Recalibration(Protocol):
     kind: ClassVar[str]
 
     @classmethod
-    def fit(cls, logprobs_RK: Tensor, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
-        """Fit to candidates' log-probabilities and, per decision, True at the right one if any."""
+    def fit(
+        cls,
+        logprobs_RK: Tensor,
+        tail_mass_R: Tensor,
+        is_right_RK: Tensor,
+        settings: CalibrateSettings,
+    ) -> Self:
+        """Fit to candidates, the mass of what is none, and True at the right one if any."""
         ...
 
-    def apply(self, logprobs_RK: Tensor) -> Tensor:
+    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
         """Return probabilities [R, K]; a candidate of log-probability −inf stays at 0."""
         ...
 
@@ -40,10 +49,16 @@ class Identity:
     kind: ClassVar[str] = "none"
 
     @classmethod
-    def fit(cls, logprobs_RK: Tensor, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
+    def fit(
+        cls,
+        logprobs_RK: Tensor,
+        tail_mass_R: Tensor,
+        is_right_RK: Tensor,
+        settings: CalibrateSettings,
+    ) -> Self:
         return cls()
 
-    def apply(self, logprobs_RK: Tensor) -> Tensor:
+    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
         return logprobs_RK.exp()
 
 
@@ -55,17 +70,23 @@ class Temperature:
     kind: ClassVar[str] = "temperature"
 
     @classmethod
-    def fit(cls, logprobs_RK: Tensor, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
+    def fit(
+        cls,
+        logprobs_RK: Tensor,
+        tail_mass_R: Tensor,
+        is_right_RK: Tensor,
+        settings: CalibrateSettings,
+    ) -> Self:
         def negative_log_likelihood(temperature: float) -> float:
-            return candidate_nll(cls(temperature).apply(logprobs_RK), is_right_RK)
+            return candidate_nll(cls(temperature).apply(logprobs_RK, tail_mass_R), is_right_RK)
 
         def calibration_error(temperature: float) -> float:
-            return _ece(cls(temperature).apply(logprobs_RK), is_right_RK)
+            return _ece(cls(temperature).apply(logprobs_RK, tail_mass_R), is_right_RK)
 
         objective = negative_log_likelihood if settings.criterion == "nll" else calibration_error
         return cls(minimise_over_log(objective, settings.max_temperature))
 
-    def apply(self, logprobs_RK: Tensor) -> Tensor:
+    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
         mass = logprobs_RK.exp().sum(-1, keepdim=True)
         return mass * (logprobs_RK / self.temperature).softmax(-1)
 
@@ -81,15 +102,21 @@ class Paper:
     kind: ClassVar[str] = "paper"
 
     @classmethod
-    def fit(cls, logprobs_RK: Tensor, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
+    def fit(
+        cls,
+        logprobs_RK: Tensor,
+        tail_mass_R: Tensor,
+        is_right_RK: Tensor,
+        settings: CalibrateSettings,
+    ) -> Self:
         def best(grid: np.ndarray) -> float:
-            errors = [_ece(cls(c).apply(logprobs_RK), is_right_RK) for c in grid]
+            errors = [_ece(cls(c).apply(logprobs_RK, tail_mass_R), is_right_RK) for c in grid]
             return float(grid[int(np.argmin(errors))])
 
         coarse = best(np.arange(1, 11) / 10)
         return cls(best(np.clip(coarse + np.arange(-5, 6) / 50, 0.02, 1.0)))
 
-    def apply(self, logprobs_RK: Tensor) -> Tensor:
+    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
         exists = torch.isfinite(logprobs_RK)
         return (logprobs_RK.exp() / self.c).masked_fill(~exists, -torch.inf).softmax(-1)
 
@@ -102,10 +129,16 @@ class LabelSmoothing:
     kind: ClassVar[str] = "label_smoothing"
 
     @classmethod
-    def fit(cls, logprobs_RK: Tensor, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
+    def fit(
+        cls,
+        logprobs_RK: Tensor,
+        tail_mass_R: Tensor,
+        is_right_RK: Tensor,
+        settings: CalibrateSettings,
+    ) -> Self:
         return cls()
 
-    def apply(self, logprobs_RK: Tensor) -> Tensor:
+    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
         probabilities = logprobs_RK.exp()
         exists = torch.isfinite(logprobs_RK)
         others = (exists.sum(-1, keepdim=True) - 1).clamp_min(1)
@@ -115,8 +148,107 @@ class LabelSmoothing:
         return smoothed.scatter_add(-1, top, -given - given / others)
 
 
+@dataclass(frozen=True)
+class Platt:
+    """Top-1 confidence σ(slope · logit c + intercept), the rest rescaled (Platt 1999)."""
+
+    slope: float
+    intercept: float
+    kind: ClassVar[str] = "platt"
+
+    @classmethod
+    def fit(
+        cls,
+        logprobs_RK: Tensor,
+        tail_mass_R: Tensor,
+        is_right_RK: Tensor,
+        settings: CalibrateSettings,
+    ) -> Self:
+        odds = TopAgainstRest.of(logprobs_RK, tail_mass_R).log_odds_R.double().numpy()
+        right = _top_is_right(logprobs_RK, is_right_RK)
+        # Platt's own targets instead of 0 and 1: finite even where all or none are right
+        positive, negative = right.sum(), (~right).sum()
+        target = np.where(right, (positive + 1) / (positive + 2), 1 / (negative + 2))
+        fitted = LogisticRegression(C=np.inf).fit(
+            np.concatenate([odds, odds])[:, None],
+            np.repeat([1, 0], len(odds)),
+            sample_weight=np.concatenate([target, 1 - target]),
+        )
+        return cls(float(fitted.coef_[0, 0]), float(fitted.intercept_[0]))
+
+    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
+        top = TopAgainstRest.of(logprobs_RK, tail_mass_R)
+        return top.with_confidence((self.slope * top.log_odds_R + self.intercept).sigmoid())
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """Top-1 confidence by a rising step-wise linear function, the rest rescaled.
+
+    Zadrozny and Elkan 2002; between `confidences` their `accuracies` are interpolated.
+    """
+
+    confidences: list[float]
+    accuracies: list[float]
+    kind: ClassVar[str] = "isotonic"
+
+    @classmethod
+    def fit(
+        cls,
+        logprobs_RK: Tensor,
+        tail_mass_R: Tensor,
+        is_right_RK: Tensor,
+        settings: CalibrateSettings,
+    ) -> Self:
+        confidence = logprobs_RK.exp().amax(-1).double().numpy()
+        right = _top_is_right(logprobs_RK, is_right_RK)
+        # as far from certainty as so many decisions can tell (Laplace's rule of succession)
+        least = 1 / (len(right) + 2)
+        fitted = IsotonicRegression(y_min=least, y_max=1 - least).fit(confidence, right)
+        return cls(fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist())
+
+    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
+        top = TopAgainstRest.of(logprobs_RK, tail_mass_R)
+        confidence = np.interp(
+            logprobs_RK.exp().amax(-1).double().numpy(), self.confidences, self.accuracies
+        )
+        return top.with_confidence(torch.from_numpy(confidence).to(logprobs_RK.dtype))
+
+
+@dataclass(frozen=True)
+class TopAgainstRest:
+    """Decisions as one against all: the most probable candidate, and everything else."""
+
+    top_R1: Tensor
+    """Index of the most probable candidate."""
+    others_RK: Tensor
+    """Log-probabilities of the other candidates, −inf at the top."""
+    log_rest_R: Tensor
+    """Of the other candidates and the tail together."""
+    log_odds_R: Tensor
+    """Top against rest, kept finite."""
+
+    @classmethod
+    def of(cls, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Self:
+        log_top_R1, top_R1 = logprobs_RK.max(-1, keepdim=True)
+        others_RK = logprobs_RK.scatter(-1, top_R1, -torch.inf)
+        # not 1 − top, which near certainty is rounding
+        log_rest_R = torch.logaddexp(others_RK.logsumexp(-1), tail_mass_R.log())
+        log_odds_R = (log_top_R1[:, 0] - log_rest_R).clamp(-30, 30)
+        return cls(top_R1, others_RK, log_rest_R, log_odds_R)
+
+    def with_confidence(self, confidence_R: Tensor) -> Tensor:
+        """Probabilities [R, K]: this of the top, and the rest shared as before.
+
+        Where little confidence is left to it, another candidate may come to be the most probable.
+        """
+        log_rest_R1 = self.log_rest_R.clamp_min(torch.finfo(self.log_rest_R.dtype).min)[:, None]
+        shared = (self.others_RK - log_rest_R1).exp() * (1 - confidence_R)[:, None]
+        return shared.scatter(-1, self.top_R1, confidence_R[:, None])
+
+
 RECALIBRATIONS: dict[str, type[Recalibration]] = {
-    r.kind: r for r in (Identity, Temperature, Paper, LabelSmoothing)
+    r.kind: r for r in (Identity, Temperature, Paper, LabelSmoothing, Platt, Isotonic)
 }
 
 
@@ -145,6 +277,25 @@ def candidate_nll(probabilities_RK: Tensor, is_right_RK: Tensor) -> float:
     return float(-probability.double().clamp_min(1e-30).log().mean())
 
 
+def temperature_interval(
+    logprobs_RK: Tensor,
+    tail_mass_R: Tensor,
+    is_right_RK: Tensor,
+    settings: CalibrateSettings,
+    seed: int,
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the fitted temperature over decisions."""
+    size = len(is_right_RK)
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(settings.bootstrap_samples):
+        chosen = torch.from_numpy(generator.integers(size, size=size))
+        sample = logprobs_RK[chosen], tail_mass_R[chosen], is_right_RK[chosen]
+        found.append(Temperature.fit(*sample, settings).temperature)
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def minimise_over_log(function: Callable[[float], float], upper: float) -> float:
     """Argmin over [1/upper, upper] by a bounded scalar search in the logarithm."""
     bound = math.log(upper)
@@ -155,6 +306,11 @@ def minimise_over_log(function: Callable[[float], float], upper: float) -> float
 
 
 def _ece(probabilities_RK: Tensor, is_right_RK: Tensor) -> float:
-    confidence, top = probabilities_RK.max(-1)
-    correct = is_right_RK.gather(-1, top[:, None])[:, 0]
-    return float(expected_calibration_error(confidence.numpy(), correct.numpy()))
+    correct = _top_is_right(probabilities_RK, is_right_RK)
+    confidence = probabilities_RK.amax(-1).numpy()
+    return float(expected_calibration_error(confidence, correct))
+
+
+def _top_is_right(scores_RK: Tensor, is_right_RK: Tensor) -> Bools:
+    right: Bools = is_right_RK.gather(-1, scores_RK.argmax(-1, keepdim=True))[:, 0].numpy()
+    return right

@@ -1,6 +1,7 @@
 """A causal language model as a scorer of responses: from a packed batch to log-probabilities."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from firstkd.objective import choice_scores, head_logprobs, head_topk_logprobs
+from firstkd.objective import (
+    HeadScores,
+    choice_scores,
+    head_chunks,
+    head_logits,
+    head_scores,
+)
 from firstkd.packing import Batch, batches_by_length, pack
 from firstkd.prompts import Question
 
@@ -16,18 +23,32 @@ from firstkd.prompts import Question
 class ScoringHead(nn.Module):
     """The output embedding, asked for some log-probabilities instead of all logits.
 
-    A module of its own, so that what hooks into modules (ZeRO, data parallelism) sees its use.
+    A module of its own, and called as one, so that what hooks into modules (ZeRO, data
+    parallelism) sees its use.
     """
 
-    def __init__(self, head: Any) -> None:
+    def __init__(self, head: Any, softcap: float | None) -> None:
         super().__init__()
         self.weight = head.weight
+        self.bias = head.bias
+        self.softcap = softcap
 
-    def forward(self, hidden_NH: Tensor, rows_M: Tensor, targets_M: Tensor) -> Tensor:
-        return head_logprobs(hidden_NH, self.weight, rows_M, targets_M)
+    def forward(
+        self,
+        hidden_NH: Tensor,
+        rows_M: Tensor,
+        targets_M: Tensor,
+        decisions_R: Tensor,
+        top_ids_RK: Tensor,
+    ) -> HeadScores:
+        return head_scores(
+            hidden_NH, self.weight, rows_M, targets_M, decisions_R, top_ids_RK,
+            self.bias, self.softcap,
+        )  # fmt: skip
 
-    def topk(self, hidden_NH: Tensor, top_ids_NK: Tensor) -> tuple[Tensor, Tensor]:
-        return head_topk_logprobs(hidden_NH, self.weight, top_ids_NK)
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Logits [N, V] in float32: for few positions at a time."""
+        return head_logits(hidden_NH, self.weight, self.bias, self.softcap)
 
 
 class ResponseScorer(nn.Module):
@@ -36,7 +57,8 @@ class ResponseScorer(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.backbone = model.base_model
-        self.head = ScoringHead(model.get_output_embeddings())
+        softcap = getattr(model.config, "final_logit_softcapping", None)
+        self.head = ScoringHead(model.get_output_embeddings(), softcap)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [N, H] at the supervised positions."""
@@ -53,25 +75,24 @@ class ResponseScorer(nn.Module):
         ).last_hidden_state
         return hidden_BLH.flatten(0, 1)[batch.positions_N]
 
-    def forward(
-        self, batch: Batch, top_ids_RK: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Log-probabilities [M] of the batch's scored tokens.
+    def forward(self, batch: Batch, top_ids_RK: Tensor | None = None) -> HeadScores:
+        """Score the batch's M tokens, and `top_ids_RK` at each of the R tokens of right responses.
 
-        With `top_ids_RK` also, at each of the R tokens of right responses, the log-probabilities
-        [R, K] of these ids and the log-mass [R] of all others.
+        Without `top_ids_RK` there are no decisions: R = 0.
         """
-        hidden = self.hidden(batch)
-        logprobs = self.head(hidden, batch.rows_M, batch.targets_M)
+        decisions_R = batch.rows_M[batch.is_gold_M]
         if top_ids_RK is None:
-            return logprobs, None, None
-        return logprobs, *self.head.topk(hidden[batch.rows_M[batch.is_gold_M]], top_ids_RK)
+            decisions_R = decisions_R[:0]
+            top_ids_RK = decisions_R[:, None]
+        scores: HeadScores = self.head(
+            self.hidden(batch), batch.rows_M, batch.targets_M, decisions_R, top_ids_RK
+        )
+        return scores
 
 
-def cross_entropy(scorer: ResponseScorer, batch: Batch) -> Tensor:
+def cross_entropy(scorer: ResponseScorer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean over the tokens of right responses."""
-    logprobs: Tensor = scorer(batch)[0]
-    return -logprobs[batch.is_gold_M].mean()
+    return -scorer(batch).logprobs_M[batch.is_gold_M].mean(), {}
 
 
 @torch.inference_mode()
@@ -88,8 +109,45 @@ def score_questions(
     with tqdm(total=len(questions), desc=title, unit="question", disable=not title) as progress:
         for index in batches_by_length(questions, batch_size):
             batch = pack(questions, index).to(model.device)
-            logprobs, _, _ = scorer(batch)
+            logprobs = scorer(batch).logprobs_M
             scores = choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)
             scores_EC[index, : scores.shape[1]] = scores.cpu()
             progress.update(len(index))
     return scores_EC
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a model thinks at each of T tokens of right responses, given what comes before."""
+
+    confidence_T: Tensor
+    """Probability of the token it finds most probable."""
+    correct_T: Tensor
+    """True where that is the token."""
+    probability_T: Tensor
+    """Of the token itself."""
+
+
+@torch.inference_mode()
+def score_tokens(
+    model: PreTrainedModel, questions: Sequence[Question], batch_size: int, title: str = ""
+) -> TokenScores:
+    """Score every token of the right responses, teacher-forced, in float32.
+
+    With a title, progress is shown under it.
+    """
+    scorer = ResponseScorer(model).eval()
+    questions = [question.gold_only() for question in questions]
+    parts = []
+    with tqdm(total=len(questions), desc=title, unit="question", disable=not title) as progress:
+        for index in batches_by_length(questions, batch_size):
+            batch = pack(questions, index).to(model.device)
+            hidden = scorer.hidden(batch)
+            for start, end, inside in head_chunks(hidden, batch.rows_M):
+                logprobs = scorer.head.logits(hidden[start:end]).log_softmax(-1)
+                best, predicted = logprobs[batch.rows_M[inside] - start].max(-1)
+                targets = batch.targets_M[inside]
+                gold = logprobs[batch.rows_M[inside] - start, targets]
+                parts.append((best.exp().cpu(), (predicted == targets).cpu(), gold.exp().cpu()))
+            progress.update(len(index))
+    return TokenScores(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-RecalibrationName = Literal["none", "temperature", "paper", "label_smoothing"]
+RecalibrationName = Literal["none", "temperature", "paper", "label_smoothing", "platt", "isotonic"]
 
 
 class Section(BaseModel):
@@ -143,6 +143,8 @@ class ExtractSettings(Section):
 class CalibrateSettings(Section):
     criterion: Literal["nll", "ece"]
     max_temperature: Annotated[float, Field(gt=1)]
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    """For the interval of the fitted temperature."""
 
 
 class PruneSettings(Section):

@@ -9,8 +9,10 @@ import logging
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -34,8 +36,8 @@ with unimportable("mlflow"):  # seconds, for an autotuner that nobody uses
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
 
-Loss = Callable[[ResponseScorer, Batch], Tensor]
-"""From the model and a batch to the mean loss of the batch's questions."""
+Loss = Callable[[ResponseScorer, Batch], tuple[Tensor, dict[str, Tensor]]]
+"""From the model and a batch to the mean loss of its questions, and what else is to be shown."""
 
 
 def train(
@@ -46,7 +48,8 @@ def train(
     settings: TrainingSettings,
     live_curve: Path,
 ) -> list[dict[str, float]]:
-    """Train `model` in place and return its curve: step, loss, learning rate, gradient norm.
+    """Train `model` in place and return its curve: step, loss, learning rate, gradient norm, and
+    the loss's own measures as means over the micro-batches that have them.
 
     `plan` is every micro-batch in order, as indices of questions (`training_plan`).
 
@@ -72,11 +75,14 @@ def train(
             learning_rate = _set_learning_rate(engine, settings, step, steps)
             indices = plan[step * accumulation : (step + 1) * accumulation]
             tokens, value = 0, 0.0
+            measured: defaultdict[str, list[float]] = defaultdict(list)
             for index in indices:
                 batch = pack(questions, index).to(engine.device)
-                batch_loss = loss(engine, batch)
+                batch_loss, measures = loss(engine, batch)
                 engine.backward(batch_loss)
                 value += batch_loss.item() / accumulation
+                for name, measure in measures.items():
+                    measured[name].append(measure.item())
                 tokens += batch.tokens
                 engine.step()
             norm = float(engine.get_global_grad_norm())
@@ -86,6 +92,7 @@ def train(
                 "loss": value,
                 "learning_rate": learning_rate,
                 "gradient_norm": norm,
+                **{name: fmean(values) for name, values in measured.items()},
             }
             curve.append(point)
             speed = tokens / (time.monotonic() - started)

@@ -18,7 +18,7 @@ from firstkd.metrics import Predictions
 from firstkd.models import load_tokenizer
 from firstkd.plots import save_reliability
 from firstkd.prompts import Question, encode
-from firstkd.recalibration import RECALIBRATIONS, to_json
+from firstkd.recalibration import RECALIBRATIONS, temperature_interval, to_json
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
 from tasks.identity import knowledge_identity
@@ -42,18 +42,36 @@ def main(root: Path = Path(".")) -> None:
         store.check(made_from, questions)
         knowledge = store.decoded()
         is_right = knowledge.is_right(gold_ids(kind, questions))
+        candidates = knowledge.top_logprobs, knowledge.tail_mass
+        metrics[kind] = {}
         for name, recalibration in RECALIBRATIONS.items():
-            best = recalibration.fit(knowledge.top_logprobs, is_right, settings.calibrate)
+            best = recalibration.fit(*candidates, is_right, settings.calibrate)
             fitted[name][kind] = to_json(best)
-            after = predictions(best.apply(knowledge.top_logprobs), knowledge, is_right)
-            metrics.setdefault(kind, {})[name] = after.values()
-            log.info("%s decisions: %s, ECE %.3f", kind, best, metrics[kind][name]["ece"])
+            after = predictions(best.apply(*candidates), knowledge, is_right)
+            metrics[kind][name] = after.values()
             diagrams[f"{kind}: {name}"] = after
+        low, high = temperature_interval(
+            *candidates, is_right, settings.calibrate, settings.runtime.seed
+        )
+        value = fitted["temperature"][kind]["temperature"]
+        metrics[kind]["temperature"]["temperature"] = {"value": value, "low": low, "high": high}
+        log.info("%s decisions, T = %.2f (%.2f–%.2f):", kind, value, low, high)
+        for line in table(metrics[kind]):
+            log.info("  %s", line)
     with atomic_folder(root / "data/calibrate") as folder:
         for name, by_kind in fitted.items():
             write_json(folder / f"{name}.json", by_kind)
         write_json(folder / "metrics.json", metrics)
         save_reliability(folder / "reliability.png", diagrams)
+
+
+def table(metrics: dict[str, Any]) -> list[str]:
+    """Lines that compare the recalibrations; `none` is before any."""
+    shown = ("accuracy", "ece", "nll", "brier")
+    lines = [f"{'':16}" + "".join(f"{name:>10}" for name in shown)]
+    for name, found in metrics.items():
+        lines.append(f"{name:16}" + "".join(f"{found[metric]:10.3f}" for metric in shown))
+    return lines
 
 
 def stored_kinds(folder: Path) -> list[Kind]:

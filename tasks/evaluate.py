@@ -1,6 +1,7 @@
 """Measure one model: how often it is right, and whether it knows.
 
 Its own temperature is fitted on the calibration split, and goes with it wherever it is served.
+Of questions with choices the answer counts, of open text every token, given those before it.
 
 Reads   data/FOLDER/ (the model, from params.yaml: evaluate.models),
         data/prepare/{calibration,test}.parquet, data/prepare/ood_*.parquet
@@ -26,7 +27,7 @@ from firstkd.models import load_model, load_tokenizer
 from firstkd.prompts import encode
 from firstkd.recalibration import Temperature
 from firstkd.reproducibility import deterministic
-from firstkd.scoring import score_questions
+from firstkd.scoring import TokenScores, score_questions, score_tokens
 from firstkd.settings import EvaluateSettings, load_settings
 from tasks.stage import run_stage
 
@@ -43,19 +44,36 @@ def main(root: Path, model: str) -> None:
     tokenizer, network = load_tokenizer(folder), load_model(folder, "bf16")
     prepared = root / "data/prepare"
     out_of_domain = sorted(prepared.glob("ood_*.parquet"))
-    scored = {}
+    size, samples = settings.evaluate.micro_batch_size, settings.evaluate.bootstrap_samples
+    scored, open_text = {}, {}
     for path in [prepared / "calibration.parquet", prepared / "test.parquet", *out_of_domain]:
-        questions = encode(choice_examples(path), tokenizer, settings.prompt)
+        questions = encode(read_examples(path), tokenizer, settings.prompt)
         title = f"{model} on {path.stem}"
-        size = settings.evaluate.micro_batch_size
-        scored[path.stem] = Scored(
-            ids=[question.id for question in questions],
-            scores=score_questions(network, questions, size, title),
-            answer_index=torch.tensor([question.gold for question in questions]),
-        )
+        if with_choices := [q for q in questions if len(q.responses) > 1]:
+            scored[path.stem] = Scored(
+                ids=[question.id for question in with_choices],
+                scores=score_questions(network, with_choices, size, title),
+                answer_index=torch.tensor([question.gold for question in with_choices]),
+                by_one_token=all(len(r) == 1 for q in with_choices for r in q.responses),
+            )
+        without = [q for q in questions if len(q.responses) == 1]
+        if without and path.stem != "calibration":
+            tokens = score_tokens(network, without, size, f"{title}, open text")
+            open_text[path.stem.removeprefix("ood_")] = {
+                "examples": len(without),
+                "tokens": len(tokens.correct_T),
+                "raw": token_predictions(tokens).summary(samples, settings.runtime.seed),
+            }
+    for split in ("calibration", "test"):
+        if split not in scored:
+            raise DataValidationError(
+                f"{prepared / split}.parquet: no questions with choices, on which a model's "
+                "temperature is fitted and its answers are measured"
+            )
     fitted = scored.pop("calibration")
+    no_tail = torch.zeros(len(fitted.ids))
     temperature = Temperature.fit(
-        fitted.scores.log_softmax(-1), fitted.is_right, settings.calibrate
+        fitted.scores.log_softmax(-1), no_tail, fitted.is_right, settings.calibrate
     ).temperature
     seed = settings.runtime.seed
     sets = {
@@ -67,6 +85,7 @@ def main(root: Path, model: str) -> None:
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "temperature": temperature,
         "sets": sets,
+        "open_text": open_text,
     }
     tables = [
         prediction_table(name.removeprefix("ood_"), split, temperature)
@@ -95,6 +114,8 @@ class Scored:
     ids: list[str]
     scores: Tensor
     answer_index: Tensor
+    by_one_token: bool
+    """Whether every choice is a single token, so that its score is its probability's logarithm."""
 
     @property
     def is_right(self) -> Tensor:
@@ -105,23 +126,33 @@ class Scored:
         return Predictions.of_choices(scores, self.answer_index.numpy())
 
 
-def choice_examples(path: Path) -> list[dict[str, Any]]:
-    examples = [example for example in read_examples(path) if example["choices"] is not None]
-    if not examples:
-        raise DataValidationError(f"{path}: no questions with choices, which evaluate measures")
-    return examples
+def token_predictions(tokens: TokenScores) -> Predictions:
+    """One decision per token, whose only candidate is what the model finds most probable."""
+    return Predictions(
+        probabilities=tokens.confidence_T.double().numpy()[:, None],
+        is_right=tokens.correct_T.numpy()[:, None],
+        gold_probability=tokens.probability_T.double().numpy(),
+    )
 
 
 def summarise(
     split: Scored, temperature: float, settings: EvaluateSettings, seed: int
 ) -> dict[str, Any]:
-    """Return the metrics of the model as it is (`raw`) and at its own temperature."""
+    """Return the metrics of the model as it is (`raw`) and at its own temperature.
+
+    Both read confidence over the choices; where each choice is one token, `vocabulary` reads it
+    over the whole vocabulary, as published evaluations do.
+    """
     samples = settings.bootstrap_samples
-    return {
+    found: dict[str, Any] = {
         "examples": len(split.ids),
         "raw": split.predictions().summary(samples, seed),
         "calibrated": split.predictions(temperature).summary(samples, seed),
     }
+    if split.by_one_token:
+        answers = Predictions.of_answer_tokens(split.scores.numpy(), split.answer_index.numpy())
+        found["vocabulary"] = answers.summary(samples, seed)
+    return found
 
 
 def prediction_table(name: str, split: Scored, temperature: float) -> pa.Table:

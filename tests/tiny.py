@@ -143,5 +143,6 @@ def write_tiny_params(root: Path) -> None:
     params["prune"]["layers"] = 1
     params["runtime"]["threads"] = 1
     params["evaluate"]["bootstrap_samples"] = 100
+    params["calibrate"]["bootstrap_samples"] = 100
     params["promote"]["max_ece"] = 1.0  # what so small a student shows is chance
     yaml.dump(params, root / "params.yaml")

@@ -43,9 +43,9 @@ def dense(model, prompt, response):
     return logits.log_softmax(-1)[len(prompt) - 1 : -1]
 
 
-@pytest.mark.parametrize("chunk_bytes", [objective.CHUNK_BYTES, 3 * 4 * 400])
-def test_token_decisions_are_the_dense_top_k(model, tmp_path, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(objective, "CHUNK_BYTES", chunk_bytes)
+@pytest.mark.parametrize("chunk_rows", [objective.CHUNK_ROWS, 3])
+def test_token_decisions_are_the_dense_top_k(model, tmp_path, monkeypatch, chunk_rows):
+    monkeypatch.setattr(objective, "CHUNK_ROWS", chunk_rows)
     store, _ = captured(model, tmp_path)
     for number, question in enumerate(QUESTIONS):
         response = question.responses[question.gold]

@@ -1,8 +1,9 @@
 import pytest
+import torch
 import torch.nn.functional as F
 
 from firstkd.capture import capture, finish
-from firstkd.distillation import DistillationLoss
+from firstkd.distillation import DistillationLoss, Lessons
 from firstkd.distributed import Ranks
 from firstkd.knowledge import KnowledgeStore
 from firstkd.models import load_model
@@ -40,15 +41,18 @@ def stores(teacher, tmp_path):
     return {k: KnowledgeStore(tmp_path / "knowledge" / k) for k in ("choice", "token")}
 
 
-def loss_of(model, stores, temperature=1.0, **weights):
+def measured(model, stores, temperature=1.0, **weights):
+    arm = Arm(recalibration="temperature", **weights)
     loss = DistillationLoss(
-        arm=Arm(recalibration="temperature", **weights),
-        choice_knowledge=stores["choice"],
-        token_knowledge=stores["token"],
-        choice_recalibration=Temperature(temperature),
-        token_recalibration=Identity(),
+        arm=arm,
+        choices=Lessons(stores["choice"], Temperature(temperature)) if arm.choices else None,
+        tokens=Lessons(stores["token"], Identity()) if arm.tokens else None,
     )
     return loss(ResponseScorer(model), pack(QUESTIONS, [1, 0]))
+
+
+def loss_of(*arguments, **weights):
+    return measured(*arguments, **weights)[0]
 
 
 def test_the_teacher_has_nothing_to_learn_from_itself(teacher, stores):
@@ -79,3 +83,49 @@ def test_terms_add_up_with_their_weights(student, stores):
 def test_every_parameter_of_the_student_learns(student, stores):
     loss_of(student, stores, choices=1.0, tokens=1.0).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+
+
+def test_the_measures_are_those_of_the_dense_distributions(teacher, student, stores):
+    _, found = measured(student, stores, choices=1.0, tokens=1.0, gold_tokens=1.0)
+    agree, mass, gold = [], [], []
+    for question in (QUESTIONS[1], QUESTIONS[0]):
+        response = question.responses[question.gold]
+        ids = torch.tensor([question.prompt + response])
+        start = len(question.prompt) - 1
+        ours, theirs = (
+            model(ids, use_cache=False).logits[0, start:-1].softmax(-1)
+            for model in (student, teacher)
+        )
+        agree += (ours.argmax(-1) == theirs.argmax(-1)).tolist()
+        mass += ours.gather(-1, theirs.topk(5).indices).sum(-1).tolist()
+        gold += ours[range(len(response)), response].log().tolist()
+    assert found["token_agreement"].item() == pytest.approx(sum(agree) / len(agree))
+    assert found["head_mass"].item() == pytest.approx(sum(mass) / len(mass), abs=1e-5)
+    assert found["gold_cross_entropy"].item() == pytest.approx(-sum(gold) / len(gold), abs=1e-5)
+    choices = [score_questions(model, QUESTIONS, 2).argmax(-1) for model in (student, teacher)]
+    expected = (choices[0] == choices[1]).float().mean()
+    assert found["choice_agreement"].item() == pytest.approx(float(expected))
+
+
+def test_the_teacher_agrees_with_itself(teacher, stores):
+    _, found = measured(teacher, stores, choices=1.0, tokens=1.0)
+    assert found["choice_agreement"] == found["token_agreement"] == 1
+    assert found["choice_kl"].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_batch_of_open_text_alone_gives_the_choices_no_loss(student, stores):
+    loss = DistillationLoss(
+        arm=Arm(recalibration="none", choices=1.0),
+        choices=Lessons(stores["choice"], Identity()),
+        tokens=None,
+    )
+    value, found = loss(ResponseScorer(student), pack([q.gold_only() for q in QUESTIONS], [0]))
+    value.backward()
+    assert value == 0 and not found
+
+
+def test_a_hook_on_the_head_sees_every_use_of_it(student, stores):
+    scorer, seen = ResponseScorer(student), []
+    scorer.head.register_forward_hook(lambda *_: seen.append(True))
+    scorer(pack(QUESTIONS, [0]), stores["token"].of_examples(torch.tensor([0])).top_ids)
+    assert seen == [True]

@@ -1,11 +1,21 @@
 import numpy as np
 import pytest
+import relplot
 import torch
 from scipy.stats import bootstrap
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from firstkd.metrics import Predictions, expected_calibration_error, reliability_bins
+from firstkd import metrics
+from firstkd.metrics import (
+    Predictions,
+    equal_mass_calibration_error,
+    expected_calibration_error,
+    maximum_calibration_error,
+    reliability_bins,
+    smooth_calibration_error,
+)
 
 
 @pytest.fixture
@@ -24,6 +34,49 @@ def test_ece_agrees_with_torchmetrics(predictions, num_bins):
     )
     ours = expected_calibration_error(predictions.confidence, predictions.correct, num_bins)
     assert float(ours) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_mce_agrees_with_torchmetrics(predictions):
+    answers = torch.tensor(predictions.is_right.argmax(-1))
+    expected = multiclass_calibration_error(
+        torch.tensor(predictions.probabilities), answers, num_classes=4, n_bins=10, norm="max"
+    )
+    ours = maximum_calibration_error(predictions.confidence, predictions.correct)
+    assert float(ours) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("sharpness", [0.2, 1.0, 4.0])
+def test_smooth_ece_agrees_with_its_authors_code(sharpness):
+    generator = np.random.default_rng(0)
+    confidence = generator.beta(4, 2, size=2000)
+    odds = sharpness * np.log(confidence / (1 - confidence))
+    correct = generator.random(2000) < 1 / (1 + np.exp(-odds))
+    expected = relplot.smECE(confidence, correct.astype(float))
+    assert float(smooth_calibration_error(confidence, correct)) == pytest.approx(expected, abs=2e-3)
+
+
+def test_equal_mass_ece_agrees_with_scikit_learn(predictions):
+    confidence, correct = predictions.confidence, predictions.correct
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=10, strategy="quantile")
+    ours = equal_mass_calibration_error(confidence, correct)  # 500 examples: 50 in each bin
+    assert float(ours) == pytest.approx(np.abs(accuracy - mean).mean(), abs=1e-9)
+
+
+def test_a_hand_worked_equal_mass_ece():
+    confidence, correct = np.array([0.9, 0.5, 0.7, 0.6]), np.array([True, False, True, True])
+    expected = 0.5 * abs(0.5 - 0.55) + 0.5 * abs(1 - 0.8)
+    found = equal_mass_calibration_error(confidence, correct, num_bins=2)
+    assert float(found) == pytest.approx(expected)
+
+
+def test_the_two_readings_of_confidence():
+    # the answer tokens hold 0.6 of the vocabulary's mass: 0.4 is 0.4 of it, and 2/3 of the choices
+    logprobs = np.log([[0.4, 0.2]])
+    over_vocabulary = Predictions.of_answer_tokens(logprobs, np.array([1]))
+    over_choices = Predictions.of_choices(logprobs, np.array([1]))
+    assert over_vocabulary.confidence[0] == pytest.approx(0.4)
+    assert over_choices.confidence[0] == pytest.approx(2 / 3)
+    assert over_vocabulary.values()["nll"] == pytest.approx(-np.log(0.2))
 
 
 def test_nll_and_brier_agree_with_scikit_learn_and_by_hand(predictions):
@@ -46,9 +99,40 @@ def test_a_hand_worked_ece():
 def test_a_bootstrap_is_one_call(predictions):
     chosen = np.random.default_rng(1).integers(500, size=(3, 500))
     confidence, correct = predictions.confidence[chosen], predictions.correct[chosen]
-    together = expected_calibration_error(confidence, correct)
-    alone = [expected_calibration_error(c, k) for c, k in zip(confidence, correct, strict=True)]
-    np.testing.assert_allclose(together, alone)
+    for error in (
+        expected_calibration_error,
+        equal_mass_calibration_error,
+        smooth_calibration_error,
+        maximum_calibration_error,
+    ):
+        alone = [error(c, k) for c, k in zip(confidence, correct, strict=True)]
+        np.testing.assert_allclose(error(confidence, correct), alone)
+
+
+def test_a_bootstrap_in_blocks_has_the_same_intervals(predictions, monkeypatch):
+    whole = predictions.summary(bootstrap_samples=1000, seed=0)
+    monkeypatch.setattr(metrics, "BLOCK", 3 * 500)
+    blocks = predictions.summary(bootstrap_samples=1000, seed=0)
+    for name, found in whole.items():
+        assert blocks[name]["value"] == found["value"]
+        assert blocks[name]["low"] == pytest.approx(found["low"], abs=0.01)
+
+
+def test_a_difference_is_paired(predictions):
+    flipped = predictions.is_right.copy()
+    flipped[:25] = np.roll(flipped[:25], 1, axis=-1)  # another answer is right in 1 of 20
+    other = Predictions(predictions.probabilities, flipped, predictions.probabilities[flipped])
+    found = predictions.difference(other, bootstrap_samples=2000, seed=0)["accuracy"]
+    expected = predictions.correct.mean() - other.correct.mean()
+    change = predictions.correct.astype(float) - other.correct
+    reference = bootstrap(
+        (change,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert found["value"] == pytest.approx(expected)
+    assert found["low"] == pytest.approx(reference.low, abs=0.004)
+    assert found["high"] == pytest.approx(reference.high, abs=0.004)
+    same = predictions.difference(predictions, bootstrap_samples=100, seed=0)
+    assert all(each == {"value": 0, "low": 0, "high": 0} for each in same.values())
 
 
 def test_intervals_agree_with_scipy(predictions):

@@ -22,7 +22,7 @@ def model(tiny_model):
 
 def scores_of(model, questions, index):
     batch = pack(questions, index)
-    logprobs = ResponseScorer(model)(batch)[0]
+    logprobs = ResponseScorer(model)(batch).logprobs_M
     return choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)
 
 

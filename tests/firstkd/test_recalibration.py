@@ -1,29 +1,49 @@
+import json
+
 import numpy as np
 import pytest
 import torch
+from sklearn.calibration import _SigmoidCalibration
 
 from firstkd.errors import ArtifactError
+from firstkd.metrics import expected_calibration_error
 from firstkd.recalibration import (
     RECALIBRATIONS,
     Identity,
+    Isotonic,
     LabelSmoothing,
     Paper,
+    Platt,
     Temperature,
     from_json,
+    temperature_interval,
     to_json,
 )
 from firstkd.settings import CalibrateSettings
 
-SETTINGS = CalibrateSettings(criterion="nll", max_temperature=20.0)
+SETTINGS = CalibrateSettings(criterion="nll", max_temperature=20.0, bootstrap_samples=100)
+ONE_TO_ONE = ("platt", "isotonic")  # these rescale the top against the rest
 
 
-def overconfident(temperature: float, size: int = 20_000) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities whose answers were drawn from the same logits divided by `temperature`."""
+def overconfident(
+    temperature: float, size: int = 20_000
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities whose answers were drawn from the same logits divided by `temperature`.
+
+    With them tail masses, which are 0, and what is right.
+    """
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(size, 5)) * 4
     honest = torch.tensor(logits / temperature).softmax(-1).numpy()
     answer = (honest.cumsum(-1) > generator.random((size, 1))).argmax(-1)
-    return torch.tensor(logits).log_softmax(-1), torch.tensor(np.arange(5) == answer[:, None])
+    is_right = torch.tensor(np.arange(5) == answer[:, None])
+    return torch.tensor(logits).log_softmax(-1), torch.zeros(size, dtype=torch.float64), is_right
+
+
+def apply(recalibration, probabilities):
+    """Apply to probabilities [R, K]; the tail is what they lack to 1."""
+    given = torch.tensor(probabilities, dtype=torch.float64)
+    return recalibration.apply(given.log(), (1 - given.sum(-1)).clamp_min(0))
 
 
 @pytest.mark.parametrize("true_temperature", [0.7, 1.0, 2.5])
@@ -33,46 +53,116 @@ def test_the_temperature_of_synthetic_data_is_found(true_temperature):
 
 
 def test_the_ece_criterion_finds_a_temperature_that_makes_confidence_honest():
-    logprobs, is_right = overconfident(2.5)
-    settings = CalibrateSettings(criterion="ece", max_temperature=20.0)
-    after = Temperature.fit(logprobs, is_right, settings).apply(logprobs)
+    logprobs, tail, is_right = overconfident(2.5)
+    settings = SETTINGS.model_copy(update={"criterion": "ece"})
+    after = Temperature.fit(logprobs, tail, is_right, settings).apply(logprobs, tail)
     confidence, top = after.max(-1)
     correct = is_right.gather(-1, top[:, None])[:, 0]
     assert float(confidence.mean()) == pytest.approx(float(correct.double().mean()), abs=0.02)
 
 
+def test_the_interval_of_a_temperature_holds_it_and_shrinks_with_the_data():
+    few = temperature_interval(*overconfident(2.5, size=400), SETTINGS, seed=0)
+    many = temperature_interval(*overconfident(2.5, size=6_400), SETTINGS, seed=0)
+    assert few[0] < 2.5 < few[1] and many[0] < 2.5 < many[1]
+    assert (many[1] - many[0]) / (few[1] - few[0]) == pytest.approx(0.25, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["temperature", *ONE_TO_ONE])
+@pytest.mark.parametrize("true_temperature", [1.0, 2.5])
+def test_after_fitting_the_ece_is_that_of_a_calibrated_sample(name, true_temperature):
+    logprobs, tail, is_right = overconfident(true_temperature, size=3_000)
+    fitted = RECALIBRATIONS[name].fit(logprobs, tail, is_right, SETTINGS)
+    top = range(len(logprobs)), logprobs.argmax(-1)  # the teacher's, which is what is fitted
+    confidence, correct = fitted.apply(logprobs, tail)[top].numpy(), is_right[top].numpy()
+    # what the same confidences show where they are right by definition: never quite 0
+    draws = np.random.default_rng(1).random((500, len(confidence))) < confidence
+    honest = expected_calibration_error(np.broadcast_to(confidence, draws.shape), draws)
+    assert float(expected_calibration_error(confidence, correct)) <= np.percentile(honest, 97.5)
+
+
+@pytest.mark.parametrize("name", ["temperature", *ONE_TO_ONE])
+def test_more_confident_before_is_no_less_confident_after(name):
+    fitted = RECALIBRATIONS[name].fit(*overconfident(2.5), SETTINGS)
+    top = torch.linspace(0.25, 1, 200, dtype=torch.float64)[:, None]
+    before = torch.cat([top, (1 - top).expand(-1, 4) / 4], dim=-1).log()
+    after = fitted.apply(before, torch.zeros(200, dtype=torch.float64))[:, 0]
+    assert (after.diff() >= -1e-12).all()
+    assert torch.isfinite(after).all()
+
+
 def test_temperature_one_is_the_identity_and_keeps_the_tail():
-    logprobs = torch.tensor([[0.5, 0.2, 0.1], [0.3, 0.2, 0.0]]).log()
-    torch.testing.assert_close(Temperature(1.0).apply(logprobs), logprobs.exp())
-    torch.testing.assert_close(Temperature(3.0).apply(logprobs).sum(-1), torch.tensor([0.8, 0.5]))
-    assert Temperature(3.0).apply(logprobs)[1, 2] == 0
+    given = [[0.5, 0.2, 0.1], [0.3, 0.2, 0.0]]
+    torch.testing.assert_close(apply(Temperature(1.0), given), torch.tensor(given).double())
+    after = apply(Temperature(3.0), given)
+    torch.testing.assert_close(after.sum(-1), torch.tensor([0.8, 0.5]).double())
+    assert after[1, 2] == 0
 
 
 def test_paper_takes_probabilities_as_logits_so_its_confidence_is_capped():
-    certain = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]).clamp_min(1e-30).log()
-    confidence = float(Paper(0.5).apply(certain).max())
+    confidence = float(apply(Paper(0.5), [[1.0, 1e-30, 1e-30, 1e-30, 1e-30]]).max())
     assert confidence == pytest.approx(np.exp(2) / (np.exp(2) + 4))
 
 
 def test_label_smoothing_moves_delta_from_the_top_to_the_others():
-    smoothed = LabelSmoothing(0.1).apply(torch.tensor([[0.6, 0.2, 0.1, 0.05, 0.05]]).log())
-    torch.testing.assert_close(smoothed, torch.tensor([[0.5, 0.225, 0.125, 0.075, 0.075]]))
+    smoothed = apply(LabelSmoothing(0.1), [[0.6, 0.2, 0.1, 0.05, 0.05]])
+    expected = torch.tensor([[0.5, 0.225, 0.125, 0.075, 0.075]]).double()
+    torch.testing.assert_close(smoothed, expected)
+
+
+def test_platt_and_isotonic_share_what_the_top_leaves_as_it_was_shared():
+    # odds of 4 to 1 become 2 to 1; the tail of 0.05 is rescaled with the others
+    after = apply(Platt(slope=0.5, intercept=0.0), [[0.8, 0.1, 0.05]])
+    torch.testing.assert_close(after, torch.tensor([[2 / 3, 1 / 6, 1 / 12]]).double())
+    after = apply(Isotonic([0.6, 1.0], [0.2, 0.6]), [[0.8, 0.1, 0.1], [0.3, 0.3, 0.1]])
+    expected = torch.tensor([[0.4, 0.3, 0.3], [0.2, 0.3 * 0.8 / 0.7, 0.1 * 0.8 / 0.7]])
+    torch.testing.assert_close(after, expected.double())
+
+
+def test_platt_agrees_with_scikit_learns_calibration():
+    logprobs, tail, is_right = overconfident(2.5, size=2_000)
+    top = logprobs.argmax(-1)
+    right = is_right[range(len(top)), top]
+    fitted = Platt.fit(logprobs, tail, is_right, SETTINGS)
+    odds = torch.logit(logprobs.exp().amax(-1))
+    expected = _SigmoidCalibration().fit(odds.numpy(), right.numpy()).predict(odds.numpy())
+    after = fitted.apply(logprobs, tail)[range(len(top)), top]
+    np.testing.assert_allclose(after, expected, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", RECALIBRATIONS)
 def test_every_recalibration_keeps_missing_candidates_at_zero_and_survives_json(name):
-    logprobs, is_right = overconfident(2.0, size=400)
+    logprobs, tail, is_right = overconfident(2.0, size=400)
     logprobs[:, -1] = -torch.inf
-    fitted = RECALIBRATIONS[name].fit(logprobs.log_softmax(-1), is_right, SETTINGS)
-    after = fitted.apply(logprobs.log_softmax(-1))
+    logprobs = logprobs.log_softmax(-1)
+    fitted = RECALIBRATIONS[name].fit(logprobs, tail, is_right, SETTINGS)
+    after = fitted.apply(logprobs, tail)
     assert (after[:, -1] == 0).all()
     torch.testing.assert_close(after.sum(-1), torch.ones(400, dtype=torch.float64))
-    assert from_json(to_json(fitted)) == fitted
+    assert from_json(json.loads(json.dumps(to_json(fitted)))) == fitted
+
+
+@pytest.mark.parametrize("name", RECALIBRATIONS)
+def test_certain_and_lone_candidates_give_probabilities(name):
+    fitted = RECALIBRATIONS[name].fit(*overconfident(2.0, size=400), SETTINGS)
+    logprobs = torch.tensor([[0.0, -200.0], [0.0, -torch.inf], [-0.7, -0.7]])
+    after = fitted.apply(logprobs, torch.zeros(3))
+    assert torch.isfinite(after).all()
+    assert (after >= 0).all() and (after.sum(-1) <= 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("name", ONE_TO_ONE)
+def test_a_teacher_that_is_always_or_never_right_is_fitted_short_of_certainty(name, right):
+    logprobs, tail, is_right = overconfident(2.0, size=50)
+    is_right = torch.arange(5) == logprobs.argmax(-1, keepdim=True)
+    fitted = RECALIBRATIONS[name].fit(logprobs, tail, is_right & right, SETTINGS)
+    after = fitted.apply(logprobs, tail)[is_right]
+    assert ((after > 0.9) & (after < 1)).all() if right else ((after < 0.1) & (after > 0)).all()
 
 
 def test_none_is_the_teacher_itself():
-    logprobs = torch.tensor([[0.5, 0.2]]).log()
-    torch.testing.assert_close(Identity().apply(logprobs), torch.tensor([[0.5, 0.2]]))
+    torch.testing.assert_close(apply(Identity(), [[0.5, 0.2]]), torch.tensor([[0.5, 0.2]]).double())
 
 
 def test_an_unknown_recalibration_is_refused():

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from ruamel.yaml import YAML
 
@@ -39,6 +41,15 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
 ):
     with pytest.raises(ConfigError, match=message):
         load_settings(with_changes(tmp_path, *path, to=value))
+
+
+def test_the_arms_that_are_commented_out_are_valid(tmp_path):
+    text = (REPOSITORY / "params.yaml").read_text()
+    commented = re.compile(r"^( +)# (direct|label_smoothing|first_paper): ", re.MULTILINE)
+    (tmp_path / "params.yaml").write_text(commented.sub(r"\1\2: ", text))
+    settings = load_settings(tmp_path / "params.yaml")
+    assert set(settings.arms) == {"sft", "first", "direct", "label_smoothing", "first_paper"}
+    assert settings.arms["first_paper"].tail == "renormalise"
 
 
 def test_a_missing_setting_is_named(tmp_path):

@@ -71,6 +71,21 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny_model, tmp_path):
     assert whole[0]["gradient_norm"] == pytest.approx(parts[0]["gradient_norm"], rel=1e-4)
 
 
+def test_the_curve_shows_the_losss_own_measures_as_means_of_micro_batches(tiny_model, tmp_path):
+    settings = SETTINGS.model_copy(update={"gradient_accumulation_steps": 2})
+
+    def loss(scorer, batch):
+        value, _ = cross_entropy(scorer, batch)
+        first = batch.index_B[0].float()
+        return value, {"first": first, **({"rare": first} if first > 1 else {})}
+
+    model = load_model(tiny_model, "fp32")
+    plan = [[1, 2], [3, 4], [5, 6], [7, 8]]
+    curve = train(model, QUESTIONS, plan, loss, settings, tmp_path / "stage/curve.jsonl")
+    assert [point["first"] for point in curve] == [2, 6]
+    assert [point["rare"] for point in curve] == [3, 6]
+
+
 def test_divergence_stops_with_the_step_and_the_examples(tiny_model, tmp_path):
     model = load_model(tiny_model, "fp32")
     model.base_model.norm.weight.data[0] = torch.nan
