@@ -184,9 +184,18 @@ class RecordSettings(Section):
 
 
 class PromoteSettings(Section):
+    """What a challenger must show to become champion; drops and rises are against the champion."""
+
     max_ece: Share
     max_accuracy_drop: Share
     max_ece_increase: Share
+    max_out_of_domain_drop: Share
+    """Of the accuracy on each out-of-domain set."""
+    max_risk: Annotated[float, Field(gt=0, le=1)]
+    """Share of the paired bootstrap's resamples that may exceed a limit: 0.05 asks for proof."""
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    require_reproducible: bool
+    """Whether a version needs a commit that rebuilds it: a git tree without uncommitted changes."""
 
 
 class RetrainSettings(Section):

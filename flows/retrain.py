@@ -65,7 +65,7 @@ def retrain(root: str = ".") -> Retrained:
         recorded = _step(record)(workspace, settings, tracking, flow_run_id)
         live.drop()
         version: ModelVersion = _step(register)(workspace, settings, tracking, recorded.run_id)
-        verdict = _step(promote)(tracking, settings, version)
+        verdict = _step(promote)(workspace, settings, tracking, version)
         _publish(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
         champion = aliases(tracking, version.name).get(CHAMPION)
         return Retrained(outcomes, recorded, str(version.version), verdict, champion)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ruamel.yaml import YAML
 
@@ -25,6 +25,8 @@ from flows.processes import OutputSink, run_group
 
 KEPT_LINES = 200
 """Of a failed stage's output, to find its error in."""
+SHOWN_CHANGES = 3
+"""Uncommitted files that are named."""
 
 
 class StageError(PipelineError):
@@ -33,6 +35,10 @@ class StageError(PipelineError):
 
 class WorkspaceBusyError(PipelineError):
     """Another retraining runs in this folder."""
+
+
+class GitError(PipelineError):
+    """Git refused; the message is its own first line."""
 
 
 class Outcome(Enum):
@@ -45,8 +51,12 @@ class Outcome(Enum):
 class GitState:
     commit: str | None
     """None outside git and before the first commit."""
-    dirty: bool
-    """Whether the commit alone does not rebuild this; dvc.lock, the result, does not count."""
+    problem: str | None
+    """Why the commit alone does not rebuild this; dvc.lock, the result, does not count."""
+
+    @property
+    def dirty(self) -> bool:
+        return self.problem is not None
 
 
 @dataclass(frozen=True)
@@ -95,9 +105,28 @@ class Workspace:
         return stages
 
     def git(self) -> GitState:
-        commit = self._git("rev-parse", "--verify", "HEAD")
-        changes = self._git("status", "--porcelain", "--", ".", ":!dvc.lock")
-        return GitState(commit, dirty=commit is None or changes != "")
+        """Return what git says of this folder; a folder without git is a state, not an error."""
+        try:
+            commit = self.run_git("rev-parse", "--verify", "HEAD")
+            self.run_git("ls-files", "--error-unmatch", "dvc.yaml", "params.yaml")
+        except GitError as error:
+            return GitState(None, f"it was made outside git ({error})")
+        changes = self.run_git("status", "--porcelain", "--", ".", ":!dvc.lock").splitlines()
+        if changes:
+            names = [change.split(maxsplit=1)[1] for change in changes[:SHOWN_CHANGES]]
+            shown = ", ".join([*names, "…"] if len(changes) > SHOWN_CHANGES else names)
+            return GitState(commit, f"it was made with uncommitted changes ({shown})")
+        return GitState(commit, None)
+
+    @contextmanager
+    def promoting(self) -> Iterator[None]:
+        """Hold the aliases for one decision; waits for another to end, which takes seconds.
+
+        Not the retraining's hold: a rollback cannot wait for a training of hours.
+        """
+        with self._lock_file("promote.lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -105,9 +134,7 @@ class Workspace:
 
         The system drops the hold when its process ends, however it ends.
         """
-        path = self.root / "logs" / "retrain.lock"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a+") as file:
+        with self._lock_file("retrain.lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -121,6 +148,11 @@ class Workspace:
             file.flush()
             yield
 
+    def _lock_file(self, name: str) -> TextIO:
+        path = self.root / "logs" / name
+        path.parent.mkdir(exist_ok=True)
+        return path.open("a+")
+
     def _dvc(self, *arguments: str) -> str:
         command = [sys.executable, "-m", "dvc", *arguments]
         done = subprocess.run(
@@ -131,14 +163,23 @@ class Workspace:
             raise PipelineError(f"dvc {' '.join(arguments)}: {reason}")
         return done.stdout
 
-    def _git(self, *arguments: str) -> str | None:
+    def run_git(self, *arguments: str, env: dict[str, str] | None = None, text: str = "") -> str:
+        """Run git here, with `text` as its input; raises GitError with its own words."""
         try:
             done = subprocess.run(
-                ["git", *arguments], cwd=self.root, capture_output=True, text=True
+                ["git", *arguments],
+                cwd=self.root,
+                env={**os.environ, **(env or {})},
+                input=text,
+                capture_output=True,
+                text=True,
             )
-        except FileNotFoundError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        except FileNotFoundError as error:
+            raise GitError("git is not installed") from error
+        if done.returncode:
+            said = done.stderr.strip() or f"git {arguments[0]} failed"
+            raise GitError(said.splitlines()[0].removeprefix("fatal: ").removeprefix("error: "))
+        return done.stdout.strip()
 
 
 class _Tail:
