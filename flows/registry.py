@@ -41,7 +41,13 @@ SIGNATURE = ModelSignature(
     inputs=Schema(
         [ColSpec(DataType.string, "question"), ColSpec(Array(DataType.string), "choices")]
     ),
-    outputs=Schema([ColSpec(DataType.string, "answer"), ColSpec(DataType.double, "confidence")]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "answer"),
+            ColSpec(DataType.double, "confidence"),
+            ColSpec(DataType.boolean, "abstain"),
+        ]
+    ),
 )
 
 
@@ -159,6 +165,7 @@ def _log_model(root: Path, settings: Settings, run_id: str) -> ModelInfo:
             code_paths=[str(Path(firstkd.__file__).parent)],
             pip_requirements=[_pinned(name) for name in SERVING_NEEDS],
             signature=SIGNATURE,
+            model_config=settings.serve.model_dump(),
         )
     return model
 
