@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -136,6 +137,27 @@ def test_exception_ends_the_whole_process_group(tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         run_group([sys.executable, "-c", FAMILY], tmp_path, dict(os.environ), seen)
     grandchild = int(seen.lines[0].split()[1])
+    deadline = time.monotonic() + 5
+    while _runs(grandchild) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(grandchild)
+
+
+def test_killed_flow_leaves_no_stage_behind(tmp_path: Path) -> None:
+    runner = f"""
+import os, sys
+from pathlib import Path
+from flows.processes import run_group
+class Printed:
+    def line(self, text): print(text, flush=True)
+    def progress(self, text): pass
+run_group([sys.executable, "-c", {FAMILY!r}], Path("."), dict(os.environ), Printed())
+"""
+    flow = subprocess.Popen([sys.executable, "-c", runner], stdout=subprocess.PIPE, text=True)
+    assert flow.stdout is not None
+    grandchild = int(flow.stdout.readline().split()[1])
+    flow.kill()
+    flow.wait()
     deadline = time.monotonic() + 5
     while _runs(grandchild) and time.monotonic() < deadline:
         time.sleep(0.05)
