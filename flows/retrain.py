@@ -28,7 +28,7 @@ from flows.record import Recorded, record
 from flows.registry import aliases, register
 from flows.results import load_results, markdown_image, markdown_table
 from flows.terminal import Terminal, terminal
-from flows.tracking import open_tracking
+from flows.tracking import Tracking, clear_errors, open_tracking
 from flows.workspace import Outcome, TransientStageError, Workspace
 
 SECONDS_PER_MINUTE = 60.0
@@ -67,23 +67,34 @@ def retrain(root: str = ".") -> Retrained:
 def _retrain(workspace: Workspace, settings: Settings) -> Retrained:
     with workspace.exclusive():
         tracking = open_tracking(workspace.root, settings.record)
-        flow_run_id = str(runtime.flow_run.id)
-        live = LiveRun(tracking, flow_run_id)
+        live = LiveRun(tracking, str(runtime.flow_run.id))
         try:
             outcomes = _run_stages(workspace, live, settings.retrain)
         except BaseException:
             with suppress(Exception):  # what went wrong before matters more
                 live.fail()
             raise
-        recorded = _step(record)(workspace, settings, tracking, flow_run_id)
-        live.drop()
-        version: ModelVersion = _step(register)(workspace, settings, tracking, recorded.run_id)
-        verdict = _step(promote)(workspace, settings, tracking, version)
-        _show(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
-        for words in _step(publish)(workspace, settings.publish):
-            get_run_logger().info("%s", words)
-        champion = aliases(tracking, version.name).get(CHAMPION)
-        return Retrained(outcomes, recorded, str(version.version), verdict, champion)
+        with clear_errors(tracking):
+            return _conclude(workspace, settings, tracking, live, outcomes)
+
+
+def _conclude(
+    workspace: Workspace,
+    settings: Settings,
+    tracking: Tracking,
+    live: LiveRun,
+    outcomes: dict[str, Outcome],
+) -> Retrained:
+    """Record what was made, register it, decide on it and show it."""
+    recorded = _step(record)(workspace, settings, tracking, live.flow_run_id)
+    live.drop()
+    version: ModelVersion = _step(register)(workspace, settings, tracking, recorded.run_id)
+    verdict = _step(promote)(workspace, settings, tracking, version)
+    _show(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
+    for words in _step(publish)(workspace, settings.publish):
+        get_run_logger().info("%s", words)
+    champion = aliases(tracking, version.name).get(CHAMPION)
+    return Retrained(outcomes, recorded, str(version.version), verdict, champion)
 
 
 def _run_stages(

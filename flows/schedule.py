@@ -8,13 +8,13 @@ import re
 import socket
 from datetime import timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import httpx
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.flows import EntrypointType
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.settings import get_current_settings
-from pydantic import ValidationError
 
 from firstkd.errors import ConfigError, PipelineError
 from flows.retrain import retrain
@@ -30,12 +30,15 @@ def make_schedule(cron: str | None, interval: str | None, timezone: str) -> Sche
     if (cron is None) == (interval is None):
         raise ConfigError("name one of --cron and --interval, e.g. --cron '0 3 * * 1'")
     try:
-        if cron is not None:
-            return Cron(cron, timezone=timezone)
+        ZoneInfo(timezone)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"--timezone {timezone!r} is unknown; allowed is e.g. UTC") from error
+    if cron is None:
         return Interval(_duration(interval or ""), timezone=timezone)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"no such schedule: {reason}") from error
+    try:
+        return Cron(cron, timezone=timezone)
+    except ValueError as error:
+        raise ConfigError(f"--cron {cron!r} is no cron string such as '0 3 * * 1'") from error
 
 
 def _duration(text: str) -> timedelta:
