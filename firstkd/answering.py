@@ -23,6 +23,8 @@ class Answer:
     """Calibrated probability that the answer is right."""
     probabilities: list[float]
     """Of each choice."""
+    abstain: bool
+    """Whether the confidence is too low to answer."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,12 @@ class Answerer:
     tokenizer: Any
     prompt: PromptSettings
     temperature: float
+    abstain_below: float | None = None
 
     @classmethod
-    def load(cls, model_folder: Path, calibration_file: Path) -> Self:
+    def load(
+        cls, model_folder: Path, calibration_file: Path, abstain_below: float | None = None
+    ) -> Self:
         """Open a model folder and the calibration.json that `evaluate` wrote for it."""
         calibration = read_json(calibration_file)
         return cls(
@@ -43,6 +48,7 @@ class Answerer:
             tokenizer=load_tokenizer(model_folder),
             prompt=PromptSettings.model_validate(calibration["prompt"]),
             temperature=calibration["temperature"],
+            abstain_below=abstain_below,
         )
 
     def answer(
@@ -64,7 +70,13 @@ class Answerer:
         probabilities = (scores / self.temperature).softmax(-1)
         confidence, best = probabilities.max(-1)
         return [
-            Answer(options[index], index, certain, row[: len(options)])
+            Answer(
+                answer=options[index],
+                answer_index=index,
+                confidence=certain,
+                probabilities=row[: len(options)],
+                abstain=self.abstain_below is not None and certain < self.abstain_below,
+            )
             for options, index, certain, row in zip(
                 choices, best.tolist(), confidence.tolist(), probabilities.tolist(), strict=True
             )

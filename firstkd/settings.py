@@ -191,14 +191,43 @@ class RecordSettings(Section):
 
 
 class PromoteSettings(Section):
+    """What a challenger must show to become champion; drops and rises are against the champion."""
+
     max_ece: Share
     max_accuracy_drop: Share
     max_ece_increase: Share
+    max_out_of_domain_drop: Share
+    """Of the accuracy on each out-of-domain set."""
+    max_risk: Annotated[float, Field(gt=0, le=1)]
+    """Share of the paired bootstrap's resamples that may exceed a limit: 0.05 asks for proof."""
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    require_reproducible: bool
+    """Whether a version needs a commit that rebuilds it: a git tree without uncommitted changes."""
+
+
+class ServeSettings(Section):
+    abstain_below: Share | None
+    """Confidence below which a student abstains; goes with each version when it is registered."""
 
 
 class RetrainSettings(Section):
     stage_timeout_minutes: Positive
     """A stage that takes longer is ended, with everything it started."""
+    stage_retries: Annotated[int, Field(ge=0)]
+    """How often a stage is tried again that crashed, or could not fetch its sources. An error of
+    the stage's own would only come again."""
+    retry_delay_seconds: Annotated[float, Field(ge=0)]
+    webhook: Annotated[str, Field(pattern=r"^https?://.+")] | None
+    """Gets a POST on failure and promotion; FIRSTKD_WEBHOOK in the environment goes first."""
+
+
+class PublishSettings(Section):
+    """What a retraining makes available elsewhere."""
+
+    push: bool
+    """Whether to `dvc push` to the default remote."""
+    branch: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None
+    """Git branch of its own that gets a commit of dvc.lock."""
 
 
 class Settings(Section):
@@ -216,7 +245,9 @@ class Settings(Section):
     evaluate: EvaluateSettings
     record: RecordSettings
     promote: PromoteSettings
+    serve: ServeSettings
     retrain: RetrainSettings
+    publish: PublishSettings
 
     @property
     def student_name(self) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstkd.errors import PipelineError
+from flows import operations_cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
+
+operations_cli.add_to(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -77,7 +80,7 @@ def record() -> None:
         server = tracking.open_tracking(here.root, settings.record)
         recorded = record_state(here, settings, server)
         version = registry.register(here, settings, server, recorded.run_id)
-        verdict = promotion.promote(server, settings, version)
+        verdict = promotion.promote(here, settings, server, version)
     known = "" if recorded.is_new else " (it was recorded before)"
     typer.echo(f"run {recorded.run_id}{known}: {version.name} v{version.version}")
     typer.echo(verdict.in_words(f"v{version.version}"))
@@ -112,7 +115,9 @@ def nothing_to_do(settings: "Settings") -> bool:
     if not (here.root / "dvc.lock").exists() or here.stale():
         return False
     version = registry.find_version(here, settings, server)
-    if version is None or not promotion.is_decided(version, settings):
+    if version is None or promotion.standing(settings, server, version) is None:
+        return False
+    if registry.can_be_rebuilt_now(here, version):
         return False
     name = settings.record.registered_model
     champion = registry.aliases(server, name).get(promotion.CHAMPION)

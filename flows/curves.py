@@ -50,6 +50,7 @@ class LiveRun:
 
     def __init__(self, tracking: Tracking, flow_run_id: str) -> None:
         self._tracking = tracking
+        self.flow_run_id = flow_run_id
         self._tags = {"live": "true", "prefect_flow_run_id": flow_run_id}
         self._runs: dict[str, str] = {}
 

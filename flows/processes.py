@@ -7,12 +7,20 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 GRACE_SECONDS = 30.0
 """Between SIGTERM and SIGKILL: a stage removes what it has half-written in it."""
+GUARDIAN = """
+read -r _
+kill -s TERM -- "-$1"
+left=300
+while kill -s 0 -- "-$1" && [ "$left" -gt 0 ]; do sleep 0.1; left=$((left - 1)); done
+kill -s KILL -- "-$1"
+"""
+"""A shell that waits for the end of its input, i.e. of this process, and then ends a group."""
 
 
 class OutputSink(Protocol):
@@ -29,7 +37,8 @@ def run_group(command: list[str], cwd: Path, env: dict[str, str], sink: OutputSi
     """Run to the end and return the exit code, stdout and stderr going to `sink`.
 
     On any exception here (Ctrl-C, a cancelled or timed-out Prefect task, an error in `sink`) the
-    command and everything it started is ended before the exception goes on.
+    command and everything it started is ended before the exception goes on. Where this process is
+    killed outright, a guardian ends them.
     """
     process = subprocess.Popen(
         command,
@@ -41,7 +50,7 @@ def run_group(command: list[str], cwd: Path, env: dict[str, str], sink: OutputSi
         start_new_session=True,
     )
     assert process.stdout is not None
-    with process.stdout as pipe:
+    with process.stdout as pipe, _guardian(process.pid):
         try:
             splitter = LineSplitter(sink)
             for chunk in _chunks(pipe.fileno()):
@@ -51,6 +60,22 @@ def run_group(command: list[str], cwd: Path, env: dict[str, str], sink: OutputSi
         except BaseException:
             _end_group(process, pipe.fileno())
             raise
+
+
+@contextmanager
+def _guardian(group: int) -> Iterator[None]:
+    guardian = subprocess.Popen(
+        ["sh", "-c", GUARDIAN, "sh", str(group)],
+        stdin=subprocess.PIPE,  # which the system closes when this process ends, however it ends
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        guardian.kill()
+        guardian.communicate()
 
 
 class LineSplitter:

@@ -1,66 +1,204 @@
-"""Who is in charge: take the gate's decision on a version, keep it, and move the aliases."""
+"""Who is in charge: take the gate's decision on a version, keep it, and move the aliases.
 
+The champion's alias is the one truth about who serves. It moves last: a crash before it leaves
+the old champion in charge, and the next run takes up what was interrupted.
+"""
+
+import json
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 from mlflow.entities.model_registry import ModelVersion
 
+from firstkd.errors import PipelineError
 from firstkd.settings import Settings
 from flows.gate import Verdict, decide
-from flows.registry import aliases, load_evidence, run_of
+from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, load_evidence, run_of
 from flows.tracking import Tracking
+from flows.workspace import Workspace
 
 CHAMPION, PREVIOUS = "champion", "previous"
-REASONS_TAG = "decision_reasons"
-LIMITS_TAG = "decision_limits"
 DECISION_TAG = "decision"
-"""Set last: a version without it is decided on again."""
+"""`promoted`, `rejected` or `rolled back`; set last: a version without it is decided on again."""
+REASONS_TAG = "decision_reasons"
+BASIS_TAG = "decision_basis"
+"""What the decision rests on: with another champion or other limits it is taken anew."""
+TIME_TAG = "decided_at"
+REPLACED_TAG = "replaced"
+"""The champion whose place a version took: what `rollback` goes back to."""
 
 
-def promote(tracking: Tracking, settings: Settings, version: ModelVersion) -> Verdict:
-    """Let a version through the gate, once, and put it in charge if it passes.
+def promote(
+    workspace: Workspace, settings: Settings, tracking: Tracking, version: ModelVersion
+) -> Verdict:
+    """Let a version through the gate and put it in charge if it passes, as every retraining does.
 
-    The aliases move after everything that explains them is written, the champion's last: a crash
-    in between leaves the old champion in charge, and the next run takes up what was interrupted.
+    A decision that still stands is not taken again.
     """
-    name, number, client = version.name, str(version.version), tracking.client
-    if is_decided(version, settings):
-        return Verdict(version.tags[DECISION_TAG] == "promoted", _reasons(version))
-    old = aliases(tracking, name).get(CHAMPION)
-    if old == number:  # interrupted after the aliases moved
-        client.set_model_version_tag(name, number, LIMITS_TAG, _limits(settings))
-        client.set_model_version_tag(name, number, DECISION_TAG, "promoted")
-        return Verdict(True, _reasons(version))
+    with workspace.promoting():
+        current = _reload(tracking, version)
+        return standing(settings, tracking, current) or _decide_and_move(
+            settings, tracking, current, compared=True
+        )
 
-    challenger = load_evidence(tracking, name, number)
-    champion = load_evidence(tracking, name, old) if old else None
+
+def promote_on_request(
+    workspace: Workspace,
+    settings: Settings,
+    tracking: Tracking,
+    version: ModelVersion,
+    compared: bool,
+) -> Verdict:
+    """Decide on a version anew, also on one that was rolled back.
+
+    Without comparison only the limits on the version itself hold: the way out when the champion
+    was measured on other test questions.
+    """
+    with workspace.promoting():
+        return _decide_and_move(settings, tracking, _reload(tracking, version), compared)
+
+
+def judge(settings: Settings, tracking: Tracking, version: ModelVersion, compared: bool) -> Verdict:
+    """Return what the gate says of a version now; nothing is written."""
+    name, number = version.name, str(version.version)
+    champion = aliases(tracking, name).get(CHAMPION)
+    if champion == number:
+        return _in_charge(version)
+    return _judge(settings, tracking, version, champion if compared else None)[0]
+
+
+def standing(settings: Settings, tracking: Tracking, version: ModelVersion) -> Verdict | None:
+    """Return the decision on a version where it still stands, else None."""
+    decision = version.tags.get(DECISION_TAG)
+    champion = aliases(tracking, version.name).get(CHAMPION)
+    if decision == "rolled back":
+        number = version.version
+        again = f"`firstkd promote --version {number}` lets it through the gate again"
+        return Verdict("rolled back", (*_reasons(version), again))
+    if champion == str(version.version):
+        return _in_charge(version) if decision == "promoted" else None
+    if decision == "rejected" and version.tags[BASIS_TAG] == _basis(settings, version, champion):
+        return Verdict("rejected", _reasons(version))
+    return None
+
+
+def rollback(workspace: Workspace, settings: Settings, tracking: Tracking) -> tuple[str, str]:
+    """Put the champion's predecessor back in charge; return both numbers, old and new.
+
+    The one that leaves is marked, so that the next retraining does not promote it again. Raises
+    PipelineError when there is nothing to go back to.
+    """
+    name, client = settings.record.registered_model, tracking.client
+    with workspace.promoting():
+        old = aliases(tracking, name).get(CHAMPION)
+        if old is None:
+            raise PipelineError(f"{name} has no champion to roll back")
+        target = _predecessor(tracking, name, old)
+        if target is None:
+            raise PipelineError(
+                f"{name} v{old} has no predecessor to go back to: `firstkd history` shows all"
+            )
+        words = f"it was rolled back to v{target} on {_now()}"
+        client.set_model_version_tag(name, old, REASONS_TAG, words)
+        client.set_model_version_tag(name, old, DECISION_TAG, "rolled back")
+        client.set_registered_model_alias(name, CHAMPION, target)
+        _point_previous(tracking, name, _predecessor(tracking, name, target))
+    return old, target
+
+
+def _decide_and_move(
+    settings: Settings, tracking: Tracking, version: ModelVersion, compared: bool
+) -> Verdict:
+    name, number, client = version.name, str(version.version), tracking.client
+    while True:
+        old = aliases(tracking, name).get(CHAMPION)
+        if old == number:  # possibly interrupted after the alias had moved
+            _point_previous(tracking, name, _predecessor(tracking, name, number))
+            client.set_model_version_tag(name, number, DECISION_TAG, "promoted")
+            return _in_charge(version)
+        verdict, decision = _judge(settings, tracking, version, old if compared else None)
+        now = _now()
+        file = f"promotion/version-{number}/{now.replace(':', '')}.json"
+        client.log_dict(run_of(version), {**decision, "decided_at": now}, file)
+        tags = {
+            REASONS_TAG: "\n".join(verdict.reasons),
+            BASIS_TAG: _basis(settings, version, old),
+            TIME_TAG: now,
+        }
+        if verdict.passed and old:
+            tags[REPLACED_TAG] = old
+        for key, value in tags.items():
+            client.set_model_version_tag(name, number, key, value)
+        if verdict.passed:
+            if aliases(tracking, name).get(CHAMPION) != old:
+                continue  # a promotion from another workspace came in between
+            client.set_registered_model_alias(name, CHAMPION, number)
+            _point_previous(tracking, name, old)
+        client.set_model_version_tag(name, number, DECISION_TAG, verdict.outcome)
+        return verdict
+
+
+def _judge(
+    settings: Settings, tracking: Tracking, version: ModelVersion, against: str | None
+) -> tuple[Verdict, dict[str, object]]:
+    """Return the gate's verdict, and the record of it."""
+    challenger = load_evidence(tracking, version.name, str(version.version))
+    champion = load_evidence(tracking, version.name, against) if against else None
     verdict = decide(challenger, champion, settings.promote)
-    decision = {
-        "challenger": {"version": number, "sets": challenger.sets},
-        "champion": champion and {"version": old, "sets": champion.sets},
+    return verdict, {
+        "challenger": {"version": challenger.version, "sets": challenger.sets},
+        "champion": champion and {"version": champion.version, "sets": champion.sets},
         "limits": settings.promote.model_dump(),
+        "passed": verdict.passed,
         **asdict(verdict),
     }
-    client.log_dict(run_of(version), decision, f"promotion/version-{number}.json")
-    client.set_model_version_tag(name, number, REASONS_TAG, "; ".join(verdict.reasons))
-    client.set_model_version_tag(name, number, LIMITS_TAG, _limits(settings))
-    if verdict.passed:
-        if old:
-            client.set_registered_model_alias(name, PREVIOUS, old)
-        client.set_registered_model_alias(name, CHAMPION, number)
-    outcome = "promoted" if verdict.passed else "rejected"
-    client.set_model_version_tag(name, number, DECISION_TAG, outcome)
-    return verdict
 
 
-def is_decided(version: ModelVersion, settings: Settings) -> bool:
-    """Whether the gate has judged this version under the present limits."""
-    tags = version.tags
-    return DECISION_TAG in tags and tags.get(LIMITS_TAG) == _limits(settings)
+def _predecessor(tracking: Tracking, name: str, number: str) -> str | None:
+    """Return the champion before a version, passing over those that were rolled back."""
+    seen = {number}
+    while number := _tags(tracking, name, number).get(REPLACED_TAG, ""):
+        if number in seen:
+            return None
+        seen.add(number)
+        if _tags(tracking, name, number).get(DECISION_TAG) != "rolled back":
+            return number
+    return None
 
 
-def _limits(settings: Settings) -> str:
-    return settings.promote.model_dump_json()
+def _point_previous(tracking: Tracking, name: str, number: str | None) -> None:
+    """Let the alias show what `rollback` would go back to."""
+    if number:
+        tracking.client.set_registered_model_alias(name, PREVIOUS, number)
+    elif PREVIOUS in aliases(tracking, name):
+        tracking.client.delete_registered_model_alias(name, PREVIOUS)
+
+
+def _in_charge(version: ModelVersion) -> Verdict:
+    return Verdict("in charge", _reasons(version))
+
+
+def _basis(settings: Settings, version: ModelVersion, champion: str | None) -> str:
+    basis = {
+        "limits": settings.promote.model_dump(),
+        "champion": champion,
+        "not_reproducible": version.tags.get(NOT_REPRODUCIBLE_TAG),
+    }
+    return json.dumps(basis, sort_keys=True)
 
 
 def _reasons(version: ModelVersion) -> tuple[str, ...]:
-    return tuple(version.tags[REASONS_TAG].split("; "))
+    return tuple(version.tags.get(REASONS_TAG, "").splitlines())
+
+
+def _tags(tracking: Tracking, name: str, number: str) -> dict[str, str]:
+    tags: dict[str, str] = tracking.client.get_model_version(name, number).tags
+    return tags
+
+
+def _reload(tracking: Tracking, version: ModelVersion) -> ModelVersion:
+    return tracking.client.get_model_version(version.name, str(version.version))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

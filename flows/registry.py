@@ -14,6 +14,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 import firstkd
+from firstkd.errors import PipelineError
 from firstkd.files import read_json, sha256_of
 from firstkd.settings import Settings
 from flows.gate import Evidence
@@ -22,6 +23,8 @@ from flows.tracking import Tracking
 from flows.workspace import Workspace
 
 CHALLENGER = "challenger"
+NOT_REPRODUCIBLE_TAG = "not_reproducible"
+"""Why a version's commit does not rebuild it; a version without it can be rebuilt."""
 SERVING_NEEDS = (
     "mlflow",
     "numpy",
@@ -38,7 +41,13 @@ SIGNATURE = ModelSignature(
     inputs=Schema(
         [ColSpec(DataType.string, "question"), ColSpec(Array(DataType.string), "choices")]
     ),
-    outputs=Schema([ColSpec(DataType.string, "answer"), ColSpec(DataType.double, "confidence")]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "answer"),
+            ColSpec(DataType.double, "confidence"),
+            ColSpec(DataType.boolean, "abstain"),
+        ]
+    ),
 )
 
 
@@ -47,10 +56,13 @@ def register(
 ) -> ModelVersion:
     """Return the registered version of the workspace's present student, made if need be.
 
-    There is one version per dvc.lock; a new one gets the alias `challenger`.
+    There is one version per dvc.lock; a new one gets the alias `challenger`. One that was made
+    from uncommitted changes counts as reproducible once they are committed.
     """
     if present := find_version(workspace, settings, tracking):
-        return present
+        if can_be_rebuilt_now(workspace, present):
+            _note_commit(workspace, tracking, present)
+        return tracking.client.get_model_version(present.name, str(present.version))
     name, digest = settings.record.registered_model, workspace.lock_digest()
     client = tracking.client
     tags = {LOCK_TAG: digest, **_tags(workspace, settings)}
@@ -72,6 +84,45 @@ def find_version(
     name, digest = settings.record.registered_model, workspace.lock_digest()
     condition = f"name = '{name}' and tags.{LOCK_TAG} = '{digest}'"
     return next(iter(tracking.client.search_model_versions(condition)), None)
+
+
+def versions(tracking: Tracking, name: str) -> list[ModelVersion]:
+    """Return every version, the newest first; none before the first registration."""
+    found = tracking.client.search_model_versions(f"name = '{name}'")
+    return sorted(found, key=lambda version: -int(version.version))
+
+
+def get_version(tracking: Tracking, name: str, number: int | None) -> ModelVersion:
+    """Return a version by its number, or the newest; raises PipelineError when it is not there."""
+    found = versions(tracking, name)
+    for version in found:
+        if number in (None, int(version.version)):
+            return version
+    if not found:
+        raise PipelineError(f"no {name} has been registered yet; run `firstkd run` first")
+    known = ", ".join(f"v{version.version}" for version in found)
+    raise PipelineError(f"{name} v{number} is not registered; there are {known}")
+
+
+def can_be_rebuilt_now(workspace: Workspace, version: ModelVersion) -> bool:
+    """Whether the present commit rebuilds a version of this state that no commit rebuilt before."""
+    return NOT_REPRODUCIBLE_TAG in version.tags and _problem(workspace) is None
+
+
+def _note_commit(workspace: Workspace, tracking: Tracking, version: ModelVersion) -> None:
+    client, name, number = tracking.client, version.name, str(version.version)
+    client.set_model_version_tag(name, number, "git_commit", workspace.git().commit or "none")
+    client.set_model_version_tag(name, number, "git_dirty", "false")
+    client.delete_model_version_tag(name, number, NOT_REPRODUCIBLE_TAG)
+
+
+def _problem(workspace: Workspace) -> str | None:
+    """Return why the present commit does not rebuild the present state, if so."""
+    if problem := workspace.git().problem:
+        return problem
+    if stale := sorted(workspace.stale()):
+        return f"files of {', '.join(stale)} were changed while it was made"
+    return None
 
 
 def aliases(tracking: Tracking, name: str) -> dict[str, str]:
@@ -96,6 +147,7 @@ def load_evidence(tracking: Tracking, name: str, version: str) -> Evidence:
             test_digest=found.tags["test_sha256"],
             sets=read_json(local / "metrics.json")["sets"],
             predictions=pd.read_parquet(local / "predictions.parquet"),
+            not_reproducible=found.tags.get(NOT_REPRODUCIBLE_TAG),
         )
 
 
@@ -113,6 +165,7 @@ def _log_model(root: Path, settings: Settings, run_id: str) -> ModelInfo:
             code_paths=[str(Path(firstkd.__file__).parent)],
             pip_requirements=[_pinned(name) for name in SERVING_NEEDS],
             signature=SIGNATURE,
+            model_config=settings.serve.model_dump(),
         )
     return model
 
@@ -130,9 +183,11 @@ def _tags(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         for set_name, values in evaluated["sets"].items()
         for metric in ("accuracy", "ece", "trust")
     }
+    problem = _problem(workspace)
     return {
         "git_commit": git.commit or "none",
         "git_dirty": str(git.dirty).lower(),
+        **({NOT_REPRODUCIBLE_TAG: problem} if problem else {}),
         "test_sha256": sha256_of(root / "data" / "prepare" / "test.parquet"),
         "arm": arm,
         "recalibration": settings.arms[arm].recalibration,

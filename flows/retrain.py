@@ -13,20 +13,23 @@ from mlflow.entities.model_registry import ModelVersion
 from prefect import flow, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from firstkd.errors import PipelineError
-from firstkd.settings import load_settings
+from firstkd.settings import RetrainSettings, Settings, load_settings
 from flows.curves import LiveRun
 from flows.gate import Verdict
+from flows.notification import notify
 from flows.promotion import CHAMPION, promote
+from flows.publish import publish
 from flows.record import Recorded, record
 from flows.registry import aliases, register
 from flows.results import load_results, markdown_image, markdown_table
 from flows.terminal import Terminal, terminal
-from flows.tracking import open_tracking
-from flows.workspace import Outcome, Workspace
+from flows.tracking import Tracking, clear_errors, open_tracking
+from flows.workspace import Outcome, TransientStageError, Workspace
 
 SECONDS_PER_MINUTE = 60.0
 
@@ -50,28 +53,53 @@ def retrain(root: str = ".") -> Retrained:
     """
     workspace = Workspace(Path(root).resolve())
     settings = load_settings(workspace.root / "params.yaml")
+    try:
+        retrained = _retrain(workspace, settings)
+    except Exception as error:
+        notify(settings.retrain, workspace, "failed", str(error))
+        raise
+    if retrained.verdict.outcome == "promoted":
+        who = f"{settings.record.registered_model} v{retrained.version}"
+        notify(settings.retrain, workspace, "promoted", retrained.verdict.in_words(who))
+    return retrained
+
+
+def _retrain(workspace: Workspace, settings: Settings) -> Retrained:
     with workspace.exclusive():
         tracking = open_tracking(workspace.root, settings.record)
-        flow_run_id = str(runtime.flow_run.id)
-        live = LiveRun(tracking, flow_run_id)
+        live = LiveRun(tracking, str(runtime.flow_run.id))
         try:
-            outcomes = _run_stages(
-                workspace, live, settings.retrain.stage_timeout_minutes * SECONDS_PER_MINUTE
-            )
+            outcomes = _run_stages(workspace, live, settings.retrain)
         except BaseException:
             with suppress(Exception):  # what went wrong before matters more
                 live.fail()
             raise
-        recorded = _step(record)(workspace, settings, tracking, flow_run_id)
-        live.drop()
-        version: ModelVersion = _step(register)(workspace, settings, tracking, recorded.run_id)
-        verdict = _step(promote)(tracking, settings, version)
-        _publish(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
-        champion = aliases(tracking, version.name).get(CHAMPION)
-        return Retrained(outcomes, recorded, str(version.version), verdict, champion)
+        with clear_errors(tracking):
+            return _conclude(workspace, settings, tracking, live, outcomes)
 
 
-def _run_stages(workspace: Workspace, live: LiveRun, timeout: float) -> dict[str, Outcome]:
+def _conclude(
+    workspace: Workspace,
+    settings: Settings,
+    tracking: Tracking,
+    live: LiveRun,
+    outcomes: dict[str, Outcome],
+) -> Retrained:
+    """Record what was made, register it, decide on it and show it."""
+    recorded = _step(record)(workspace, settings, tracking, live.flow_run_id)
+    live.drop()
+    version: ModelVersion = _step(register)(workspace, settings, tracking, recorded.run_id)
+    verdict = _step(promote)(workspace, settings, tracking, version)
+    _show(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
+    for words in _step(publish)(workspace, settings.publish):
+        get_run_logger().info("%s", words)
+    champion = aliases(tracking, version.name).get(CHAMPION)
+    return Retrained(outcomes, recorded, str(version.version), verdict, champion)
+
+
+def _run_stages(
+    workspace: Workspace, live: LiveRun, settings: RetrainSettings
+) -> dict[str, Outcome]:
     """Run each stage as a task; DVC is asked again only once something upstream may have changed.
 
     Asking takes a second, so one question covers all stages until the first one runs.
@@ -80,7 +108,14 @@ def _run_stages(workspace: Workspace, live: LiveRun, timeout: float) -> dict[str
     outcomes: dict[str, Outcome] = {}
     for stage in workspace.stages():
         asks_dvc = stage in stale or set(outcomes.values()) - {Outcome.UNCHANGED} != set()
-        run: Any = run_stage.with_options(name=stage, task_run_name=stage, timeout_seconds=timeout)
+        run: Any = run_stage.with_options(
+            name=stage,
+            task_run_name=stage,
+            timeout_seconds=settings.stage_timeout_minutes * SECONDS_PER_MINUTE,
+            retries=settings.stage_retries,
+            retry_delay_seconds=settings.retry_delay_seconds,
+            retry_condition_fn=_may_pass_next_time,
+        )
         try:
             outcomes[stage] = Outcome(run(workspace, stage, live, asks_dvc).name)
         except TimeoutError as error:
@@ -89,6 +124,11 @@ def _run_stages(workspace: Workspace, live: LiveRun, timeout: float) -> dict[str
                 "allows, and was ended"
             ) from error
     return outcomes
+
+
+def _may_pass_next_time(_task: Any, _task_run: Any, state: State[Any]) -> bool:
+    """Whether a failed stage is worth another try."""
+    return isinstance(state.result(raise_on_failure=False), TransientStageError)
 
 
 @task(cache_policy=NO_CACHE)
@@ -101,7 +141,12 @@ def run_stage(workspace: Workspace, stage: str, live: LiveRun, asks_dvc: bool) -
         screen.begin(stage)
     logs = workspace.root / "logs" / stage
     with live.follow(stage, logs / "curve.jsonl"):
-        outcome = workspace.reproduce(stage, _RunLog(screen))
+        try:
+            outcome = workspace.reproduce(stage, _RunLog(screen))
+        except TransientStageError:
+            if screen:
+                screen.end("failed")
+            raise
     if outcome is Outcome.RESTORED:  # what an earlier run took says nothing about these files
         (logs / "cost.json").unlink(missing_ok=True)
     if screen:
@@ -133,7 +178,7 @@ class _RunLog:
             self._screen.progress(text)
 
 
-def _publish(root: Path, table: str, verdict: Verdict) -> None:
+def _show(root: Path, table: str, verdict: Verdict) -> None:
     word = "promoted" if verdict.passed else "not promoted"
     reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
     create_markdown_artifact(

@@ -17,13 +17,19 @@ class Student(PythonModel):
         from firstkd.answering import Answerer  # brings torch, which only a served model needs
 
         self._answerer = Answerer.load(
-            Path(context.artifacts["student"]), Path(context.artifacts["calibration"])
+            Path(context.artifacts["student"]),
+            Path(context.artifacts["calibration"]),
+            context.model_config["abstain_below"],
         )
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None
     ) -> pd.DataFrame:
-        """Answer each row's `question` with one of its `choices`."""
+        """Answer each row's `question` with one of its `choices`.
+
+        `abstain` is true where the confidence is below serve.abstain_below of params.yaml, as it
+        was when the version was registered, or as whoever loads the model sets it.
+        """
         answers = self._answerer.answer(
             [str(question) for question in model_input["question"]],
             [list(choices) for choices in model_input["choices"]],
@@ -32,6 +38,7 @@ class Student(PythonModel):
             {
                 "answer": [answer.answer for answer in answers],
                 "confidence": [answer.confidence for answer in answers],
+                "abstain": [answer.abstain for answer in answers],
             }
         )
 

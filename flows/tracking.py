@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from requests.exceptions import RequestException
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -38,6 +39,19 @@ class Tracking:
             mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # which resets it
             if outside is not None:
                 os.environ["MLFLOW_TRACKING_URI"] = outside
+
+
+@contextmanager
+def clear_errors(tracking: Tracking) -> Iterator[None]:
+    """Turn a server that fails on the way into one PipelineError that names it."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, RequestException) as error:
+        address = make_url(tracking.uri).render_as_string()
+        raise PipelineError(
+            f"MLflow at {address} failed ({_cause(error)}); what was built is kept: see to the "
+            "server and run it again"
+        ) from error
 
 
 def open_tracking(root: Path, settings: RecordSettings) -> Tracking:

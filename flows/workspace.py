@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import deque
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ruamel.yaml import YAML
 
@@ -25,14 +26,24 @@ from flows.processes import OutputSink, run_group
 
 KEPT_LINES = 200
 """Of a failed stage's output, to find its error in."""
+SHOWN_CHANGES = 3
+"""Uncommitted files that are named."""
 
 
 class StageError(PipelineError):
     """A stage failed; the message is the stage's own."""
 
 
+class TransientStageError(StageError):
+    """A stage crashed or could not fetch its sources: it may pass the next time."""
+
+
 class WorkspaceBusyError(PipelineError):
-    """Another retraining runs in this folder."""
+    """Another retraining, or DVC by itself, works in this folder."""
+
+
+class GitError(PipelineError):
+    """Git refused; the message is its own first line."""
 
 
 class Outcome(Enum):
@@ -45,8 +56,12 @@ class Outcome(Enum):
 class GitState:
     commit: str | None
     """None outside git and before the first commit."""
-    dirty: bool
-    """Whether the commit alone does not rebuild this; dvc.lock, the result, does not count."""
+    problem: str | None
+    """Why the commit alone does not rebuild this; dvc.lock, the result, does not count."""
+
+    @property
+    def dirty(self) -> bool:
+        return self.problem is not None
 
 
 @dataclass(frozen=True)
@@ -73,12 +88,41 @@ class Workspace:
         output = _Tail(sink)
         command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
         if run_group(command, self.root, _environment(), output):
-            raise StageError(_failure(stage, list(output.lines)))
+            raise self._failure(stage, list(output.lines))
         if f"Running stage '{stage}':" in output.announced:
             return Outcome.RAN
         if f"Stage '{stage}' is cached - skipping run, checking out outputs" in output.announced:
             return Outcome.RESTORED
         return Outcome.UNCHANGED
+
+    def reproduce_all(self, sink: OutputSink, force: bool) -> None:
+        """Bring every stage up to date; with `force` run each again, whatever DVC has kept."""
+        options = ["--force", "--no-run-cache"] if force else []
+        output = _Tail(sink)
+        command = [sys.executable, "-m", "dvc", "repro", *options]
+        if run_group(command, self.root, _environment(), output):
+            raise self._failure("repro", list(output.lines))
+
+    def remotes(self) -> list[str]:
+        """Return the names of DVC's remotes."""
+        return [line.split()[0] for line in self._dvc("remote", "list").splitlines()]
+
+    def push(self) -> None:
+        """Copy to the default remote what dvc.lock names."""
+        self._dvc("push")
+
+    def restore(self) -> bool:
+        """Bring back what dvc.lock names, from the remote if there is one; whether all came."""
+        if self.remotes():
+            self._run_dvc("fetch")
+        return self._run_dvc("checkout", "--force").returncode == 0
+
+    def use_cache_of(self, other: "Workspace") -> None:
+        """Share another workspace's DVC cache, and the settings that it keeps out of git."""
+        private = other.root / ".dvc" / "config.local"
+        if private.exists():
+            shutil.copy(private, self.root / ".dvc")
+        self._dvc("cache", "dir", "--local", other._dvc("cache", "dir").strip())
 
     def lock_digest(self) -> str:
         """Return the SHA-256 of dvc.lock: the identity of everything the pipeline made."""
@@ -95,9 +139,28 @@ class Workspace:
         return stages
 
     def git(self) -> GitState:
-        commit = self._git("rev-parse", "--verify", "HEAD")
-        changes = self._git("status", "--porcelain", "--", ".", ":!dvc.lock")
-        return GitState(commit, dirty=commit is None or changes != "")
+        """Return what git says of this folder; a folder without git is a state, not an error."""
+        try:
+            commit = self.run_git("rev-parse", "--verify", "HEAD")
+            self.run_git("ls-files", "--error-unmatch", "dvc.yaml", "params.yaml")
+        except GitError as error:
+            return GitState(None, f"it was made outside git ({error})")
+        changes = self.run_git("status", "--porcelain", "--", ".", ":!dvc.lock").splitlines()
+        if changes:
+            names = [change.split(maxsplit=1)[1] for change in changes[:SHOWN_CHANGES]]
+            shown = ", ".join([*names, "…"] if len(changes) > SHOWN_CHANGES else names)
+            return GitState(commit, f"it was made with uncommitted changes ({shown})")
+        return GitState(commit, None)
+
+    @contextmanager
+    def promoting(self) -> Iterator[None]:
+        """Hold the aliases for one decision; waits for another to end, which takes seconds.
+
+        Not the retraining's hold: a rollback cannot wait for a training of hours.
+        """
+        with self._lock_file("promote.lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -105,9 +168,7 @@ class Workspace:
 
         The system drops the hold when its process ends, however it ends.
         """
-        path = self.root / "logs" / "retrain.lock"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a+") as file:
+        with self._lock_file("retrain.lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -121,24 +182,75 @@ class Workspace:
             file.flush()
             yield
 
+    def _lock_file(self, name: str) -> TextIO:
+        path = self.root / "logs" / name
+        path.parent.mkdir(exist_ok=True)
+        return path.open("a+")
+
     def _dvc(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "dvc", *arguments]
-        done = subprocess.run(
-            command, cwd=self.root, env=_environment(), capture_output=True, text=True
-        )
+        done = self._run_dvc(*arguments)
         if done.returncode:
             reason = done.stderr.strip().removeprefix("ERROR: ")
+            self._check_free(reason)
             raise PipelineError(f"dvc {' '.join(arguments)}: {reason}")
         return done.stdout
 
-    def _git(self, *arguments: str) -> str | None:
+    def _run_dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return subprocess.run(
+            command, cwd=self.root, env=_environment(), capture_output=True, text=True
+        )
+
+    def _check_free(self, dvc_says: str) -> None:
+        """Raise WorkspaceBusyError when another DVC at work here is what DVC complains of."""
+        if "Unable to acquire lock" not in dvc_says and "is busy, it is being" not in dvc_says:
+            return
+        process = re.search(r"\(PID (\d+)\): (.+)", dvc_says)
+        who = f" (process {process[1]}: {process[2]})" if process else ""
+        raise WorkspaceBusyError(
+            f"DVC is already at work in {self.root.resolve()}{who}; wait for it or end it"
+        )
+
+    def _failure(self, stage: str, lines: list[str]) -> StageError:
+        """Return the error of a failed `dvc repro` with the message found in its output.
+
+        A stage that fails as designed ends with `NAME: message` (tasks.stage.run_stage), one that
+        crashes with a traceback; then comes DVC's own ERROR line, which names the stage that
+        failed.
+        """
+        text = [line for line in lines if line.strip()]
+        dvc_at = next((i for i, line in enumerate(text) if line.startswith("ERROR: ")), len(text))
+        dvc_says = "\n".join(text[dvc_at:]).removeprefix("ERROR: ")
+        self._check_free(dvc_says)
+        named = re.match(r"failed to reproduce '([^']+)': failed to run: ", dvc_says)
+        if not named:  # DVC could not even start it
+            return StageError(dvc_says or f"stage {stage} failed without a word")
+        failed = named[1]
+        own = text[:dvc_at]
+        for i in reversed(range(len(own))):
+            if is_error_line(failed, own[i]):
+                kind = TransientStageError if failed == "fetch" else StageError
+                return kind("\n".join(own[i:]))
+        last = own[-1] if own else "no output"
+        return TransientStageError(f"stage {failed} crashed: {last} (its output above says more)")
+
+    def run_git(self, *arguments: str, env: dict[str, str] | None = None, text: str = "") -> str:
+        """Run git here, with `text` as its input; raises GitError with its own words."""
         try:
             done = subprocess.run(
-                ["git", *arguments], cwd=self.root, capture_output=True, text=True
+                ["git", *arguments],
+                cwd=self.root,
+                env={**os.environ, **(env or {})},
+                input=text,
+                capture_output=True,
+                text=True,
             )
-        except FileNotFoundError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        except FileNotFoundError as error:
+            raise GitError("git is not installed") from error
+        if done.returncode:
+            said = done.stderr.strip() or f"git {arguments[0]} failed"
+            raise GitError(said.splitlines()[0].removeprefix("fatal: ").removeprefix("error: "))
+        return done.stdout.strip()
 
 
 class _Tail:
@@ -162,27 +274,6 @@ class _Tail:
 def is_error_line(stage: str, line: str) -> bool:
     """Whether a line of a stage's output is its error message, or DVC's word on the failure."""
     return line.startswith((f"{stage.partition('@')[0]}: ", "ERROR: failed to reproduce "))
-
-
-def _failure(stage: str, lines: list[str]) -> str:
-    """Find the error message in the output of a failed `dvc repro`.
-
-    A stage that fails as designed ends with `NAME: message` (tasks.stage.run_stage), one that
-    crashes with a traceback; then comes DVC's own ERROR line, which names the stage that failed.
-    """
-    text = [line for line in lines if line.strip()]
-    dvc_at = next((i for i, line in enumerate(text) if line.startswith("ERROR: ")), len(text))
-    dvc_says = "\n".join(text[dvc_at:]).removeprefix("ERROR: ")
-    named = re.match(r"failed to reproduce '([^']+)': failed to run: ", dvc_says)
-    if not named:  # DVC could not even start it
-        return dvc_says or f"stage {stage} failed without a word"
-    failed = named[1]
-    own = text[:dvc_at]
-    for i in reversed(range(len(own))):
-        if is_error_line(failed, own[i]):
-            return "\n".join(own[i:])
-    last = own[-1] if own else "no output"
-    return f"stage {failed} crashed: {last} (its output above says more)"
 
 
 def _environment() -> dict[str, str]:

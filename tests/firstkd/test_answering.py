@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -32,6 +34,15 @@ def test_confidence_is_the_best_choices_calibrated_probability(answerer):
         assert answer.confidence == pytest.approx(float(row.max()))
         assert answer.answer == choices[int(row.argmax())]
         torch.testing.assert_close(torch.tensor(answer.probabilities), row[: len(choices)])
+
+
+def test_what_is_too_uncertain_is_abstained_from(answerer):
+    sure, unsure = sorted(answerer.answer(QUESTIONS, CHOICES), key=lambda each: -each.confidence)
+    assert not sure.abstain and not unsure.abstain
+    middle = (sure.confidence + unsure.confidence) / 2
+    strict = dataclasses.replace(answerer, abstain_below=middle)
+    abstained = {each.answer: each.abstain for each in strict.answer(QUESTIONS, CHOICES)}
+    assert abstained == {sure.answer: False, unsure.answer: True}
 
 
 def test_a_question_without_choices_is_refused(answerer):

@@ -49,20 +49,21 @@ def evaluate(model: str) -> None:
     out = folder("evaluate", model)
     ids = [f"q{i}" for i in range(QUESTIONS)]
     correct = [i < right for i in range(QUESTIONS)]
-    pq.write_table(
+    tables = [
         pa.table(
             {
-                "set": ["test"] * QUESTIONS,
+                "set": [name] * QUESTIONS,
                 "id": ids,
                 "answer_index": [0] * QUESTIONS,
                 "predicted_index": [0 if is_right else 1 for is_right in correct],
                 "confidence": [0.9] * QUESTIONS,
-                "calibrated_confidence": [0.6] * QUESTIONS,
+                "calibrated_confidence": [right / QUESTIONS - 0.05] * QUESTIONS,  # ECE 0.05
                 "correct": correct,
             }
-        ),
-        out / "predictions.parquet",
-    )
+        )
+        for name in SETS
+    ]
+    pq.write_table(pa.concat_tables(tables), out / "predictions.parquet")
     names = ("ece", "ece_15", "brier", "nll", "trust", "mean_confidence")
     raw = {name: {"value": 0.4, "low": 0.3, "high": 0.5} for name in names}
     calibrated = {name: {"value": 0.05, "low": 0.01, "high": 0.1} for name in names}

@@ -48,6 +48,14 @@ def dvc(root: Path, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, check=True)
 
 
+def git(root: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    command = ["git", *identity, *arguments]
+    return subprocess.run(
+        command, cwd=root, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
+
+
 def change(root: Path, section: str, key: str, value: object) -> None:
     """Set one number in params.yaml."""
     yaml = YAML()
@@ -65,6 +73,7 @@ def make_project(root: Path) -> None:
     params["arms"] = {"first": {"recalibration": "temperature", "choices": 1.0}}
     params["evaluate"]["models"] = {"first": "distill/first"}
     params["distill"]["epochs"] = 4
+    params["promote"]["require_reproducible"] = False  # the project is outside git
     yaml.dump(params, root / "params.yaml")
     (root / "dvc.yaml").write_text(DVC_YAML)
     dvc(root, "init", "--no-scm", "--quiet")

@@ -6,7 +6,6 @@ import pytest
 from firstkd.errors import PipelineError
 from firstkd.settings import Settings, load_settings
 from flows.curves import LiveRun
-from flows.promotion import promote
 from flows.record import COMPLETE_TAG, Recorded, flatten, record
 from flows.registry import aliases, register
 from flows.tracking import Tracking, open_tracking
@@ -76,16 +75,6 @@ def test_same_state_is_recorded_and_registered_once(
     assert version.tags["recalibration"] == "temperature"
     assert aliases(tracking, version.name) == {"challenger": str(version.version)}
 
-    assert promote(tracking, settings, version).passed
-    standing = tracking.client.get_model_version(version.name, str(version.version))
-    assert promote(tracking, settings, standing).reasons == (
-        "ECE 0.050, at most 0.15 is allowed",
-        "there is no champion to compare with",
-    )
-    assert aliases(tracking, version.name)["champion"] == str(version.version)
-    [decision] = tracking.client.list_artifacts(first.run_id, "promotion")
-    assert decision.path == "promotion/version-1.json"
-
 
 def test_interrupted_record_is_replaced(
     project: Workspace, settings: Settings, tracking: Tracking
@@ -95,18 +84,6 @@ def test_interrupted_record_is_replaced(
     second = record(project, settings, tracking)
     assert second.is_new and second.run_id != first.run_id
     assert names(tracking) == WHOLE
-
-
-def test_interrupted_promotion_is_taken_up(
-    project: Workspace, settings: Settings, tracking: Tracking
-) -> None:
-    version = register(project, settings, tracking, record(project, settings, tracking).run_id)
-    client, name, number = tracking.client, version.name, str(version.version)
-    promote(tracking, settings, version)
-    client.delete_model_version_tag(name, number, "decision")
-    assert promote(tracking, settings, client.get_model_version(name, number)).passed
-    assert client.get_model_version(name, number).tags["decision"] == "promoted"
-    assert "previous" not in aliases(tracking, name)
 
 
 def test_registered_model_carries_code_files_and_pins(

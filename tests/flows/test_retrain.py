@@ -41,7 +41,8 @@ def test_first_run_promotes_the_second_finds_nothing_to_do(project: Workspace) -
     second: Retrained = retrain(str(project.root))
     assert set(second.outcomes.values()) == {Outcome.UNCHANGED}
     assert not second.recorded.is_new
-    assert second.verdict == first.verdict and second.champion == "1"
+    assert second.verdict.outcome == "in charge" and second.champion == "1"
+    assert second.verdict.reasons == first.verdict.reasons
 
 
 def test_worse_student_is_registered_but_not_promoted(project: Workspace) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from flows.processes import LineSplitter, run_group
 from flows.workspace import Outcome, StageError, Workspace, WorkspaceBusyError
-from tests.flows.projects import change
+from tests.flows.projects import change, git
 
 
 class Collected:
@@ -76,22 +76,34 @@ def test_second_retraining_is_refused(project: Workspace) -> None:
         pass
 
 
-def test_git_state_ignores_dvc_lock(tmp_path: Path) -> None:
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
-
+def test_git_state_ignores_dvc_lock_and_names_the_changes(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
+    assert "made outside git (not a git repository" in str(workspace.git().problem)
+    for name in ("dvc.lock", "dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_text("a")
+    git(tmp_path, "init", "-q")
     assert workspace.git().commit is None
-    git("init", "-q")
-    (tmp_path / "dvc.lock").write_text("a")
-    git("add", ".")
-    git("commit", "-qm", "first")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
     (tmp_path / "dvc.lock").write_text("b")
     state = workspace.git()
-    assert state.commit is not None and not state.dirty
-    (tmp_path / "code.py").write_text("")
-    assert workspace.git().dirty
+    assert state.commit is not None and state.problem is None
+    (tmp_path / "params.yaml").write_text("c")
+    for number in range(3):
+        (tmp_path / f"code{number}.py").write_text("")
+    problem = "it was made with uncommitted changes (params.yaml, code0.py, code1.py, …)"
+    assert workspace.git().problem == problem
+
+
+def test_folder_that_an_outer_repository_ignores_is_outside_git(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text("inner/\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    (tmp_path / "inner").mkdir()
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / "inner" / name).write_text("a")
+    assert "made outside git" in str(Workspace(tmp_path / "inner").git().problem)
 
 
 def test_splitter_shows_bars_as_they_move_and_keeps_their_end() -> None:
@@ -125,6 +137,27 @@ def test_exception_ends_the_whole_process_group(tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         run_group([sys.executable, "-c", FAMILY], tmp_path, dict(os.environ), seen)
     grandchild = int(seen.lines[0].split()[1])
+    deadline = time.monotonic() + 5
+    while _runs(grandchild) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(grandchild)
+
+
+def test_killed_flow_leaves_no_stage_behind(tmp_path: Path) -> None:
+    runner = f"""
+import os, sys
+from pathlib import Path
+from flows.processes import run_group
+class Printed:
+    def line(self, text): print(text, flush=True)
+    def progress(self, text): pass
+run_group([sys.executable, "-c", {FAMILY!r}], Path("."), dict(os.environ), Printed())
+"""
+    flow = subprocess.Popen([sys.executable, "-c", runner], stdout=subprocess.PIPE, text=True)
+    assert flow.stdout is not None
+    grandchild = int(flow.stdout.readline().split()[1])
+    flow.kill()
+    flow.wait()
     deadline = time.monotonic() + 5
     while _runs(grandchild) and time.monotonic() < deadline:
         time.sleep(0.05)

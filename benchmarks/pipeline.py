@@ -1,0 +1,115 @@
+"""What Prefect, DVC and MLflow cost: a whole run against its bare stage commands, and no-ops.
+
+Prints one JSON line. Run as  python -m benchmarks.pipeline [--tiny]
+The present project (or, with --tiny, that of the tests) is copied, and every stage runs twice.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from firstkd.settings import load_settings
+from flows.gate import decide
+from flows.registry import load_evidence
+from flows.tracking import open_tracking
+
+MADE = {"data", "logs", "mlflow", ".venv", ".git", "dvc.lock"}
+FIRSTKD = [sys.executable, "-c", "from flows.cli import main; main()"]
+REPEATS = 3
+
+
+def main(tiny: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        whole, bare = folder / "whole", folder / "bare"
+        if tiny:
+            from tests.tiny import write_tiny_project
+
+            whole.mkdir()
+            write_tiny_project(whole)
+        else:
+            shutil.copytree(Path(), whole, ignore=_made)
+            no_scm = [sys.executable, "-m", "dvc", "config", "--local", "core.no_scm", "true"]
+            subprocess.run(no_scm, cwd=whole, check=True)
+        shutil.copytree(whole, bare)
+        environment = _environment(folder)
+        run_seconds = _timed(FIRSTKD, whole, environment)
+        bare_seconds = sum(
+            _timed(command.split(), bare, environment) for command in _stage_commands(whole)
+        )
+        noop_repro = min(
+            _timed([sys.executable, "-m", "dvc", "repro"], whole, environment)
+            for _ in range(REPEATS)
+        )
+        noop_retrain = min(_timed(FIRSTKD, whole, environment) for _ in range(REPEATS))
+        promote = _promotion_seconds(whole)
+    result = {
+        "benchmark": "pipeline",
+        "project": "tiny" if tiny else "default",
+        "run_seconds": round(run_seconds, 1),
+        "bare_seconds": round(bare_seconds, 1),
+        "overhead_seconds": round(run_seconds - bare_seconds, 1),
+        "overhead_share": round(run_seconds / bare_seconds - 1, 3),
+        "noop_repro_seconds": round(noop_repro, 2),
+        "noop_retrain_seconds": round(noop_retrain, 2),
+        "promote_seconds": round(promote, 2),
+    }
+    print(json.dumps(result))
+
+
+def _made(folder: str, names: list[str]) -> set[str]:
+    """Return what a copy of the project leaves out: what the pipeline or the set-up made."""
+    if Path(folder) == Path():
+        return MADE & set(names)
+    return {"cache", "tmp"} & set(names) if Path(folder) == Path(".dvc") else set()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Return the environment of all commands: this code and Python, and no lasting server."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "DVC_SITE_CACHE_DIR": str(folder / "site"),
+        "PREFECT_HOME": str(folder / "prefect"),
+        "DVC_NO_ANALYTICS": "1",
+        "DO_NOT_TRACK": "true",
+    }
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        environment.pop(name, None)
+    return environment
+
+
+def _timed(command: list[str], cwd: Path, environment: dict[str, str]) -> float:
+    """Return the seconds of a command; raises CalledProcessError when it fails."""
+    started = time.perf_counter()
+    subprocess.run(command, cwd=cwd, env=environment, check=True, stdout=sys.stderr)
+    return time.perf_counter() - started
+
+
+def _stage_commands(root: Path) -> list[str]:
+    """Return each stage's command in an order in which they can run: that of dvc.lock."""
+    lock = YAML(typ="safe", pure=True).load(root / "dvc.lock")
+    return [str(stage["cmd"]) for stage in lock["stages"].values()]
+
+
+def _promotion_seconds(root: Path) -> float:
+    """Return the seconds of a decision, from the registry's evidence of two versions."""
+    settings = load_settings(root / "params.yaml")
+    tracking = open_tracking(root, settings.record)
+    name = settings.record.registered_model
+    started = time.perf_counter()
+    challenger, champion = (load_evidence(tracking, name, "1") for _ in range(2))
+    decide(challenger, champion, settings.promote)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main("--tiny" in sys.argv[1:])

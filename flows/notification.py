@@ -1,0 +1,39 @@
+"""Tell someone outside when a retraining failed or a student was promoted."""
+
+import logging
+import os
+import socket
+from typing import Literal
+
+import httpx
+
+from firstkd.settings import RetrainSettings
+from flows.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 10.0
+
+
+def notify(
+    settings: RetrainSettings, workspace: Workspace, event: Literal["failed", "promoted"], text: str
+) -> None:
+    """POST a small JSON to the webhook, if one is set; a trouble with it is only logged.
+
+    FIRSTKD_WEBHOOK in the environment goes before the settings: many such addresses are secrets.
+    """
+    url = os.environ.get("FIRSTKD_WEBHOOK") or settings.webhook
+    if not url:
+        return
+    message = {
+        "event": event,
+        "project": str(workspace.root),
+        "host": socket.gethostname(),
+        "text": text,
+    }
+    try:
+        httpx.post(url, json=message, timeout=TIMEOUT_SECONDS).raise_for_status()
+    except httpx.HTTPStatusError as error:  # whose own words repeat the address
+        log.warning("the webhook answered with status %d", error.response.status_code)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        log.warning("the webhook cannot be reached: %s", error)

@@ -1,0 +1,152 @@
+"""The commands of operations: who is in charge, since when and why.
+
+Everything heavy is imported inside the commands, as in flows/cli.py.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from firstkd.settings import Settings
+    from flows.tracking import Tracking
+    from flows.workspace import Workspace
+
+ROOT = Path(".")
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (promote, rollback, history, ask, schedule, reproduce):
+        app.command()(command)
+
+
+def promote(
+    version: Annotated[
+        int | None, typer.Option(help="Number of the version; by default the newest.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the gate would decide.")
+    ] = False,
+    no_comparison: Annotated[
+        bool,
+        typer.Option(
+            "--no-comparison",
+            help="Leave out the comparison with the champion, e.g. after the test questions "
+            "changed; the limits on the version itself hold.",
+        ),
+    ] = False,
+) -> None:
+    """Let a registered version through the gate, and put it in charge if it passes."""
+    from flows import promotion, registry
+
+    here, settings, server = _open()
+    name = settings.record.registered_model
+    chosen = registry.get_version(server, name, version)
+    if dry_run:
+        verdict = promotion.judge(settings, server, chosen, compared=not no_comparison)
+    else:
+        verdict = promotion.promote_on_request(
+            here, settings, server, chosen, compared=not no_comparison
+        )
+    typer.echo(verdict.in_words(f"{name} v{chosen.version}"))
+    if dry_run:
+        typer.echo("This was a dry run: nothing has changed.")
+    if not verdict.passed:
+        raise typer.Exit(1)
+
+
+def rollback() -> None:
+    """Put the champion's predecessor back in charge."""
+    from flows import promotion
+
+    here, settings, server = _open()
+    old, new = promotion.rollback(here, settings, server)
+    typer.echo(
+        f"The champion is {settings.record.registered_model} v{new}; v{old} was rolled back."
+    )
+
+
+def history() -> None:
+    """Show every registered version with its numbers, the decision on it and its reasons."""
+    from flows.history import history
+
+    _, settings, server = _open()
+    lines = list(history(settings, server))
+    typer.echo("\n".join(lines) if lines else "No student has been registered yet.")
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    choice: Annotated[
+        list[str], typer.Option(help="A possible answer; name two or more, each with --choice.")
+    ],
+) -> None:
+    """Let the champion answer a question, with its calibrated confidence."""
+    from flows.serving import ask_champion
+
+    _, settings, server = _open()
+    version, answer, confidence, abstain = ask_champion(settings, server, question, choice)
+    name = f"{settings.record.registered_model} v{version}"
+    if abstain:
+        limit = settings.serve.abstain_below
+        typer.echo(
+            f"abstain  (best guess: {answer}, confidence {confidence:.2f} < {limit}, {name})"
+        )
+    else:
+        typer.echo(f"{answer}  (confidence {confidence:.2f}, {name})")
+
+
+def schedule(
+    cron: Annotated[
+        str | None, typer.Option(help="When to retrain, as in cron: '0 3 * * 1' is Monday at 3.")
+    ] = None,
+    interval: Annotated[
+        str | None, typer.Option(help="Or how often, in minutes, hours or days: 90m, 12h, 7d.")
+    ] = None,
+    timezone: Annotated[str, typer.Option(help="Of the schedule.")] = "UTC",
+) -> None:
+    """Retrain on a schedule, as long as this command runs; where nothing is new, do nothing."""
+    from firstkd.settings import load_settings
+    from flows import schedule
+
+    load_settings(ROOT / "params.yaml")
+    when = schedule.make_schedule(cron, interval, timezone)
+    url = schedule.check_server()
+    root = ROOT.resolve()
+    typer.echo(f"Retraining {root} on schedule as {schedule.deployment_name(root)} at {url}")
+    typer.echo(f"Now and then: prefect deployment run 'retrain/{schedule.deployment_name(root)}'")
+    schedule.serve(root, when)
+
+
+def reproduce(
+    version: Annotated[int, typer.Argument(help="Number of the version.")],
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="Run every stage again, though DVC has kept its outputs."),
+    ] = False,
+) -> None:
+    """Bring a version back from its commit, and compare it with what the registry recorded."""
+    from flows import registry
+    from flows.reproduce import reproduce
+    from flows.terminal import Terminal
+
+    here, settings, server = _open()
+    chosen = registry.get_version(server, settings.record.registered_model, version)
+    result = reproduce(here, server, chosen, rebuild, Terminal())
+    typer.echo("\n".join(result.compared))
+    who = f"{chosen.name} v{chosen.version}"
+    if result.differences:
+        typer.echo(f"{who} is not reproduced: {len(result.differences)} differences; {result.way}.")
+        typer.echo(f"Its files are in {result.folder}")
+        raise typer.Exit(1)
+    typer.echo(f"{who} is reproduced, byte for byte; {result.way}.")
+
+
+def _open() -> "tuple[Workspace, Settings, Tracking]":
+    from firstkd.settings import load_settings
+    from flows import tracking, workspace
+
+    settings = load_settings(ROOT / "params.yaml")
+    root = ROOT.resolve()
+    return workspace.Workspace(root), settings, tracking.open_tracking(root, settings.record)

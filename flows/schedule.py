@@ -1,0 +1,89 @@
+"""Retrain on a schedule: a process that a lasting Prefect server tells when to run.
+
+Prefect's embedded server lives only as long as a run, and never starts a scheduled one.
+"""
+
+import hashlib
+import re
+import socket
+from datetime import timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import httpx
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.flows import EntrypointType
+from prefect.schedules import Cron, Interval, Schedule
+from prefect.settings import get_current_settings
+
+from firstkd.errors import ConfigError, PipelineError
+from flows.retrain import retrain
+
+UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+ONE_AT_A_TIME = ConcurrencyLimitConfig(
+    limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+)
+
+
+def make_schedule(cron: str | None, interval: str | None, timezone: str) -> Schedule:
+    """Return the schedule of exactly one of the two; raises ConfigError for what is none."""
+    if (cron is None) == (interval is None):
+        raise ConfigError("name one of --cron and --interval, e.g. --cron '0 3 * * 1'")
+    try:
+        ZoneInfo(timezone)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"--timezone {timezone!r} is unknown; allowed is e.g. UTC") from error
+    if cron is None:
+        return Interval(_duration(interval or ""), timezone=timezone)
+    try:
+        return Cron(cron, timezone=timezone)
+    except ValueError as error:
+        raise ConfigError(f"--cron {cron!r} is no cron string such as '0 3 * * 1'") from error
+
+
+def _duration(text: str) -> timedelta:
+    found = re.fullmatch(r"([1-9]\d*)([mhd])", text)
+    if not found:
+        raise ConfigError(f"--interval {text!r} is no duration; allowed are e.g. 90m, 12h and 7d")
+    return timedelta(**{UNITS[found[2]]: int(found[1])})
+
+
+def check_server() -> str:
+    """Return the address of the Prefect server; raises PipelineError when none can schedule."""
+    url = get_current_settings().api.url
+    start = "start one with `prefect server start --background`"
+    if url is None:
+        raise PipelineError(
+            f"a schedule needs a lasting Prefect server: {start}, and name it with "
+            "`export PREFECT_API_URL=http://127.0.0.1:4200/api`"
+        )
+    try:
+        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+    except httpx.HTTPError as error:
+        raise PipelineError(
+            f"the Prefect server at {url} does not answer ({error}); {start}, or mend "
+            "PREFECT_API_URL"
+        ) from error
+    return url
+
+
+def deployment_name(root: Path) -> str:
+    """Return a name that two clones on one server do not share."""
+    place = hashlib.sha256(f"{socket.gethostname()}:{root}".encode()).hexdigest()
+    return f"{root.name}-{place[:6]}"
+
+
+def serve(root: Path, schedule: Schedule) -> None:
+    """Run the schedule until this process ends, which pauses it.
+
+    A retraining that is due while another runs is cancelled: the next one does its work.
+    """
+    retrain.serve(
+        name=deployment_name(root),
+        schedule=schedule,
+        parameters={"root": str(root)},
+        limit=1,
+        global_limit=ONE_AT_A_TIME,
+        entrypoint_type=EntrypointType.MODULE_PATH,  # found from whatever folder it runs in
+        print_starting_message=False,
+    )

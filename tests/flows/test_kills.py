@@ -1,0 +1,228 @@
+"""SIGKILL of the flow, of a stage and of the MLflow server in the middle of a retraining.
+
+The next run completes with the result of an undisturbed one; nothing is registered twice, and no
+champion is one that did not pass. PostgreSQL as the servers' database is not part of it.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from prefect.settings import get_current_settings
+
+from flows.record import COMPLETE_TAG, LOCK_TAG
+from flows.workspace import Workspace
+from tests.flows.projects import REPOSITORY, change, dvc
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("prefect_server")]
+
+FIRSTKD = [sys.executable, "-c", "from flows.cli import main; main()"]
+NAME = "firstkd-student"
+# where a file `slow` lies, a stage tells its process id and waits for its end
+SLOW = """
+if sys.argv[1] == "distill" and Path("slow").exists():
+    import os, time
+    Path("pid").write_text(str(os.getpid()))
+    while Path("slow").exists():
+        time.sleep(0.05)
+"""
+
+
+@dataclass
+class Running:
+    """A project with a change to retrain for, and the environment of its commands."""
+
+    root: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*FIRSTKD, "run"],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self) -> str:
+        process = self.start()
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        return said
+
+    def in_the_middle(self) -> tuple[subprocess.Popen[str], int]:
+        """Start a run and wait for the stage that trains the student; return its process id."""
+        (self.root / "slow").touch()
+        process = self.start()
+        wait_for((self.root / "pid").exists)
+        time.sleep(0.2)  # until the number is whole
+        return process, int((self.root / "pid").read_text())
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def running(project: Workspace) -> Running:
+    """The project with its first champion, and a better student to train."""
+    url = get_current_settings().api.url
+    assert url
+    root = project.root
+    pipeline = root / "pipeline.py"
+    pipeline.write_text(pipeline.read_text().replace("\nQUESTIONS", f"{SLOW}\nQUESTIONS", 1))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PREFECT_API_URL": url}
+    environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    found = Running(root, environment)
+    found.run()
+    change(root, "distill", "epochs", 5)
+    change(root, "retrain", "retry_delay_seconds", 0)
+    return found
+
+
+@pytest.fixture
+def undisturbed(running: Running, tmp_path: Path) -> bytes:
+    """The dvc.lock of the same retraining where nothing happens."""
+    copy = shutil.copytree(running.root, tmp_path / "undisturbed")
+    dvc(copy, "repro", "--quiet")
+    return (copy / "dvc.lock").read_bytes()
+
+
+def check(running: Running, undisturbed: bytes, uri: str | None = None) -> None:
+    """Two whole records, two versions, and the better one in charge."""
+    assert (running.root / "dvc.lock").read_bytes() == undisturbed
+    client = MlflowClient(uri or f"sqlite:///{running.root}/mlflow/mlflow.db")
+    versions = client.search_model_versions(f"name = '{NAME}'")
+    assert sorted(int(version.version) for version in versions) == [1, 2]
+    assert {version.tags["decision"] for version in versions} == {"promoted"}
+    assert len({version.tags[LOCK_TAG] for version in versions}) == 2
+    aliases = client.get_registered_model(NAME).aliases
+    assert {alias: str(number) for alias, number in aliases.items()} == {
+        "challenger": "2",
+        "champion": "2",
+        "previous": "1",
+    }
+    experiment = client.get_experiment_by_name("firstkd")
+    assert experiment is not None
+    whole = [
+        run.data.tags[LOCK_TAG]
+        for run in client.search_runs([experiment.experiment_id])
+        if LOCK_TAG in run.data.tags and COMPLETE_TAG in run.data.tags
+    ]
+    assert len(whole) == len(set(whole)) == 2
+
+
+def champion(running: Running, uri: str | None = None) -> str:
+    client = MlflowClient(uri or f"sqlite:///{running.root}/mlflow/mlflow.db")
+    return str(client.get_registered_model(NAME).aliases["champion"])
+
+
+def test_killed_flow(running: Running, undisturbed: bytes) -> None:
+    process, stage = running.in_the_middle()
+    process.kill()
+    process.wait()
+    wait_for(lambda: not is_running(stage), 40)
+    assert champion(running) == "1"
+    (running.root / "slow").unlink()
+    assert "── finetune" not in running.run()
+    check(running, undisturbed)
+
+
+def test_killed_stage_is_tried_again_in_the_same_run(running: Running, undisturbed: bytes) -> None:
+    process, stage = running.in_the_middle()
+    (running.root / "slow").unlink()
+    os.kill(stage, signal.SIGKILL)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    check(running, undisturbed)
+
+
+def test_flow_killed_while_it_registers(running: Running, undisturbed: bytes) -> None:
+    process = running.start()
+    artifacts = running.root / "mlflow" / "artifacts"
+    wait_for(lambda: len(list(artifacts.glob("*/*/artifacts/evaluation"))) == 2)
+    process.kill()
+    process.wait()
+    assert champion(running) == "1"
+    running.run()
+    check(running, undisturbed)
+
+
+@pytest.fixture
+def mlflow_server(running: Running) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Return a function that starts an MLflow server, always at the same address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    running.environment["MLFLOW_TRACKING_URI"] = uri
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{running.root}/mlflow/mlflow.db"]
+        command += ["--artifacts-destination", f"{running.root}/mlflow/artifacts"]
+        command += ["--host", "127.0.0.1", "--port", str(port)]
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
+        with (running.root / "server.log").open("w") as log:
+            server = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        started.append(server)
+        wait_for(lambda: answers(f"{uri}/health"))
+        return server
+
+    yield start
+    for server in started:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def test_killed_mlflow_server(
+    running: Running,
+    undisturbed: bytes,
+    mlflow_server: Callable[[], subprocess.Popen[bytes]],
+) -> None:
+    server = mlflow_server()
+    process, _ = running.in_the_middle()
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+    (running.root / "slow").unlink()
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("error: MLflow at http://127.0.0.1:"), said
+    assert "Traceback" not in said
+    assert champion(running) == "1"
+    mlflow_server()
+    assert "── distill@first" not in running.run()
+    check(running, undisturbed, running.environment["MLFLOW_TRACKING_URI"])

@@ -1,0 +1,298 @@
+"""Who is in charge, on a real registry: decisions, crashes, rollbacks, two at once."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow.entities.model_registry import ModelVersion
+
+from firstkd.errors import PipelineError
+from firstkd.settings import Settings, load_settings
+from flows import promotion
+from flows.history import history
+from flows.promotion import judge, promote, promote_on_request, rollback, standing
+from flows.record import record
+from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, can_be_rebuilt_now, register
+from flows.tracking import Tracking, open_tracking
+from flows.workspace import Workspace
+from tests.flows.projects import REPOSITORY, change, git
+
+QUESTIONS = 100
+Make = Callable[..., ModelVersion]
+
+
+@pytest.fixture
+def settings(project: Workspace) -> Settings:
+    return load_settings(project.root / "params.yaml")
+
+
+@pytest.fixture
+def tracking(project: Workspace, settings: Settings) -> Tracking:
+    return open_tracking(project.root, settings.record)
+
+
+@pytest.fixture
+def make(tracking: Tracking, settings: Settings, tmp_path: Path) -> Make:
+    """Return a function that registers a version which answered so many of 100 questions right."""
+    name, client = settings.record.registered_model, tracking.client
+
+    def made(right: int, elsewhere: int = 50, test: str = "same") -> ModelVersion:
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        run_id = client.create_run(tracking.experiment_id).info.run_id
+        folder = tmp_path / run_id / "evaluation"
+        folder.mkdir(parents=True)
+        counts = {"test": right, "openbookqa": elsewhere}
+        pd.concat(
+            pd.DataFrame(
+                {
+                    "set": set_name,
+                    "id": [f"q{i}" for i in range(QUESTIONS)],
+                    "correct": [i < count for i in range(QUESTIONS)],
+                    "calibrated_confidence": 0.5,
+                }
+            )
+            for set_name, count in counts.items()
+        ).to_parquet(folder / "predictions.parquet")
+        calibrated = {"accuracy": {"value": right / QUESTIONS}, "ece": {"value": 0.05}}
+        metrics = {"sets": {"test": {"calibrated": calibrated}}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        client.log_artifacts(run_id, str(folder), "evaluation")
+        tags = {"test_sha256": test, "test_accuracy": "0.5", "git_commit": "none"}
+        return client.create_model_version(name, "file:///nowhere", run_id, tags)
+
+    return made
+
+
+@pytest.fixture
+def lenient(settings: Settings) -> Settings:
+    """Settings under which accuracy alone decides: ECE here is all chance."""
+    limits = settings.promote.model_copy(update={"max_ece_increase": 1.0})
+    return settings.model_copy(update={"promote": limits})
+
+
+def in_charge(tracking: Tracking, settings: Settings) -> dict[str, str]:
+    return aliases(tracking, settings.record.registered_model)
+
+
+def test_decision_is_kept_with_its_numbers_and_stands(
+    project: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    run_id = record(project, settings, tracking).run_id
+    version = register(project, settings, tracking, run_id)
+    verdict = promote(project, settings, tracking, version)
+    assert verdict.outcome == "promoted"
+    assert verdict.reasons[0] == "ECE 0.050, at most 0.15 is allowed"
+    assert in_charge(tracking, settings) == {"challenger": "1", "champion": "1"}
+    again = promote(project, settings, tracking, version)
+    assert again.in_words("v1").splitlines()[0] == "v1 is the champion already"
+    assert again.reasons == verdict.reasons
+    [file] = tracking.client.list_artifacts(run_id, "promotion/version-1")
+    kept = json.loads(Path(tracking.client.download_artifacts(run_id, file.path)).read_text())
+    assert kept["passed"] and kept["limits"]["max_ece"] == 0.15 and kept["champion"] is None
+    assert kept["challenger"]["sets"]["test"]["calibrated"]["ece"]["value"] == 0.05
+
+
+def test_previous_follows_and_rollback_goes_back_step_by_step(
+    project: Workspace, lenient: Settings, tracking: Tracking, make: Make
+) -> None:
+    for right in (50, 60, 70):
+        assert promote(project, lenient, tracking, make(right)).passed
+    assert in_charge(tracking, lenient) == {"champion": "3", "previous": "2"}
+    assert rollback(project, lenient, tracking) == ("3", "2")
+    assert in_charge(tracking, lenient) == {"champion": "2", "previous": "1"}
+    assert rollback(project, lenient, tracking) == ("2", "1")
+    assert in_charge(tracking, lenient) == {"champion": "1"}
+    with pytest.raises(PipelineError, match="v1 has no predecessor"):
+        rollback(project, lenient, tracking)
+
+
+def test_rolled_back_version_stays_back_until_asked_for(
+    project: Workspace, lenient: Settings, tracking: Tracking, make: Make
+) -> None:
+    promote(project, lenient, tracking, make(50))
+    second = make(60)
+    promote(project, lenient, tracking, second)
+    rollback(project, lenient, tracking)
+    verdict = promote(project, lenient, tracking, second)  # as the next retraining does
+    assert verdict.outcome == "rolled back"
+    assert "rolled back to v1 on 20" in verdict.in_words("v2")
+    assert in_charge(tracking, lenient)["champion"] == "1"
+    assert promote_on_request(project, lenient, tracking, second, compared=True).passed
+    assert in_charge(tracking, lenient) == {"champion": "2", "previous": "1"}
+
+
+def test_older_state_that_comes_back_is_judged_against_todays_champion(
+    project: Workspace, lenient: Settings, tracking: Tracking, make: Make
+) -> None:
+    first, second = make(50), make(60)
+    promote(project, lenient, tracking, first)
+    promote(project, lenient, tracking, second)
+    verdict = promote(project, lenient, tracking, first)
+    assert verdict.outcome == "rejected"
+    assert verdict.reasons[0].startswith("accuracy -0.100 [")
+    assert "against champion v2's 0.600" in verdict.reasons[0]
+    stands = standing(
+        lenient, tracking, tracking.client.get_model_version(first.name, str(first.version))
+    )
+    assert stands == verdict
+    rollback(project, lenient, tracking)  # to the very one that was just rejected
+    reloaded = tracking.client.get_model_version(first.name, str(first.version))
+    assert promote(project, lenient, tracking, reloaded).outcome == "in charge"
+
+
+def test_other_limits_or_another_champion_reopen_a_rejection(
+    project: Workspace, lenient: Settings, tracking: Tracking, make: Make
+) -> None:
+    promote(project, lenient, tracking, make(60))
+    second = make(50)
+    assert not promote(project, lenient, tracking, second).passed
+    wider = lenient.promote.model_copy(update={"max_accuracy_drop": 0.2})
+    settings = lenient.model_copy(update={"promote": wider})
+    assert promote(project, settings, tracking, second).passed
+
+
+def test_other_test_questions_are_refused_and_what_is_asked_for_passes(
+    project: Workspace, lenient: Settings, tracking: Tracking, make: Make
+) -> None:
+    promote(project, lenient, tracking, make(50, test="old"))
+    second = make(90, test="new")
+    verdict = promote(project, lenient, tracking, second)
+    assert verdict.reasons[0].startswith("champion v1 was tested on other questions")
+    assert judge(lenient, tracking, second, compared=False).passed
+    assert in_charge(tracking, lenient)["champion"] == "1"  # judging moves nothing
+    assert promote_on_request(project, lenient, tracking, second, compared=False).passed
+    assert rollback(project, lenient, tracking) == ("2", "1")
+
+
+@pytest.mark.parametrize("call", range(8))
+def test_crash_at_any_write_leaves_a_champion_that_passed(
+    project: Workspace,
+    lenient: Settings,
+    tracking: Tracking,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
+) -> None:
+    promote(project, lenient, tracking, make(50))
+    second = make(60)
+    writes = ("log_dict", "set_model_version_tag", "set_registered_model_alias")
+    count = 0
+
+    def failing(write: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*arguments: object) -> object:
+            nonlocal count
+            count += 1
+            if count > call:
+                raise KeyboardInterrupt
+            return write(*arguments)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for name in writes:
+            patch.setattr(tracking.client, name, failing(getattr(tracking.client, name)))
+        with pytest.raises(KeyboardInterrupt):
+            promote(project, lenient, tracking, second)
+    expected = "2" if call >= 6 else "1"  # the alias is the sixth write
+    assert in_charge(tracking, lenient)["champion"] == expected
+    verdict = promote(project, lenient, tracking, second)
+    assert verdict.passed and "accuracy +0.100" in verdict.in_words("v2")
+    assert in_charge(tracking, lenient)["champion"] == "2"
+    assert rollback(project, lenient, tracking) == ("2", "1")
+
+
+def test_champion_that_changes_meanwhile_is_noticed(
+    project: Workspace,
+    lenient: Settings,
+    tracking: Tracking,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A promotion from another workspace, whose hold this one does not know."""
+    promote(project, lenient, tracking, make(50))
+    second, third = make(60), make(80)
+    decide = promotion.decide
+
+    def slowly(*arguments: object) -> object:
+        client = tracking.client
+        client.set_registered_model_alias(third.name, "champion", str(third.version))
+        return decide(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(promotion, "decide", slowly)
+    verdict = promote(project, lenient, tracking, second)
+    assert verdict.outcome == "rejected" and "champion v3's 0.800" in verdict.in_words("v2")
+    assert in_charge(tracking, lenient)["champion"] == "3"
+
+
+FIRSTKD = [sys.executable, "-c", "from flows.cli import main; main()"]
+
+
+@pytest.mark.slow
+def test_two_promotions_at_once_cannot_both_win(
+    project: Workspace, lenient: Settings, tracking: Tracking, make: Make
+) -> None:
+    """Each is better than the champion, and neither may follow the other."""
+    change(project.root, "promote", "max_ece_increase", 1.0)
+    promote(project, lenient, tracking, make(50, elsewhere=50))
+    make(60, elsewhere=50)
+    make(50, elsewhere=60)
+    both = [
+        subprocess.Popen(
+            [*FIRSTKD, "promote", "--version", number],
+            cwd=project.root,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in ("2", "3")
+    ]
+    said = [process.communicate(timeout=120) for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1], said
+    champion = in_charge(tracking, lenient)["champion"]
+    loser = 0 if champion == "3" else 1
+    assert both[1 - loser].returncode == 0
+    assert f"champion v{champion}'s" in said[loser][0]
+
+
+def test_uncommitted_changes_bar_promotion_until_they_are_committed(
+    project: Workspace, tracking: Tracking
+) -> None:
+    root = project.root
+    change(root, "promote", "require_reproducible", True)
+    settings = load_settings(root / "params.yaml")
+    (root / ".gitignore").write_text("/.dvc\n/data\n/logs\n/mlflow\n__pycache__/\n")
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "all")
+    (root / "notes.txt").write_text("")
+    version = register(project, settings, tracking, record(project, settings, tracking).run_id)
+    verdict = promote(project, settings, tracking, version)
+    assert verdict.reasons[0].startswith(
+        "it cannot be rebuilt: it was made with uncommitted changes (notes.txt)"
+    )
+    assert not can_be_rebuilt_now(project, version)
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "more")
+    assert can_be_rebuilt_now(project, version)
+    same = register(project, settings, tracking, "unused: it is registered")
+    assert same.version == version.version and NOT_REPRODUCIBLE_TAG not in same.tags
+    assert same.tags["git_commit"] == git(root, "rev-parse", "HEAD")
+    assert promote(project, settings, tracking, same).outcome == "promoted"
+
+
+def test_history_tells_all(
+    project: Workspace, lenient: Settings, tracking: Tracking, make: Make
+) -> None:
+    promote(project, lenient, tracking, make(60))
+    promote(project, lenient, tracking, make(50))
+    lines = list(history(lenient, tracking))
+    assert lines[0].startswith("v2") and lines[0].endswith("rejected")
+    assert "accuracy -0.100" in lines[1]
+    headline = next(line for line in lines if line.startswith("v1"))
+    assert headline.endswith("promoted  [champion]")

@@ -1,0 +1,155 @@
+"""A retraining's result for others, and versions brought back, on a project in git."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from firstkd.errors import ConfigError, PipelineError
+from firstkd.settings import PublishSettings, Settings, load_settings
+from flows.processes import OutputSink
+from flows.publish import publish
+from flows.record import record
+from flows.registry import register
+from flows.reproduce import reproduce
+from flows.tracking import Tracking, open_tracking
+from flows.workspace import Workspace
+from tests.flows.projects import change, dvc, git
+
+
+class Quiet(OutputSink):
+    def line(self, text: str) -> None:
+        pass
+
+    def progress(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture
+def repository(project: Workspace) -> Workspace:
+    """The project with everything committed but what the pipeline makes."""
+    root = project.root
+    ignored = ["/data", "/logs", "/mlflow", "__pycache__/", "/.dvc/tmp", "/.dvc/cache", "dvc.lock"]
+    (root / ".gitignore").write_text("\n".join(ignored) + "\n")
+    (root / "sources").mkdir()
+    (root / "sources" / "README.md").write_text("")
+    git(root, "init", "-q", "-b", "main")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "all")
+    return project
+
+
+@pytest.fixture
+def settings(repository: Workspace) -> Settings:
+    return load_settings(repository.root / "params.yaml")
+
+
+@pytest.fixture
+def tracking(repository: Workspace, settings: Settings) -> Tracking:
+    return open_tracking(repository.root, settings.record)
+
+
+def branch(name: str | None) -> PublishSettings:
+    return PublishSettings(push=False, branch=name)
+
+
+def test_lock_is_committed_beside_the_users_branch(repository: Workspace) -> None:
+    root = repository.root
+    head = git(root, "rev-parse", "HEAD")
+    (root / "dvc.yaml").touch()
+    said = publish(repository, branch("retrained"))
+    assert said[0].startswith("dvc.lock is committed to retrained (")
+    assert git(root, "show", "retrained:dvc.lock") == (root / "dvc.lock").read_text().strip()
+    assert git(root, "show", "retrained:params.yaml") == (root / "params.yaml").read_text().strip()
+    assert git(root, "log", "-1", "--format=%an %P", "retrained") == f"firstkd {head}"
+    assert git(root, "rev-parse", "HEAD") == head and git(root, "status", "--porcelain") == ""
+    assert publish(repository, branch("retrained"))[0].startswith("retrained holds this dvc.lock")
+
+    change(root, "distill", "epochs", 5)
+    refused = publish(repository, branch("retrained"))
+    assert "not committed to retrained: it was made with uncommitted changes" in refused[0]
+    git(root, "commit", "-qam", "five epochs")
+    dvc(root, "repro", "--quiet")
+    publish(repository, branch("retrained"))
+    parents = git(root, "log", "-1", "--format=%P", "retrained").split()
+    assert len(parents) == 2 and parents[1] == git(root, "rev-parse", "HEAD")
+
+
+def test_checked_out_branch_is_not_touched(repository: Workspace) -> None:
+    with pytest.raises(ConfigError, match=r"publish\.branch: main is checked out here"):
+        publish(repository, branch("main"))
+
+
+def test_fresh_worker_goes_on_from_what_was_published(
+    repository: Workspace, tmp_path: Path
+) -> None:
+    root = repository.root
+    both = PublishSettings(push=True, branch="retrained")
+    with pytest.raises(ConfigError, match=r"publish\.push .* needs a DVC remote"):
+        publish(repository, both)
+    dvc(root, "remote", "add", "--default", "storage", str(tmp_path / "remote"))
+    git(root, "commit", "-qam", "storage")
+    assert len(publish(repository, both)) == 2
+    git(tmp_path, "clone", "-q", "-b", "retrained", str(root), "worker")
+    worker = Workspace(tmp_path / "worker")
+    assert worker.restore()
+    assert worker.stale() == set()
+    model = "data/distill/first/model.safetensors"
+    assert (worker.root / model).read_bytes() == (root / model).read_bytes()
+
+
+def test_version_comes_back_the_same(
+    repository: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    root = repository.root
+    run_id = record(repository, settings, tracking).run_id
+    version = register(repository, settings, tracking, run_id)
+    change(root, "distill", "epochs", 5)
+    git(root, "commit", "-qam", "five epochs")
+    dvc(root, "repro", "--quiet")
+    before = (root / "dvc.lock").read_bytes()
+
+    restored = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+    assert restored.way == "DVC had a copy of everything" and not restored.differences
+    rebuilt = reproduce(repository, tracking, version, rebuild=True, sink=Quiet())
+    assert rebuilt.way == "every stage ran again" and not rebuilt.differences
+    assert "same     the registered student" in rebuilt.compared
+    assert not rebuilt.folder.exists() and git(root, "worktree", "list").count("\n") == 0
+
+    shutil.rmtree(root / ".dvc" / "cache")
+    again = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+    assert again.way.endswith("was built again") and not again.differences
+    assert (root / "dvc.lock").read_bytes() == before
+
+
+def test_version_that_comes_out_otherwise_is_told(
+    repository: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    run_id = record(repository, settings, tracking).run_id
+    version = register(repository, settings, tracking, run_id)
+    pipeline = repository.root / "pipeline.py"
+    pipeline.write_text(pipeline.read_text().replace('b"weights"', 'b"WEIGHTS"'))
+    git(repository.root, "commit", "-qam", "something else")
+    client, number = tracking.client, str(version.version)
+    commit = git(repository.root, "rev-parse", "HEAD")
+    client.set_model_version_tag(version.name, number, "git_commit", commit)
+    version = client.get_model_version(version.name, number)
+    result = reproduce(repository, tracking, version, rebuild=True, sink=Quiet())
+    assert len(result.differences) == 3
+    assert result.differences[-1].startswith("differs  the registered student: recorded ")
+    assert (result.folder / "data" / "distill").exists()
+    gone = "0" * 40
+    client.set_model_version_tag(version.name, number, "git_commit", gone)
+    version = client.get_model_version(version.name, number)
+    with pytest.raises(PipelineError, match=f"commit {gone} cannot be checked out"):
+        reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+
+
+def test_version_of_uncommitted_changes_is_not_tried(
+    repository: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    (repository.root / "notes.txt").write_text("")
+    run_id = record(repository, settings, tracking).run_id
+    version = register(repository, settings, tracking, run_id)
+    with pytest.raises(PipelineError, match="v1 cannot be rebuilt: it was made with uncommitted"):
+        reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
