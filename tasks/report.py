@@ -3,7 +3,7 @@
 Reads   data/evaluate/MODEL/ of every model of params.yaml, data/prepare/, data/extract/
         (metrics.json, train/token/), data/finetune/training.jsonl, data/distill/ARM/training.jsonl
 Writes  data/report/index.html (self-contained), metrics.json, table.json, reliability.png,
-        plots/{reliability,coverage,training}.csv
+        plots/{reliability,coverage,training}/MODEL.csv
 Run as  python -m tasks.report   (normally through `dvc repro report`)
 
 Nothing here depends on a clock: what a run cost and where it was recorded is in the page that
@@ -30,14 +30,7 @@ from tasks.illustrations import (
 )
 from tasks.mistakes import confident_mistakes
 from tasks.page import render, table_rows
-from tasks.report_numbers import (
-    coverage_points,
-    headline_metrics,
-    reliability_points,
-    table,
-    training_points,
-    write_csv,
-)
+from tasks.report_numbers import headline_metrics, table, write_plots
 from tasks.stage import run_stage
 from tasks.verdict import judge
 
@@ -50,9 +43,7 @@ def main(root: Path = Path(".")) -> None:
     with atomic_folder(root / "data/report") as folder:
         write_json(folder / "table.json", table(models))
         write_json(folder / "metrics.json", headline_metrics(models))
-        write_csv(folder / "plots/reliability.csv", reliability_points(models))
-        write_csv(folder / "plots/coverage.csv", coverage_points(models))
-        write_csv(folder / "plots/training.csv", training_points(curves))
+        write_plots(folder / "plots", models, curves)
         diagrams = {}
         for name, model in models.items():
             diagrams[name] = model.raw("test")

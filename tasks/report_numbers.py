@@ -1,14 +1,16 @@
 """The report's numbers for programs: tables, and the points of DVC's metrics and plots."""
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from firstkd.comparison import coverage_curve
 from firstkd.files import atomic_file
-from firstkd.metrics import reliability_bins
+from firstkd.metrics import Predictions, reliability_bins
 from tasks.illustrations import Curves, Models
+
+Point = Mapping[str, float]
 
 
 def table(models: Models) -> list[dict[str, Any]]:
@@ -43,45 +45,42 @@ def headline_metrics(models: Models) -> dict[str, Any]:
     }
 
 
-def reliability_points(models: Models) -> Iterable[dict[str, Any]]:
+def write_plots(folder: Path, models: Models, curves: Curves) -> None:
+    """Write the points of each plot, one file a model: `dvc plots diff` draws one line a revision.
+
+    Folders of files, since the models' names are not known where the plots are declared.
+    """
     for name, model in models.items():
         for reading in ("raw", "calibrated"):
             predictions = getattr(model, reading)("test")
-            bins = reliability_bins(predictions.confidence, predictions.correct)
-            for count, confidence, accuracy in zip(
-                bins.count, bins.confidence, bins.accuracy, strict=True
-            ):
-                if count:
-                    yield {
-                        "model": f"{name}, {reading}",
-                        "confidence": round(float(confidence), 6),
-                        "accuracy": round(float(accuracy), 6),
-                        "questions": int(count),
-                    }
-
-
-def coverage_points(models: Models) -> Iterable[dict[str, Any]]:
-    for name, model in models.items():
-        predictions = model.calibrated("test")
-        for share, accuracy in zip(
-            *coverage_curve(predictions.confidence, predictions.correct), strict=True
-        ):
-            yield {
-                "model": name,
-                "coverage": round(float(share), 6),
-                "accuracy": round(float(accuracy), 6),
-            }
-
-
-def training_points(curves: Curves) -> Iterable[dict[str, Any]]:
+            write_csv(folder / f"reliability/{name}-{reading}.csv", reliability_points(predictions))
+        write_csv(folder / f"coverage/{name}.csv", coverage_points(model.calibrated("test")))
     for name, points in curves.items():
-        for point in points:
-            yield {"model": name, "step": int(point["step"]), "loss": round(point["loss"], 6)}
+        losses = [{"step": int(point["step"]), "loss": point["loss"]} for point in points]
+        write_csv(folder / f"training/{name}.csv", losses)
 
 
-def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    rows = list(rows)
+def reliability_points(predictions: Predictions) -> list[Point]:
+    bins = reliability_bins(predictions.confidence, predictions.correct)
+    return [
+        {"confidence": float(confidence), "accuracy": float(accuracy), "questions": int(count)}
+        for count, confidence, accuracy in zip(
+            bins.count, bins.confidence, bins.accuracy, strict=True
+        )
+        if count
+    ]
+
+
+def coverage_points(predictions: Predictions) -> list[Point]:
+    share, accuracy = coverage_curve(predictions.confidence, predictions.correct)
+    return [
+        {"coverage": float(x), "accuracy": float(y)} for x, y in zip(share, accuracy, strict=True)
+    ]
+
+
+def write_csv(path: Path, points: Sequence[Point]) -> None:
     with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer = csv.DictWriter(file, list(points[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        for point in points:
+            writer.writerow({name: f"{value:.6g}" for name, value in point.items()})

@@ -93,7 +93,10 @@ def test_numbers_for_dvc(three: Path) -> None:
     main(three)
     metrics = json.loads((three / "data/report/metrics.json").read_text())
     assert set(metrics) == set(THREE)
-    lines = (three / "data/report/plots/reliability.csv").read_text().splitlines()
-    assert lines[0] == "model,confidence,accuracy,questions"
-    counted = sum(int(line.rpartition(",")[2]) for line in lines if line.startswith('"first, raw'))
-    assert counted == SETS["test"]
+    plots = three / "data/report/plots"
+    lines = (plots / "reliability/first-raw.csv").read_text().splitlines()
+    assert lines[0] == "confidence,accuracy,questions"
+    assert sum(int(line.rpartition(",")[2]) for line in lines[1:]) == SETS["test"]
+    assert {path.stem for path in (plots / "training").iterdir()} == set(THREE)
+    share, accuracy = (plots / "coverage/first.csv").read_text().splitlines()[-1].split(",")
+    assert share == "1" and float(accuracy) == pytest.approx(metrics["first"]["accuracy"], abs=1e-5)
