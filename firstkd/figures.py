@@ -131,7 +131,7 @@ def _line(number: int) -> dict[str, object]:
 
 
 def _legend_columns(names: Mapping[str, object]) -> int:
-    return max(1, 48 // (max(map(len, names)) + 8))
+    return max(1, min(3, 64 // (max(map(len, names)) + 9)))
 
 
 def _with_legend(names: Mapping[str, object]) -> tuple[Figure, Axes]:
@@ -142,7 +142,7 @@ def _with_legend(names: Mapping[str, object]) -> tuple[Figure, Axes]:
 
 
 def _add_legend(figure: Figure, names: Mapping[str, object]) -> None:
-    figure.legend(loc="outside lower center", ncols=_legend_columns(names), handlelength=3)
+    figure.legend(loc="outside lower center", ncols=_legend_columns(names), handlelength=2.6)
 
 
 def to_svg(figure: Figure) -> str:
