@@ -117,3 +117,15 @@ def write_json_lines(path: Path, rows: Sequence[Any]) -> None:
     with atomic_file(path) as temporary:
         lines = (json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
         temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read one JSON value per line; raises ArtifactError as `read_json` does."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; run the stage that writes it") from error
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path}: a line is not valid JSON ({error.msg})") from error

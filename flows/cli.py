@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstkd.errors import PipelineError
-from flows import operations_cli
+from flows import inspection_cli, operations_cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,10 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     help="Distil a large fine-tuned language model into a small student that is accurate and "
-    "knows when it is wrong. Without a command: run.",
+    "knows when it is wrong. Without a command: run.\n\n"
+    "Exit codes: 0 done, 1 an error or a check that failed, 2 a mistake in the command, "
+    "130 interrupted.",
+    epilog="Start with `firstkd doctor`, then `firstkd run`, then `firstkd report`.",
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
@@ -45,7 +48,11 @@ def firstkd(
 
 @app.command()
 def run() -> None:
-    """Bring every stage up to date, record the result, and promote the student if it passes."""
+    """Bring every stage up to date, record the result, and promote the student if it passes.
+
+    Stages that are up to date are skipped; after an interruption it goes on from the last finished
+    one. Example: `firstkd run`
+    """
     from firstkd.settings import load_settings
     from flows.terminal import Terminal, terminal
 
@@ -86,21 +93,7 @@ def record() -> None:
     typer.echo(verdict.in_words(f"v{version.version}"))
 
 
-@app.command()
-def status() -> None:
-    """Show which stages are up to date, and which student is in charge."""
-    from firstkd.settings import load_settings
-    from flows import promotion, registry, tracking, workspace
-
-    settings = load_settings(ROOT / "params.yaml")
-    here = workspace.Workspace(ROOT.resolve())
-    stale = here.stale()
-    for stage in here.stages():
-        typer.echo(f"{'stale     ' if stage in stale else 'up to date'}  {stage}")
-    server = tracking.open_tracking(here.root, settings.record)
-    name = settings.record.registered_model
-    champion = registry.aliases(server, name).get(promotion.CHAMPION)
-    typer.echo(f"champion: {f'{name} v{champion}' if champion else 'none yet'}")
+inspection_cli.add_to(app)
 
 
 def nothing_to_do(settings: "Settings") -> bool:

@@ -3,7 +3,6 @@
 The commit is checked out in a git worktree under logs/, so that nothing here is touched.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,9 +52,7 @@ def reproduce(
     with TemporaryDirectory() as scratch, _worktree(workspace, commit, folder) as there:
         kept = Path(tracking.client.download_artifacts(run_of(version), "", scratch))
         shutil.copy(kept / "dvc.lock", there.root)
-        shutil.copytree(
-            workspace.root / "sources", there.root / "sources", os.link, dirs_exist_ok=True
-        )
+        shutil.copytree(workspace.root / "sources", there.root / "sources", dirs_exist_ok=True)
         there.use_cache_of(workspace)
         way = _bring_back(there, rebuild, sink)
         compared = list(_compare(there.root, kept, tracking, version))

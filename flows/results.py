@@ -3,6 +3,7 @@
 import base64
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from firstkd.files import read_json
 from firstkd.settings import Settings
@@ -22,7 +23,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """A model on the test questions; `ece` is its own confidence's, before any temperature."""
+    """A model on a test set; `ece` is its own confidence's, before any temperature."""
 
     name: str
     accuracy: Measured
@@ -48,19 +49,26 @@ class ModelResult:
 HEADINGS = ["model", "accuracy", "ECE", "ECE at T", "trust", "size"]
 
 
-def load_results(root: Path, settings: Settings) -> list[ModelResult]:
-    return [_load(root, name) for name in settings.evaluate.models]
+def load_metrics(root: Path, settings: Settings) -> dict[str, Any]:
+    """Return what evaluate measured of each model of the settings."""
+    folder = root / "data" / "evaluate"
+    return {name: read_json(folder / name / "metrics.json") for name in settings.evaluate.models}
 
 
-def _load(root: Path, name: str) -> ModelResult:
-    metrics = read_json(root / "data" / "evaluate" / name / "metrics.json")
-    test = metrics["sets"]["test"]
+def load_results(root: Path, settings: Settings, test_set: str = "test") -> list[ModelResult]:
+    return [
+        _result(name, metrics, test_set) for name, metrics in load_metrics(root, settings).items()
+    ]
+
+
+def _result(name: str, metrics: dict[str, Any], test_set: str) -> ModelResult:
+    found = metrics["sets"][test_set]
     return ModelResult(
         name=name,
-        accuracy=Measured(**test["raw"]["accuracy"]),
-        ece=Measured(**test["raw"]["ece"]),
-        calibrated_ece=Measured(**test["calibrated"]["ece"]),
-        trust=Measured(**test["raw"]["trust"]),
+        accuracy=Measured(**found["raw"]["accuracy"]),
+        ece=Measured(**found["raw"]["ece"]),
+        calibrated_ece=Measured(**found["calibrated"]["ece"]),
+        trust=Measured(**found["raw"]["trust"]),
         temperature=metrics["temperature"],
         parameters=metrics["parameters"],
         bytes=metrics["bytes"],

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 import httpx
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.flows import EntrypointType
+from prefect.deployments.runner import EntrypointType
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.settings import get_current_settings
 

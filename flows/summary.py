@@ -1,6 +1,7 @@
 """What `firstkd run` says at the end: the models side by side, the verdict, where to look next."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -8,10 +9,12 @@ from rich.table import Table
 
 from firstkd.settings import Settings
 from flows.results import HEADINGS, ModelResult, load_results
-from flows.retrain import Retrained
+
+if TYPE_CHECKING:  # `compare` uses this module too, and Prefect takes long to import
+    from flows.retrain import Retrained
 
 
-def print_summary(root: Path, settings: Settings, retrained: Retrained) -> None:
+def print_summary(root: Path, settings: Settings, retrained: "Retrained") -> None:
     console = Console()
     name = settings.record.registered_model
     results = load_results(root, settings)
@@ -25,7 +28,7 @@ def print_summary(root: Path, settings: Settings, retrained: Retrained) -> None:
     console.print(f"The champion is {name} v{retrained.champion or '–'}.\n", highlight=False)
     console.print(
         "Where to look next, after `. .venv/bin/activate`:\n"
-        f"  report      {root / 'data' / 'report' / 'index.html'}\n"
+        f"  report      firstkd report, or {root / 'data' / 'report' / 'index.html'}\n"
         f"  every run   mlflow ui --backend-store-uri {settings.record.tracking_uri}\n"
         "  state       firstkd status",
         highlight=False,
@@ -33,9 +36,13 @@ def print_summary(root: Path, settings: Settings, retrained: Retrained) -> None:
     )
 
 
-def _table(results: list[ModelResult]) -> Table:
+def print_comparison(results: list[ModelResult], test_set: str) -> None:
+    Console().print(_table(results, f"the test set {test_set}"))
+
+
+def _table(results: list[ModelResult], questions: str = "the test questions") -> Table:
     table = Table(
-        title="On the test questions, with 95 % intervals; T: the model's own temperature",
+        title=f"On {questions}, with 95 % intervals; T: the model's own temperature",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,

@@ -77,8 +77,17 @@ class Workspace:
 
         What depends on them is not in the set until they have run.
         """
+        return set(self.changes())
+
+    def changes(self) -> dict[str, Any]:
+        """Return what DVC says has changed of each stale stage."""
         changes: dict[str, Any] = json.loads(self._dvc("status", "--json"))
-        return set(changes)
+        return changes
+
+    def remote_urls(self) -> dict[str, str]:
+        """Return where each of DVC's remotes is."""
+        found = (line.split() for line in self._dvc("remote", "list").splitlines())
+        return {name: url for name, url, *_ in found}
 
     def reproduce(self, stage: str, sink: OutputSink) -> Outcome:
         """Bring a stage, but not what it depends on, up to date through `dvc repro`.

@@ -1,89 +1,94 @@
-"""Put the models side by side: the page, the table and the diagrams a person looks at.
+"""Put the models side by side: one page that a person looks at, and the numbers for DVC's plots.
 
-Reads   data/evaluate/MODEL/ of every model
-Writes  data/report/index.html (self-contained), table.json, reliability.png
+Reads   data/evaluate/MODEL/ of every model of params.yaml, data/prepare/, data/extract/
+        (metrics.json, train/token/), data/finetune/training.jsonl, data/distill/ARM/training.jsonl
+Writes  data/report/index.html (self-contained), metrics.json, table.json, reliability.png,
+        plots/{reliability,coverage,training}/MODEL.csv
 Run as  python -m tasks.report   (normally through `dvc repro report`)
+
+Nothing here depends on a clock: what a run cost and where it was recorded is in the page that
+`firstkd report` makes of this one.
 """
 
-import base64
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, select_autoescape
-
-from firstkd.files import atomic_file, atomic_folder, read_json, write_json
-from firstkd.metrics import Predictions
+from firstkd.examples import read_examples
+from firstkd.files import atomic_file, atomic_folder, read_json_lines, sha256_of, write_json
 from firstkd.plots import save_reliability
-from firstkd.settings import load_settings
+from firstkd.settings import Settings, load_settings
+from tasks.evaluated import TEACHER, load_evaluated
+from tasks.illustrations import (
+    ANSWERED,
+    Curves,
+    Models,
+    accuracy_at,
+    coverage_figure,
+    histograms,
+    knowledge,
+    reliability_figures,
+    training_figures,
+)
+from tasks.mistakes import confident_mistakes
+from tasks.page import render, table_rows
+from tasks.report_numbers import headline_metrics, table, write_plots
 from tasks.stage import run_stage
-
-SHOWN = ("accuracy", "ece", "trust", "brier", "nll")
+from tasks.verdict import judge
 
 
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
-    evaluated = {name: root / "data/evaluate" / name for name in settings.evaluate.models}
-    metrics = {name: read_json(folder / "metrics.json") for name, folder in evaluated.items()}
-    diagrams = {}
-    for name, folder in evaluated.items():
-        diagrams[name] = test_predictions(folder, temperature=1.0)
-        temperature = metrics[name]["temperature"]
-        diagrams[f"{name}, T = {temperature:.2f}"] = test_predictions(folder, temperature)
+    models = load_evaluated(root, settings.evaluate)
+    curves = training_curves(root, models)
+    page = build_page(root, settings, models, curves)
     with atomic_folder(root / "data/report") as folder:
-        write_json(folder / "table.json", table(metrics))
+        write_json(folder / "table.json", table(models))
+        write_json(folder / "metrics.json", headline_metrics(models))
+        write_plots(folder / "plots", models, curves)
+        diagrams = {}
+        for name, model in models.items():
+            diagrams[name] = model.raw("test")
+            diagrams[f"{name}, T = {model.temperature:.2f}"] = model.calibrated("test")
         save_reliability(folder / "reliability.png", diagrams)
-        picture = base64.b64encode((folder / "reliability.png").read_bytes()).decode()
-        page = render(table(metrics), picture, headline(metrics, settings.student_name))
         with atomic_file(folder / "index.html") as temporary:
             temporary.write_text(page, encoding="utf-8")
 
 
-def test_predictions(folder: Path, temperature: float) -> Predictions:
-    rows = pq.read_table(folder / "predictions.parquet")
-    rows = rows.filter(pc.equal(rows["set"], "test"))
-    scores = np.array(rows["scores"].to_pylist())
-    return Predictions.of_choices(scores / temperature, rows["answer_index"].to_numpy())
-
-
-def table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per model, test set and reading of its confidence."""
-    return [
-        {
-            "model": name,
-            "set": test_set,
-            "confidence": reading,
-            "temperature": values["temperature"] if reading == "calibrated" else 1.0,
-            "parameters": values["parameters"],
-            "bytes": values["bytes"],
-            "examples": found["examples"],
-            **found[reading],
-        }
-        for name, values in metrics.items()
-        for test_set, found in values["sets"].items()
-        for reading in ("raw", "calibrated")
-    ]
-
-
-def headline(metrics: dict[str, Any], arm: str) -> str:
-    """Say in words what the student of this arm is worth."""
-    found = metrics[arm]["sets"]["test"]
-    accuracy, ece = found["raw"]["accuracy"]["value"], found["raw"]["ece"]["value"]
-    return (
-        f"The student “{arm}” answers {accuracy:.1%} of the test questions right, and its "
-        f"confidence is off by {ece:.1%} on average; with its own temperature by "
-        f"{found['calibrated']['ece']['value']:.1%}."
+def build_page(root: Path, settings: Settings, models: Models, curves: Curves) -> str:
+    prepared = sorted((root / "data/prepare").glob("*.parquet"))
+    splits = {path.stem: read_examples(path) for path in prepared}
+    examples = {example["id"]: example for split in splits.values() for example in split}
+    student = models[settings.student_name]
+    return render(
+        student=student,
+        models=models,
+        verdict=judge(models, settings),
+        tables={test_set: table_rows(models, test_set) for test_set in student.sets},
+        reliability=reliability_figures(models),
+        coverage=coverage_figure(models),
+        answered=ANSWERED,
+        accuracy_at=accuracy_at(models),
+        histograms=histograms(models),
+        knowledge=knowledge(root),
+        training=training_figures(curves),
+        mistakes=[
+            mistake
+            for model in sorted(models.values(), key=lambda model: model is not student)
+            for mistake in confident_mistakes(model, examples)
+        ],
+        data=[
+            {"split": path.stem, "examples": len(splits[path.stem]), "sha256": sha256_of(path)}
+            for path in prepared
+        ],
     )
 
 
-def render(rows: list[dict[str, Any]], picture: str, summary: str) -> str:
-    environment = Environment(
-        loader=PackageLoader("tasks", "templates"), autoescape=select_autoescape()
-    )
-    template = environment.get_template("report.html")
-    return template.render(rows=rows, shown=SHOWN, picture=picture, summary=summary)
+def training_curves(root: Path, models: Models) -> Curves:
+    """Return the training of the teacher and of each student that is evaluated."""
+    return {
+        model.name: read_json_lines(root / "data" / model.folder / "training.jsonl")
+        for model in models.values()
+        if model.is_student or model.folder == TEACHER
+    }
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def test_everything_forced_again_gives_the_same_bytes(project):
     [
         (("prune", "layers"), 2, {"prune"}),
         (("prepare", "max_examples", "train"), 20, {"prepare"}),
-        (("arms", "first", "tokens"), 0.25, {"distill@first"}),
+        (("arms", "first", "tokens"), 0.25, {"distill@first", "report"}),
     ],
 )
 def test_a_changed_number_makes_stale_only_what_reads_it(project, setting, value, directly_stale):

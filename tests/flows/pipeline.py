@@ -39,7 +39,9 @@ def train(out: Path, stage: str, epochs: int) -> None:
     logs = Path("logs") / stage
     logs.mkdir(parents=True, exist_ok=True)
     (logs / "curve.jsonl").write_text(curve)
-    (logs / "cost.json").write_text(json.dumps({"seconds": 12.5, "tokens_per_second": 400}))
+    (logs / "cost.json").write_text(
+        json.dumps({"seconds": 12.5, "peak_memory_bytes": 10**9, "tokens_per_second": 400})
+    )
     print(f"INFO tasks.{stage}: trained", file=sys.stderr)
     sys.stderr.write("\r 50%|#\r100%|##\n")
 
@@ -78,7 +80,7 @@ def evaluate(model: str) -> None:
 def report() -> None:
     out = folder("report")
     (out / "table.json").write_text("[]")
-    (out / "index.html").write_text("<p>report</p>")
+    (out / "index.html").write_text("<p>report</p><!-- firstkd report: cost and lineage -->")
     (out / "reliability.png").write_bytes(PIXEL)
 
 

@@ -1,0 +1,104 @@
+"""The report's figures and what stands beside them, from the models, curves and knowledge."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from firstkd.comparison import coverage_curve
+from firstkd.figures import (
+    draw_concentration,
+    draw_coverage,
+    draw_histogram,
+    draw_reliability,
+    draw_training,
+)
+from firstkd.files import read_json
+from firstkd.metrics import expected_calibration_error
+from tasks.evaluated import Evaluated
+from tasks.page import figure_id, inline
+
+Models = Mapping[str, Evaluated]
+Curves = Mapping[str, list[dict[str, float]]]
+ANSWERED = (0.25, 0.5, 0.75, 1.0)
+"""Shares of the questions at which the page tells the accuracy."""
+
+
+def reliability_figures(models: Models) -> list[dict[str, Any]]:
+    found = []
+    for name, model in models.items():
+        raw, calibrated = model.raw("test"), model.calibrated("test")
+        errors = [
+            float(expected_calibration_error(p.confidence, p.correct)) for p in (raw, calibrated)
+        ]
+        label = (
+            f"Reliability of {name} on the test questions: ECE {errors[0]:.3f} as it is, "
+            f"{errors[1]:.3f} at its own temperature of {model.temperature:.2f}"
+        )
+        svg = inline(draw_reliability(raw, calibrated), figure_id("reliability", name), label)
+        found.append({"model": model, "raw": errors[0], "calibrated": errors[1], "svg": svg})
+    return found
+
+
+def coverage_figure(models: Models) -> str:
+    drawn = draw_coverage({name: model.calibrated("test") for name, model in models.items()})
+    return inline(drawn, "coverage", "Accuracy by share of questions answered, one line a model")
+
+
+def accuracy_at(models: Models) -> dict[str, list[float]]:
+    found = {}
+    for name, model in models.items():
+        predictions = model.calibrated("test")
+        _, accuracy = coverage_curve(predictions.confidence, predictions.correct)
+        size = len(accuracy)
+        found[name] = [float(accuracy[max(1, round(share * size)) - 1]) for share in ANSWERED]
+    return found
+
+
+def histograms(models: Models) -> list[dict[str, Any]]:
+    found = []
+    for name, model in models.items():
+        row: dict[str, Any] = {"model": model}
+        for reading in ("raw", "calibrated"):
+            predictions = getattr(model, reading)("test")
+            label = f"Histogram of the {reading} confidence of {name}, right and wrong answers"
+            svg = draw_histogram(predictions)
+            row[reading] = inline(svg, figure_id("histogram", name, reading), label)
+        found.append(row)
+    return found
+
+
+def knowledge(root: Path) -> dict[str, Any]:
+    """How concentrated the teacher's probability is, and what keeping only its top-k saves."""
+    metrics = read_json(root / "data/extract/metrics.json")
+    mass = {split: list(found["cumulative_mass"].values()) for split, found in metrics.items()}
+    store = root / "data/extract/train/token"
+    stored = sum(file.stat().st_size for file in store.glob("*.safetensors"))
+    vocabulary = read_json(store / "manifest.json")["vocabulary_size"]
+    tokens = metrics["train"]["tokens"]
+    label = "Share of the teacher's probability by number of tokens kept, one line a split"
+    return {
+        "svg": inline(draw_concentration(mass), "concentration", label),
+        "splits": list(mass),
+        "by_tokens": list(zip(*mass.values(), strict=True)),
+        "tokens": tokens,
+        "vocabulary": vocabulary,
+        "bytes_per_token": stored / tokens,
+        "dense_bytes_per_token": 2 * vocabulary,  # every log-probability, as float16
+    }
+
+
+def training_figures(curves: Curves) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": name,
+            "steps": len(points),
+            "last": points[-1]["loss"],
+            "svg": inline(
+                draw_training(points),
+                figure_id("training", name),
+                f"Training loss of {name} by step, from {points[0]['loss']:.2f} "
+                f"to {points[-1]['loss']:.2f}",
+            ),
+        }
+        for name, points in curves.items()
+    ]

@@ -1,0 +1,48 @@
+"""The questions that a model got wrong although it was sure: where to look first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.evaluated import Evaluated
+
+SHOWN = 25
+"""Of each model and test set."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    model: str
+    test_set: str
+    question: str
+    choices: list[str]
+    right: str
+    given: str
+    confidence: float
+    """At the model's own temperature, as it is served."""
+
+
+def confident_mistakes(model: Evaluated, examples: Mapping[str, Any]) -> list[Mistake]:
+    """Return a model's surest wrong answers of each set, the surest of all first.
+
+    `examples` are the prepared ones, by id.
+    """
+    found = []
+    for test_set in model.sets:
+        wrong = [row for row in model.of_set(test_set).to_pylist() if not row["correct"]]
+        wrong.sort(key=lambda row: (-row["calibrated_confidence"], row["id"]))
+        found += [_mistake(model, row, examples[row["id"]]) for row in wrong[:SHOWN]]
+    return sorted(found, key=lambda mistake: -mistake.confidence)
+
+
+def _mistake(model: Evaluated, row: Mapping[str, Any], example: Mapping[str, Any]) -> Mistake:
+    choices = example["choices"]
+    return Mistake(
+        model=model.name,
+        test_set=row["set"],
+        question=example["prompt"],
+        choices=choices,
+        right=choices[row["answer_index"]],
+        given=choices[row["predicted_index"]],
+        confidence=row["calibrated_confidence"],
+    )

@@ -1,0 +1,89 @@
+"""The report as one HTML file that needs nothing else: tables, figures, style and script inside."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from tasks.evaluated import Evaluated
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric in the table of models."""
+
+    title: str
+    reading: str
+    metric: str
+    more_is_better: bool
+    explanation: str
+
+
+COLUMNS = (
+    Column("accuracy", "raw", "accuracy", True, "share of questions answered right"),
+    Column("ECE", "raw", "ece", False, "calibration error of the model as it is, ten bins"),
+    Column("ECE at T", "calibrated", "ece", False, "the same at the model's own temperature"),
+    Column("trust at T", "calibrated", "trust", True, "accuracy less ECE at T"),
+    Column("NLL at T", "calibrated", "nll", False, "negative log-likelihood of the right answer"),
+    Column("Brier at T", "calibrated", "brier", False, "squared error of the probabilities"),
+)
+
+
+def table_rows(models: Mapping[str, Evaluated], test_set: str) -> list[dict[str, Any]]:
+    """One row per model with its cells; the best student of each column is marked."""
+    rows: list[dict[str, Any]] = []
+    for model in models.values():
+        found = model.sets[test_set]
+        cells = [dict(found[column.reading][column.metric]) for column in COLUMNS]
+        rows.append({"model": model, "cells": cells})
+    ranked = [row for row in rows if row["model"].is_student] or rows
+    for number, column in enumerate(COLUMNS):
+        values = [row["cells"][number]["value"] for row in ranked]
+        best = max(values) if column.more_is_better else min(values)
+        for row in rows:
+            cell = row["cells"][number]
+            cell["best"] = len(ranked) > 1 and row in ranked and cell["value"] == best
+    return rows
+
+
+def inline(svg: str, name: str, label: str) -> Markup:
+    """Return a figure to be put into the page: with ids of its own and a label for who cannot see.
+
+    Several figures in one page must not share ids.
+    """
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    labelled = Markup('<svg role="img" aria-label="{}"').format(label)
+    return labelled + Markup(svg.removeprefix("<svg"))
+
+
+def figure_id(*words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower())
+
+
+def render(**content: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("tasks", "templates"),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"size": size, "signed": signed}
+    return environment.get_template("report.html").render(columns=COLUMNS, **content)
+
+
+def signed(number: float, digits: int) -> str:
+    return f"{number:+.{digits}f}".replace("-", "−")
+
+
+def size(number: float, unit: str) -> str:
+    """Return a number of things with four digits at most: 134.5 M, 269.1 MB."""
+    for power, prefix in ((9, "G"), (6, "M"), (3, "k")):
+        if number >= 10**power:
+            return f"{number / 10**power:.4g} {prefix}{unit}"
+    return f"{number:g} {unit}".strip()

@@ -1,0 +1,102 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from firstkd.errors import ArtifactError
+from tasks.report import main
+from tests.tasks.reported import SETS, write_evaluation, write_project
+
+GOLD = {"recalibration": "none", "gold_tokens": 1.0}
+FIRST = {"recalibration": "temperature", "choices": 1.0}
+THREE = {"teacher": "finetune", "sft": "distill/sft", "first": "distill/first"}
+
+
+def report(root: Path) -> str:
+    main(root)
+    return (root / "data/report/index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("three")
+    write_project(root, THREE, {"sft": GOLD, "first": FIRST}, "first")
+    return root
+
+
+def test_page_says_in_words_how_the_student_compares(three: Path) -> None:
+    page = report(three)
+    verdict = page[page.index('class="verdict"') : page.index("<ul>")]
+    assert "Against the student fine-tuned on gold labels (“sft”), “first” is" in verdict
+    assert "Against the teacher, “first” is" in verdict
+    assert re.search(r"It answers \d\d\.\d% \(\d\d\.\d to \d\d\.\d\) of 120 test questions", page)
+    assert "Out of domain, on elsewhere, it answers" in page
+
+
+def test_page_needs_nothing_else_and_is_the_same_bytes_again(three: Path) -> None:
+    page = report(three)
+    assert report(three) == page
+    assert not re.search(r'(src|href)="(?!#|data:)', page)
+    assert "default-src 'none'" in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
+
+
+def test_text_from_data_is_escaped(three: Path) -> None:
+    page = report(three)
+    assert "in the &lt;sea&gt; &amp; sky" in page
+    assert "<sea>" not in page
+
+
+def test_folders_of_removed_models_are_left_out(three: Path, tmp_path: Path) -> None:
+    page = report(three)
+    root = tmp_path / "project"
+    shutil.copytree(three, root)
+    shutil.copytree(root / "data/evaluate/sft", root / "data/evaluate/removed")
+    assert report(root) == page
+
+
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_page_of_few_and_many_models(count: int, tmp_path: Path) -> None:
+    arms = {f"arm_with_a_name_{i}": FIRST for i in range(count)}
+    models = {name: f"distill/{name}" for name in arms}
+    write_project(tmp_path, models, arms, "arm_with_a_name_0")
+    page = report(tmp_path)
+    assert page.count("<figcaption><strong>arm_with_a_name_") == 2 * count  # with the training
+    assert ("stands alone" in page) == (count == 1)
+    assert ("neither a teacher nor a student fine-tuned on gold labels" in page) == (count > 1)
+    assert (" best student</span>" in page) == (count > 1)
+
+
+def test_a_model_that_was_not_trained_has_no_curve(tmp_path: Path) -> None:
+    models = {"base": "fetch/base", "first": "distill/first"}
+    write_project(tmp_path, models, {"first": FIRST}, "first")
+    page = report(tmp_path)
+    assert "Training loss of first" in page and "Training loss of base" not in page
+
+
+def test_evaluations_of_other_questions_are_refused(three: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(three, root)
+    shutil.rmtree(root / "data/evaluate/sft")
+    fewer = {name: np.zeros(count - 1, dtype=int) for name, count in SETS.items()}
+    write_evaluation(root, "sft", fewer, seed=1, skill=1.0)
+    with pytest.raises(ArtifactError, match="data/evaluate/sft is of other questions"):
+        main(root)
+
+
+def test_numbers_for_dvc(three: Path) -> None:
+    main(three)
+    metrics = json.loads((three / "data/report/metrics.json").read_text())
+    assert set(metrics) == set(THREE)
+    plots = three / "data/report/plots"
+    lines = (plots / "reliability/first-raw.csv").read_text().splitlines()
+    assert lines[0] == "confidence,accuracy,questions"
+    assert sum(int(line.rpartition(",")[2]) for line in lines[1:]) == SETS["test"]
+    assert {path.stem for path in (plots / "training").iterdir()} == set(THREE)
+    share, accuracy = (plots / "coverage/first.csv").read_text().splitlines()[-1].split(",")
+    assert share == "1" and float(accuracy) == pytest.approx(metrics["first"]["accuracy"], abs=1e-5)

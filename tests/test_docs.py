@@ -1,0 +1,128 @@
+"""What README.md and docs/ tell people to type exists, and the settings they show are valid."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+from ruamel.yaml import YAML
+
+from firstkd.settings import load_settings
+from flows.cli import app
+from tests.tiny import REPOSITORY
+
+PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# what a fresh environment answers at once and without side effects
+CHEAP = {"firstkd doctor", "dvc dag"}
+
+
+def blocks(language: str) -> list[Any]:
+    return [
+        pytest.param(text, id=f"{page.stem}-{number}")
+        for page in PAGES
+        for number, (found, text) in enumerate(FENCE.findall(page.read_text(encoding="utf-8")))
+        if found == language
+    ]
+
+
+def commands() -> list[str]:
+    """Every command of the shell blocks, and every `firstkd …` in the text, once."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for language, block in FENCE.findall(text):
+            if language == "sh":
+                found += block.replace("\\\n", " ").splitlines()
+        found += re.findall(r"`((?:firstkd|make|dvc|python -m) [^`]+)`", FENCE.sub("", text))
+    split = [shlex.split(line, comments=True) for line in found]
+    return sorted({shlex.join(words) for words in split if words})
+
+
+def of_program(name: str) -> list[str]:
+    found = [command for command in commands() if re.search(rf"\b{name} ", f"{command} ")]
+    return [command for command in found if name in shlex.split(command)]
+
+
+@pytest.mark.parametrize("command", of_program("firstkd"))
+def test_commands_and_options_of_firstkd_exist(command: str) -> None:
+    words = shlex.split(command)
+    words = words[words.index("firstkd") + 1 :]
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group) or hasattr(group, "commands")
+    options = {option for parameter in group.params for option in parameter.opts}
+    while words and words[0].startswith("-"):
+        assert words.pop(0) in options
+    if words and words[0].isidentifier():
+        chosen = group.commands[words[0]]
+        options = {option for parameter in chosen.params for option in parameter.opts} | {"--help"}
+        named = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
+        assert named <= options
+
+
+@pytest.mark.parametrize("command", of_program("make"))
+def test_targets_of_make_exist(command: str) -> None:
+    words = shlex.split(command)
+    target = words[words.index("make") + 1]
+    done = subprocess.run(
+        ["make", "--dry-run", target], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python -m ")])
+def test_modules_that_are_run_exist(command: str) -> None:
+    module = shlex.split(command)[2]
+    assert (REPOSITORY / f"{module.replace('.', '/')}.py").exists()
+
+
+@pytest.mark.parametrize("command", of_program("dvc"))
+def test_commands_and_options_of_dvc_exist(command: str) -> None:
+    from dvc.cli import parse_args
+
+    words = shlex.split(command)
+    words = words[words.index("dvc") + 1 :]
+    parse_args([word for word in words if word not in {"NAME", "URL", "PLACE"}])
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_settings_that_are_shown_are_valid(block: str, tmp_path: Path) -> None:
+    """Each block holds beside the shipped settings, as somebody would edit them."""
+    yaml = YAML()
+    params = yaml.load(REPOSITORY / "params.yaml")
+    _merge(params, YAML(typ="safe").load(block))
+    yaml.dump(params, tmp_path / "params.yaml")
+    load_settings(tmp_path / "params.yaml")
+
+
+def _merge(params: Any, shown: Any) -> None:
+    for key, value in shown.items():
+        # a source replaces the one that was there, with its sha256
+        if isinstance(value, dict) and key in params and "source" not in value:
+            _merge(params[key], value)
+        else:
+            params[key] = value
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_are_linked_exist(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(CHEAP & set(commands())))
+def test_cheap_commands_work(command: str) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("PREFECT_API_URL", None)
+    done = subprocess.run(
+        shlex.split(command), cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
