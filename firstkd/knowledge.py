@@ -156,11 +156,14 @@ def write_shard(
 
 
 def write_manifest(folder: Path, layout: Layout, identity: dict[str, Any]) -> None:
-    """Describe the folder's shards, and say what they were made from."""
+    """Describe the folder's shards, and say what they were made from and what they lack."""
     shards = []
+    missing = {"tail_bends"} if layout.kind == "token" and not layout.tail_nodes else set()
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as shard:
             records = shard.get_tensor("example_records")
+            if shard.get_tensor("gold_logprob").isnan().any():
+                missing.add("gold_logprob")
         shards.append(
             {
                 "file": path.name,
@@ -174,6 +177,7 @@ def write_manifest(folder: Path, layout: Layout, identity: dict[str, Any]) -> No
         "format_version": FORMAT_VERSION,
         **asdict(layout),
         "fields": dtypes,
+        "missing": sorted(missing),
         "identity": identity,
         "shards": shards,
     }
@@ -232,6 +236,14 @@ class KnowledgeStore:
             raise ArtifactError(
                 f"{self.folder}: holds the tokens of another example than "
                 f"{questions[int(different[0])].id}; run the extract stage again"
+            )
+
+    def require(self, field: str) -> None:
+        """Raise ArtifactError where some record lacks a field that its reader needs."""
+        if field in self.manifest["missing"]:
+            raise ArtifactError(
+                f"{self.folder} lacks {field}, which is needed here; capture it with the extract "
+                "stage, or give it in what is imported"
             )
 
     def of_examples(self, index_B: Tensor) -> Knowledge:

@@ -12,9 +12,9 @@ from zoneinfo import ZoneInfo
 
 import httpx
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.deployments.runner import EntrypointType
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.settings import get_current_settings
+from prefect.types.entrypoint import EntrypointType
 
 from firstkd.errors import ConfigError, PipelineError
 from flows.retrain import retrain

@@ -40,6 +40,7 @@ def main(root: Path = Path(".")) -> None:
     for kind in stored_kinds(root / "data/extract/calibration"):
         store = KnowledgeStore(root / "data/extract/calibration" / kind)
         store.check(made_from, questions)
+        store.require("gold_logprob")
         knowledge = store.decoded()
         is_right = knowledge.is_right(gold_ids(kind, questions))
         candidates = knowledge.top_logprobs, knowledge.tail_mass

@@ -39,10 +39,25 @@ def commands() -> list[str]:
         text = page.read_text(encoding="utf-8")
         for language, block in FENCE.findall(text):
             if language == "sh":
-                found += block.replace("\\\n", " ").splitlines()
+                found += whole_commands(block)
         found += re.findall(r"`((?:firstkd|make|dvc|python -m) [^`]+)`", FENCE.sub("", text))
     split = [shlex.split(line, comments=True) for line in found]
     return sorted({shlex.join(words) for words in split if words})
+
+
+def whole_commands(block: str) -> list[str]:
+    """A shell block's commands, those over several lines as one."""
+    found, open_line = [], ""
+    for line in block.replace("\\\n", " ").splitlines():
+        open_line += line + "\n"
+        try:
+            shlex.split(open_line, comments=True)
+        except ValueError:  # a quotation that goes on in the next line
+            continue
+        found.append(open_line)
+        open_line = ""
+    assert not open_line, f"no closing quotation: {open_line}"
+    return found
 
 
 def of_program(name: str) -> list[str]:
