@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint setup clean
+.PHONY: run test test-all lint setup clean
 
 run: setup ## set everything up and run the pipeline
 	$(BIN)/firstkd run
 
 test: lint ## set everything up and pass the tests
 	$(BIN)/python -m pytest
+
+test-all: lint ## also the tests that kill and restart real servers
+	$(BIN)/python -m pytest -m "integration or not integration"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -36,13 +36,14 @@ def export_lines(store: KnowledgeStore, path: Path) -> None:
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for example in range(len(store.keys)):
             records = store.of_examples(torch.tensor([example]))
-            positions = [
-                dict(zip(map(str, ids), (round(value, 6) for value in values), strict=True))
-                for ids, values in zip(
-                    records.top_ids.tolist(), records.top_logprobs.tolist(), strict=True
-                )
-            ]
+            ids, values = records.top_ids.tolist(), records.top_logprobs.tolist()
+            positions = [_position(*position) for position in zip(ids, values, strict=True)]
             file.write(json.dumps(positions) + "\n")
+
+
+def _position(ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, float]:
+    together = zip(ids, logprobs, strict=True)
+    return {str(token): round(value, 6) for token, value in together if math.isfinite(value)}
 
 
 def import_lines(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstkd.errors import PipelineError
-from flows import inspection_cli, operations_cli
+from flows import inspection_cli, knowledge_cli, operations_cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +94,7 @@ def record() -> None:
 
 
 inspection_cli.add_to(app)
+knowledge_cli.add_to(app)
 
 
 def nothing_to_do(settings: "Settings") -> bool:

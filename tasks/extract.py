@@ -90,8 +90,9 @@ def partial_folder(root: Path, made_from: Any, ranks: Ranks) -> Path:
 def concentration(folder: Path) -> dict[str, Any]:
     """How much of the teacher's probability the top-1 … top-k hold, on average over tokens."""
     store = KnowledgeStore(folder)
-    logprobs = [shard["top_logprobs"].double() for shard in store.shards]
-    cumulative = torch.stack([part.exp().cumsum(-1).sum(0) for part in logprobs]).sum(0)
+    cumulative = torch.zeros(store.layout.top_k, dtype=torch.float64)
+    for shard in store.shards:
+        cumulative += shard["top_logprobs"].double().exp().cumsum(-1).sum(0)
     stored = sum((folder / shard["file"]).stat().st_size for shard in store.manifest["shards"])
     return {
         "tokens": len(store),

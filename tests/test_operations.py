@@ -16,7 +16,7 @@ import pytest
 from tests.test_pipeline import Project
 from tests.tiny import write_tiny_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 QUESTION = "Where does the red bee live?"
 CHOICES = ["in a den", "in a hive", "in the sea"]

@@ -152,3 +152,20 @@ def test_a_mistake_is_one_clear_error_and_leaves_nothing(project, setting, value
     after = {path.name for path in (project.root / "data").iterdir()}
     assert not any(name.endswith(".tmp") for name in after)
     assert after <= set(before)
+
+
+def test_knowledge_goes_out_and_comes_back(project, tmp_path):
+    copy = Project(shutil.copytree(project.root, tmp_path / "copy"), project.environment)
+    done = copy.firstkd("export-knowledge", "train", str(tmp_path / "lines.jsonl"))
+    assert done.returncode == 0, done.stderr
+    before = (copy.root / "data/extract/train/token/00000.safetensors").read_bytes()
+    done = copy.firstkd("import-knowledge", "train", str(tmp_path / "lines.jsonl"))
+    assert done.returncode == 0, done.stderr
+    assert "missing: " in done.stdout
+    exported = (tmp_path / "lines.jsonl").read_text()
+    copy.firstkd("export-knowledge", "train", str(tmp_path / "again.jsonl"))
+    assert (tmp_path / "again.jsonl").read_text() == exported
+    assert (copy.root / "data/extract/train/token/00000.safetensors").read_bytes() != before
+    done = copy.firstkd("import-knowledge", "calibration", str(tmp_path / "lines.jsonl"))
+    assert done.returncode == 1
+    assert "lines for" in done.stderr

@@ -34,7 +34,7 @@ def test_first_run_promotes_the_second_finds_nothing_to_do(project: Workspace) -
     first: Retrained = retrain(str(project.root))
     assert first.recorded.is_new and first.verdict.passed and first.champion == "1"
     run, tasks = last_run()
-    assert sorted(tasks) == sorted([*STAGES, "record", "register", "promote"])
+    assert sorted(tasks) == sorted([*STAGES, "record", "register", "promote", "publish"])
     assert {state(tasks[stage]) for stage in STAGES} == {"Unchanged"}  # the fixture had run them
     assert artifacts(run) == {"results", "reliability"}
 

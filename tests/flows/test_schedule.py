@@ -263,7 +263,6 @@ def ended(name: str) -> list[FlowRun]:
     return [run for run in runs_of(name) if run.state and run.state.is_final()]
 
 
-@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_schedule_runs_by_itself_and_a_cancelled_run_ends_its_stages(
