@@ -162,9 +162,12 @@ def test_knowledge_goes_out_and_comes_back(project, tmp_path):
     done = copy.firstkd("import-knowledge", "train", str(tmp_path / "lines.jsonl"))
     assert done.returncode == 0, done.stderr
     assert "missing: " in done.stdout
-    exported = (tmp_path / "lines.jsonl").read_text()
     copy.firstkd("export-knowledge", "train", str(tmp_path / "again.jsonl"))
-    assert (tmp_path / "again.jsonl").read_text() == exported
+    sent, came = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("lines.jsonl", "again.jsonl")
+    )
+    assert came == sent
     assert (copy.root / "data/extract/train/token/00000.safetensors").read_bytes() != before
     done = copy.firstkd("import-knowledge", "calibration", str(tmp_path / "lines.jsonl"))
     assert done.returncode == 1

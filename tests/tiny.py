@@ -142,6 +142,7 @@ def write_tiny_params(root: Path) -> None:
         params[stage].update({"epochs": 1, "micro_batch_size": 8, "precision": "fp32"})
     params["prune"]["layers"] = 1
     params["runtime"]["threads"] = 1
+    params["retrain"]["retry_delay_seconds"] = 0
     params["evaluate"]["bootstrap_samples"] = 100
     params["calibrate"]["bootstrap_samples"] = 100
     params["promote"]["max_ece"] = 1.0  # what so small a student shows is chance

@@ -52,7 +52,7 @@ def project(inputs: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("shards", [1, 7, 25])
+@pytest.mark.parametrize("shards", [1, 25])
 def test_killed_and_run_again_gives_the_same_bytes(project, undisturbed, shards):
     process = subprocess.Popen(STAGE, cwd=project, env=ENVIRONMENT)
     while len(list(project.glob("data/.extract/**/*.safetensors"))) < shards:
