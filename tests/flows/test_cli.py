@@ -72,7 +72,7 @@ def test_record_refuses_stale_files_and_then_records_once(project: Workspace) ->
     assert "champion: firstkd-student v1" in firstkd(project.root, "status").stdout
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_run_on_the_embedded_server(project: Workspace) -> None:
     change(project.root, "distill", "epochs", 5)
     first = firstkd(project.root)
