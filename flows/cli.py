@@ -127,29 +127,14 @@ def _quiet_flow() -> "Callable[[str], Retrained]":
     tracebacks, through its console handler.
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
-    _check_prefect_server()
+    from flows.prefect_server import configured_server
+
+    configured_server()  # before any stage, an error where the one that is named is not there
     from flows.retrain import retrain
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).propagate = False
     return retrain
-
-
-def _check_prefect_server() -> None:
-    """Raise PipelineError when a Prefect server is configured but does not answer."""
-    import httpx
-    from prefect.settings import get_current_settings
-
-    url = get_current_settings().api.url
-    if url is None:
-        return  # the flow starts a server of its own
-    try:
-        httpx.get(f"{url}/health", timeout=10).raise_for_status()
-    except httpx.HTTPError as error:
-        raise PipelineError(
-            f"the Prefect server at {url} does not answer ({error}); start it with "
-            "`prefect server start`, or unset PREFECT_API_URL to run without one"
-        ) from error
 
 
 def main() -> None:

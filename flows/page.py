@@ -8,13 +8,12 @@ logs/, which nothing tracks.
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file, read_json
 from firstkd.settings import Settings
 from flows.processes import OutputSink
 from flows.workspace import Workspace
+from tasks.page import templates_of
 
 PLACE = "<!-- firstkd report: cost and lineage -->"
 """In the report stage's page; tasks/templates/report.html."""
@@ -27,15 +26,10 @@ def build_page(workspace: Workspace, settings: Settings, sink: OutputSink) -> Pa
     page = (workspace.root / "data/report/index.html").read_text(encoding="utf-8")
     if PLACE not in page:
         raise ArtifactError("data/report/index.html is of another version; run `dvc repro report`")
-    environment = Environment(
-        loader=PackageLoader("flows", "templates"),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    section = environment.get_template("run.html").render(
-        costs=costs(workspace), lineage=lineage(workspace, settings)
+    section = (
+        templates_of("flows")
+        .get_template("run.html")
+        .render(costs=costs(workspace), lineage=lineage(workspace, settings))
     )
     path = workspace.root / "logs/report/index.html"
     with atomic_file(path) as temporary:

@@ -65,14 +65,19 @@ def figure_id(*words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower())
 
 
-def render(**content: Any) -> str:
-    environment = Environment(
-        loader=PackageLoader("tasks", "templates"),
+def templates_of(package: str) -> Environment:
+    """Return the package's templates: escaped, and an error where a value is missing."""
+    return Environment(
+        loader=PackageLoader(package, "templates"),
         autoescape=select_autoescape(),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(**content: Any) -> str:
+    environment = templates_of("tasks")
     environment.filters |= {"size": size, "signed": signed}
     return environment.get_template("report.html").render(columns=COLUMNS, **content)
 

@@ -103,7 +103,8 @@ def test_commands_and_options_of_dvc_exist(command: str) -> None:
 
     words = shlex.split(command)
     words = words[words.index("dvc") + 1 :]
-    parse_args([word for word in words if word not in {"NAME", "URL", "PLACE"}])
+    known = parse_args([word for word in words if word not in {"NAME", "URL", "PLACE"}])
+    assert known.cmd in words
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
@@ -111,9 +112,11 @@ def test_settings_that_are_shown_are_valid(block: str, tmp_path: Path) -> None:
     """Each block holds beside the shipped settings, as somebody would edit them."""
     yaml = YAML()
     params = yaml.load(REPOSITORY / "params.yaml")
-    _merge(params, YAML(typ="safe").load(block))
+    shown = YAML(typ="safe").load(block)
+    _merge(params, shown)
     yaml.dump(params, tmp_path / "params.yaml")
-    load_settings(tmp_path / "params.yaml")
+    settings = load_settings(tmp_path / "params.yaml").model_dump(by_alias=True)
+    assert shown.keys() <= settings.keys()
 
 
 def _merge(params: Any, shown: Any) -> None:
