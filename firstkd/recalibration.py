@@ -14,8 +14,6 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from firstkd.errors import ArtifactError
@@ -164,6 +162,8 @@ class Platt:
         is_right_RK: Tensor,
         settings: CalibrateSettings,
     ) -> Self:
+        from sklearn.linear_model import LogisticRegression  # a second, for those who fit alone
+
         odds = TopAgainstRest.of(logprobs_RK, tail_mass_R).log_odds_R.double().numpy()
         right = _top_is_right(logprobs_RK, is_right_RK)
         # Platt's own targets instead of 0 and 1: finite even where all or none are right
@@ -200,6 +200,8 @@ class Isotonic:
         is_right_RK: Tensor,
         settings: CalibrateSettings,
     ) -> Self:
+        from sklearn.isotonic import IsotonicRegression
+
         confidence = logprobs_RK.exp().amax(-1).double().numpy()
         right = _top_is_right(logprobs_RK, is_right_RK)
         # as far from certainty as so many decisions can tell (Laplace's rule of succession)

@@ -1,6 +1,8 @@
 """What every stage does around its work: logging, errors for people, reproducibility, cost."""
 
 import argparse
+import atexit
+import gc
 import json
 import logging
 import os
@@ -23,6 +25,7 @@ def run_stage(main: Callable[..., None], name: str, argument: str | None = None)
     A PipelineError becomes one line on stderr and exit code 1. The stage's wall time and peak
     memory go to logs/STAGE/cost.json, which is not tracked: they differ from run to run.
     """
+    atexit.register(gc.freeze)  # else ending looks through all imported modules, for a second
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}")
     if argument:
         parser.add_argument(argument)

@@ -8,6 +8,7 @@ Warnings (passages that two splits share, choices given twice) are counted and l
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from firstkd.errors import DataValidationError
 from firstkd.examples import read_examples
 from firstkd.files import atomic_folder, write_json
 from firstkd.frames import flat_frames
+from firstkd.imports import unimportable
 from firstkd.prompts import encode
 from firstkd.settings import PromptSettings, load_settings
 from tasks.stage import log_folder, run_stage
@@ -100,4 +102,9 @@ def summary(frames: dict[str, pd.DataFrame], outcomes: dict[str, dict[str, Any]]
 
 
 if __name__ == "__main__":
+    # Counting tokens needs no torch, whose import takes seconds. transformers looks for it once,
+    # and would advise to install it.
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    with unimportable("torch"):
+        from transformers import AutoTokenizer  # noqa: F401
     run_stage(main, "validate")
