@@ -15,14 +15,15 @@ import numpy as np
 import torch
 
 from benchmarks.capture import open_text
+from firstkd.capture import knowledge_of
 from firstkd.examples import read_examples
-from firstkd.knowledge import Knowledge, Layout
+from firstkd.knowledge import Layout
 from firstkd.models import load_model, load_tokenizer
 from firstkd.packing import batches_by_length, pack
 from firstkd.prompts import encode
 from firstkd.scoring import ResponseScorer
 from firstkd.settings import load_settings
-from firstkd.tail import NODES, TEMPERATURES, bends, temper
+from firstkd.tail import NODES, TEMPERATURES, temper
 
 QUESTIONS, TOP_K = 64, 5
 
@@ -32,21 +33,12 @@ def errors(logits: torch.Tensor) -> dict[str, float]:
     layout = Layout(
         kind="token", top_k=TOP_K, vocabulary_size=logits.shape[1], tail_nodes=len(NODES)
     )
-    logprobs = logits.log_softmax(-1)
-    top = logprobs.topk(TOP_K)
-    tail = logprobs.scatter(1, top.indices, -torch.inf)
-    mass = tail.logsumexp(-1)
-    record = Knowledge(
-        top_ids=top.indices,
-        top_logprobs=top.values,
-        log_tail_mass=mass,
-        gold_logprob=mass,
-        tail_bends=bends(tail, mass, TOP_K, len(NODES)),
-    )
-    record = layout.unpack(layout.pack(record))
+    record = layout.unpack(layout.pack(knowledge_of(logits.log_softmax(-1), layout)))
     largest = {"0.5_to_5": 0.0, "0.8_to_3": 0.0}
     for temperature in np.geomspace(*TEMPERATURES, 25).tolist():
-        head = (logits.double() / temperature).log_softmax(-1).gather(1, top.indices).exp().sum(-1)
+        head = (
+            (logits.double() / temperature).log_softmax(-1).gather(1, record.top_ids).exp().sum(-1)
+        )
         found = temper(record, temperature, logits.shape[1])[0].sum(-1)
         error = float((found - head).abs().max())
         largest["0.5_to_5"] = max(largest["0.5_to_5"], error)

@@ -1,6 +1,7 @@
 """Capture the teacher's knowledge: one forward pass, then head and top-k on what is kept."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def head_with_topk(
     gold_rows = batch.rows_M[batch.is_gold_M]
     is_gold_N[gold_rows] = True
     # of the right responses' tokens, which lie in the order of their positions
-    top_ids, top_logprobs, log_tail_mass, tail_bends = [], [], [], []
+    parts = []
     for start, end, inside in head_chunks(hidden_NH, batch.rows_M):
         chunk = F.linear(hidden_NH[start:end], weight_VH, bias_V)
         log_partition = torch.empty(len(chunk), device=chunk.device)
@@ -160,23 +161,30 @@ def head_with_topk(
             logits = widened(chunk[piece], head.softcap)
             log_partition[piece] = logits.logsumexp(-1)
             is_gold = is_gold_N[start:end][piece]
-            logits = logits[is_gold].sub_(log_partition[piece][is_gold, None])
-            logprobs, ids = _top_k(logits, layout.top_k)
-            tail = logits.scatter_(1, ids, -torch.inf)
-            log_tail = tail.logsumexp(-1)
-            top_ids.append(ids)
-            top_logprobs.append(logprobs)
-            log_tail_mass.append(log_tail)
-            tail_bends.append(bends(tail, log_tail, layout.top_k, layout.tail_nodes))
+            parts.append(
+                knowledge_of(logits[is_gold].sub_(log_partition[piece][is_gold, None]), layout)
+            )
         rows = batch.rows_M[inside] - start
         scored = widened(chunk[rows, batch.targets_M[inside]], head.softcap)
         logprobs_M[inside] = scored - log_partition[rows]
-    return logprobs_M, Knowledge(
-        top_ids=torch.cat(top_ids).cpu(),
-        top_logprobs=torch.cat(top_logprobs).cpu(),
-        log_tail_mass=torch.cat(log_tail_mass).cpu(),
-        gold_logprob=logprobs_M[batch.is_gold_M].cpu(),
-        tail_bends=torch.cat(tail_bends).cpu(),
+    knowledge = replace(Knowledge.concatenate(parts), gold_logprob=logprobs_M[batch.is_gold_M])
+    return logprobs_M, knowledge.cpu()
+
+
+def knowledge_of(logprobs_RV: Tensor, layout: Layout) -> Knowledge:
+    """What is kept of these log-probabilities, which are overwritten.
+
+    Of the right token nothing is known here: its log-probability is NaN.
+    """
+    top_logprobs, top_ids = _top_k(logprobs_RV, layout.top_k)
+    tail = logprobs_RV.scatter_(1, top_ids, -torch.inf)
+    log_tail_mass = tail.logsumexp(-1)
+    return Knowledge(
+        top_ids=top_ids,
+        top_logprobs=top_logprobs,
+        log_tail_mass=log_tail_mass,
+        gold_logprob=torch.full_like(log_tail_mass, torch.nan),
+        tail_bends=bends(tail, log_tail_mass, layout.top_k, layout.tail_nodes),
     )
 
 

@@ -59,6 +59,9 @@ class Knowledge:
     def __getitem__(self, rows: Tensor) -> Self:
         return type(self)(**{name: getattr(self, name)[rows] for name in FIELDS})
 
+    def cpu(self) -> Self:
+        return type(self)(**{name: getattr(self, name).cpu() for name in FIELDS})
+
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in FIELDS})

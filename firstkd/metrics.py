@@ -137,28 +137,15 @@ class Predictions:
 
     def summary(self, bootstrap_samples: int, seed: int) -> Summary:
         """Each metric's value with its 95 % percentile bootstrap interval over decisions."""
-        return _summary(self._metrics, len(self.gold_probability), bootstrap_samples, seed)
-
-    def difference(self, other: Self, bootstrap_samples: int, seed: int) -> Summary:
-        """Each metric of these less that of `other` on the same decisions, with its interval.
-
-        Paired: both are resampled alike, so what makes a question hard for both cancels out.
-        """
-
-        def difference(chosen: NDArray[np.int64]) -> dict[str, Floats]:
-            ours, theirs = self._metrics(chosen), other._metrics(chosen)
-            return {name: ours[name] - theirs[name] for name in ours}
-
-        assert len(self.gold_probability) == len(other.gold_probability)
-        return _summary(difference, len(self.gold_probability), bootstrap_samples, seed)
+        return _summary(self.metrics, len(self.gold_probability), bootstrap_samples, seed)
 
     def values(self) -> dict[str, float]:
         """Each metric's value alone."""
         every = np.arange(len(self.gold_probability))
-        return {name: float(value) for name, value in self._metrics(every).items()}
+        return {name: float(value) for name, value in self.metrics(every).items()}
 
-    def _metrics(self, chosen: NDArray[np.int64]) -> dict[str, Floats]:
-        """Of the decisions `chosen` [..., E]."""
+    def metrics(self, chosen: NDArray[np.int64]) -> dict[str, Floats]:
+        """Each metric [...] of the decisions `chosen` [..., E]."""
         confidence, correct = self.confidence[chosen], self.correct[chosen]
         accuracy = correct.mean(-1)
         ece = expected_calibration_error(confidence, correct)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from firstkd.comparison import coverage_curve, paired_differences
 from firstkd.metrics import Predictions
@@ -37,6 +38,17 @@ def test_pairing_narrows_the_interval_of_models_that_fail_together() -> None:
     second = Predictions.of_choices(scores, np.zeros(400, dtype=np.int64))
     found = paired_differences(first, second, samples=500, seed=0)["accuracy"]
     assert found.high - found.low < 0.05  # each alone: 0.10
+
+
+def test_interval_of_a_difference_agrees_with_scipy() -> None:
+    first, second = model(0, 400, 1.0), model(1, 400, 0.5)
+    found = paired_differences(first, second, samples=4000, seed=0)["accuracy"]
+    change = first.correct.astype(float) - second.correct
+    reference = bootstrap(
+        (change,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert found.low == pytest.approx(reference.low, abs=0.006)
+    assert found.high == pytest.approx(reference.high, abs=0.006)
 
 
 def test_coverage_ends_at_the_accuracy_and_starts_with_the_surest() -> None:

@@ -118,23 +118,6 @@ def test_a_bootstrap_in_blocks_has_the_same_intervals(predictions, monkeypatch):
         assert blocks[name]["low"] == pytest.approx(found["low"], abs=0.01)
 
 
-def test_a_difference_is_paired(predictions):
-    flipped = predictions.is_right.copy()
-    flipped[:25] = np.roll(flipped[:25], 1, axis=-1)  # another answer is right in 1 of 20
-    other = Predictions(predictions.probabilities, flipped, predictions.probabilities[flipped])
-    found = predictions.difference(other, bootstrap_samples=2000, seed=0)["accuracy"]
-    expected = predictions.correct.mean() - other.correct.mean()
-    change = predictions.correct.astype(float) - other.correct
-    reference = bootstrap(
-        (change,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(5)
-    ).confidence_interval
-    assert found["value"] == pytest.approx(expected)
-    assert found["low"] == pytest.approx(reference.low, abs=0.004)
-    assert found["high"] == pytest.approx(reference.high, abs=0.004)
-    same = predictions.difference(predictions, bootstrap_samples=100, seed=0)
-    assert all(each == {"value": 0, "low": 0, "high": 0} for each in same.values())
-
-
 def test_intervals_agree_with_scipy(predictions):
     found = predictions.summary(bootstrap_samples=4000, seed=0)["accuracy"]
     reference = bootstrap(

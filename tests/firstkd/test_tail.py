@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from firstkd.capture import knowledge_of
 from firstkd.knowledge import Knowledge, Layout
 from firstkd.tail import NODES, TEMPERATURES, bends, temper
 
@@ -20,17 +21,7 @@ def logits(kind: str) -> torch.Tensor:
 
 def stored(logprobs: torch.Tensor) -> Knowledge:
     """What a store gives back: packed to its dtypes and unpacked."""
-    top = logprobs.topk(K)
-    tail = logprobs.scatter(1, top.indices, -torch.inf)
-    mass = tail.logsumexp(-1)
-    record = Knowledge(
-        top_ids=top.indices,
-        top_logprobs=top.values,
-        log_tail_mass=mass,
-        gold_logprob=logprobs[:, 0],
-        tail_bends=bends(tail, mass, K, len(NODES)),
-    )
-    return LAYOUT.unpack(LAYOUT.pack(record))
+    return LAYOUT.unpack(LAYOUT.pack(knowledge_of(logprobs, LAYOUT)))
 
 
 @pytest.mark.parametrize("kind", ["peaked", "flat"])

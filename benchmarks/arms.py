@@ -1,0 +1,237 @@
+"""What each way to distil buys: all arms over several seeds, on data files as published.
+
+    python -m benchmarks.arms --data DIR --dataset commonsenseqa --transfer openbookqa
+
+trains on the data set's own training file and tests on its development or test file, and on the
+other set's as transfer. DIR holds a folder per data set with its files, .gz or not. Model, prompt
+and training are those of params.yaml. Each seed is a project of its own under --work, made by
+`dvc repro`: what is finished is kept, and the same command goes on where it was interrupted.
+Prints progress and tables, then one JSON line; writes that and a reliability diagram per test set.
+
+Values are means over seeds; intervals are 95 % percentile bootstrap intervals over seeds and
+questions together, of differences too, for which both arms are drawn alike.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ruamel.yaml import YAML
+
+from firstkd.files import write_json
+from firstkd.metrics import Predictions, Summary
+from firstkd.plots import save_reliability
+from firstkd.settings import load_settings
+from tasks.evaluated import Evaluated, load_evaluated
+
+REPOSITORY = Path(__file__).parents[1]
+FILES = {
+    "commonsenseqa": ("commonsenseqa", "train_rand_split.jsonl", "dev_rand_split.jsonl"),
+    "openbookqa": ("commonsenseqa", "train.jsonl", "test.jsonl"),
+    "boolq": ("boolq", "train.jsonl", "dev.jsonl"),
+}
+"""Format, and files to train and to test on."""
+DISTILLED = {"choices": 1.0, "tokens": 0.5}
+ARMS: dict[str, dict[str, Any]] = {
+    "sft": {"recalibration": "none", "gold_tokens": 1.0},
+    "direct": {"recalibration": "none", **DISTILLED},
+    "label_smoothing": {"recalibration": "label_smoothing", **DISTILLED},
+    "first": {"recalibration": "temperature", **DISTILLED},
+    "first_paper": {"recalibration": "paper", **DISTILLED, "tail": "renormalise"},
+    # one thing of `first` changed in each
+    "first_renormalise": {"recalibration": "temperature", **DISTILLED, "tail": "renormalise"},
+    "first_isotonic": {"recalibration": "isotonic", **DISTILLED},
+    "first_platt": {"recalibration": "platt", **DISTILLED},
+    "first_choices": {"recalibration": "temperature", "choices": 1.0},
+    "first_tokens": {"recalibration": "temperature", "tokens": 1.0},
+}
+REFERENCE = "first"
+EXAMPLES = {"train": 600, "calibration": 250, "test": 600, "out_of_domain": 500}
+SAMPLES = 2000
+SHOWN = ("accuracy", "ece", "nll", "brier", "trust")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.arms")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--dataset", choices=FILES, required=True)
+    parser.add_argument("--transfer", choices=FILES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("logs/arms"))
+    given = parser.parse_args()
+    work = given.work.resolve() / given.dataset
+    seeds = []
+    for seed in range(given.seeds):
+        root = work / f"seed-{seed}"
+        write_project(root, seed, given.data, given.dataset, given.transfer)
+        reproduce(root)
+        seeds.append(load_evaluated(root, load_settings(root / "params.yaml").evaluate))
+    found = {
+        test_set: {name: measured(seeds, name, test_set) for name in seeds[0]}
+        for test_set in seeds[0]["teacher"].sets
+    }
+    for test_set in found:
+        diagrams = {name: pooled(seeds, name, test_set) for name in seeds[0]}
+        save_reliability(work / f"reliability-{test_set}.png", diagrams)
+    write_json(work / "results.json", found)
+    print(json.dumps(found))
+    print("\n\n".join(table(*item) for item in found.items()), file=sys.stderr)
+
+
+def write_project(root: Path, seed: int, data: Path, dataset: str, transfer: str | None) -> None:
+    """Write a project that trains every arm from one seed, in place of what is there."""
+    for name in ("tasks", "firstkd"):
+        shutil.copytree(
+            REPOSITORY / name,
+            root / name,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    shutil.copy(REPOSITORY / "dvc.yaml", root)
+    yaml = YAML()
+    params = yaml.load(REPOSITORY / "params.yaml")
+    data_format, *files = FILES[dataset]
+    chosen = [(dataset, data_format, files[0], "train"), (dataset, data_format, files[1], "test")]
+    if transfer:
+        chosen.append((transfer, FILES[transfer][0], FILES[transfer][2], "out_of_domain"))
+    params["fetch"]["datasets"] = {
+        f"{name}_{role}" if role != "out_of_domain" else name: {
+            "source": f"path:{unpacked(data / name / file, root / 'sources' / name)}",
+            "format": kind,
+            "role": role,
+        }
+        for name, kind, file, role in chosen
+    }
+    params["prepare"] = {
+        "fractions": {"train": 0.6, "calibration": 0.3, "test": 0.1},
+        "max_examples": EXAMPLES,
+    }
+    params["runtime"]["seed"] = seed
+    params["arms"] = ARMS
+    params["evaluate"]["models"] = {"teacher": "finetune", **{a: f"distill/{a}" for a in ARMS}}
+    yaml.dump(params, root / "params.yaml")
+    load_settings(root / "params.yaml")
+    if not (root / ".dvc").exists():
+        dvc(root, "init", "--no-scm", "--quiet")
+        dvc(root, "cache", "dir", str(root.parent / "cache"))  # the seeds share what is the same
+
+
+def unpacked(file: Path, folder: Path) -> str:
+    """Put a data file into the project's sources and return its path there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / file.name
+    packed = file.with_name(f"{file.name}.gz")
+    if packed.exists():
+        target.write_bytes(gzip.decompress(packed.read_bytes()))
+    else:
+        shutil.copy(file, target)
+    return str(target.relative_to(folder.parents[1]))
+
+
+def reproduce(root: Path) -> None:
+    """Run what is not done yet, the arms in their order."""
+    for arm in ["teacher", *ARMS]:
+        dvc(root, "repro", f"evaluate@{arm}")
+
+
+def dvc(root: Path, *arguments: str) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    subprocess.run(command, cwd=root, env=environment, check=True, stdout=sys.stderr)
+
+
+def measured(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> dict[str, Summary]:
+    """A model's metrics as it is and with its own temperature, and its differences to `first`."""
+    ours = [models[name] for models in seeds]
+    theirs = [models[REFERENCE] for models in seeds]
+    raw = [model.raw(test_set) for model in ours]
+    own = [model.calibrated(test_set) for model in ours]
+    found = {"raw": summary(raw), "calibrated": summary(own)}
+    if name != REFERENCE:
+        found["raw_less_first"] = summary(raw, [model.raw(test_set) for model in theirs])
+        found["calibrated_less_first"] = summary(
+            own, [model.calibrated(test_set) for model in theirs]
+        )
+    return found
+
+
+def summary(ours: Sequence[Predictions], theirs: Sequence[Predictions] | None = None) -> Summary:
+    """Mean over seeds, less the mean of theirs, with its interval over seeds and questions.
+
+    Each sample draws seeds and, for all of them, questions.
+    """
+    generator = np.random.default_rng(0)
+    size = len(ours[0].gold_probability)
+    questions = generator.integers(size, size=(SAMPLES, size))
+    seeds = generator.integers(len(ours), size=(SAMPLES, len(ours)))
+
+    def means(chosen: NDArray[np.int64], drawn: NDArray[np.int64]) -> dict[str, Any]:
+        by_seed = [ours[seed].metrics(chosen) for seed in range(len(ours))]
+        others = [theirs[seed].metrics(chosen) for seed in range(len(ours))] if theirs else None
+        found = {}
+        for name in SHOWN:
+            values = np.stack([np.atleast_1d(metrics[name]) for metrics in by_seed], axis=-1)
+            if others:
+                values = values - np.stack([np.atleast_1d(m[name]) for m in others], axis=-1)
+            found[name] = np.take_along_axis(values, drawn, axis=-1).mean(-1)
+        return found
+
+    value = means(np.arange(size), np.arange(len(ours))[None])
+    resampled = means(questions, seeds)
+    return {
+        name: dict(
+            zip(
+                ("value", "low", "high"),
+                [float(value[name][0]), *map(float, np.percentile(resampled[name], [2.5, 97.5]))],
+                strict=True,
+            )
+        )
+        for name in SHOWN
+    }
+
+
+def pooled(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> Predictions:
+    """All seeds' predictions in one, for a diagram."""
+    each = [models[name].raw(test_set) for models in seeds]
+    return Predictions(
+        *(
+            np.concatenate([getattr(found, part) for found in each])
+            for part in ("probabilities", "is_right", "gold_probability")
+        )
+    )
+
+
+def table(test_set: str, models: dict[str, dict[str, Summary]]) -> str:
+    """Markdown: value and interval of each model, and where its ECE differs from `first`'s."""
+    titles = ["accuracy", "ECE", "NLL", "Brier", "trust", "ECE, own T", "ECE less first's"]
+    lines = [
+        f"**{test_set}**\n",
+        "| model | " + " | ".join(titles) + " |",
+        "|---|" + "---|" * len(titles),
+    ]
+    for name, found in models.items():
+        cells = [interval(found["raw"][metric]) for metric in SHOWN]
+        cells.append(interval(found["calibrated"]["ece"]))
+        less = found.get("raw_less_first")
+        cells.append(interval(less["ece"], "+.3f") if less else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def interval(found: dict[str, float], style: str = ".3f") -> str:
+    low, high = (format(found[end], style.lstrip("+")) for end in ("low", "high"))
+    return f"{found['value']:{style}} ({low} to {high})"
+
+
+if __name__ == "__main__":
+    main()
