@@ -115,6 +115,8 @@ def write_project(root: Path, seed: int, data: Path, dataset: str, transfer: str
         "fractions": {"train": 0.6, "calibration": 0.3, "test": 0.1},
         "max_examples": EXAMPLES,
     }
+    params["prompt"]["max_length"] = 1280  # BoolQ's passages; the others' questions are short
+    params["validate"]["max_prompt_tokens"] = 1200
     params["runtime"]["seed"] = seed
     params["arms"] = ARMS
     params["evaluate"]["models"] = {"teacher": "finetune", **{a: f"distill/{a}" for a in ARMS}}

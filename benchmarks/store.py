@@ -42,6 +42,7 @@ def random_block(number: int) -> Knowledge:
         log_tail_mass=logprobs[:, LAYOUT.top_k],
         gold_logprob=logprobs[:, 0],
         tail_bends=torch.empty(records, 0),
+        vocabulary_size=LAYOUT.vocabulary_size,
     )
 
 

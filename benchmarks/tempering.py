@@ -39,7 +39,7 @@ def errors(logits: torch.Tensor) -> dict[str, float]:
         head = (
             (logits.double() / temperature).log_softmax(-1).gather(1, record.top_ids).exp().sum(-1)
         )
-        found = temper(record, temperature, logits.shape[1])[0].sum(-1)
+        found = temper(record, temperature).sum(-1)
         error = float((found - head).abs().max())
         largest["0.5_to_5"] = max(largest["0.5_to_5"], error)
         if 0.8 <= temperature <= 3:

@@ -185,6 +185,7 @@ def knowledge_of(logprobs_RV: Tensor, layout: Layout) -> Knowledge:
         log_tail_mass=log_tail_mass,
         gold_logprob=torch.full_like(log_tail_mass, torch.nan),
         tail_bends=bends(tail, log_tail_mass, layout.top_k, layout.tail_nodes),
+        vocabulary_size=layout.vocabulary_size,
     )
 
 
@@ -215,14 +216,6 @@ def _top_k(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _choice_knowledge(batch: Batch, logprobs_M: Tensor, num_choices: int) -> Knowledge:
     """One choice decision per question [B], its candidates padded to `num_choices`."""
     scores = choice_scores(logprobs_M, batch.response_of_M, batch.choice_mask_BC)
-    logprobs = scores.log_softmax(-1)
-    gold = logprobs.gather(-1, batch.gold_B[:, None])[:, 0]
-    missing = num_choices - logprobs.shape[1]
-    logprobs = torch.nn.functional.pad(logprobs, (0, missing), value=-torch.inf)
-    return Knowledge(
-        top_ids=torch.arange(num_choices).expand(len(logprobs), -1),
-        top_logprobs=logprobs.cpu(),
-        log_tail_mass=torch.full((len(logprobs),), -torch.inf),
-        gold_logprob=gold.cpu(),
-        tail_bends=torch.empty(len(logprobs), 0),
-    )
+    missing = num_choices - scores.shape[1]
+    logprobs = F.pad(scores.log_softmax(-1), (0, missing), value=-torch.inf)
+    return Knowledge.of_choices(logprobs.cpu(), batch.gold_B.cpu())

@@ -25,7 +25,7 @@ class Lessons:
     def of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Candidates' ids [R, K] and target probabilities [R, K] of the batch's questions."""
         found = self.knowledge.of_examples(batch.index_B.cpu())
-        target = self.recalibration.apply(found.top_logprobs, found.tail_mass)
+        target = self.recalibration.apply(found)
         device = batch.input_ids_BL.device
         return found.top_ids.to(device), target.to(device)
 

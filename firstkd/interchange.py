@@ -132,4 +132,5 @@ def _knowledge(records: Sequence[tuple[Position, int]], layout: Layout) -> Knowl
         log_tail_mass=tail.log().float(),
         gold_logprob=gold,
         tail_bends=torch.empty(len(records), 0),
+        vocabulary_size=layout.vocabulary_size,
     )

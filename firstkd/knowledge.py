@@ -7,7 +7,7 @@ tail). An example has zero or more records, in order; shards hold whole examples
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -43,6 +43,21 @@ class Knowledge:
     """[R] natural logarithm of the probability of the right candidate or token; NaN: unknown."""
     tail_bends: Tensor
     """[R, J] how the tail behaves at other temperatures (firstkd/tail.py); J is often 0."""
+    vocabulary_size: int
+    """Of tokens, or of choices: candidates and tail together."""
+
+    @classmethod
+    def of_choices(cls, logprobs_RK: Tensor, gold_R: Tensor) -> Self:
+        """Decisions between choices, of which `gold_R` is right; −inf where there is none."""
+        num_choices = logprobs_RK.shape[1]
+        return cls(
+            top_ids=torch.arange(num_choices).expand(len(logprobs_RK), -1),
+            top_logprobs=logprobs_RK,
+            log_tail_mass=torch.full((len(logprobs_RK),), -torch.inf),
+            gold_logprob=logprobs_RK.gather(-1, gold_R[:, None])[:, 0],
+            tail_bends=torch.empty(len(logprobs_RK), 0),
+            vocabulary_size=num_choices,
+        )
 
     @property
     def tail_mass(self) -> Tensor:
@@ -57,17 +72,21 @@ class Knowledge:
         return len(self.log_tail_mass)
 
     def __getitem__(self, rows: Tensor) -> Self:
-        return type(self)(**{name: getattr(self, name)[rows] for name in FIELDS})
+        return replace(self, **{name: getattr(self, name)[rows] for name in FIELDS})
 
     def cpu(self) -> Self:
-        return type(self)(**{name: getattr(self, name).cpu() for name in FIELDS})
+        return replace(self, **{name: getattr(self, name).cpu() for name in FIELDS})
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in FIELDS})
+        tensors: dict[str, Any] = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in FIELDS
+        }
+        return replace(parts[0], **tensors)
 
 
-FIELDS = tuple(field.name for field in fields(Knowledge))
+FIELDS = tuple(field.name for field in fields(Knowledge) if field.name != "vocabulary_size")
+"""Those that are tensors, one row per decision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +144,7 @@ class Layout:
             top_ids |= _unpack_nibbles(stored["top_ids_high"], self.top_k) << 16
         rest = {name: stored[name].float() for name in FIELDS[1:] if name in stored}
         rest.setdefault("tail_bends", torch.empty(len(top_ids), 0))
-        return Knowledge(top_ids=top_ids, **rest)
+        return Knowledge(top_ids=top_ids, vocabulary_size=self.vocabulary_size, **rest)
 
 
 def _pack_nibbles(values_RK: Tensor) -> Tensor:

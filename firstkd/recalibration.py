@@ -1,9 +1,10 @@
 """Recalibrate the teacher's candidate probabilities, so that its confidence is honest.
 
-Each recalibration is fitted on decisions of the calibration split and applied to log-probabilities
-[R, K] and tail masses [R]; what its probabilities lack to 1 is the tail's. `temperature` and
-`label_smoothing` leave the tail as it was, `platt` and `isotonic` rescale it with the others, and
-`paper`, as published, gives everything to the candidates.
+Each recalibration is fitted on decisions of the calibration split and gives the candidates of R
+decisions new probabilities [R, K]; what they lack to 1 is the tail's. `temperature` and
+`label_smoothing` leave the tail as it was, `vocabulary_temperature` tempers it, `platt` and
+`isotonic` rescale it with the others, and `paper`, as published, gives everything to the
+candidates.
 """
 
 import math
@@ -17,8 +18,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from firstkd.errors import ArtifactError
+from firstkd.knowledge import Knowledge
 from firstkd.metrics import Bools, expected_calibration_error
 from firstkd.settings import CalibrateSettings
+from firstkd.tail import TEMPERATURES, log_sum_of_powers, temper
 
 
 class Recalibration(Protocol):
@@ -26,16 +29,12 @@ class Recalibration(Protocol):
 
     @classmethod
     def fit(
-        cls,
-        logprobs_RK: Tensor,
-        tail_mass_R: Tensor,
-        is_right_RK: Tensor,
-        settings: CalibrateSettings,
-    ) -> Self:
-        """Fit to candidates, the mass of what is none, and True at the right one if any."""
+        cls, knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings
+    ) -> "Recalibration":
+        """Fit to decisions and [R, K], True at the right candidate if there is one."""
         ...
 
-    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
+    def apply(self, knowledge: Knowledge) -> Tensor:
         """Return probabilities [R, K]; a candidate of log-probability −inf stays at 0."""
         ...
 
@@ -47,17 +46,11 @@ class Identity:
     kind: ClassVar[str] = "none"
 
     @classmethod
-    def fit(
-        cls,
-        logprobs_RK: Tensor,
-        tail_mass_R: Tensor,
-        is_right_RK: Tensor,
-        settings: CalibrateSettings,
-    ) -> Self:
+    def fit(cls, knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
         return cls()
 
-    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
-        return logprobs_RK.exp()
+    def apply(self, knowledge: Knowledge) -> Tensor:
+        return knowledge.top_logprobs.exp()
 
 
 @dataclass(frozen=True)
@@ -68,25 +61,60 @@ class Temperature:
     kind: ClassVar[str] = "temperature"
 
     @classmethod
-    def fit(
-        cls,
-        logprobs_RK: Tensor,
-        tail_mass_R: Tensor,
-        is_right_RK: Tensor,
-        settings: CalibrateSettings,
-    ) -> Self:
+    def fit(cls, knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
         def negative_log_likelihood(temperature: float) -> float:
-            return candidate_nll(cls(temperature).apply(logprobs_RK, tail_mass_R), is_right_RK)
+            return candidate_nll(cls(temperature).apply(knowledge), is_right_RK)
 
         def calibration_error(temperature: float) -> float:
-            return _ece(cls(temperature).apply(logprobs_RK, tail_mass_R), is_right_RK)
+            return _ece(cls(temperature).apply(knowledge), is_right_RK)
 
         objective = negative_log_likelihood if settings.criterion == "nll" else calibration_error
-        return cls(minimise_over_log(objective, settings.max_temperature))
+        return cls(
+            minimise_over_log(objective, 1 / settings.max_temperature, settings.max_temperature)
+        )
 
-    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
-        mass = logprobs_RK.exp().sum(-1, keepdim=True)
-        return mass * (logprobs_RK / self.temperature).softmax(-1)
+    def apply(self, knowledge: Knowledge) -> Tensor:
+        mass = knowledge.top_logprobs.exp().sum(-1, keepdim=True)
+        return mass * (knowledge.top_logprobs / self.temperature).softmax(-1)
+
+
+@dataclass(frozen=True)
+class VocabularyTemperature:
+    """p'(i) = p(i)^(1/T) / Σ p^(1/T) over the whole vocabulary: softmax of the logits over T.
+
+    For open text, where T is near 1; on one answer's tokens it pours mass into the tail. What the
+    tail's sum becomes at other T is known from its bends. Decisions without a tail are tempered as
+    by `Temperature`.
+    """
+
+    temperature: float
+    kind: ClassVar[str] = "vocabulary_temperature"
+
+    @classmethod
+    def fit(
+        cls, knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings
+    ) -> "VocabularyTemperature | Temperature":
+        if knowledge.vocabulary_size == knowledge.top_ids.shape[1]:
+            return Temperature.fit(knowledge, is_right_RK, settings)
+
+        def negative_log_likelihood(temperature: float) -> float:
+            """Of every decision: what is right but in the tail can be tempered, too."""
+            gold = cls(temperature).gold_probability(knowledge)
+            return -float(gold.double().clamp_min(1e-30).log().mean())
+
+        def calibration_error(temperature: float) -> float:
+            return _ece(cls(temperature).apply(knowledge), is_right_RK)
+
+        objective = negative_log_likelihood if settings.criterion == "nll" else calibration_error
+        return cls(minimise_over_log(objective, *TEMPERATURES))
+
+    def apply(self, knowledge: Knowledge) -> Tensor:
+        return temper(knowledge, self.temperature)
+
+    def gold_probability(self, knowledge: Knowledge) -> Tensor:
+        """Return [R], exactly even of what is right but in the tail."""
+        log_partition = log_sum_of_powers(knowledge, self.temperature)
+        return (knowledge.gold_logprob / self.temperature - log_partition).exp()
 
 
 @dataclass(frozen=True)
@@ -100,23 +128,17 @@ class Paper:
     kind: ClassVar[str] = "paper"
 
     @classmethod
-    def fit(
-        cls,
-        logprobs_RK: Tensor,
-        tail_mass_R: Tensor,
-        is_right_RK: Tensor,
-        settings: CalibrateSettings,
-    ) -> Self:
+    def fit(cls, knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
         def best(grid: np.ndarray) -> float:
-            errors = [_ece(cls(c).apply(logprobs_RK, tail_mass_R), is_right_RK) for c in grid]
+            errors = [_ece(cls(c).apply(knowledge), is_right_RK) for c in grid]
             return float(grid[int(np.argmin(errors))])
 
         coarse = best(np.arange(1, 11) / 10)
         return cls(best(np.clip(coarse + np.arange(-5, 6) / 50, 0.02, 1.0)))
 
-    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
-        exists = torch.isfinite(logprobs_RK)
-        return (logprobs_RK.exp() / self.c).masked_fill(~exists, -torch.inf).softmax(-1)
+    def apply(self, knowledge: Knowledge) -> Tensor:
+        exists = torch.isfinite(knowledge.top_logprobs)
+        return (knowledge.top_logprobs.exp() / self.c).masked_fill(~exists, -torch.inf).softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -127,18 +149,12 @@ class LabelSmoothing:
     kind: ClassVar[str] = "label_smoothing"
 
     @classmethod
-    def fit(
-        cls,
-        logprobs_RK: Tensor,
-        tail_mass_R: Tensor,
-        is_right_RK: Tensor,
-        settings: CalibrateSettings,
-    ) -> Self:
+    def fit(cls, knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
         return cls()
 
-    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
-        probabilities = logprobs_RK.exp()
-        exists = torch.isfinite(logprobs_RK)
+    def apply(self, knowledge: Knowledge) -> Tensor:
+        probabilities = knowledge.top_logprobs.exp()
+        exists = torch.isfinite(knowledge.top_logprobs)
         others = (exists.sum(-1, keepdim=True) - 1).clamp_min(1)
         top = probabilities.argmax(-1, keepdim=True)
         given = probabilities.gather(-1, top).clamp_max(self.delta)
@@ -155,17 +171,11 @@ class Platt:
     kind: ClassVar[str] = "platt"
 
     @classmethod
-    def fit(
-        cls,
-        logprobs_RK: Tensor,
-        tail_mass_R: Tensor,
-        is_right_RK: Tensor,
-        settings: CalibrateSettings,
-    ) -> Self:
+    def fit(cls, knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
         from sklearn.linear_model import LogisticRegression  # a second, for those who fit alone
 
-        odds = TopAgainstRest.of(logprobs_RK, tail_mass_R).log_odds_R.double().numpy()
-        right = _top_is_right(logprobs_RK, is_right_RK)
+        odds = TopAgainstRest.of(knowledge).log_odds_R.double().numpy()
+        right = _top_is_right(knowledge.top_logprobs, is_right_RK)
         # Platt's own targets instead of 0 and 1: finite even where all or none are right
         positive, negative = right.sum(), (~right).sum()
         target = np.where(right, (positive + 1) / (positive + 2), 1 / (negative + 2))
@@ -176,8 +186,8 @@ class Platt:
         )
         return cls(float(fitted.coef_[0, 0]), float(fitted.intercept_[0]))
 
-    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
-        top = TopAgainstRest.of(logprobs_RK, tail_mass_R)
+    def apply(self, knowledge: Knowledge) -> Tensor:
+        top = TopAgainstRest.of(knowledge)
         return top.with_confidence((self.slope * top.log_odds_R + self.intercept).sigmoid())
 
 
@@ -193,28 +203,24 @@ class Isotonic:
     kind: ClassVar[str] = "isotonic"
 
     @classmethod
-    def fit(
-        cls,
-        logprobs_RK: Tensor,
-        tail_mass_R: Tensor,
-        is_right_RK: Tensor,
-        settings: CalibrateSettings,
-    ) -> Self:
+    def fit(cls, knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
         from sklearn.isotonic import IsotonicRegression
 
-        confidence = logprobs_RK.exp().amax(-1).double().numpy()
-        right = _top_is_right(logprobs_RK, is_right_RK)
+        confidence = knowledge.top_logprobs.exp().amax(-1).double().numpy()
+        right = _top_is_right(knowledge.top_logprobs, is_right_RK)
         # as far from certainty as so many decisions can tell (Laplace's rule of succession)
         least = 1 / (len(right) + 2)
         fitted = IsotonicRegression(y_min=least, y_max=1 - least).fit(confidence, right)
         return cls(fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist())
 
-    def apply(self, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Tensor:
-        top = TopAgainstRest.of(logprobs_RK, tail_mass_R)
+    def apply(self, knowledge: Knowledge) -> Tensor:
+        top = TopAgainstRest.of(knowledge)
         confidence = np.interp(
-            logprobs_RK.exp().amax(-1).double().numpy(), self.confidences, self.accuracies
+            knowledge.top_logprobs.exp().amax(-1).double().numpy(),
+            self.confidences,
+            self.accuracies,
         )
-        return top.with_confidence(torch.from_numpy(confidence).to(logprobs_RK.dtype))
+        return top.with_confidence(torch.from_numpy(confidence).to(knowledge.top_logprobs.dtype))
 
 
 @dataclass(frozen=True)
@@ -231,11 +237,11 @@ class TopAgainstRest:
     """Top against rest, kept finite."""
 
     @classmethod
-    def of(cls, logprobs_RK: Tensor, tail_mass_R: Tensor) -> Self:
-        log_top_R1, top_R1 = logprobs_RK.max(-1, keepdim=True)
-        others_RK = logprobs_RK.scatter(-1, top_R1, -torch.inf)
+    def of(cls, knowledge: Knowledge) -> Self:
+        log_top_R1, top_R1 = knowledge.top_logprobs.max(-1, keepdim=True)
+        others_RK = knowledge.top_logprobs.scatter(-1, top_R1, -torch.inf)
         # not 1 − top, which near certainty is rounding
-        log_rest_R = torch.logaddexp(others_RK.logsumexp(-1), tail_mass_R.log())
+        log_rest_R = torch.logaddexp(others_RK.logsumexp(-1), knowledge.log_tail_mass)
         log_odds_R = (log_top_R1[:, 0] - log_rest_R).clamp(-30, 30)
         return cls(top_R1, others_RK, log_rest_R, log_odds_R)
 
@@ -250,7 +256,8 @@ class TopAgainstRest:
 
 
 RECALIBRATIONS: dict[str, type[Recalibration]] = {
-    r.kind: r for r in (Identity, Temperature, Paper, LabelSmoothing, Platt, Isotonic)
+    r.kind: r
+    for r in (Identity, Temperature, VocabularyTemperature, Paper, LabelSmoothing, Platt, Isotonic)
 }
 
 
@@ -280,11 +287,7 @@ def candidate_nll(probabilities_RK: Tensor, is_right_RK: Tensor) -> float:
 
 
 def temperature_interval(
-    logprobs_RK: Tensor,
-    tail_mass_R: Tensor,
-    is_right_RK: Tensor,
-    settings: CalibrateSettings,
-    seed: int,
+    knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings, seed: int
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the fitted temperature over decisions."""
     size = len(is_right_RK)
@@ -292,18 +295,16 @@ def temperature_interval(
     found = []
     for _ in range(settings.bootstrap_samples):
         chosen = torch.from_numpy(generator.integers(size, size=size))
-        sample = logprobs_RK[chosen], tail_mass_R[chosen], is_right_RK[chosen]
-        found.append(Temperature.fit(*sample, settings).temperature)
+        fitted = Temperature.fit(knowledge[chosen], is_right_RK[chosen], settings)
+        found.append(fitted.temperature)
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
 
 
-def minimise_over_log(function: Callable[[float], float], upper: float) -> float:
-    """Argmin over [1/upper, upper] by a bounded scalar search in the logarithm."""
-    bound = math.log(upper)
-    result = minimize_scalar(
-        lambda log: function(math.exp(log)), bounds=(-bound, bound), method="bounded"
-    )
+def minimise_over_log(function: Callable[[float], float], lower: float, upper: float) -> float:
+    """Argmin over [lower, upper] by a bounded scalar search in the logarithm."""
+    bounds = math.log(lower), math.log(upper)
+    result = minimize_scalar(lambda log: function(math.exp(log)), bounds=bounds, method="bounded")
     return math.exp(float(result.x))
 
 

@@ -18,7 +18,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-RecalibrationName = Literal["none", "temperature", "paper", "label_smoothing", "platt", "isotonic"]
+RecalibrationName = Literal[
+    "none",
+    "temperature",
+    "vocabulary_temperature",
+    "paper",
+    "label_smoothing",
+    "platt",
+    "isotonic",
+]
 
 
 class Section(BaseModel):
@@ -259,6 +267,17 @@ class Settings(Section):
     def _data_sets_are_no_splits(self) -> Self:
         if taken := {"train", "calibration", "test"} & self.fetch.datasets.keys():
             raise ValueError(f"fetch.datasets: {_listed(taken)} is the name of a split")
+        return self
+
+    @model_validator(mode="after")
+    def _tails_can_be_tempered(self) -> Self:
+        for name, arm in self.arms.items():
+            needs_nodes = arm.recalibration == "vocabulary_temperature" and arm.tokens
+            if needs_nodes and not self.extract.tail_nodes:
+                raise ValueError(
+                    f"arms.{name}.recalibration: vocabulary_temperature needs the tail's nodes; "
+                    "set extract.tail_nodes to 8"
+                )
         return self
 
     @model_validator(mode="after")

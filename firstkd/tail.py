@@ -47,19 +47,23 @@ def bends(tail_logprobs_RV: Tensor, log_mass_R: Tensor, top_k: int, count: int) 
     return found - _line(log_mass_R, tail_logprobs_RV.shape[1] - top_k, beta)
 
 
-def temper(knowledge: Knowledge, temperature: float, vocabulary_size: int) -> tuple[Tensor, Tensor]:
-    """Return the candidates' probabilities [R, K] and the tail mass [R] at this temperature.
+def temper(knowledge: Knowledge, temperature: float) -> Tensor:
+    """Return the candidates' probabilities [R, K] at this temperature over the whole vocabulary.
 
-    Over the whole vocabulary; `knowledge` needs its bends, `temperature` lies in TEMPERATURES.
+    `knowledge` needs its bends, `temperature` lies in TEMPERATURES.
     """
+    log_partition = log_sum_of_powers(knowledge, temperature)
+    return (knowledge.top_logprobs / temperature - log_partition[:, None]).exp()
+
+
+def log_sum_of_powers(knowledge: Knowledge, temperature: float) -> Tensor:
+    """Return [R], the logarithm of the sum of p^(1/T) over the whole vocabulary."""
     beta = 1 / temperature
-    tail_size = vocabulary_size - knowledge.top_ids.shape[1]
+    tail_size = knowledge.vocabulary_size - knowledge.top_ids.shape[1]
     beta_J = knowledge.log_tail_mass.new_tensor([beta])
     line = _line(knowledge.log_tail_mass, tail_size, beta_J)[:, 0]
     log_tail = line + knowledge.tail_bends @ _weights(beta).to(line)
-    head = knowledge.top_logprobs * beta
-    log_partition = torch.logaddexp(head.logsumexp(-1), log_tail)
-    return (head - log_partition[:, None]).exp(), (log_tail - log_partition).exp()
+    return torch.logaddexp((knowledge.top_logprobs * beta).logsumexp(-1), log_tail)
 
 
 def _line(log_mass_R: Tensor, tail_size: int, beta_J: Tensor) -> Tensor:

@@ -18,7 +18,13 @@ from firstkd.metrics import Predictions
 from firstkd.models import load_tokenizer
 from firstkd.plots import save_reliability
 from firstkd.prompts import Question, encode
-from firstkd.recalibration import RECALIBRATIONS, temperature_interval, to_json
+from firstkd.recalibration import (
+    RECALIBRATIONS,
+    Recalibration,
+    VocabularyTemperature,
+    temperature_interval,
+    to_json,
+)
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
 from tasks.identity import knowledge_identity
@@ -43,16 +49,17 @@ def main(root: Path = Path(".")) -> None:
         store.require("gold_logprob")
         knowledge = store.decoded()
         is_right = knowledge.is_right(gold_ids(kind, questions))
-        candidates = knowledge.top_logprobs, knowledge.tail_mass
         metrics[kind] = {}
         for name, recalibration in RECALIBRATIONS.items():
-            best = recalibration.fit(*candidates, is_right, settings.calibrate)
+            if recalibration is VocabularyTemperature and lacks_bends(knowledge):
+                continue
+            best = recalibration.fit(knowledge, is_right, settings.calibrate)
             fitted[name][kind] = to_json(best)
-            after = predictions(best.apply(*candidates), knowledge, is_right)
+            after = predictions(best, knowledge, is_right)
             metrics[kind][name] = after.values()
             diagrams[f"{kind}: {name}"] = after
         low, high = temperature_interval(
-            *candidates, is_right, settings.calibrate, settings.runtime.seed
+            knowledge, is_right, settings.calibrate, settings.runtime.seed
         )
         value = fitted["temperature"][kind]["temperature"]
         metrics[kind]["temperature"]["temperature"] = {"value": value, "low": low, "high": high}
@@ -69,9 +76,9 @@ def main(root: Path = Path(".")) -> None:
 def table(metrics: dict[str, Any]) -> list[str]:
     """Lines that compare the recalibrations; `none` is before any."""
     shown = ("accuracy", "ece", "nll", "brier")
-    lines = [f"{'':16}" + "".join(f"{name:>10}" for name in shown)]
+    lines = [f"{'':23}" + "".join(f"{name:>10}" for name in shown)]
     for name, found in metrics.items():
-        lines.append(f"{name:16}" + "".join(f"{found[metric]:10.3f}" for metric in shown))
+        lines.append(f"{name:23}" + "".join(f"{found[metric]:10.3f}" for metric in shown))
     return lines
 
 
@@ -87,14 +94,24 @@ def gold_ids(kind: Kind, questions: list[Question]) -> torch.Tensor:
     return torch.tensor([token for q in questions for token in q.responses[q.gold or 0]])
 
 
+def lacks_bends(knowledge: Knowledge) -> bool:
+    """Whether there is a tail of which nothing but its mass is kept."""
+    has_tail = knowledge.vocabulary_size > knowledge.top_ids.shape[1]
+    return has_tail and not knowledge.tail_bends.shape[1]
+
+
 def predictions(
-    probabilities: torch.Tensor, knowledge: Knowledge, is_right: torch.Tensor
+    recalibration: Recalibration, knowledge: Knowledge, is_right: torch.Tensor
 ) -> Predictions:
-    of_candidate = (probabilities * is_right).sum(-1)
-    # what is right but no candidate keeps its share of whatever is left to the tail
-    share = knowledge.gold_logprob.exp() / knowledge.tail_mass.clamp_min(1e-6)
-    of_tail = share.clamp_max(1.0) * (1 - probabilities.sum(-1)).clamp_min(0)
-    gold = torch.where(is_right.any(-1), of_candidate, of_tail)
+    probabilities = recalibration.apply(knowledge)
+    if isinstance(recalibration, VocabularyTemperature):
+        gold = recalibration.gold_probability(knowledge)
+    else:
+        of_candidate = (probabilities * is_right).sum(-1)
+        # what is right but no candidate keeps its share of whatever is left to the tail
+        share = knowledge.gold_logprob.exp() / knowledge.tail_mass.clamp_min(1e-6)
+        of_tail = share.clamp_max(1.0) * (1 - probabilities.sum(-1)).clamp_min(0)
+        gold = torch.where(is_right.any(-1), of_candidate, of_tail)
     return Predictions(probabilities.numpy(), is_right.numpy(), gold.numpy())
 
 

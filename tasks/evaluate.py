@@ -22,6 +22,7 @@ from torch import Tensor
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.examples import read_examples
 from firstkd.files import atomic_folder, write_json
+from firstkd.knowledge import Knowledge
 from firstkd.metrics import Predictions
 from firstkd.models import load_model, load_tokenizer
 from firstkd.prompts import encode
@@ -71,10 +72,8 @@ def main(root: Path, model: str) -> None:
                 "temperature is fitted and its answers are measured"
             )
     fitted = scored.pop("calibration")
-    no_tail = torch.zeros(len(fitted.ids))
-    temperature = Temperature.fit(
-        fitted.scores.log_softmax(-1), no_tail, fitted.is_right, settings.calibrate
-    ).temperature
+    decisions = Knowledge.of_choices(fitted.scores.log_softmax(-1), fitted.answer_index)
+    temperature = Temperature.fit(decisions, fitted.is_right, settings.calibrate).temperature
     seed = settings.runtime.seed
     sets = {
         name.removeprefix("ood_"): summarise(split, temperature, settings.evaluate, seed)

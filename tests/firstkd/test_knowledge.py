@@ -31,6 +31,7 @@ def random_knowledge(records: int, layout: Layout, seed: int = 0) -> Knowledge:
         log_tail_mass=logprobs[:, layout.top_k :].logsumexp(-1),
         gold_logprob=logprobs[:, 0],
         tail_bends=torch.randn(records, layout.tail_nodes, generator=generator),
+        vocabulary_size=layout.vocabulary_size,
     )
 
 
@@ -176,5 +177,6 @@ def test_right_candidates_are_found_by_id():
         log_tail_mass=torch.tensor([0.0, 0.2]).log(),
         gold_logprob=torch.tensor([0.4, 0.05]).log(),
         tail_bends=torch.empty(2, 0),
+        vocabulary_size=10,
     )
     assert knowledge.is_right(torch.tensor([9, 5])).tolist() == [[False, True], [False, False]]

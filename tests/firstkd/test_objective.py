@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from firstkd import objective
+from firstkd.knowledge import Knowledge
 from firstkd.objective import HeadScores, choice_kl, choice_scores, head_scores, sparse_kl
 from firstkd.recalibration import Temperature
 
@@ -271,6 +272,7 @@ def test_a_recalibrated_teacher_changes_the_student_which_equal_temperatures_wou
     both = choice_kl((teacher / 3).softmax(-1), student / 3)
     (gradient,) = torch.autograd.grad(both.sum(), student)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
-    ours = choice_kl(Temperature(3.0).apply(teacher.log_softmax(-1), torch.zeros(1)), student)
+    decision = Knowledge.of_choices(teacher.log_softmax(-1), torch.zeros(1, dtype=torch.int64))
+    ours = choice_kl(Temperature(3.0).apply(decision), student)
     (gradient,) = torch.autograd.grad(ours.sum(), student)
     assert gradient[0, 0] > 0.1
