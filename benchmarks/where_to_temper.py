@@ -1,0 +1,109 @@
+"""Where a temperature helps: at every token, or at the decision that the tokens make.
+
+The fine-tuned teacher on the calibration and test questions of the default pipeline. `every_token`
+divides all logits by T, over the whole vocabulary, and scores each choice by its tokens as ever;
+`choice` divides the choices' scores, by the T that fits the calibration split. `first_token_top_1`
+is the mean probability of the most probable token where a right answer begins: what tempering the
+whole vocabulary leaves of it. Prints one JSON line; needs the stages up to finetune.
+
+Run as  python -m benchmarks.where_to_temper
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstkd.examples import read_examples
+from firstkd.knowledge import Knowledge
+from firstkd.metrics import Predictions
+from firstkd.models import load_model, load_tokenizer
+from firstkd.objective import choice_scores, head_chunks
+from firstkd.packing import Batch, batches_by_length, pack
+from firstkd.prompts import Question, encode
+from firstkd.recalibration import Temperature
+from firstkd.scoring import ResponseScorer
+from firstkd.settings import load_settings
+
+TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0)
+SHOWN = ("accuracy", "ece", "nll")
+
+
+def main(root: Path = Path(".")) -> None:
+    settings = load_settings(root / "params.yaml")
+    torch.set_num_threads(settings.runtime.threads)
+    model = load_model(root / "data/finetune", "bf16")
+    tokenizer = load_tokenizer(root / "data/finetune")
+    scores, gold, confidence = {}, {}, {}
+    for split in ("calibration", "test"):
+        examples = read_examples(root / f"data/prepare/{split}.parquet")
+        questions = encode(examples, tokenizer, settings.prompt)
+        scores[split], confidence[split] = tempered_scores(model, questions)
+        gold[split] = torch.tensor([question.gold for question in questions])
+    plain = {split: found[0] for split, found in scores.items()}
+    decisions = Knowledge.of_choices(plain["calibration"].log_softmax(-1), gold["calibration"])
+    fitted = Temperature.fit(
+        decisions, decisions.is_right(gold["calibration"]), settings.calibrate
+    ).temperature
+    print(
+        json.dumps(
+            {
+                "every_token": {
+                    temperature: measured(scores["test"][i], gold["test"])
+                    for i, temperature in enumerate(TEMPERATURES)
+                },
+                "choice": {round(fitted, 2): measured(plain["test"] / fitted, gold["test"])},
+                "first_token_top_1": {
+                    temperature: round(top, 4)
+                    for temperature, top in zip(
+                        TEMPERATURES, confidence["test"].tolist(), strict=True
+                    )
+                },
+            }
+        )
+    )
+
+
+@torch.inference_mode()
+def tempered_scores(model: Any, questions: list[Question]) -> tuple[Tensor, Tensor]:
+    """Choice scores [T, E, C] with all logits at each temperature, and the confidence [T]."""
+    scorer = ResponseScorer(model).eval()
+    num_choices = max(len(question.responses) for question in questions)
+    scores = torch.full((len(TEMPERATURES), len(questions), num_choices), -torch.inf)
+    confidence = torch.zeros(len(TEMPERATURES))
+    for index in batches_by_length(questions, 32):
+        batch = pack(questions, index)
+        logprobs_TM, top_T = tempered_logprobs(scorer, batch)
+        confidence += top_T / len(questions)
+        for i, logprobs_M in enumerate(logprobs_TM):
+            found = choice_scores(logprobs_M, batch.response_of_M, batch.choice_mask_BC)
+            scores[i, index, : found.shape[1]] = found
+    return scores, confidence
+
+
+def tempered_logprobs(scorer: ResponseScorer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of the batch's tokens [T, M]; and [T] the top probabilities where answers begin, summed."""
+    hidden = scorer.hidden(batch)
+    logprobs = torch.empty(len(TEMPERATURES), len(batch.rows_M))
+    top = torch.zeros(len(TEMPERATURES))
+    first_M = batch.response_of_M.diff(prepend=batch.response_of_M.new_tensor([-1])) != 0
+    for start, end, inside in head_chunks(hidden, batch.rows_M):
+        logits = scorer.head.logits(hidden[start:end])
+        rows = batch.rows_M[inside] - start
+        begins = (first_M & batch.is_gold_M)[inside]
+        for i, temperature in enumerate(TEMPERATURES):
+            tempered = (logits / temperature).log_softmax(-1)
+            logprobs[i, inside] = tempered[rows, batch.targets_M[inside]]
+            top[i] += tempered[rows[begins]].amax(-1).exp().sum()
+    return logprobs, top
+
+
+def measured(scores: Tensor, gold: Tensor) -> dict[str, float]:
+    values = Predictions.of_choices(scores.numpy(), gold.numpy()).values()
+    return {name: round(values[name], 3) for name in SHOWN}
+
+
+if __name__ == "__main__":
+    main()
