@@ -1,6 +1,6 @@
 """A causal language model as a scorer of responses: from a packed batch to log-probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from firstkd.errors import ArtifactError
 from firstkd.objective import (
     HeadScores,
     choice_scores,
@@ -55,7 +56,14 @@ class ResponseScorer(nn.Module):
     """Wraps a causal language model; its parameters are the model's own."""
 
     def __init__(self, model: PreTrainedModel) -> None:
+        """Raises ArtifactError for a model whose logits are more than its head's, soft-capped."""
         super().__init__()
+        for name in ("logits_scaling", "logit_scale"):  # Granite's, Cohere's
+            if (scale := getattr(model.config, name, None)) not in (None, 1.0):
+                raise ArtifactError(
+                    f"the model's config.json has {name}: {scale}; models that scale their logits "
+                    "are not supported, choose another for fetch.model"
+                )
         self.backbone = model.base_model
         softcap = getattr(model.config, "final_logit_softcapping", None)
         self.head = ScoringHead(model.get_output_embeddings(), softcap)
@@ -106,14 +114,21 @@ def score_questions(
     scorer = ResponseScorer(model).eval()
     num_choices = max(len(question.responses) for question in questions)
     scores_EC = torch.full((len(questions), num_choices), -torch.inf)
-    with tqdm(total=len(questions), desc=title, unit="question", disable=not title) as progress:
-        for index in batches_by_length(questions, batch_size):
-            batch = pack(questions, index).to(model.device)
-            logprobs = scorer(batch).logprobs_M
-            scores = choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)
-            scores_EC[index, : scores.shape[1]] = scores.cpu()
-            progress.update(len(index))
+    for index in _with_progress(batches_by_length(questions, batch_size), len(questions), title):
+        batch = pack(questions, index).to(model.device)
+        logprobs = scorer(batch).logprobs_M
+        scores = choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)
+        scores_EC[index, : scores.shape[1]] = scores.cpu()
     return scores_EC
+
+
+def _with_progress(
+    batches: Iterable[list[int]], num_questions: int, title: str
+) -> Iterator[list[int]]:
+    with tqdm(total=num_questions, desc=title, unit="question", disable=not title) as progress:
+        for index in batches:
+            yield index
+            progress.update(len(index))
 
 
 @dataclass(frozen=True)
@@ -139,15 +154,13 @@ def score_tokens(
     scorer = ResponseScorer(model).eval()
     questions = [question.gold_only() for question in questions]
     parts = []
-    with tqdm(total=len(questions), desc=title, unit="question", disable=not title) as progress:
-        for index in batches_by_length(questions, batch_size):
-            batch = pack(questions, index).to(model.device)
-            hidden = scorer.hidden(batch)
-            for start, end, inside in head_chunks(hidden, batch.rows_M):
-                logprobs = scorer.head.logits(hidden[start:end]).log_softmax(-1)
-                best, predicted = logprobs[batch.rows_M[inside] - start].max(-1)
-                targets = batch.targets_M[inside]
-                gold = logprobs[batch.rows_M[inside] - start, targets]
-                parts.append((best.exp().cpu(), (predicted == targets).cpu(), gold.exp().cpu()))
-            progress.update(len(index))
+    for index in _with_progress(batches_by_length(questions, batch_size), len(questions), title):
+        batch = pack(questions, index).to(model.device)
+        hidden = scorer.hidden(batch)
+        for start, end, inside in head_chunks(hidden, batch.rows_M):
+            logprobs = scorer.head.logits(hidden[start:end]).log_softmax(-1)
+            best, predicted = logprobs[batch.rows_M[inside] - start].max(-1)
+            targets = batch.targets_M[inside]
+            gold = logprobs[batch.rows_M[inside] - start, targets]
+            parts.append((best.exp().cpu(), (predicted == targets).cpu(), gold.exp().cpu()))
     return TokenScores(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from firstkd import objective
+from firstkd.errors import ArtifactError
 from firstkd.models import load_model
 from firstkd.prompts import Question
 from firstkd.scoring import ResponseScorer, score_tokens
@@ -42,3 +43,10 @@ def test_a_models_soft_cap_bounds_its_logits(model):
     model.config.final_logit_softcapping = 3.0
     capped = ResponseScorer(model).head.logits(hidden)
     torch.testing.assert_close(capped, 3 * (plain / 3).tanh())
+
+
+@pytest.mark.parametrize("name", ["logits_scaling", "logit_scale"])
+def test_a_model_that_scales_its_logits_is_refused(model, name):
+    setattr(model.config, name, 8.0)
+    with pytest.raises(ArtifactError, match=f"{name}: 8.0"):
+        ResponseScorer(model)
