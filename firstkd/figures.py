@@ -58,9 +58,10 @@ def draw_reliability(raw: Predictions, calibrated: Predictions) -> str:
             diagram.plot(bins.confidence[few], bins.accuracy[few], **style, **hollow)
             left = [(bin + 0.08 + 0.42 * number) / BINS for bin in range(BINS)]
             counts.bar(left, bins.count, 0.42 / BINS, align="edge", color=color)
-        diagram.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="accuracy")
+        diagram.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="accuracy")  # 0 and 1 within
         figure.legend(loc="outside upper center", ncols=3, columnspacing=1)
         counts.set(xlabel="confidence", ylabel="questions")
+        counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         return to_svg(figure)
 
 
@@ -78,6 +79,7 @@ def draw_histogram(predictions: Predictions) -> str:
             label=["right", "wrong"],
         )
         axes.set(xlim=(0, 1), xlabel="confidence", ylabel="questions")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper center", ncols=2)
         return to_svg(figure)
 

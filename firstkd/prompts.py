@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
-from firstkd.errors import DataValidationError
+from firstkd.errors import ConfigError, DataValidationError
 from firstkd.settings import PromptSettings
 
 
@@ -42,7 +42,7 @@ def encode(
     """Tokenise canonical examples (dicts of `prompt`, `response`, `choices`, `answer_index`).
 
     What exceeds `max_length` loses the start of its prompt, never part of a response; a response
-    that alone exceeds it raises DataValidationError.
+    that alone exceeds it raises DataValidationError, and ConfigError more choices than letters.
     """
     rendered = [_render(example, settings.format) for example in examples]
     prompts = tokenizer([prompt for prompt, _ in rendered], add_special_tokens=False)["input_ids"]
@@ -71,6 +71,11 @@ def _render(example: dict[str, Any], prompt_format: str) -> tuple[str, list[str]
     if prompt_format == "cloze":
         return f"Question: {prompt}\nAnswer:", [f" {choice}" for choice in choices]
     letters = string.ascii_uppercase[: len(choices)]
+    if len(choices) > len(letters):
+        raise ConfigError(
+            f"example {example['id']} has {len(choices)} choices, and there are {len(letters)} "
+            "letters: set prompt.format to cloze"
+        )
     options = "".join(
         f"\n{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)
     )

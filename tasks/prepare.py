@@ -52,7 +52,7 @@ def read_dataset(folder: Path, name: str, dataset: DatasetSource) -> Iterable[Ex
     file = next(folder.glob(f"{name}.*"), None)
     if file is None:
         raise ArtifactError(f"{folder}/{name}.* is missing; run the stage fetch")
-    return read(file, dataset.format, name)
+    return read(file, dataset, name)
 
 
 def out_of_domain(name: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from firstkd.comparison import Difference, paired_differences
 from firstkd.settings import Settings
 from tasks.evaluated import TEACHER, Evaluated
+from tasks.page import signed
 
 
 @dataclass(frozen=True)
@@ -135,5 +136,6 @@ def _share(metric: Mapping[str, float]) -> str:
 
 
 def _points(difference: Difference) -> str:
-    value, low, high = (100 * n for n in (difference.value, difference.low, difference.high))
-    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})".replace("-", "−")
+    numbers = (difference.value, difference.low, difference.high)
+    value, low, high = (signed(100 * number, 1) for number in numbers)
+    return f"{value} points ({low} to {high})"

@@ -1,4 +1,7 @@
-"""What README.md and docs/ tell people to type exists, and the settings they show are valid."""
+"""What the pages tell people to type exists, and the settings they show are valid.
+
+tests/test_docs_run.py runs the commands; this takes no time.
+"""
 
 import os
 import re
@@ -15,10 +18,9 @@ from ruamel.yaml import YAML
 
 from firstkd.settings import load_settings
 from flows.cli import app
+from tests.pages import PAGES, commands_of, fenced
 from tests.tiny import REPOSITORY
 
-PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # what a fresh environment answers at once and without side effects
 CHEAP = {"firstkd doctor", "dvc dag"}
 
@@ -27,37 +29,15 @@ def blocks(language: str) -> list[Any]:
     return [
         pytest.param(text, id=f"{page.stem}-{number}")
         for page in PAGES
-        for number, (found, text) in enumerate(FENCE.findall(page.read_text(encoding="utf-8")))
+        for number, (found, text) in enumerate(fenced(page))
         if found == language
     ]
 
 
 def commands() -> list[str]:
-    """Every command of the shell blocks, and every `firstkd …` in the text, once."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for language, block in FENCE.findall(text):
-            if language == "sh":
-                found += whole_commands(block)
-        found += re.findall(r"`((?:firstkd|make|dvc|python -m) [^`]+)`", FENCE.sub("", text))
-    split = [shlex.split(line, comments=True) for line in found]
-    return sorted({shlex.join(words) for words in split if words})
-
-
-def whole_commands(block: str) -> list[str]:
-    """A shell block's commands, those over several lines as one."""
-    found, open_line = [], ""
-    for line in block.replace("\\\n", " ").splitlines():
-        open_line += line + "\n"
-        try:
-            shlex.split(open_line, comments=True)
-        except ValueError:  # a quotation that goes on in the next line
-            continue
-        found.append(open_line)
-        open_line = ""
-    assert not open_line, f"no closing quotation: {open_line}"
-    return found
+    """Every command of every page, once, without its comment."""
+    split = [shlex.split(each, comments=True) for page in PAGES for each in commands_of(page)]
+    return sorted({shlex.join(words) for words in split})
 
 
 def of_program(name: str) -> list[str]:
@@ -113,17 +93,17 @@ def test_settings_that_are_shown_are_valid(block: str, tmp_path: Path) -> None:
     yaml = YAML()
     params = yaml.load(REPOSITORY / "params.yaml")
     shown = YAML(typ="safe").load(block)
-    _merge(params, shown)
+    merge(params, shown)
     yaml.dump(params, tmp_path / "params.yaml")
     settings = load_settings(tmp_path / "params.yaml").model_dump(by_alias=True)
     assert shown.keys() <= settings.keys()
 
 
-def _merge(params: Any, shown: Any) -> None:
+def merge(params: Any, shown: Any) -> None:
     for key, value in shown.items():
         # a source replaces the one that was there, with its sha256
         if isinstance(value, dict) and key in params and "source" not in value:
-            _merge(params[key], value)
+            merge(params[key], value)
         else:
             params[key] = value
 

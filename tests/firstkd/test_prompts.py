@@ -1,6 +1,6 @@
 import pytest
 
-from firstkd.errors import DataValidationError
+from firstkd.errors import ConfigError, DataValidationError
 from firstkd.models import load_tokenizer
 from firstkd.prompts import encode
 from firstkd.settings import PromptSettings
@@ -33,6 +33,14 @@ def test_letter_lists_the_options_and_answers_with_one_token_sequence(tokenizer)
     [question] = encode([EXAMPLE], tokenizer, settings)
     assert tokenizer.decode(question.prompt).endswith("?\nA. in a den\nB. in a hive\nAnswer:")
     assert [tokenizer.decode(ids) for ids in question.responses] == [" A", " B"]
+
+
+def test_more_choices_than_letters_are_named(tokenizer):
+    example = {**EXAMPLE, "choices": [str(number) for number in range(27)]}
+    settings = PromptSettings(format="letter", max_length=200)
+    with pytest.raises(ConfigError, match=r"example a has 27 choices.*set prompt.format to cloze"):
+        encode([example], tokenizer, settings)
+    assert len(encode([example], tokenizer, settings.model_copy(update={"format": "cloze"}))) == 1
 
 
 def test_open_text_has_one_response_that_ends(tokenizer):

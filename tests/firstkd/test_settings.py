@@ -33,6 +33,11 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         (("record", "arm"), "second", r"record.arm: 'second' is no arm; allowed: .*first"),
         (("arms", "first", "choices"), -1, r"arms.first.choices: -1 is not allowed"),
         (("arms", "none"), {"recalibration": "none"}, r"arms.none: one of choices, tokens"),
+        (
+            ("fetch", "datasets", "openbookqa", "columns"),
+            {"question": "q"},
+            r"openbookqa: columns and first_index are for `format: questions` alone",
+        ),
         (("fetch", "model", "source"), "ftp:x", r"fetch.model.source: 'ftp:x' is not allowed"),
     ],
 )

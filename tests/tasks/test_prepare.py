@@ -80,7 +80,9 @@ def test_a_missing_answer_leaves_nothing(project: Path) -> None:
     raw = project / "data/fetch/raw/questions.jsonl"
     with raw.open("a") as lines:
         lines.write(json.dumps({"question": "Who?", "choices": ["he", "she"]}) + "\n")
-    with pytest.raises(DataValidationError, match=r"questions\.jsonl, line 81: the answer is miss"):
+    with pytest.raises(
+        DataValidationError, match=r"questions\.jsonl, line 81: there is no .answer."
+    ):
         prepare.main(project)
     assert not (project / "data/prepare").exists()
 

@@ -9,6 +9,7 @@ import pytest
 from firstkd.errors import ArtifactError
 from tasks.report import main
 from tests.tasks.reported import SETS, write_evaluation, write_project
+from tests.tiny import REPOSITORY
 
 GOLD = {"recalibration": "none", "gold_tokens": 1.0}
 FIRST = {"recalibration": "temperature", "choices": 1.0}
@@ -100,3 +101,28 @@ def test_numbers_for_dvc(three: Path) -> None:
     assert {path.stem for path in (plots / "training").iterdir()} == set(THREE)
     share, accuracy = (plots / "coverage/first.csv").read_text().splitlines()[-1].split(",")
     assert share == "1" and float(accuracy) == pytest.approx(metrics["first"]["accuracy"], abs=1e-5)
+
+
+def contrast(first: str, second: str) -> float:
+    """Of two colours like #1b1b1f, as WCAG 2 defines it: from 1 to 21."""
+
+    def luminance(color: str) -> float:
+        shares = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return sum(w * s for w, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_and_lines_stand_out_from_what_is_behind_them(theme: int) -> None:
+    css = (REPOSITORY / "tasks/templates/report.css").read_text()
+    block = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[theme]
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+    for text in ("ink", "quiet", "link", "good", "bad"):
+        for behind in ("paper", "panel"):
+            assert contrast(colors[text], colors[behind]) >= 4.5, (text, behind)
+    for name in colors:
+        if name.startswith("series-"):
+            assert contrast(colors[name], colors["paper"]) >= 3, name

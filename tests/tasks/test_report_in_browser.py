@@ -30,12 +30,34 @@ FIRST = {"recalibration": "temperature", "choices": 1.0}
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("browser")
-    models = {"teacher": "finetune", "sft": "distill/sft", "first": "distill/first"}
-    write_project(root, models, {"sft": GOLD, "first": FIRST}, "first")
-    main(root)
-    return root / "data/report/index.html"
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pages of few and of many models, and one whose student has neither teacher nor other arm."""
+    names = [f"arm_{i}_with_quite_a_name" if i > 4 else f"arm_{i}" for i in range(12)]
+    compared = {"teacher": "finetune", "sft": "distill/sft", "first": "distill/first"}
+    of_models = {
+        "three": (compared, {"sft": GOLD, "first": FIRST}, "first"),
+        "missing": ({"base": "fetch/base", "first": "distill/first"}, {"first": FIRST}, "first"),
+        **{
+            str(count): (
+                {name: f"distill/{name}" for name in names[:count]},
+                dict.fromkeys(names[:count], FIRST),
+                "arm_0",
+            )
+            for count in (1, 5, 12)
+        },
+    }
+    found = {}
+    for name, (models, arms, student) in of_models.items():
+        root = tmp_path_factory.mktemp(name)
+        write_project(root, models, arms, student)
+        main(root)
+        found[name] = root / "data/report/index.html"
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(pages: dict[str, Path]) -> Path:
+    return pages["three"]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +77,7 @@ def opened() -> Iterator[Any]:
 
 @pytest.fixture
 def browser(opened: Any, page: Path) -> Any:
+    show(opened, 1280)
     opened.get(page.as_uri())
     return opened
 
@@ -101,26 +124,161 @@ def test_search_finds_mistakes_by_word_and_model(browser: Any) -> None:
     assert column(browser, "#mistakes-table", 1) == []
 
 
+def show(browser: Any, width: int, **media: str) -> None:
+    """Set the window's width, and what the reader prefers; `media="print"` for paper."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    kind = media.pop("media", "screen")
+    features = [{"name": name.replace("_", "-"), "value": media[name]} for name in media]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": kind, "features": features})
+
+
+def screenshot(browser: Any, name: str) -> None:
+    """Take the whole page, where somebody wants to look at it."""
+    if folder := os.environ.get("FIRSTKD_SCREENSHOTS"):
+        size = browser.execute_script(
+            "const page = document.documentElement; return [page.clientWidth, page.scrollHeight]"
+        )
+        clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
+        shot = browser.execute_cdp_cmd(
+            "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
+        )
+        (Path(folder) / f"report-{name}.png").write_bytes(base64.b64decode(shot["data"]))
+
+
+OVERLAPS = """
+const found = [];
+for (const svg of document.querySelectorAll("svg")) {
+  const boxes = [...svg.querySelectorAll("text")].map(text => [text, text.getBoundingClientRect()]);
+  boxes.forEach(([text, a], i) => boxes.slice(i + 1).forEach(([other, b]) => {
+    const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    // the line height around two labels may touch, their letters may not
+    if (wide > 1 && high > Math.min(a.height, b.height) / 3)
+      found.push([svg.getAttribute("aria-label"), text.textContent, other.textContent]);
+  }));
+}
+return found;
+"""
+OUTSIDE = """
+return [...document.querySelectorAll("svg")].flatMap(svg => {
+  const frame = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter(text => {
+    const box = text.getBoundingClientRect();
+    const beside = box.left < frame.left - 1 || box.right > frame.right + 1;
+    return beside || box.bottom > frame.bottom + 2;
+  }).map(text => [svg.getAttribute("aria-label"), text.textContent]);
+});
+"""
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_fits_its_window(browser: Any, width: int, scheme: str) -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+@pytest.mark.parametrize("models", ["three", "missing", "1", "5", "12"])
+def test_page_fits_its_window(
+    opened: Any, pages: dict[str, Path], models: str, width: int, scheme: str
+) -> None:
+    opened.get(pages[models].as_uri())
+    show(opened, width, prefers_color_scheme=scheme)
+    assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+    paper = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
-    smallest = browser.execute_script(
+    smallest = opened.execute_script(
         "return Math.min(...[...document.querySelectorAll('svg text')]"
         ".map(text => text.getBoundingClientRect().height))"
     )
     assert smallest >= 10  # pixels: still legible
-    if folder := os.environ.get("FIRSTKD_SCREENSHOTS"):
-        height = browser.execute_script("return document.documentElement.scrollHeight")
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        shot = browser.execute_cdp_cmd(
-            "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
-        )
-        picture = Path(folder) / f"report-{width}-{scheme}.png"
-        picture.write_bytes(base64.b64decode(shot["data"]))
+    assert opened.execute_script(OVERLAPS) == []
+    assert opened.execute_script(OUTSIDE) == []
+    screenshot(opened, f"{models}-{width}-{scheme}")
+
+
+@pytest.mark.parametrize("models", ["three", "12"])
+def test_page_fits_on_paper(opened: Any, pages: dict[str, Path], models: str) -> None:
+    opened.get(pages[models].as_uri())
+    show(opened, 700, media="print", prefers_color_scheme="dark")  # A4 within its margins
+    paper = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(255, 255, 255)"  # whatever the screen prefers
+    wider = opened.execute_script(
+        "return [...document.querySelectorAll('table, svg')]"
+        ".filter(part => part.getBoundingClientRect().right > innerWidth + 1)"
+        ".map(part => part.textContent.slice(0, 60))"
+    )
+    screenshot(opened, f"{models}-print")
+    assert wider == []
+
+
+CONTRASTS = """
+const numbers = color => color.match(/[\\d.]+/g).map(Number);
+const luminance = color => {
+  const [r, g, b] = numbers(color).slice(0, 3).map(value => {
+    const share = value / 255;
+    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = element => {
+  for (let at = element; at; at = at.parentElement) {
+    const color = getComputedStyle(at).backgroundColor;
+    if (numbers(color)[3] !== 0) return color;
+  }
+  return "rgb(255, 255, 255)";
+};
+const found = [];
+const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (texts.nextNode()) {
+  const element = texts.currentNode.parentElement;
+  const text = texts.currentNode.textContent.trim();
+  if (!text || ["script", "style"].includes(element.localName)) continue;
+  const style = getComputedStyle(element);
+  const color = element.closest("svg") ? style.fill : style.color;
+  const both = [luminance(color), luminance(behind(element))].sort((a, b) => b - a);
+  const contrast = (both[0] + 0.05) / (both[1] + 0.05);
+  if (contrast < 4.5) found.push([contrast, text]);
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_contrast(browser: Any, scheme: str) -> None:
+    show(browser, 1280, prefers_color_scheme=scheme)
+    assert browser.execute_script(CONTRASTS) == []
+
+
+def test_page_can_be_read_and_used_without_eyes_or_mouse(browser: Any) -> None:
+    from selenium.webdriver import ActionChains, Keys
+
+    show(browser, 1280)
+    unnamed = browser.execute_script(
+        "return [...document.querySelectorAll('svg, [role=region], section, nav, input, select')]"
+        ".filter(part => !part.ariaLabel && !part.labels?.length"
+        " && !document.getElementById(part.getAttribute('aria-labelledby')))"
+        ".map(part => part.outerHTML.slice(0, 80))"
+    )
+    assert unnamed == []
+    ActionChains(browser).send_keys(Keys.TAB).perform()
+    assert browser.switch_to.active_element.text == "Skip to the table of models"
+    reached, last = [], None
+    for _ in range(200):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        element = browser.switch_to.active_element
+        if element.tag_name == "body":
+            break
+        reached.append(element)
+        last = element
+    assert last is not None
+    in_order = browser.execute_script(
+        "return [...document.querySelectorAll('a[href], button, input, select, [tabindex]')]"
+        ".filter(part => !part.matches('.skip') && part.checkVisibility())"
+    )
+    assert reached == in_order
+
+
+@pytest.mark.parametrize(
+    ("preferred", "behaviour"), [("reduce", "auto"), ("no-preference", "smooth")]
+)
+def test_page_moves_only_where_that_is_wanted(browser: Any, preferred: str, behaviour: str) -> None:
+    show(browser, 1280, prefers_reduced_motion=preferred)
+    scrolls = "return getComputedStyle(document.documentElement).scrollBehavior"
+    assert browser.execute_script(scrolls) == behaviour

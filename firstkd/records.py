@@ -1,0 +1,92 @@
+"""Files of records: JSON lines, a JSON list, or a table of comma-separated values.
+
+What is no such file raises DataValidationError naming file, place and what to do.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from firstkd.errors import DataValidationError
+
+Record = dict[str, Any]
+
+TABLES = {".csv", ".tsv"}
+DELIMITERS = ",;\t"
+"""Where decimals have commas, spreadsheets separate cells by semicolons."""
+
+
+def read_records(path: Path) -> Iterator[tuple[str, Record]]:
+    """Yield each record of a file and its place in it: `line 7`, or `item 7` of a JSON list."""
+    if path.suffix in TABLES:
+        return _rows(path)
+    with path.open("rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return _json_list(path) if start.startswith(b"[") else _json_lines(path)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(where, error) from error
+            except ValueError as error:
+                truncated = "" if line.endswith(b"\n") else ", the file seems to be cut off here"
+                raise _unreadable(where, f"not valid JSON ({error}){truncated}") from error
+            if not isinstance(record, dict):
+                raise _unreadable(where, f"expected an object, found {type(record).__name__}")
+            yield f"line {number}", record
+
+
+def _json_list(path: Path) -> Iterator[tuple[str, Record]]:
+    try:
+        records = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {error.lineno}"
+        raise _unreadable(where, f"not valid JSON, perhaps cut off ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise _not_utf8(str(path), error) from error
+    if not all(isinstance(record, dict) for record in records):
+        raise _unreadable(str(path), "expected a list of objects")
+    yield from ((f"item {number}", record) for number, record in enumerate(records, 1))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Record]]:
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines, strict=True, delimiter=_delimiter(path))
+            for row in rows:
+                line = rows.line_num
+                if None in row or None in row.values():
+                    raise _unreadable(f"{path}, line {line}", "not as many cells as the head")
+                yield f"line {line}", row
+    except UnicodeDecodeError as error:
+        raise _not_utf8(str(path), error) from error
+    except csv.Error as error:
+        raise _unreadable(f"{path}, behind line {line}", f"not valid CSV ({error})") from error
+
+
+def _delimiter(path: Path) -> str:
+    """Return what separates the cells of the head: with any other it has fewer of them."""
+
+    def cells(delimiter: str) -> int:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            return len(next(csv.reader(lines, delimiter=delimiter), []))
+
+    return max(DELIMITERS, key=cells)
+
+
+def _unreadable(where: str, problem: str) -> DataValidationError:
+    return DataValidationError(f"{where}: {problem}; mend or remove it")
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> DataValidationError:
+    return DataValidationError(f"{where}: not UTF-8 ({error}); save the file as UTF-8")
