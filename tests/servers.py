@@ -4,6 +4,7 @@ Every server is a process that a test may kill and start again, with the same da
 """
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -21,6 +22,7 @@ from pathlib import Path
 POSTGRES_USER = "firstkd"
 BUCKET = "firstkd"
 BIN = Path(sys.executable).parent
+INFRA = Path(__file__).parents[1] / "infra"
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> object:
@@ -197,24 +199,26 @@ class Servers:
         command = [*user, str(programs / "postgres"), "-D", str(home / "data")]
         command += ["-h", "127.0.0.1", "-p", str(port), "-k", str(home), "-c", "fsync=off"]
         self._add("postgres", command, {}, is_up)
-        for name in ("mlflow", "mlflow_auth", "prefect"):
-            subprocess.run([programs / "createdb", *client, name], env=login, check=True)
+        make = [programs / "psql", *client, "--quiet", "--dbname=postgres"]
+        subprocess.run([*make, f"--file={INFRA / 'databases.sql'}"], env=login, check=True)
 
     def _start_s3(self) -> None:
         port = free_port()
         url = self.addresses["s3"] = f"http://127.0.0.1:{port}"
         command = [str(BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
         self._add("s3", command, {}, lambda: status_of(url) is not None)
-        request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
-        urllib.request.urlopen(request, timeout=30).close()
+        make = [sys.executable, str(INFRA / "make_bucket.py"), BUCKET]
+        for _ in range(2):  # which finds it the second time
+            subprocess.run(make, env={**os.environ, **self._s3_login}, check=True)
 
     def _start_mlflow(self) -> None:
         port = free_port()
         url = self.addresses["mlflow"] = f"http://127.0.0.1:{port}"
         configuration = self.folder / "auth.ini"
         database = self.database("mlflow_auth", "postgresql")
+        shipped = (INFRA / "mlflow-auth.ini").read_text()
         configuration.write_text(
-            f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {database}\n"
+            re.sub("^database_uri = .*$", f"database_uri = {database}", shipped, flags=re.M)
         )
         command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"]
         command += ["--backend-store-uri", self.database("mlflow", "postgresql")]

@@ -142,7 +142,7 @@ def operated(servers: Servers, tmp_path: Path) -> Operated:
         "publish.branch": "retrained",
     }
     for stage in ("finetune", "distill"):
-        changes |= {f"{stage}.epochs": 12, f"{stage}.learning_rate": 5e-3}
+        changes |= {f"{stage}.epochs": 5, f"{stage}.learning_rate": 1e-2}
     found.change(changes)
     found.write_data(train=80, test=60, scrambled=True)
     shutil.copy(REPOSITORY / "prefect.yaml", root)
@@ -157,11 +157,9 @@ def operated(servers: Servers, tmp_path: Path) -> Operated:
 
 @pytest.fixture
 def worker(operated: Operated) -> Iterator[Server]:
-    """A worker that waits for the deployment's runs."""
-    operated.prefect("work-pool", "create", "firstkd", "--type", "process")
-    operated.prefect("deploy", "--all")
-    command = [*PREFECT, "worker", "start", "--pool", "firstkd", "--limit", "1"]
+    """Work pool, deployment and worker, as a container starts them."""
     log = operated.root / "worker.log"
+    command = ["sh", str(REPOSITORY / "infra/start-worker.sh")]
     started = Server(command, operated.environment, log, lambda: "started!" in log.read_text())
     started.start()
     yield started
@@ -214,6 +212,12 @@ def test_weekly_retraining_by_a_worker(
     assert operated.git("rev-list", "--count", "retrained", "--not", "HEAD") == "3"
     _nobody_gets_in_without_a_login(operated)
     _no_password_lies_about(operated)
+
+
+def test_the_kubernetes_template_is_accepted(operated: Operated) -> None:
+    template = str(REPOSITORY / "infra/kubernetes-work-pool.json")
+    options = ["--type", "kubernetes", "--base-job-template", template]
+    assert "Created work pool 'pods'" in operated.prefect("work-pool", "create", "pods", *options)
 
 
 def _nobody_gets_in_without_a_login(operated: Operated) -> None:
