@@ -21,6 +21,7 @@ from pathlib import Path
 
 POSTGRES_USER = "firstkd"
 BUCKET = "firstkd"
+LEASES_IN_FILES = "prefect.server.concurrency.lease_storage.filesystem"
 BIN = Path(sys.executable).parent
 INFRA = Path(__file__).parents[1] / "infra"
 
@@ -245,6 +246,7 @@ class Servers:
             "PREFECT_API_DATABASE_CONNECTION_URL": self.database("prefect", "postgresql+asyncpg"),
             "PREFECT_SERVER_API_AUTH_STRING": f"firstkd:{self.passwords['prefect']}",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES_IN_FILES,
             **self._postgres_login,
         }
         self._add("prefect", command, environment, lambda: status_of(f"{url}/health") == 200)
