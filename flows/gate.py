@@ -31,6 +31,8 @@ class Evidence:
     """One row per question of every test set: set, id, correct, calibrated_confidence."""
     not_reproducible: str | None = None
     """Why its commit does not rebuild it, if so."""
+    measured_anew: bool = False
+    """Whether this was measured for the comparison, since it was tested on other questions."""
 
     def metric(self, name: str, set_name: str = "test") -> float:
         return float(self.sets[set_name]["calibrated"][name]["value"])
@@ -92,13 +94,25 @@ def decide(challenger: Evidence, champion: Evidence | None, limits: PromoteSetti
     elif champion.test_digest != challenger.test_digest:
         words = (
             f"champion v{champion.version} was tested on other questions (test set "
-            f"{champion.test_digest[:8]}, not {challenger.test_digest[:8]}): no comparison is fair"
+            f"{champion.test_digest[:8]}, not {challenger.test_digest[:8]}), and these are not in "
+            "data/prepare to measure it again: no comparison is fair"
         )
         checks.append((False, words))
     else:
         checks += _comparisons(challenger, champion, limits)
+        if champion.measured_anew:
+            words = f"champion v{champion.version}, tested on other questions, was measured anew"
+            checks.append((True, f"{words} on these"))
     reasons = [words for _, words in sorted(checks, key=lambda check: check[0])]
     return Verdict("promoted" if all(held for held, _ in checks) else "rejected", tuple(reasons))
+
+
+def answered_alike(challenger: Evidence, champion: Evidence) -> bool:
+    """Whether the champion answered every question that the challenger did."""
+    if challenger.test_digest != champion.test_digest:
+        return False
+    ours, theirs = _sets(challenger), _sets(champion)
+    return all(name in theirs and set(ours[name]["id"]) == set(theirs[name]["id"]) for name in ours)
 
 
 def _ece_ceiling(challenger: Evidence, limits: PromoteSettings) -> Check:

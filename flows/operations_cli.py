@@ -32,8 +32,8 @@ def promote(
         bool,
         typer.Option(
             "--no-comparison",
-            help="Leave out the comparison with the champion, e.g. after the test questions "
-            "changed; the limits on the version itself hold.",
+            help="Leave out the comparison with the champion, e.g. where that cannot be measured "
+            "on changed test questions; the limits on the version itself hold.",
         ),
     ] = False,
 ) -> None:
@@ -44,7 +44,7 @@ def promote(
     name = settings.record.registered_model
     chosen = registry.get_version(server, name, version)
     if dry_run:
-        verdict = promotion.judge(settings, server, chosen, compared=not no_comparison)
+        verdict = promotion.judge(here, settings, server, chosen, compared=not no_comparison)
     else:
         verdict = promotion.promote_on_request(
             here, settings, server, chosen, compared=not no_comparison

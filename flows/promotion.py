@@ -12,8 +12,9 @@ from mlflow.entities.model_registry import ModelVersion
 
 from firstkd.errors import PipelineError
 from firstkd.settings import Settings
-from flows.gate import Verdict, decide
+from flows.gate import Evidence, Verdict, answered_alike, decide
 from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, load_evidence, run_of
+from flows.remeasure import holds_questions, measure_again
 from flows.tracking import Tracking
 from flows.workspace import Workspace
 
@@ -38,7 +39,7 @@ def promote(
     with workspace.promoting():
         current = _reload(tracking, version)
         return standing(settings, tracking, current) or _decide_and_move(
-            settings, tracking, current, compared=True
+            workspace, settings, tracking, current, compared=True
         )
 
 
@@ -52,19 +53,26 @@ def promote_on_request(
     """Decide on a version anew, also on one that was rolled back.
 
     Without comparison only the limits on the version itself hold: the way out when the champion
-    was measured on other test questions.
+    was tested on other questions and cannot be measured again.
     """
     with workspace.promoting():
-        return _decide_and_move(settings, tracking, _reload(tracking, version), compared)
+        current = _reload(tracking, version)
+        return _decide_and_move(workspace, settings, tracking, current, compared)
 
 
-def judge(settings: Settings, tracking: Tracking, version: ModelVersion, compared: bool) -> Verdict:
+def judge(
+    workspace: Workspace,
+    settings: Settings,
+    tracking: Tracking,
+    version: ModelVersion,
+    compared: bool,
+) -> Verdict:
     """Return what the gate says of a version now; nothing is written."""
     name, number = version.name, str(version.version)
     champion = aliases(tracking, name).get(CHAMPION)
     if champion == number:
         return _in_charge(version)
-    return _judge(settings, tracking, version, champion if compared else None)[0]
+    return _judge(workspace, settings, tracking, version, champion if compared else None)[0]
 
 
 def standing(settings: Settings, tracking: Tracking, version: ModelVersion) -> Verdict | None:
@@ -107,7 +115,11 @@ def rollback(workspace: Workspace, settings: Settings, tracking: Tracking) -> tu
 
 
 def _decide_and_move(
-    settings: Settings, tracking: Tracking, version: ModelVersion, compared: bool
+    workspace: Workspace,
+    settings: Settings,
+    tracking: Tracking,
+    version: ModelVersion,
+    compared: bool,
 ) -> Verdict:
     name, number, client = version.name, str(version.version), tracking.client
     while True:
@@ -116,7 +128,8 @@ def _decide_and_move(
             _point_previous(tracking, name, _predecessor(tracking, name, number))
             client.set_model_version_tag(name, number, DECISION_TAG, "promoted")
             return _in_charge(version)
-        verdict, decision = _judge(settings, tracking, version, old if compared else None)
+        against = old if compared else None
+        verdict, decision = _judge(workspace, settings, tracking, version, against)
         now = _now()
         file = f"promotion/version-{number}/{now.replace(':', '')}.json"
         client.log_dict(run_of(version), {**decision, "decided_at": now}, file)
@@ -139,18 +152,43 @@ def _decide_and_move(
 
 
 def _judge(
-    settings: Settings, tracking: Tracking, version: ModelVersion, against: str | None
+    workspace: Workspace,
+    settings: Settings,
+    tracking: Tracking,
+    version: ModelVersion,
+    against: str | None,
 ) -> tuple[Verdict, dict[str, object]]:
     """Return the gate's verdict, and the record of it."""
     challenger = load_evidence(tracking, version.name, str(version.version))
-    champion = load_evidence(tracking, version.name, against) if against else None
+    champion = None
+    if against:
+        champion = _champion(workspace, tracking, version.name, against, challenger)
     verdict = decide(challenger, champion, settings.promote)
     return verdict, {
-        "challenger": {"version": challenger.version, "sets": challenger.sets},
-        "champion": champion and {"version": champion.version, "sets": champion.sets},
+        "challenger": _record_of(challenger),
+        "champion": _record_of(champion) if champion else None,
         "limits": settings.promote.model_dump(),
         "passed": verdict.passed,
         **asdict(verdict),
+    }
+
+
+def _champion(
+    workspace: Workspace, tracking: Tracking, name: str, number: str, challenger: Evidence
+) -> Evidence:
+    """Return the champion's evidence on the challenger's questions, if need be measured anew."""
+    recorded = load_evidence(tracking, name, number)
+    if answered_alike(challenger, recorded) or not holds_questions(workspace, challenger):
+        return recorded
+    version = tracking.client.get_model_version(name, number)
+    return measure_again(workspace, tracking, version, recorded)
+
+
+def _record_of(evidence: Evidence) -> dict[str, object]:
+    return {
+        "version": evidence.version,
+        "sets": evidence.sets,
+        "measured_anew": evidence.measured_anew,
     }
 
 

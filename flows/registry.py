@@ -1,5 +1,6 @@
 """The registry of students: MLflow versions, their tags and aliases, and the evidence of each."""
 
+from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -7,6 +8,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
@@ -14,7 +16,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 import firstkd
-from firstkd.errors import PipelineError
+from firstkd.errors import ArtifactError, PipelineError
 from firstkd.files import read_json, sha256_of
 from firstkd.settings import Settings
 from flows.gate import Evidence
@@ -25,6 +27,8 @@ from flows.workspace import Workspace
 CHALLENGER = "challenger"
 NOT_REPRODUCIBLE_TAG = "not_reproducible"
 """Why a version's commit does not rebuild it; a version without it can be rebuilt."""
+STUDENT_FILES = {".safetensors", ".json", ".jsonl", ".jinja", ".model", ".txt"}
+"""Suffixes of what a student's folder holds. Others could be pickles, which are code."""
 SERVING_NEEDS = (
     "mlflow",
     "numpy",
@@ -149,6 +153,33 @@ def load_evidence(tracking: Tracking, name: str, version: str) -> Evidence:
             predictions=pd.read_parquet(local / "predictions.parquet"),
             not_reproducible=found.tags.get(NOT_REPRODUCIBLE_TAG),
         )
+
+
+@dataclass(frozen=True)
+class StudentFiles:
+    """A registered student on disk."""
+
+    weights: Path
+    """The model's folder."""
+    calibration: Path
+    """The calibration.json of its evaluation."""
+
+
+def download_student(tracking: Tracking, version: ModelVersion, folder: Path) -> StudentFiles:
+    """Bring a registered student's weights and calibration to `folder`, not the code with it.
+
+    Raises ArtifactError when there is anything that no student consists of.
+    """
+    with tracking.as_default():
+        model = f"models:/{version.name}/{version.version}"
+        found = Path(download_artifacts(f"{model}/artifacts", dst_path=str(folder)))
+    for file in sorted(path for path in found.rglob("*") if path.is_file()):
+        if file.suffix not in STUDENT_FILES:
+            raise ArtifactError(
+                f"{version.name} v{version.version} holds {file.relative_to(found)}, which no "
+                "student consists of, and is not loaded; find out who put it into the registry"
+            )
+    return StudentFiles(found / version.tags["arm"], found / "calibration.json")
 
 
 def _log_model(root: Path, settings: Settings, run_id: str) -> ModelInfo:

@@ -1,12 +1,15 @@
-"""The champion at work, as whoever loads it from the registry sees it."""
+"""The champion at work: its weights and calibration from the registry, in this program's code.
 
-import mlflow
-import pandas as pd
+What a registered model brings as code is not run here; `mlflow models serve` does.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import Settings
 from flows.promotion import CHAMPION
-from flows.registry import aliases
+from flows.registry import aliases, download_student
 from flows.tracking import Tracking
 
 
@@ -20,13 +23,14 @@ def ask_champion(
     if len(choices) < 2:
         raise ConfigError("name at least two possible answers, each with --choice")
     name = settings.record.registered_model
-    version = aliases(tracking, name).get(CHAMPION)
-    if version is None:
+    number = aliases(tracking, name).get(CHAMPION)
+    if number is None:
         raise PipelineError(f"{name} has no champion yet; run `firstkd run` first")
-    with tracking.as_default():
-        model = mlflow.pyfunc.load_model(
-            f"models:/{name}/{version}", model_config=settings.serve.model_dump()
-        )
-    asked = pd.DataFrame({"question": [question], "choices": [choices]})
-    answered = model.predict(asked).iloc[0]
-    return version, answered["answer"], float(answered["confidence"]), bool(answered["abstain"])
+    from firstkd.answering import Answerer  # brings torch
+
+    version = tracking.client.get_model_version(name, number)
+    with TemporaryDirectory() as scratch:
+        files = download_student(tracking, version, Path(scratch))
+        answerer = Answerer.load(files.weights, files.calibration, settings.serve.abstain_below)
+        [found] = answerer.answer([question], [choices])
+    return number, found.answer, found.confidence, found.abstain

@@ -58,10 +58,12 @@ def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
     """Connect to MLflow, making the experiment (and a local database) when it is missing.
 
     MLFLOW_TRACKING_URI in the environment goes before the settings. A local database's artifacts
-    lie beside it; a server decides for itself. Raises PipelineError when nothing answers.
+    lie beside it; a server decides for itself. Raises PipelineError when nothing answers, and
+    ConfigError for a database outside the project that only params.yaml names.
     """
     _silence()
-    given = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
+    from_outside = os.environ.get("MLFLOW_TRACKING_URI")
+    given = from_outside or settings.tracking_uri
     try:
         url = make_url(given)
     except ArgumentError as error:
@@ -69,6 +71,11 @@ def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
             f"MLflow's address {given!r} is no URI like sqlite:/// or https://"
         ) from error
     local = _local_database(root, url)
+    if local and not from_outside and not local.is_relative_to(root.resolve()):
+        raise ConfigError(
+            f"record.tracking_uri: {local} is outside {root.resolve()}, where params.yaml may not "
+            "have anything written; name it in MLFLOW_TRACKING_URI if that is meant"
+        )
     if local:
         url = url.set(database=str(local))
         local.parent.mkdir(parents=True, exist_ok=True)

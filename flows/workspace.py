@@ -96,7 +96,7 @@ class Workspace:
         """
         output = _Tail(sink)
         command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
-        if run_group(command, self.root, _environment(), output):
+        if run_group(command, self.root, stage_environment(), output):
             raise self._failure(stage, list(output.lines))
         if f"Running stage '{stage}':" in output.announced:
             return Outcome.RAN
@@ -109,7 +109,7 @@ class Workspace:
         options = ["--force", "--no-run-cache"] if force else []
         output = _Tail(sink)
         command = [sys.executable, "-m", "dvc", "repro", *options]
-        if run_group(command, self.root, _environment(), output):
+        if run_group(command, self.root, stage_environment(), output):
             raise self._failure("repro", list(output.lines))
 
     def remotes(self) -> list[str]:
@@ -207,7 +207,7 @@ class Workspace:
     def _run_dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "dvc", *arguments]
         return subprocess.run(
-            command, cwd=self.root, env=_environment(), capture_output=True, text=True
+            command, cwd=self.root, env=stage_environment(), capture_output=True, text=True
         )
 
     def _check_free(self, dvc_says: str) -> None:
@@ -285,7 +285,7 @@ def is_error_line(stage: str, line: str) -> bool:
     return line.startswith((f"{stage.partition('@')[0]}: ", "ERROR: failed to reproduce "))
 
 
-def _environment() -> dict[str, str]:
+def stage_environment() -> dict[str, str]:
     """Return the environment of DVC and the stages: `python` is this one, output comes at once."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}

@@ -10,14 +10,16 @@ Run as  python -m tasks.evaluate MODEL   (normally through `dvc repro evaluate@M
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.examples import read_examples
@@ -25,7 +27,7 @@ from firstkd.files import atomic_folder, write_json
 from firstkd.knowledge import Knowledge
 from firstkd.metrics import Predictions
 from firstkd.models import load_model, load_tokenizer
-from firstkd.prompts import encode
+from firstkd.prompts import Question, encode
 from firstkd.recalibration import Temperature
 from firstkd.reproducibility import deterministic
 from firstkd.scoring import TokenScores, score_questions, score_tokens
@@ -51,12 +53,7 @@ def main(root: Path, model: str) -> None:
         questions = encode(read_examples(path), tokenizer, settings.prompt)
         title = f"{model} on {path.stem}"
         if with_choices := [q for q in questions if len(q.responses) > 1]:
-            scored[path.stem] = Scored(
-                ids=[question.id for question in with_choices],
-                scores=score_questions(network, with_choices, size, title),
-                answer_index=torch.tensor([question.gold for question in with_choices]),
-                by_one_token=all(len(r) == 1 for q in with_choices for r in q.responses),
-            )
+            scored[path.stem] = Scored.by(network, with_choices, size, title)
         without = [q for q in questions if len(q.responses) == 1]
         if without and path.stem != "calibration":
             tokens = score_tokens(network, without, size, f"{title}, open text")
@@ -115,6 +112,18 @@ class Scored:
     answer_index: Tensor
     by_one_token: bool
     """Whether every choice is a single token, so that its score is its probability's logarithm."""
+
+    @classmethod
+    def by(
+        cls, network: PreTrainedModel, questions: Sequence[Question], size: int, title: str
+    ) -> Self:
+        """Score questions with choices, `size` at a time."""
+        return cls(
+            ids=[question.id for question in questions],
+            scores=score_questions(network, questions, size, title),
+            answer_index=torch.tensor([question.gold for question in questions]),
+            by_one_token=all(len(r) == 1 for q in questions for r in q.responses),
+        )
 
     @property
     def is_right(self) -> Tensor:

@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from firstkd.errors import PipelineError
@@ -22,32 +22,40 @@ log = logging.getLogger(__name__)
 def run_stage(main: Callable[..., None], name: str, argument: str | None = None) -> None:
     """Run `main(root)` or `main(root, value)` for `python -m tasks.NAME [value]`, then exit.
 
-    A PipelineError becomes one line on stderr and exit code 1. The stage's wall time and peak
-    memory go to logs/STAGE/cost.json, which is not tracked: they differ from run to run.
+    The stage's wall time and peak memory go to logs/STAGE/cost.json, which is not tracked: they
+    differ from run to run.
     """
-    atexit.register(gc.freeze)  # else ending looks through all imported modules, for a second
-    parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}")
-    if argument:
-        parser.add_argument(argument)
-    values = list(vars(parser.parse_args()).values())
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
-    os.environ["DO_NOT_TRACK"] = "true"  # what a stage imports must not phone home
-    # end through the context managers, which leave nothing half-written
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    root = Path(".")
     started = time.monotonic()
-    try:
-        main(root, *values)
-    except PipelineError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(1)
-    logs = log_folder(root, "@".join([name, *values]))
+    values = run_program(main, name, [argument] if argument else [])
+    logs = log_folder(Path("."), "@".join([name, *values]))
     cost = {
         "seconds": round(time.monotonic() - started, 3),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         **training_cost(logs / "curve.jsonl"),
     }
     write_json(logs / "cost.json", cost)
+
+
+def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) -> list[str]:
+    """Run `main(root, *values)` with the values that the command line gives the arguments.
+
+    Returns these values. A PipelineError becomes one line on stderr and exit code 1.
+    """
+    atexit.register(gc.freeze)  # else ending looks through all imported modules, for a second
+    parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}")
+    for argument in arguments:
+        parser.add_argument(argument)
+    values = list(vars(parser.parse_args()).values())
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
+    os.environ["DO_NOT_TRACK"] = "true"  # what a stage imports must not phone home
+    # end through the context managers, which leave nothing half-written
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        main(Path("."), *values)
+    except PipelineError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    return values
 
 
 def training_cost(live_curve: Path) -> dict[str, float]:

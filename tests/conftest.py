@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import Servers, postgres_programs
 from tests.tiny import write_tiny_model
 
 os.environ["DO_NOT_TRACK"] = "true"
@@ -22,6 +23,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "model"
     write_tiny_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """PostgreSQL, an S3-compatible store, MLflow and Prefect, all running."""
+    if postgres_programs() is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    found = Servers(tmp_path_factory.mktemp("servers"))
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Operations on the tiny pipeline, by real processes: asked, served over HTTP."""
+"""Operations on the tiny pipeline, by real processes: asked, served, judged on new questions."""
 
 import json
 import socket
@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.test_pipeline import Project
-from tests.tiny import write_tiny_project
+from tests.tiny import write_tiny_project, write_tiny_questions
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 QUESTION = "Where does the red bee live?"
+WHO = ("challenger", "champion")
 CHOICES = ["in a den", "in a hive", "in the sea"]
 
 
@@ -101,3 +102,40 @@ def test_the_champion_is_served_over_http(project):
     assert answer["answer"] in CHOICES
     assert 1 / 3 <= answer["confidence"] <= 1
     assert answer["abstain"] is False
+
+
+def test_a_pickle_planted_in_the_registry_is_refused(project):
+    [weights] = (project.root / "mlflow/artifacts").rglob("artifacts/first/model.safetensors")
+    planted, proof = weights.with_name("pytorch_model.bin"), project.root / "it ran"
+    planted.write_bytes(f"cos\nsystem\n(S'touch \"{proof}\"'\ntR.".encode())
+    try:
+        done = project.firstkd("ask", QUESTION, "--choice", "in a den", "--choice", "in a hive")
+    finally:
+        planted.unlink()
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: firstkd-student v1 holds first/pytorch_model.bin, which no student consists of"
+    )
+    assert len(done.stderr.splitlines()) == 1
+    assert not proof.exists()
+
+
+def test_the_champion_is_measured_anew_when_the_test_questions_change(project):
+    """The last test: it leaves another state."""
+    write_tiny_questions(project.root / "sources/questions.jsonl", 120, seed=1)
+    project.change("promote", "max_accuracy_drop", to=1.0)
+    project.change("promote", "max_ece_increase", to=1.0)
+    project.change("promote", "max_out_of_domain_drop", to=1.0)
+    for command in (project.dvc("repro"), project.firstkd("record")):
+        assert command.returncode == 0, command.stderr[-3000:]
+    assert "v2 is promoted\n" in command.stdout
+    assert "champion v1, tested on other questions, was measured anew on these" in command.stdout
+    [file] = (project.root / "mlflow/artifacts").rglob("promotion/version-2/*.json")
+    decision = json.loads(file.read_text())
+    assert decision["champion"]["measured_anew"] and not decision["challenger"]["measured_anew"]
+    examples = {who: decision[who]["sets"]["test"]["examples"] for who in WHO}
+    assert examples["champion"] == examples["challenger"] > 20
+    # what the data do not hold is not measured: questions of v2, seen from those of v1
+    again = project.firstkd("promote", "--version", "1", "--dry-run")
+    assert again.returncode == 1
+    assert "champion v2 was tested on other questions" in again.stdout

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -5,7 +6,7 @@ import pandas as pd
 import pytest
 
 from firstkd.settings import PromoteSettings
-from flows.gate import Evidence, compare, decide
+from flows.gate import Evidence, answered_alike, compare, decide
 
 LIMITS = PromoteSettings(
     max_ece=0.15,
@@ -65,6 +66,27 @@ def test_other_test_questions_are_no_comparison() -> None:
     verdict = decide(evidence("2", 190, 0.01), champion, LIMITS)
     assert not verdict.passed
     assert verdict.reasons[0].startswith("champion v1 was tested on other questions (test set oth")
+
+
+def test_champion_measured_anew_is_compared_and_the_verdict_says_so() -> None:
+    champion = dataclasses.replace(evidence("1", 80, 0.05), measured_anew=True)
+    verdict = decide(evidence("2", 81, 0.05), champion, LIMITS)
+    assert verdict.passed
+    words = "champion v1, tested on other questions, was measured anew on these"
+    assert verdict.reasons[-1] == words
+    assert not decide(evidence("2", 60, 0.05), champion, LIMITS).passed
+
+
+def test_only_answers_to_every_question_are_alike() -> None:
+    one, two = {"openbookqa": 60}, {"openbookqa": 60, "more": 1}
+    challenger = evidence("2", 80, 0.05, elsewhere=one)
+    assert answered_alike(challenger, evidence("1", 70, 0.05, elsewhere=one))
+    assert answered_alike(challenger, evidence("1", 70, 0.05, elsewhere=two))
+    assert not answered_alike(evidence("2", 80, 0.05, elsewhere=two), challenger)
+    assert not answered_alike(challenger, evidence("1", 80, 0.05, "other", elsewhere=one))
+    champion = evidence("1", 70, 0.05, elsewhere=one)
+    champion.predictions.loc[champion.predictions["set"] != "test", "id"] += "x"
+    assert not answered_alike(challenger, champion)
 
 
 def test_out_of_domain_may_only_drop_a_little() -> None:

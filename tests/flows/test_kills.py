@@ -1,7 +1,7 @@
 """SIGKILL of the flow, of a stage and of the MLflow server in the middle of a retraining.
 
 The next run completes with the result of an undisturbed one; nothing is registered twice, and no
-champion is one that did not pass. PostgreSQL as the servers' database is not part of it.
+champion is one that did not pass. Workers and PostgreSQL are killed in test_server_kills.py.
 """
 
 import os
@@ -31,7 +31,6 @@ pytestmark = [
 ]
 
 FIRSTKD = [sys.executable, "-c", "from flows.cli import main; main()"]
-NAME = "firstkd-student"
 # where a file `slow` lies, a stage tells its process id and waits for its end
 SLOW = """
 if sys.argv[1] == "distill" and Path("slow").exists():
@@ -48,6 +47,8 @@ class Running:
 
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
+    model: str = "firstkd-student"
+    experiment: str = "firstkd"
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -89,14 +90,18 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def make_slow(root: Path) -> None:
+    pipeline = root / "pipeline.py"
+    pipeline.write_text(pipeline.read_text().replace("\nQUESTIONS", f"{SLOW}\nQUESTIONS", 1))
+
+
 @pytest.fixture
 def running(project: Workspace) -> Running:
     """The project with its first champion, and a better student to train."""
     url = get_current_settings().api.url
     assert url
     root = project.root
-    pipeline = root / "pipeline.py"
-    pipeline.write_text(pipeline.read_text().replace("\nQUESTIONS", f"{SLOW}\nQUESTIONS", 1))
+    make_slow(root)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PREFECT_API_URL": url}
     environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     found = Running(root, environment)
@@ -118,17 +123,17 @@ def check(running: Running, undisturbed: bytes, uri: str | None = None) -> None:
     """Two whole records, two versions, and the better one in charge."""
     assert (running.root / "dvc.lock").read_bytes() == undisturbed
     client = MlflowClient(uri or f"sqlite:///{running.root}/mlflow/mlflow.db")
-    versions = client.search_model_versions(f"name = '{NAME}'")
+    versions = client.search_model_versions(f"name = '{running.model}'")
     assert sorted(int(version.version) for version in versions) == [1, 2]
     assert {version.tags["decision"] for version in versions} == {"promoted"}
     assert len({version.tags[LOCK_TAG] for version in versions}) == 2
-    aliases = client.get_registered_model(NAME).aliases
+    aliases = client.get_registered_model(running.model).aliases
     assert {alias: str(number) for alias, number in aliases.items()} == {
         "challenger": "2",
         "champion": "2",
         "previous": "1",
     }
-    experiment = client.get_experiment_by_name("firstkd")
+    experiment = client.get_experiment_by_name(running.experiment)
     assert experiment is not None
     whole = [
         run.data.tags[LOCK_TAG]
@@ -140,7 +145,7 @@ def check(running: Running, undisturbed: bytes, uri: str | None = None) -> None:
 
 def champion(running: Running, uri: str | None = None) -> str:
     client = MlflowClient(uri or f"sqlite:///{running.root}/mlflow/mlflow.db")
-    return str(client.get_registered_model(NAME).aliases["champion"])
+    return str(client.get_registered_model(running.model).aliases["champion"])
 
 
 def test_killed_flow(running: Running, undisturbed: bytes) -> None:

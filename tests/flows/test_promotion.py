@@ -163,7 +163,7 @@ def test_other_test_questions_are_refused_and_what_is_asked_for_passes(
     second = make(90, test="new")
     verdict = promote(project, lenient, tracking, second)
     assert verdict.reasons[0].startswith("champion v1 was tested on other questions")
-    assert judge(lenient, tracking, second, compared=False).passed
+    assert judge(project, lenient, tracking, second, compared=False).passed
     assert in_charge(tracking, lenient)["champion"] == "1"  # judging moves nothing
     assert promote_on_request(project, lenient, tracking, second, compared=False).passed
     assert rollback(project, lenient, tracking) == ("2", "1")

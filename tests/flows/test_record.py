@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from firstkd.errors import PipelineError
+from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import Settings, load_settings
 from flows.curves import LiveRun
 from flows.record import COMPLETE_TAG, Recorded, flatten, record
@@ -146,3 +146,17 @@ def test_other_state_is_a_run_of_its_own(
         file.write("\n")
     assert record(project, settings, tracking).run_id != first.run_id
     assert len(names(tracking)) == 2 * len(WHOLE)
+
+
+def test_settings_cannot_have_the_record_written_outside_the_project(
+    project: Workspace, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for uri in (f"sqlite:///{tmp_path}/elsewhere/mlflow.db", "sqlite:///../elsewhere/mlflow.db"):
+        outside = settings.record.model_copy(update={"tracking_uri": uri})
+        with pytest.raises(ConfigError, match=r"^record.tracking_uri: .* is outside"):
+            open_tracking(project.root, outside)
+        assert not (tmp_path / "elsewhere").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # whoever starts it may
+    monkeypatch.chdir(project.root)
+    open_tracking(project.root, settings.record)
+    assert (tmp_path / "elsewhere/mlflow.db").exists()

@@ -1,0 +1,7 @@
+#!/bin/sh
+# Makes the work pool and the deployments of prefect.yaml in this folder, then works for them.
+set -eu
+prefect --no-prompt work-pool inspect firstkd >/dev/null 2>&1 ||
+    prefect --no-prompt work-pool create firstkd --type process
+prefect --no-prompt deploy --all
+exec prefect --no-prompt worker start --pool firstkd
