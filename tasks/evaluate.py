@@ -10,7 +10,7 @@ Run as  python -m tasks.evaluate MODEL   (normally through `dvc repro evaluate@M
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +31,12 @@ from firstkd.prompts import Question, encode
 from firstkd.recalibration import Temperature
 from firstkd.reproducibility import deterministic
 from firstkd.scoring import TokenScores, score_questions, score_tokens
-from firstkd.settings import EvaluateSettings, load_settings
+from firstkd.settings import (
+    CalibrateSettings,
+    EvaluateSettings,
+    PromptSettings,
+    load_settings,
+)
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -44,63 +49,91 @@ def main(root: Path, model: str) -> None:
         raise ConfigError(f"{model!r} is no model of evaluate.models; there are {names}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     folder = root / "data" / settings.evaluate.models[model]
-    tokenizer, network = load_tokenizer(folder), load_model(folder, "bf16")
-    prepared = root / "data/prepare"
-    out_of_domain = sorted(prepared.glob("ood_*.parquet"))
-    size, samples = settings.evaluate.micro_batch_size, settings.evaluate.bootstrap_samples
-    scored, open_text = {}, {}
-    for path in [prepared / "calibration.parquet", prepared / "test.parquet", *out_of_domain]:
-        questions = encode(read_examples(path), tokenizer, settings.prompt)
-        title = f"{model} on {path.stem}"
-        if with_choices := [q for q in questions if len(q.responses) > 1]:
-            scored[path.stem] = Scored.by(network, with_choices, size, title)
-        without = [q for q in questions if len(q.responses) == 1]
-        if without and path.stem != "calibration":
-            tokens = score_tokens(network, without, size, f"{title}, open text")
-            open_text[path.stem.removeprefix("ood_")] = {
-                "examples": len(without),
-                "tokens": len(tokens.correct_T),
-                "raw": token_predictions(tokens).summary(samples, settings.runtime.seed),
-            }
-    for split in ("calibration", "test"):
-        if split not in scored:
+    subject = Subject.load(model, folder, settings.prompt, settings.evaluate)
+    prepared, seed = root / "data/prepare", settings.runtime.seed
+    calibration, tests = prepared / "calibration.parquet", test_files(prepared)
+    scored = {file: found for file in [calibration, *tests] if (found := subject.score(file))}
+    for file in (calibration, tests[0]):
+        if file not in scored:
             raise DataValidationError(
-                f"{prepared / split}.parquet: no questions with choices, on which a model's "
-                "temperature is fitted and its answers are measured"
+                f"{file}: no questions with choices, on which a model's temperature is fitted and "
+                "its answers are measured"
             )
-    fitted = scored.pop("calibration")
-    decisions = Knowledge.of_choices(fitted.scores.log_softmax(-1), fitted.answer_index)
-    temperature = Temperature.fit(decisions, fitted.is_right, settings.calibrate).temperature
-    seed = settings.runtime.seed
-    sets = {
-        name.removeprefix("ood_"): summarise(split, temperature, settings.evaluate, seed)
-        for name, split in scored.items()
-    }
+    temperature = own_temperature(scored.pop(calibration), settings.calibrate)
+    sets, predictions = measured(scored, temperature, settings.evaluate, seed)
     metrics = {
-        "parameters": network.num_parameters(),
+        "parameters": subject.network.num_parameters(),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "temperature": temperature,
         "sets": sets,
-        "open_text": open_text,
+        "open_text": open_text(subject, tests, settings.evaluate.bootstrap_samples, seed),
     }
-    tables = [
-        prediction_table(name.removeprefix("ood_"), split, temperature)
-        for name, split in scored.items()
-    ]
     with atomic_folder(root / "data/evaluate" / model) as output:
         write_json(output / "metrics.json", metrics)
-        calibration = {"temperature": temperature, "prompt": settings.prompt.model_dump()}
-        write_json(output / "calibration.json", calibration)
-        pq.write_table(pa.concat_tables(tables), output / "predictions.parquet")
-    found: Any = sets["test"]
+        kept = {"temperature": temperature, "prompt": settings.prompt.model_dump()}
+        write_json(output / "calibration.json", kept)
+        pq.write_table(predictions, output / "predictions.parquet")
+    raw, calibrated = sets["test"]["raw"], sets["test"]["calibrated"]
     log.info(
         "%s: accuracy %.3f, ECE %.3f, with its own temperature of %.2f %.3f",
         model,
-        found["raw"]["accuracy"]["value"],
-        found["raw"]["ece"]["value"],
+        raw["accuracy"]["value"],
+        raw["ece"]["value"],
         temperature,
-        found["calibrated"]["ece"]["value"],
+        calibrated["ece"]["value"],
     )
+
+
+def test_files(prepared: Path) -> list[Path]:
+    """The test set's questions, then those of each set out of domain."""
+    return [prepared / "test.parquet", *sorted(prepared.glob("ood_*.parquet"))]
+
+
+def set_name(file: Path) -> str:
+    return file.stem.removeprefix("ood_")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is being measured."""
+
+    name: str
+    network: PreTrainedModel
+    tokenizer: Any
+    prompt: PromptSettings
+    batch_size: int
+
+    @classmethod
+    def load(
+        cls, name: str, folder: Path, prompt: PromptSettings, settings: EvaluateSettings
+    ) -> Self:
+        network, tokenizer = load_model(folder, "bf16"), load_tokenizer(folder)
+        return cls(name, network, tokenizer, prompt, settings.micro_batch_size)
+
+    def score(self, file: Path) -> "Scored | None":
+        """Score the choices of the questions that have any; None where none has."""
+        questions = [q for q in self._questions(file) if len(q.responses) > 1]
+        if not questions:
+            return None
+        return Scored(
+            ids=[question.id for question in questions],
+            scores=score_questions(
+                self.network, questions, self.batch_size, f"{self.name} on {file.stem}"
+            ),
+            answer_index=torch.tensor([question.gold for question in questions]),
+            by_one_token=all(len(r) == 1 for q in questions for r in q.responses),
+        )
+
+    def score_open_text(self, file: Path) -> tuple[int, TokenScores] | None:
+        """How many examples have no choices, and the scores of their tokens; None without any."""
+        questions = [q for q in self._questions(file) if len(q.responses) == 1]
+        if not questions:
+            return None
+        title = f"{self.name} on {file.stem}, open text"
+        return len(questions), score_tokens(self.network, questions, self.batch_size, title)
+
+    def _questions(self, file: Path) -> list[Question]:
+        return encode(read_examples(file), self.tokenizer, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -113,18 +146,6 @@ class Scored:
     by_one_token: bool
     """Whether every choice is a single token, so that its score is its probability's logarithm."""
 
-    @classmethod
-    def by(
-        cls, network: PreTrainedModel, questions: Sequence[Question], size: int, title: str
-    ) -> Self:
-        """Score questions with choices, `size` at a time."""
-        return cls(
-            ids=[question.id for question in questions],
-            scores=score_questions(network, questions, size, title),
-            answer_index=torch.tensor([question.gold for question in questions]),
-            by_one_token=all(len(r) == 1 for q in questions for r in q.responses),
-        )
-
     @property
     def is_right(self) -> Tensor:
         return torch.arange(self.scores.shape[-1]) == self.answer_index[:, None]
@@ -132,6 +153,39 @@ class Scored:
     def predictions(self, temperature: float = 1.0) -> Predictions:
         scores = (self.scores.double() / temperature).numpy()
         return Predictions.of_choices(scores, self.answer_index.numpy())
+
+
+def own_temperature(split: Scored, settings: CalibrateSettings) -> float:
+    decisions = Knowledge.of_choices(split.scores.log_softmax(-1), split.answer_index)
+    return Temperature.fit(decisions, split.is_right, settings).temperature
+
+
+def measured(
+    scored: Mapping[Path, Scored], temperature: float, settings: EvaluateSettings, seed: int
+) -> tuple[dict[str, Any], pa.Table]:
+    """Return the metrics of each test set, and every question's prediction."""
+    sets = {
+        set_name(file): summarise(split, temperature, settings, seed)
+        for file, split in scored.items()
+    }
+    tables = [
+        prediction_table(set_name(file), split, temperature) for file, split in scored.items()
+    ]
+    return sets, pa.concat_tables(tables)
+
+
+def open_text(subject: Subject, files: Sequence[Path], samples: int, seed: int) -> dict[str, Any]:
+    """Return the metrics of each test set's tokens, where it has examples without choices."""
+    found = {}
+    for file in files:
+        if scored := subject.score_open_text(file):
+            examples, tokens = scored
+            found[set_name(file)] = {
+                "examples": examples,
+                "tokens": len(tokens.correct_T),
+                "raw": token_predictions(tokens).summary(samples, seed),
+            }
+    return found
 
 
 def token_predictions(tokens: TokenScores) -> Predictions:

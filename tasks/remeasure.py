@@ -11,16 +11,12 @@ Run as  python -m tasks.remeasure MODEL CALIBRATION OUTPUT   (by flows/remeasure
 
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from firstkd.examples import read_examples
 from firstkd.files import atomic_folder, read_json, write_json
-from firstkd.models import load_model, load_tokenizer
-from firstkd.prompts import encode
 from firstkd.reproducibility import deterministic
 from firstkd.settings import PromptSettings, load_settings
-from tasks.evaluate import Scored, prediction_table, summarise
+from tasks.evaluate import Subject, measured, test_files
 from tasks.stage import run_program
 
 
@@ -29,22 +25,13 @@ def main(root: Path, model: str, calibration: str, output: str) -> None:
     deterministic(settings.runtime.seed, settings.runtime.threads)
     kept = read_json(Path(calibration))
     temperature, prompt = kept["temperature"], PromptSettings.model_validate(kept["prompt"])
-    tokenizer, network = load_tokenizer(Path(model)), load_model(Path(model), "bf16")
-    size, seed = settings.evaluate.micro_batch_size, settings.runtime.seed
-    sets, tables = {}, []
-    prepared = root / "data/prepare"
-    for path in [prepared / "test.parquet", *sorted(prepared.glob("ood_*.parquet"))]:
-        questions = encode(read_examples(path), tokenizer, prompt)
-        with_choices = [question for question in questions if len(question.responses) > 1]
-        if not with_choices:
-            continue
-        scored = Scored.by(network, with_choices, size, f"champion on {path.stem}")
-        name = path.stem.removeprefix("ood_")
-        sets[name] = summarise(scored, temperature, settings.evaluate, seed)
-        tables.append(prediction_table(name, scored, temperature))
+    subject = Subject.load("champion", Path(model), prompt, settings.evaluate)
+    files = test_files(root / "data/prepare")
+    scored = {file: found for file in files if (found := subject.score(file))}
+    sets, predictions = measured(scored, temperature, settings.evaluate, settings.runtime.seed)
     with atomic_folder(Path(output)) as folder:
         write_json(folder / "metrics.json", {"temperature": temperature, "sets": sets})
-        pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
+        pq.write_table(predictions, folder / "predictions.parquet")
 
 
 if __name__ == "__main__":
