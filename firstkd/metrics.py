@@ -4,7 +4,7 @@ Legend: E decisions, K candidates, G bins. Every function takes E on the last ax
 `confidence` and `correct`, so a bootstrap is one call on [samples, E].
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -135,9 +135,26 @@ class Predictions:
     def correct(self) -> Bools:
         return np.take_along_axis(self.is_right, self.predicted_index[:, None], -1)[:, 0]
 
-    def summary(self, bootstrap_samples: int, seed: int) -> Summary:
-        """Each metric's value with its 95 % percentile bootstrap interval over decisions."""
-        return _summary(self.metrics, len(self.gold_probability), bootstrap_samples, seed)
+    def summary(
+        self, bootstrap_samples: int, seed: int, groups: NDArray[np.int64] | None = None
+    ) -> Summary:
+        """Each metric's value with its 95 % percentile bootstrap interval over decisions.
+
+        With `groups` [E], those of one group are drawn together: tokens of one text are not
+        independent of each other.
+        """
+        size = len(self.gold_probability)
+        if groups is None:
+            draws = _draws(size, bootstrap_samples, seed)
+        else:
+            draws = _draws_of_groups(groups, bootstrap_samples, seed)
+        resampled = [self.metrics(chosen) for chosen in draws]
+        summary = {}
+        for name, value in self.metrics(np.arange(size)).items():
+            values = np.concatenate([np.atleast_1d(found[name]) for found in resampled])
+            low, high = np.percentile(values, [2.5, 97.5])
+            summary[name] = {"value": float(value), "low": float(low), "high": float(high)}
+        return summary
 
     def values(self) -> dict[str, float]:
         """Each metric's value alone."""
@@ -175,18 +192,22 @@ BLOCK = 2**22
 """Decisions resampled at a time: so many fit into memory."""
 
 
-def _summary(
-    metrics: Callable[[NDArray[np.int64]], dict[str, Floats]], size: int, samples: int, seed: int
-) -> Summary:
-    """Value and 95 % percentile interval of metrics of chosen decisions, `size` in all."""
+def _draws(size: int, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Indices [samples, size] with replacement, in blocks of samples."""
     generator = np.random.default_rng(seed)
     rows = max(1, BLOCK // size)
-    blocks = [
-        metrics(generator.integers(size, size=(min(rows, samples - start), size)))
-        for start in range(0, samples, rows)
-    ]
-    summary = {}
-    for name, value in metrics(np.arange(size)).items():
-        low, high = np.percentile(np.concatenate([block[name] for block in blocks]), [2.5, 97.5])
-        summary[name] = {"value": float(value), "low": float(low), "high": float(high)}
-    return summary
+    for start in range(0, samples, rows):
+        yield generator.integers(size, size=(min(rows, samples - start), size))
+
+
+def _draws_of_groups(
+    groups: NDArray[np.int64], samples: int, seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """Indices of the members of as many groups as there are, drawn with replacement."""
+    generator = np.random.default_rng(seed)
+    ends = np.unique_counts(groups).counts.cumsum()
+    members = np.split(groups.argsort(kind="stable"), ends[:-1])
+    for _ in range(samples):
+        yield np.concatenate(
+            [members[i] for i in generator.integers(len(members), size=len(members))]
+        )

@@ -141,6 +141,8 @@ class TokenScores:
     """True where that is the token."""
     probability_T: Tensor
     """Of the token itself."""
+    example_T: Tensor
+    """Index of the question whose response it is in."""
 
 
 @torch.inference_mode()
@@ -162,5 +164,8 @@ def score_tokens(
             best, predicted = logprobs[batch.rows_M[inside] - start].max(-1)
             targets = batch.targets_M[inside]
             gold = logprobs[batch.rows_M[inside] - start, targets]
-            parts.append((best.exp().cpu(), (predicted == targets).cpu(), gold.exp().cpu()))
+            # of one response a question, the response's number is the question's in the batch
+            example = torch.tensor(index)[batch.response_of_M[inside].cpu()]
+            found = best.exp(), predicted == targets, gold.exp(), example
+            parts.append([tensor.cpu() for tensor in found])
     return TokenScores(*(torch.cat(part) for part in zip(*parts, strict=True)))

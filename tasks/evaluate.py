@@ -183,7 +183,9 @@ def open_text(subject: Subject, files: Sequence[Path], samples: int, seed: int) 
             found[set_name(file)] = {
                 "examples": examples,
                 "tokens": len(tokens.correct_T),
-                "raw": token_predictions(tokens).summary(samples, seed),
+                "raw": token_predictions(tokens).summary(
+                    samples, seed, groups=tokens.example_T.numpy()
+                ),
             }
     return found
 

@@ -118,6 +118,27 @@ def test_a_bootstrap_in_blocks_has_the_same_intervals(predictions, monkeypatch):
         assert blocks[name]["low"] == pytest.approx(found["low"], abs=0.01)
 
 
+def test_groups_are_drawn_together(predictions):
+    groups = np.arange(500) // 5
+    alike = Predictions(  # each group's five decisions are the same one
+        predictions.probabilities[groups],
+        predictions.is_right[groups],
+        predictions.gold_probability[groups],
+    )
+    grouped = alike.summary(bootstrap_samples=4000, seed=0, groups=groups[::-1])["accuracy"]
+    reference = bootstrap(
+        (alike.correct[::5].astype(float),),
+        np.mean,
+        n_resamples=4000,
+        method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    assert grouped["low"] == pytest.approx(reference.low, abs=0.015)
+    assert grouped["high"] == pytest.approx(reference.high, abs=0.015)
+    alone = alike.summary(bootstrap_samples=4000, seed=0, groups=np.arange(500))["accuracy"]
+    assert alone["high"] - alone["low"] < 0.6 * (grouped["high"] - grouped["low"])
+
+
 def test_intervals_agree_with_scipy(predictions):
     found = predictions.summary(bootstrap_samples=4000, seed=0)["accuracy"]
     reference = bootstrap(

@@ -35,6 +35,7 @@ def test_tokens_are_scored_as_by_the_dense_softmax(model, monkeypatch, chunk_row
     torch.testing.assert_close(found.confidence_T, best)
     torch.testing.assert_close(found.probability_T, gold)
     assert found.correct_T.tolist() == correct.tolist()
+    assert found.example_T.tolist() == [1] * 4 + [0] * 2
 
 
 def test_a_models_soft_cap_bounds_its_logits(model):
