@@ -79,7 +79,7 @@ def draw_histogram(predictions: Predictions) -> str:
             label=["right", "wrong"],
         )
         axes.set(xlim=(0, 1), xlabel="confidence", ylabel="questions")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         figure.legend(loc="outside upper center", ncols=2)
         return to_svg(figure)
 
