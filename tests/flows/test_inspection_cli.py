@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.page import run_links
 from flows.state import waiting
 from flows.workspace import Workspace
 from tests.flows.projects import REPOSITORY, change, dvc
@@ -105,6 +106,13 @@ def test_report_adds_cost_and_lineage_outside_of_what_dvc_tracks(project: Worksp
     assert run in page
     assert (project.root / "data/report/index.html").read_text() == tracked
     assert project.stale() == set()
+
+
+def test_runs_are_linked_where_a_server_shows_them() -> None:
+    server = "https://me:secret@mlflow.example:5000/sub/"
+    shown = "https://mlflow.example:5000/sub/#/experiments/3/runs/a1"
+    assert run_links(server, "3", ["a1"]) == [shown]
+    assert run_links("sqlite:////srv/mlflow.db", "3", ["a1"]) == ["a1"]
 
 
 def test_doctor_finds_nothing_wrong_with_a_good_project(project: Workspace) -> None:
