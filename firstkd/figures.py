@@ -79,7 +79,7 @@ def draw_histogram(predictions: Predictions) -> str:
             label=["right", "wrong"],
         )
         axes.set(xlim=(0, 1), xlabel="confidence", ylabel="questions")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         figure.legend(loc="outside upper center", ncols=2)
         return to_svg(figure)
 
@@ -119,7 +119,7 @@ def draw_training(points: Sequence[Mapping[str, float]]) -> str:
         steps, losses = ([point[key] for point in points] for key in ("step", "loss"))
         axes.plot(steps, losses, color=SERIES[0], linewidth=1.5)
         axes.set(xlabel="step", ylabel="loss")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(losses))  # a loss that hardly falls is not cut off
         return to_svg(figure)
 
 

@@ -127,6 +127,8 @@ def _quiet_flow() -> "Callable[[str], Retrained]":
     tracebacks, through its console handler.
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+    # Prefect's own 20 seconds are too few where other work has the processor
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     from flows.prefect_server import configured_server
 
     configured_server()  # before any stage, an error where the one that is named is not there

@@ -45,20 +45,44 @@ def status(as_json: AsJson = False) -> None:
     typer.echo(f"last run: {last}")
 
 
-def compare(as_json: AsJson = False) -> None:
+def compare(
+    version: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A registered version to set beside them, by number or alias; may be repeated."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the models of `evaluate.models` side by side, on every test set.
 
-    Examples: `firstkd compare`, `firstkd compare --json`
+    Examples: `firstkd compare`, `firstkd compare --version 1 --version champion`,
+    `firstkd compare --json`
     """
-    from flows.results import load_metrics, load_results
+    from flows.results import load_metrics, results_on
     from flows.summary import print_comparison
 
     here, settings = _here()
+    measured, elsewhere = load_metrics(here.root, settings), []
+    if version:
+        from firstkd.files import sha256_of
+        from flows.tracking import open_tracking
+        from flows.versions import measured_versions
+
+        digest = sha256_of(here.root / "data/prepare/test.parquet")
+        tracking = open_tracking(here.root, settings.record)
+        for found in measured_versions(tracking, settings, version):
+            measured[found.name] = found.metrics
+            if found.test_digest != digest:
+                elsewhere.append(found.name)
     if as_json:
-        _print_json(load_metrics(here.root, settings))
-        return
-    for test_set in next(iter(load_metrics(here.root, settings).values()))["sets"]:
-        print_comparison(load_results(here.root, settings, test_set), test_set)
+        _print_json(measured)
+    else:
+        for test_set in dict.fromkeys(name for each in measured.values() for name in each["sets"]):
+            print_comparison(results_on(test_set, measured), test_set)
+    for name in elsewhere:
+        said = f"{name} was measured on other test questions than the present ones"
+        typer.echo(f"{said}: it cannot be compared with the rest", err=True)
 
 
 def report(

@@ -5,8 +5,12 @@ the same parameters give the same bytes there. The page with them is made of tha
 logs/, which nothing tracks.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy.engine import make_url
 
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file, read_json
@@ -16,6 +20,7 @@ from flows.workspace import Workspace
 from tasks.page import templates_of
 
 PLACE = "<!-- firstkd report: cost and lineage -->"
+LINK_PLACE = "<!-- firstkd report: link to them -->"
 """In the report stage's page; tasks/templates/report.html."""
 
 
@@ -33,7 +38,8 @@ def build_page(workspace: Workspace, settings: Settings, sink: OutputSink) -> Pa
     )
     path = workspace.root / "logs/report/index.html"
     with atomic_file(path) as temporary:
-        temporary.write_text(page.replace(PLACE, section), encoding="utf-8")
+        whole = page.replace(PLACE, section).replace(LINK_PLACE, '<a href="#run">Cost</a>')
+        temporary.write_text(whole, encoding="utf-8")
     return path
 
 
@@ -51,9 +57,20 @@ def lineage(workspace: Workspace, settings: Settings) -> dict[str, str]:
     server = open_tracking(workspace.root, settings.record)
     runs = server.client.search_runs([server.experiment_id], f"tags.{LOCK_TAG} = '{digest}'")
     commit = git.commit or "none"
+    ids = [run.info.run_id for run in runs]
     return {
         "git commit": f"{commit} (with changes that are not committed)" if git.dirty else commit,
         "SHA-256 of dvc.lock": digest,
-        "MLflow run": ", ".join(run.info.run_id for run in runs) or "not recorded yet",
-        "MLflow": server.uri,
+        "MLflow run": ", ".join(run_links(server.uri, server.experiment_id, ids))
+        or "not recorded yet",
+        "MLflow": make_url(server.uri).render_as_string(),  # hides the password
     }
+
+
+def run_links(uri: str, experiment: str, run_ids: Sequence[str]) -> list[str]:
+    """Return where an MLflow server shows each run, without a password; of a database, the ids."""
+    address = urlsplit(uri)
+    if address.scheme not in ("http", "https"):
+        return list(run_ids)
+    server = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return [f"{server}/#/experiments/{experiment}/runs/{run_id}" for run_id in run_ids]

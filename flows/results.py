@@ -1,6 +1,7 @@
 """The results of the present state, from evaluate's files: for the terminal and for Prefect."""
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,17 @@ def load_metrics(root: Path, settings: Settings) -> dict[str, Any]:
     return {name: read_json(folder / name / "metrics.json") for name in settings.evaluate.models}
 
 
-def load_results(root: Path, settings: Settings, test_set: str = "test") -> list[ModelResult]:
+def load_results(root: Path, settings: Settings) -> list[ModelResult]:
+    """Return the models' results on the test questions."""
+    return results_on("test", load_metrics(root, settings))
+
+
+def results_on(test_set: str, measured: Mapping[str, Any]) -> list[ModelResult]:
+    """Return the results of those models that were measured on a test set."""
     return [
-        _result(name, metrics, test_set) for name, metrics in load_metrics(root, settings).items()
+        _result(name, metrics, test_set)
+        for name, metrics in measured.items()
+        if test_set in metrics["sets"]
     ]
 
 

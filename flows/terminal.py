@@ -35,23 +35,24 @@ class Terminal:
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     _stage: str = ""
     _shown: float = 0.0
+    _failed: bool = False
 
     def begin(self, stage: str) -> None:
-        self._stage, self._shown = stage, time.monotonic()
+        self._stage, self._shown, self._failed = stage, time.monotonic(), False
         self._write(f"── {stage} ──\n")
 
     def end(self, outcome: str) -> None:
         self._write(f"── {self._stage}: {outcome} ──\n")
 
     def line(self, text: str) -> None:
-        if (
-            text.strip()
-            and not text.startswith(DVC_CHATTER)
-            and not is_error_line(self._stage, text)
-        ):
+        # the error ends the output, and may have several lines
+        self._failed = self._failed or is_error_line(self._stage, text)
+        if text.strip() and not text.startswith(DVC_CHATTER) and not self._failed:
             self._write(f"{text}\n")
 
     def progress(self, text: str) -> None:
+        if text.startswith(DVC_CHATTER):  # a line of which the end has not come yet
+            return
         if self.stream.isatty():
             self._write(text)
         elif time.monotonic() - self._shown > PROGRESS_SECONDS:

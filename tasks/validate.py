@@ -14,13 +14,13 @@ from typing import Any
 
 import pandas as pd
 
-from firstkd.errors import DataValidationError
+from firstkd.errors import ConfigError, DataValidationError
 from firstkd.examples import read_examples
-from firstkd.files import atomic_folder, write_json
+from firstkd.files import atomic_folder, read_json, write_json
 from firstkd.frames import flat_frames
 from firstkd.imports import unimportable
 from firstkd.prompts import encode
-from firstkd.settings import PromptSettings, load_settings
+from firstkd.settings import PromptSettings, PruneSettings, load_settings
 from tasks.stage import log_folder, run_stage
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ def main(root: Path = Path(".")) -> None:
     from tasks.expectations import run
 
     settings = load_settings(root / "params.yaml")
+    check_depth(root / "data/fetch/base", settings.prune)
     files = {file.stem: file for file in sorted((root / "data/prepare").glob("*.parquet"))}
     splits = {split: read_examples(file) for split, file in files.items()}
     log.info("counting the tokens of %s examples", f"{sum(map(len, splits.values())):,}")
@@ -44,6 +45,13 @@ def main(root: Path = Path(".")) -> None:
     report(outcomes, docs / "index.html")
     with atomic_folder(root / "data/validate") as folder:
         write_json(folder / "summary.json", summary(frames, outcomes))
+
+
+def check_depth(model: Path, prune: PruneSettings) -> None:
+    """Raise ConfigError where prune would, after hours of fine-tuning."""
+    present = read_json(model / "config.json")["num_hidden_layers"]
+    if prune.layers > present:
+        raise ConfigError(f"prune.layers: {prune.layers}, but the model has {present}")
 
 
 def token_lengths(

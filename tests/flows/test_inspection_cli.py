@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from flows.page import run_links
 from flows.state import waiting
 from flows.workspace import Workspace
-from tests.flows.projects import REPOSITORY, change
+from tests.flows.projects import REPOSITORY, change, dvc
 from tests.flows.test_cli import firstkd
 
 
@@ -74,6 +75,25 @@ def test_compare_shows_every_model_on_every_set(project: Workspace) -> None:
     assert found["first"]["sets"]["test"]["raw"]["accuracy"]["value"] == pytest.approx(40 / 60)
 
 
+def test_compare_sets_registered_versions_beside_the_present_models(project: Workspace) -> None:
+    assert firstkd(project.root, "record").returncode == 0
+    change(project.root, "distill", "epochs", 5)
+    dvc(project.root, "repro", "--quiet")
+    asked = ("compare", "--version", "1", "--version", "champion")
+    done = firstkd(project.root, *asked)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "v1, champion" in done.stdout
+    found = json.loads(firstkd(project.root, *asked, "--json").stdout)
+    accuracy = {name: found[name]["sets"]["test"]["raw"]["accuracy"]["value"] for name in found}
+    expected = {"first": 50 / 60, "v1": 40 / 60, "v1, champion": 40 / 60}
+    assert accuracy == pytest.approx(expected)
+    (project.root / "data/prepare/test.parquet").write_bytes(b"other questions")
+    assert "v1 was measured on other test questions" in firstkd(project.root, *asked).stderr
+    unknown = firstkd(project.root, "compare", "--version", "best")
+    assert unknown.returncode == 1
+    assert "'best' is neither a version's number nor an alias; there: cha" in unknown.stderr
+
+
 def test_report_adds_cost_and_lineage_outside_of_what_dvc_tracks(project: Workspace) -> None:
     assert firstkd(project.root, "record").returncode == 0
     tracked = (project.root / "data/report/index.html").read_text()
@@ -86,6 +106,13 @@ def test_report_adds_cost_and_lineage_outside_of_what_dvc_tracks(project: Worksp
     assert run in page
     assert (project.root / "data/report/index.html").read_text() == tracked
     assert project.stale() == set()
+
+
+def test_runs_are_linked_where_a_server_shows_them() -> None:
+    server = "https://me:secret@mlflow.example:5000/sub/"
+    shown = "https://mlflow.example:5000/sub/#/experiments/3/runs/a1"
+    assert run_links(server, "3", ["a1"]) == [shown]
+    assert run_links("sqlite:////srv/mlflow.db", "3", ["a1"]) == ["a1"]
 
 
 def test_doctor_finds_nothing_wrong_with_a_good_project(project: Workspace) -> None:

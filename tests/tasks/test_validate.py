@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from firstkd.errors import ArtifactError, DataValidationError
+from firstkd.errors import ArtifactError, ConfigError, DataValidationError
 from firstkd.examples import Example, write_examples
 from firstkd.files import read_json, sha256_of
 from tasks import validate
@@ -166,3 +166,12 @@ def test_a_file_that_is_no_example_file_is_refused(project: Path) -> None:
     (project / "data/prepare/test.parquet").write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match=r"test\.parquet: not a parquet file"):
         validate.main(project)
+
+
+def test_a_student_deeper_than_the_model_is_named_before_any_training(project: Path) -> None:
+    yaml = YAML()
+    params = yaml.load(project / "params.yaml")
+    params["prune"]["layers"] = 3
+    yaml.dump(params, project / "params.yaml")
+    with pytest.raises(ConfigError, match=r"prune\.layers: 3, but the model has 2"):
+        check(project, good())
