@@ -11,33 +11,62 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from firstkd.distributed import present_ranks
 from firstkd.errors import PipelineError
 from firstkd.files import write_json
+from firstkd.launch import end_with_parent, is_rank, launch, needs_launch, tell
+from firstkd.settings import load_settings
 
 log = logging.getLogger(__name__)
 
 
-def run_stage(main: Callable[..., None], name: str, argument: str | None = None) -> None:
+def run_stage(
+    main: Callable[..., None], name: str, argument: str | None = None, parallel: bool = False
+) -> None:
     """Run `main(root)` or `main(root, value)` for `python -m tasks.NAME [value]`, then exit.
 
     A PipelineError becomes one line on stderr and exit code 1. The stage's wall time and peak
     memory go to logs/STAGE/cost.json, which is not tracked: they differ from run to run.
+
+    With `parallel`, the stage runs in as many processes as its section says.
     """
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}")
     if argument:
         parser.add_argument(argument)
     values = list(vars(parser.parse_args()).values())
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
+    ranks = present_ranks()
+    logging.basicConfig(
+        level=logging.INFO if ranks.is_first else logging.WARNING,
+        stream=sys.stderr,
+        format="%(levelname)s %(message)s"
+        if ranks.is_first
+        else f"[rank {ranks.rank}] %(message)s",
+    )
     os.environ["DO_NOT_TRACK"] = "true"  # what a stage imports must not phone home
     # end through the context managers, which leave nothing half-written
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if is_rank():
+        end_with_parent()
     root = Path(".")
     started = time.monotonic()
     try:
+        if parallel:
+            settings = load_settings(root / "params.yaml")
+            processes = getattr(settings, name).processes
+            if needs_launch(processes):
+                launch(f"tasks.{name}", values, processes, settings.runtime.threads)
+                return
         main(root, *values)
-    except PipelineError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+    except Exception as error:
+        if is_rank():
+            tell(error)
+        elif isinstance(error, PipelineError):
+            print(f"{name}: {error}", file=sys.stderr)
+        else:
+            raise
         sys.exit(1)
+    if not ranks.is_first:
+        return
     logs = log_folder(root, "@".join([name, *values]))
     cost = {
         "seconds": round(time.monotonic() - started, 3),
