@@ -60,6 +60,7 @@ def run_stage(
     except Exception as error:
         if is_rank():
             tell(error)
+            os._exit(1)  # what libraries do at the end waits for ranks that may be gone
         elif isinstance(error, PipelineError):
             print(f"{name}: {error}", file=sys.stderr)
         else:

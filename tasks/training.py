@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from firstkd.distributed import Ranks, join_ranks
 from firstkd.engine import deepspeed_config
 from firstkd.files import atomic_folder, sha256_of, write_json, write_json_lines
@@ -46,6 +48,8 @@ def train_stage(
     ranks = join_ranks()
     made_from = [settings.model_dump(exclude=NOT_RESULTS), others]
     checkpoints = checkpoint_folder(root, stage, made_from, [start, *inputs], ranks)
+    if not ranks.is_first:
+        disable_progress_bar()
     model = load_model(start, settings.precision)
     tuned = add_lora(model, lora) if lora else None
     live_curve = log_folder(root, stage) / "curve.jsonl"

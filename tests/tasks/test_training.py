@@ -83,7 +83,7 @@ def copy_of(inputs: Path, root: Path) -> Project:
     shutil.copy(inputs / "params.yaml", root)
     project = Project(root)
     project.change(
-        epochs=20, micro_batch_size=2, micro_batches_per_step=2, checkpoint_steps=10, processes=1,
+        epochs=5, micro_batch_size=2, micro_batches_per_step=2, checkpoint_steps=5, processes=1,
         learning_rate=1e-4,
     )  # fmt: skip
     return project
@@ -130,7 +130,7 @@ def wait_until_gone(pids: list[int]) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_five_times_it_ends_with_the_same_bytes(project, undisturbed, processes):
     project.change(processes=processes)
-    for steps in (1, 15, 50, 101, 140):  # before the first checkpoint, and between later ones
+    for steps in (1, 7, 14, 25, 41):  # before the first checkpoint, and between later ones
         process = project.start()
         project.reach(process, lambda steps=steps: project.steps_done() >= steps)
         ranks = children(process.pid)
@@ -151,7 +151,7 @@ def test_two_processes_learn_what_one_does(undisturbed):
 def test_a_killed_rank_ends_all_and_is_named(project, undisturbed):
     project.change(processes=2)
     process = project.start()
-    project.reach(process, lambda: project.steps_done() >= 25)
+    project.reach(process, lambda: project.steps_done() >= 12)
     ranks = children(process.pid)
     os.kill(ranks[1], signal.SIGKILL)
     started = time.monotonic()
@@ -167,7 +167,7 @@ def test_a_killed_rank_ends_all_and_is_named(project, undisturbed):
 def test_a_killed_launcher_takes_its_ranks_along(project, undisturbed):
     project.change(processes=2)
     process = project.start()
-    project.reach(process, lambda: project.steps_done() >= 25)
+    project.reach(process, lambda: project.steps_done() >= 12)
     ranks = children(process.pid)
     assert len(ranks) >= 2
     process.kill()
@@ -180,7 +180,7 @@ def test_a_killed_launcher_takes_its_ranks_along(project, undisturbed):
 def test_sigterm_saves_the_step_it_comes_in(project, undisturbed, processes):
     project.change(processes=processes, checkpoint_steps=None)
     process = project.start()
-    project.reach(process, lambda: project.steps_done() >= 25)
+    project.reach(process, lambda: project.steps_done() >= 12)
     process.terminate()
     _, said = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 128 + signal.SIGTERM
@@ -194,7 +194,7 @@ def test_sigterm_saves_the_step_it_comes_in(project, undisturbed, processes):
 def test_what_two_processes_began_one_goes_on_with(project, undisturbed):
     project.change(processes=2, checkpoint_steps=None)
     process = project.start()
-    project.reach(process, lambda: project.steps_done() >= 25)
+    project.reach(process, lambda: project.steps_done() >= 12)
     process.terminate()
     process.communicate(timeout=SECONDS_TO_END)
     project.change(processes=1)
@@ -227,7 +227,8 @@ def test_the_error_of_a_rank_is_the_one_line_that_is_shown(project):
     process = project.start()
     _, said = process.communicate()
     assert process.returncode == 1
-    (line,) = said.splitlines()
+    line = said.splitlines()[-1]
+    assert "Traceback" not in said
     assert line.startswith("finetune: micro_batches_per_step: 1 cannot be shared out evenly")
 
 
