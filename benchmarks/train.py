@@ -11,6 +11,7 @@ Run as  OMP_NUM_THREADS=2 python -m benchmarks.train [--tiny]
 
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -112,15 +113,31 @@ def trainer_seconds(model: Any, questions: Sequence[Question]) -> float:
     return timer.seconds
 
 
-def main(layers: int, steps: int) -> None:
+def measure(what: str, layers: int, steps: int) -> float:
+    """Return the seconds of the second epoch."""
     deterministic(seed=0, threads=torch.get_num_threads())
     questions = questions_of_many_lengths(steps * BATCH)
-    tokens = sum(map(packed_length, questions))
+    model = random_model(layers)
+    if what == "trainer":
+        return trainer_seconds(model, questions)
     settings = SETTINGS.model_copy(update={"epochs": 2, "micro_batch_size": BATCH})
     plan = training_plan(questions, settings, seed=0)
-    engine = engine_seconds(random_model(layers), questions, plan, settings)
-    bare = bare_seconds(random_model(layers), questions, plan)
-    trainer = trainer_seconds(random_model(layers), questions)
+    if what == "bare":
+        return bare_seconds(model, questions, plan)
+    return engine_seconds(model, questions, plan, settings)
+
+
+def in_own_process(what: str, layers: int, steps: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.train", what, str(layers), str(steps)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def main(layers: int, steps: int) -> None:
+    tokens = sum(map(packed_length, questions_of_many_lengths(steps * BATCH)))
+    engine, bare, trainer = (
+        in_own_process(what, layers, steps) for what in ("engine", "bare", "trainer")
+    )
     found = {
         "engine_vs_bare": round(bare / engine, 3),
         "engine_vs_trainer": round(trainer / engine, 3),
@@ -130,5 +147,8 @@ def main(layers: int, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    tiny = "--tiny" in sys.argv
-    main(layers=1 if tiny else 20, steps=2 if tiny else 8)
+    if len(sys.argv) == 4:
+        print(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    else:
+        tiny = "--tiny" in sys.argv
+        main(layers=1 if tiny else 20, steps=2 if tiny else 8)

@@ -2,9 +2,9 @@
 
 Counted are the tensors that a stage shards, as they lie in memory at the end of a backward pass:
 stage 1 optimizer states (float32 weights and Adam's moments), stage 2 gradients too, stage 3
-bfloat16 weights too. The buckets in which gradients are exchanged come on top; they are of constant
-size (firstkd/engine.py). Prints one JSON line; both processes share this machine's processors, so the
-speeds compare stages, not numbers of processes.
+bfloat16 weights too. The buckets in which gradients are exchanged come on top; they are of
+constant size (firstkd/engine.py). Prints one JSON line; both processes share this machine's
+processors, so the speeds compare stages, not numbers of processes.
 
 Run as  OMP_NUM_THREADS=1 python -m benchmarks.zero [--tiny]
 """
