@@ -39,4 +39,5 @@ $(SERVERS): $(INSTALLED) constraints-servers.txt
 
 clean: ## forget the installation and everything that can be rebuilt
 	rm -rf $(VENV) data/fetch data/prepare data/validate data/finetune data/extract \
-		data/calibrate data/prune data/distill data/evaluate data/report logs
+		data/calibrate data/prune data/distill data/evaluate data/report data/.extract data/.train \
+		logs

@@ -27,13 +27,14 @@ def measure(task: str, size: int) -> float:
 def run(task: str, size: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from benchmarks.models import SETTINGS
     from firstkd.capture import capture, finish
     from firstkd.distillation import DistillationLoss, Lessons
     from firstkd.distributed import Ranks
     from firstkd.knowledge import KnowledgeStore
     from firstkd.prompts import Question
     from firstkd.recalibration import Identity
-    from firstkd.settings import Arm, ExtractSettings, TrainingSettings
+    from firstkd.settings import Arm, ExtractSettings
     from firstkd.training import train, training_plan
 
     config = LlamaConfig(
@@ -58,11 +59,7 @@ def run(task: str, size: int) -> None:
                 choices=Lessons(KnowledgeStore(knowledge / "choice"), Identity()),
                 tokens=Lessons(KnowledgeStore(knowledge / "token"), Identity()),
             )
-            training = TrainingSettings(
-                epochs=1, learning_rate=1e-3, micro_batch_size=128, gradient_accumulation_steps=1,
-                warmup_ratio=0.1, weight_decay=0.0, gradient_clipping=1.0, precision="fp32",
-                zero_stage=0,
-            )  # fmt: skip
+            training = SETTINGS.model_copy(update={"micro_batch_size": 128, "precision": "fp32"})
             plan = training_plan(questions, training, seed=0)
             train(model, questions, plan, loss, training, Path(folder) / "stage/curve.jsonl")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

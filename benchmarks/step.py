@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.models import SETTINGS, random_model
 from firstkd.capture import capture
 from firstkd.distillation import DistillationLoss, Lessons
 from firstkd.knowledge import KnowledgeStore
@@ -29,31 +29,17 @@ from firstkd.prompts import Question
 from firstkd.recalibration import Temperature
 from firstkd.reproducibility import deterministic
 from firstkd.scoring import ResponseScorer, cross_entropy
-from firstkd.settings import Arm, ExtractSettings, TrainingSettings
+from firstkd.settings import Arm, ExtractSettings
 from firstkd.training import Loss, train
 
 QUESTIONS, PROMPT, RESPONSE = 8, 48, 48  # and tokens of each
 STEPS = 4
-SETTINGS = TrainingSettings(
-    epochs=1, learning_rate=1e-5, micro_batch_size=QUESTIONS, gradient_accumulation_steps=1,
-    warmup_ratio=0.0, weight_decay=0.0, gradient_clipping=1.0, precision="bf16", zero_stage=0,
-)  # fmt: skip
-
-
-def model(layers: int) -> Any:
-    """Return a random model of SmolLM2-135M's shape with so many layers (it has 30)."""
-    config = LlamaConfig(
-        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers,
-        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
-        attn_implementation="eager",
-    )  # fmt: skip
-    return LlamaForCausalLM(config).bfloat16()
 
 
 def seconds_per_step(questions: list[Question], loss: Loss, folder: Path) -> float:
     """Seconds of the fastest step, as the training loop itself tells them."""
     live_curve = folder / "benchmark/curve.jsonl"
-    train(model(20), questions, [list(range(QUESTIONS))] * STEPS, loss, SETTINGS, live_curve)
+    train(random_model(20), questions, [list(range(QUESTIONS))] * STEPS, loss, SETTINGS, live_curve)
     points = [json.loads(line) for line in live_curve.read_text().splitlines()]
     return min(point["tokens"] / point["tokens_per_second"] for point in points)
 
@@ -99,7 +85,7 @@ def gkd_seconds(questions: list[Question], teacher: Any) -> float | None:
     trainer: Any = SimpleNamespace(
         teacher_model=teacher, beta=0.0, generalized_jsd_loss=GKDTrainer.generalized_jsd_loss
     )
-    student = model(20).train()
+    student = random_model(20).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     best = float("inf")
     for _ in range(STEPS):
@@ -117,7 +103,7 @@ def main() -> None:
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 49_152, (QUESTIONS, PROMPT + RESPONSE), generator=draw).tolist()
     questions = [Question(str(i), row[:PROMPT], [row[PROMPT:]], 0) for i, row in enumerate(ids)]
-    teacher = model(30).eval()
+    teacher = random_model(30).eval()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         distilling = seconds_per_step(questions, first(questions, teacher, folder), folder)

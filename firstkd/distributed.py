@@ -1,9 +1,13 @@
-"""Which of how many processes this is, as torchrun says."""
+"""Which of how many processes this is, as torchrun says, and what they tell each other.
+
+torch is imported only where it is used: stages without it import this, too.
+"""
 
 import os
 from dataclasses import dataclass
+from typing import TypeVar
 
-import torch
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -17,13 +21,40 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait until every process is here."""
-        if self.world_size > 1:
-            torch.distributed.barrier()
+        self.gather(None)
+
+    def gather(self, value: T) -> list[T]:
+        """Return what each process gives, in the order of their ranks; all of them must call."""
+        if self.world_size == 1:
+            return [value]
+        import torch
+
+        gathered: list[T | None] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered  # type: ignore[return-value]
+
+
+def present_ranks() -> Ranks:
+    """Return which process this is; without torchrun it is the only one."""
+    return Ranks(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def join_ranks() -> Ranks:
-    """Join the processes that torchrun started; without it this is the only one."""
-    ranks = Ranks(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    if ranks.world_size > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
+    """Join the processes that torchrun started; without it, make a group of one.
+
+    DeepSpeed wants a process group, even of one.
+    """
+    import torch
+    from torch._C._distributed_c10d import HashStore
+
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        os.environ.setdefault(name, value)
+    ranks = present_ranks()
+    if not torch.distributed.is_initialized():
+        # gloo beside NCCL: what is not on a GPU is exchanged, too
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        if ranks.world_size == 1:
+            torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        else:
+            torch.distributed.init_process_group(backend)
     return ranks

@@ -26,3 +26,7 @@ class ArtifactError(PipelineError):
 
 class TrainingDivergedError(PipelineError):
     """A loss or gradient stopped being finite."""
+
+
+class OutOfMemoryError(PipelineError):
+    """The memory of the host or the GPU does not suffice."""

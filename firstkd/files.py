@@ -23,14 +23,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except Exception as error:
-        if _disk_refused(error):
-            raise _unwritable(path, error) from error
-        raise
+        with one_line_if_refused(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,12 +44,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     temporary.chmod(0o755)  # mkdtemp makes it private, and DVC keeps the mode
     try:
-        yield temporary
-        replace_folder(temporary, path)
-    except Exception as error:
-        if _disk_refused(error):
-            raise _unwritable(path, error) from error
-        raise
+        with one_line_if_refused(path):
+            yield temporary
+            replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -66,6 +60,17 @@ def replace_folder(finished: Path, path: Path) -> None:
 
 
 DISK_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+@contextmanager
+def one_line_if_refused(path: Path) -> Iterator[None]:
+    """Turn the disk's refusal of a write (full, read-only) into an ArtifactError about `path`."""
+    try:
+        yield
+    except Exception as error:
+        if _disk_refused(error):
+            raise _unwritable(path, error) from error
+        raise
 
 
 def _disk_refused(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """Causal language models in Hugging Face folders: load, prune, save."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU of this process, as torchrun numbers them, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def keep_layers(model: Any, layers: list[int]) -> None:

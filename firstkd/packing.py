@@ -136,18 +136,29 @@ BUCKET = 16
 
 
 def shuffled_batches(
-    questions: Sequence[Question], batch_size: int, generator: np.random.Generator
+    questions: Sequence[Question],
+    batch_size: int,
+    batch_tokens: int,
+    generator: np.random.Generator,
 ) -> list[list[int]]:
     """Indices of all questions, each once, in random batches of similar length.
+
+    A batch has at most `batch_size` questions and `batch_tokens` tokens, padding included; a
+    question longer than that is a batch of its own.
 
     The shuffled questions are sorted by length within buckets of 16 batches, then the batches are
     shuffled: on CommonsenseQA padding falls from 33 % to 6 % of the tokens.
     """
     order = generator.permutation(len(questions)).tolist()
-    batches = []
+    lengths = [packed_length(question) for question in questions]
+    batches: list[list[int]] = []
     for start in range(0, len(order), BUCKET * batch_size):
-        bucket = sorted(
-            order[start : start + BUCKET * batch_size], key=lambda i: packed_length(questions[i])
-        )
-        batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
+        bucket = sorted(order[start : start + BUCKET * batch_size], key=lengths.__getitem__)
+        batch: list[int] = []
+        for i in bucket:  # each as long as those before it, or longer
+            if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[i] > batch_tokens):
+                batches.append(batch)
+                batch = []
+            batch.append(i)
+        batches.append(batch)
     return [batches[i] for i in generator.permutation(len(batches))]

@@ -1,43 +1,58 @@
-"""One training loop for teacher and student, under DeepSpeed ZeRO.
+"""One training loop for teacher and student, under DeepSpeed ZeRO, in one process or many.
 
-The loop counts optimizer steps. Each takes `gradient_accumulation_steps` micro-batches from a
-plan that the seed fixes in advance.
+The loop counts optimizer steps. Each takes `micro_batches_per_step` micro-batches from a plan that
+the seed fixes in advance, and shares them out among the processes: their number decides who
+computes what, not what is learned. The learning rate and the random numbers follow from the step,
+so that a checkpoint after it is all that going on needs.
 """
 
 import json
 import logging
 import math
-import os
+import signal
+import sys
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from firstkd.errors import ConfigError, TrainingDivergedError
-from firstkd.imports import unimportable
-from firstkd.packing import Batch, pack, shuffled_batches
+from firstkd.checkpoints import Checkpoints
+from firstkd.distributed import Ranks, join_ranks
+from firstkd.engine import end_engine, make_engine
+from firstkd.errors import ConfigError, OutOfMemoryError, TrainingDivergedError
+from firstkd.packing import Batch, pack, packed_length, shuffled_batches
 from firstkd.prompts import Question
 from firstkd.scoring import ResponseScorer
 from firstkd.settings import TrainingSettings
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for others, and says so
-with unimportable("mlflow"):  # seconds, for an autotuner that nobody uses
-    import deepspeed
-
-deepspeed.utils.logger.setLevel(logging.WARNING)
+log = logging.getLogger(__name__)
 
 Loss = Callable[[ResponseScorer, Batch], tuple[Tensor, dict[str, Tensor]]]
 """From the model and a batch to the mean loss of its questions, and what else is to be shown."""
+
+
+SPEEDS = {"tokens", "tokens_per_second"}
+"""Of the live curve only: another run has others."""
+
+
+class Passed(NamedTuple):
+    """What one micro-batch has shown."""
+
+    share: float
+    """Of the step's questions."""
+    loss: float
+    tokens: int
+    measures: dict[str, float]
 
 
 def train(
@@ -47,44 +62,44 @@ def train(
     loss: Loss,
     settings: TrainingSettings,
     live_curve: Path,
+    checkpoints: Path | None = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place and return its curve: step, loss, learning rate, gradient norm, and
     the loss's own measures as means over the micro-batches that have them.
 
-    `plan` is every micro-batch in order, as indices of questions (`training_plan`).
+    `plan` is every micro-batch in order, as indices of questions (`training_plan`). With ZeRO 3
+    only the first process has the model's whole weights in the end.
+
+    With a folder for `checkpoints`, training goes on from the newest there, and saves one every
+    `checkpoint_steps`; at SIGTERM it finishes the step, saves and exits.
 
     The curve with speeds is appended to `live_curve` as it grows, one JSON object per line.
-    Raises TrainingDivergedError at the first step whose loss or gradient is not finite.
+    Raises TrainingDivergedError at the first step whose loss or gradient is not finite, and
+    OutOfMemoryError.
     """
-    accumulation = settings.gradient_accumulation_steps
-    steps = len(plan) // accumulation
-    if not steps:
-        raise ConfigError(
-            f"gradient_accumulation_steps: {accumulation}, but all epochs have only "
-            f"{len(plan)} micro-batches: not one step"
-        )
-    engine = _engine(model, settings)
-    curve: list[dict[str, float]] = []
-    live_curve.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        live_curve.open("w", encoding="utf-8", buffering=1) as live,
-        tqdm(total=steps, desc=f"training {live_curve.parent.name}", unit="step") as progress,
-    ):
-        for step in range(steps):
+    ranks = join_ranks()
+    steps, per_step = _number_of_steps(plan, settings, ranks), settings.micro_batches_per_step
+    seed = torch.initial_seed()
+    saver = Checkpoints(checkpoints, ranks) if checkpoints else None
+    saved = saver.newest() if saver else None
+    scorer = ResponseScorer(model)
+    if saved:
+        saved.load_weights(scorer)
+    with _memory_explained("with the optimizer's states"):
+        engine = make_engine(scorer, settings, ranks)
+    if saved:
+        saved.load_optimizer(engine)
+        log.info("going on after step %d of %d", saved.step, steps)
+    done, curve = (saved.step, saved.points) if saved else (0, [])
+    interval = settings.checkpoint_steps or steps + 1
+    with _live(live_curve, curve, steps, ranks) as show, _sigterm(held=bool(saver)) as asked:
+        for step in range(done, steps):
             started = time.monotonic()
             learning_rate = _set_learning_rate(engine, settings, step, steps)
-            indices = plan[step * accumulation : (step + 1) * accumulation]
-            tokens, value = 0, 0.0
-            measured: defaultdict[str, list[float]] = defaultdict(list)
-            for index in indices:
-                batch = pack(questions, index).to(engine.device)
-                batch_loss, measures = loss(engine, batch)
-                engine.backward(batch_loss)
-                value += batch_loss.item() / accumulation
-                for name, measure in measures.items():
-                    measured[name].append(measure.item())
-                tokens += batch.tokens
-                engine.step()
+            first = step * per_step
+            indices = plan[first : first + per_step]
+            passed = _step(engine, questions, indices, first, loss, ranks, seed)
+            value = sum(micro_batch.share * micro_batch.loss for micro_batch in passed)
             norm = float(engine.get_global_grad_norm())
             _check_finite(value, norm, step, learning_rate, questions, indices)
             point = {
@@ -92,15 +107,23 @@ def train(
                 "loss": value,
                 "learning_rate": learning_rate,
                 "gradient_norm": norm,
-                **{name: fmean(values) for name, values in measured.items()},
+                "loss_scale": float(engine.loss_scale()),
+                **_mean_measures(passed),
             }
-            curve.append(point)
+            tokens = sum(micro_batch.tokens for micro_batch in passed)
             speed = tokens / (time.monotonic() - started)
-            live.write(json.dumps({**point, "tokens": tokens, "tokens_per_second": speed}) + "\n")
-            progress.set_postfix(loss=f"{value:.3f}", tokens_per_s=f"{speed:.0f}")
-            progress.update()
-    engine.destroy()
-    return curve
+            curve.append({**point, "tokens": tokens, "tokens_per_second": speed})
+            show(curve[-1])
+            if saver is None:
+                continue
+            stop = any(ranks.gather(asked.is_set()))
+            if stop or (step + 1) % interval == 0:
+                saver.save(engine, step + 1, curve)
+            if stop:
+                log.warning("stopped after step %d of %d, which is saved", step + 1, steps)
+                sys.exit(128 + signal.SIGTERM)
+    end_engine(engine, ranks)
+    return [{k: v for k, v in point.items() if k not in SPEEDS} for point in curve]
 
 
 def training_plan(
@@ -111,7 +134,9 @@ def training_plan(
     plan = [
         batch
         for _ in range(settings.epochs)
-        for batch in shuffled_batches(questions, settings.micro_batch_size, generator)
+        for batch in shuffled_batches(
+            questions, settings.micro_batch_size, settings.micro_batch_tokens, generator
+        )
     ]
     return plan
 
@@ -125,66 +150,118 @@ def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-BUCKET_ELEMENTS = 2**25
-"""Of gradients at a time. The default of 5·10⁸ takes gigabytes, anew in every step: a second."""
+def _number_of_steps(plan: Sequence[Any], settings: TrainingSettings, ranks: Ranks) -> int:
+    per_step = settings.micro_batches_per_step
+    if per_step % ranks.world_size:
+        raise ConfigError(
+            f"micro_batches_per_step: {per_step} cannot be shared out evenly among "
+            f"{ranks.world_size} processes; set it to {ranks.world_size}, and micro_batch_size to "
+            "as much less as keeps the step's examples the same"
+        )
+    if len(plan) < per_step:
+        raise ConfigError(
+            f"micro_batches_per_step: {per_step}, but all epochs have only "
+            f"{len(plan)} micro-batches: not one step"
+        )
+    return len(plan) // per_step
 
 
-def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
-    """Return DeepSpeed's own configuration.
+def _step(
+    engine: Any,
+    questions: Sequence[Question],
+    indices: Sequence[Sequence[int]],
+    first: int,
+    loss: Loss,
+    ranks: Ranks,
+    seed: int,
+) -> list[Passed]:
+    """Make one optimizer step on the micro-batches `indices`, the plan's from `first` on.
 
-    Without any ZeRO stage it tells no gradient norm in float32, so there stage 1 takes the place
-    of 0; in one process it computes the same.
+    Each counts by its number of questions, so that the step is one of all of them together.
+    Returns what each has shown, on every process that of all of them.
     """
-    stage = max(settings.zero_stage, int(settings.precision == "fp32"))
-    return {
-        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-        "gradient_clipping": settings.gradient_clipping,
-        "bf16": {"enabled": settings.precision == "bf16"},
-        "zero_optimization": {
-            "stage": stage,
-            "reduce_bucket_size": BUCKET_ELEMENTS,
-            "allgather_bucket_size": BUCKET_ELEMENTS,
-        },
-        "steps_per_print": 10**9,
-    }
+    examples = sum(map(len, indices))
+    mine = []
+    for position in range(ranks.rank, len(indices), ranks.world_size):
+        index = indices[position]
+        # the random numbers (dropout) belong to the micro-batch, whoever computes it and when
+        torch.manual_seed(_seed_of(seed, first + position))
+        length = max(packed_length(questions[i]) for i in index)
+        with _memory_explained(f"with a micro-batch of {len(index)} × {length} tokens"):
+            batch = pack(questions, index).to(engine.device)
+            value, measures = loss(engine, batch)
+            engine.backward(value * (len(index) * len(indices) / examples))
+            engine.step()
+        measured = {name: measure.item() for name, measure in measures.items()}
+        mine.append(Passed(len(index) / examples, value.item(), batch.tokens, measured))
+    return [passed for turn in zip(*ranks.gather(mine), strict=True) for passed in turn]
 
 
-def _engine(model: PreTrainedModel, settings: TrainingSettings) -> Any:
-    _join_process_group()
-    scorer = ResponseScorer(model).train()
-    # weights learn to be small; norms and biases (vectors) have no reason to
-    matrices = [p for p in scorer.parameters() if p.ndim >= 2]
-    vectors = [p for p in scorer.parameters() if p.ndim < 2]
-    # fused: one pass over the weights, 5 × faster on CPU than the default
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
-    engine, *_ = deepspeed.initialize(
-        model=scorer, optimizer=optimizer, config=deepspeed_config(settings)
-    )
-    return engine
+def _seed_of(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _join_process_group() -> None:
-    """DeepSpeed wants a process group, even of one."""
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-        os.environ.setdefault(name, value)
-    if (world_size := os.environ["WORLD_SIZE"]) != "1":
-        raise ConfigError(f"WORLD_SIZE is {world_size}, but training runs in one process")
-    # Shared memory between ranks: of no use to one, and building it hangs for ever on the lock
-    # file of an earlier process that was killed while it built.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not torch.distributed.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        store = HashStore()
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+def _mean_measures(passed: Sequence[Passed]) -> dict[str, float]:
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for micro_batch in passed:
+        for name, measure in micro_batch.measures.items():
+            found[name].append(measure)
+    return {name: fmean(values) for name, values in found.items()}
+
+
+@contextmanager
+def _live(
+    path: Path, so_far: Sequence[dict[str, float]], steps: int, ranks: Ranks
+) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Yield what shows a point of the curve, in a file and in a bar; the first process does."""
+    if not ranks.is_first:
+        yield lambda point: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"training {path.parent.name}"
+    with (
+        path.open("w", encoding="utf-8", buffering=1) as file,
+        tqdm(total=steps, initial=len(so_far), desc=title, unit="step") as progress,
+    ):
+        file.writelines(json.dumps(point) + "\n" for point in so_far)
+
+        def show(point: dict[str, float]) -> None:
+            file.write(json.dumps(point) + "\n")
+            speed = f"{point['tokens_per_second']:.0f}"
+            progress.set_postfix(loss=f"{point['loss']:.3f}", tokens_per_s=speed)
+            progress.update()
+
+        yield show
+
+
+@contextmanager
+def _sigterm(held: bool) -> Iterator[threading.Event]:
+    """Yield what is set by SIGTERM, which meanwhile does nothing else; only where it is `held`."""
+    asked = threading.Event()
+    if not held:
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _memory_explained(when: str) -> Iterator[None]:
+    """Turn every way of running out of memory into one error that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch raises a plain RuntimeError on CPU
+        on_gpu_or_numpy = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not on_gpu_or_numpy and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"memory ran out {when}; lower "
+            "micro_batch_size or micro_batch_tokens and raise micro_batches_per_step, or set "
+            "gradient_checkpointing, a higher zero_stage or cpu_offload"
+        ) from error
 
 
 def _set_learning_rate(engine: Any, settings: TrainingSettings, step: int, steps: int) -> float:

@@ -2,8 +2,10 @@
 
 Reads   data/prune/ (the student's start), data/prepare/train.parquet, data/extract/train/,
         data/calibrate/RECALIBRATION.json
-Writes  data/distill/ARM/ (a model folder, training.jsonl)
+Writes  data/distill/ARM/ (a model folder, training.jsonl, deepspeed.json)
 Run as  python -m tasks.distill ARM   (normally through `dvc repro distill@ARM`)
+
+It starts itself as several processes where distill.processes asks for them.
 """
 
 from pathlib import Path
@@ -11,16 +13,17 @@ from pathlib import Path
 from firstkd.distillation import DistillationLoss, Lessons
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.examples import read_examples
-from firstkd.files import atomic_folder, read_json, write_json_lines
+from firstkd.files import read_json
 from firstkd.knowledge import Kind, KnowledgeStore
-from firstkd.models import load_model, load_tokenizer, save_model
+from firstkd.models import load_tokenizer
 from firstkd.prompts import Question, encode
 from firstkd.recalibration import from_json
 from firstkd.reproducibility import deterministic
 from firstkd.settings import Arm, load_settings
-from firstkd.training import train, training_plan
+from firstkd.training import training_plan
 from tasks.identity import knowledge_identity
-from tasks.stage import log_folder, run_stage
+from tasks.stage import run_stage
+from tasks.training import train_stage
 
 
 def main(root: Path, arm: str) -> None:
@@ -28,21 +31,30 @@ def main(root: Path, arm: str) -> None:
     if arm not in settings.arms:
         raise ConfigError(f"{arm!r} is no arm of params.yaml; there are {', '.join(settings.arms)}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
-    start = root / "data/prune"
+    start, data = root / "data/prune", root / "data/prepare/train.parquet"
     tokenizer = load_tokenizer(start)
-    examples = read_examples(root / "data/prepare/train.parquet")
-    questions = encode(examples, tokenizer, settings.prompt)
+    questions = encode(read_examples(data), tokenizer, settings.prompt)
     loss = open_loss(root, arm, settings.arms[arm], questions)
     # of the whole questions, whatever an arm needs of them: all arms see the same batches
     plan = training_plan(questions, settings.distill, settings.runtime.seed)
     if loss.choices is None:
         questions = [question.gold_only() for question in questions]
-    model = load_model(start, settings.distill.precision)
-    live_curve = log_folder(root, f"distill@{arm}") / "curve.jsonl"
-    curve = train(model, questions, plan, loss, settings.distill, live_curve)
-    with atomic_folder(root / "data/distill" / arm) as folder:
-        save_model(model, tokenizer, folder)
-        write_json_lines(folder / "training.jsonl", curve)
+    train_stage(
+        root,
+        f"distill@{arm}",
+        start=start,
+        tokenizer=tokenizer,
+        questions=questions,
+        plan=plan,
+        loss=loss,
+        settings=settings.distill,
+        inputs=[data, root / "data/extract/train", recalibration_file(root, settings.arms[arm])],
+        others=[s.model_dump() for s in (settings.arms[arm], settings.prompt, settings.runtime)],
+    )
+
+
+def recalibration_file(root: Path, arm: Arm) -> Path:
+    return root / "data/calibrate" / f"{arm.recalibration}.json"
 
 
 def open_loss(root: Path, arm: str, weights: Arm, questions: list[Question]) -> DistillationLoss:
@@ -55,7 +67,7 @@ def open_loss(root: Path, arm: str, weights: Arm, questions: list[Question]) -> 
             f"params.yaml: arms.{arm}.choices: {weights.choices}, but no training question has "
             "choices; set it to 0 and learn from tokens"
         )
-    fitted = read_json(root / "data/calibrate" / f"{weights.recalibration}.json")
+    fitted = read_json(recalibration_file(root, weights))
 
     def lessons(kind: Kind) -> Lessons:
         store = KnowledgeStore(root / "data/extract/train" / kind)
@@ -75,4 +87,4 @@ def open_loss(root: Path, arm: str, weights: Arm, questions: list[Question]) -> 
 
 
 if __name__ == "__main__":
-    run_stage(main, "distill", "arm")
+    run_stage(main, "distill", "arm", parallel=True)

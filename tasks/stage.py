@@ -13,49 +13,88 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from firstkd.distributed import present_ranks
 from firstkd.errors import PipelineError
 from firstkd.files import write_json
+from firstkd.launch import end_with_parent, is_rank, launch, needs_launch, tell
+from firstkd.settings import load_settings
 
 log = logging.getLogger(__name__)
 
 
-def run_stage(main: Callable[..., None], name: str, argument: str | None = None) -> None:
+def run_stage(
+    main: Callable[..., None], name: str, argument: str | None = None, parallel: bool = False
+) -> None:
     """Run `main(root)` or `main(root, value)` for `python -m tasks.NAME [value]`, then exit.
 
     The stage's wall time and peak memory go to logs/STAGE/cost.json, which is not tracked: they
-    differ from run to run.
+    differ from run to run. With `parallel`, it runs in as many processes as its section says.
     """
-    started = time.monotonic()
-    values = run_program(main, name, [argument] if argument else [])
-    logs = log_folder(Path("."), "@".join([name, *values]))
-    cost = {
-        "seconds": round(time.monotonic() - started, 3),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        **training_cost(logs / "curve.jsonl"),
-    }
-    write_json(logs / "cost.json", cost)
+
+    def stage(root: Path, *values: str) -> None:
+        if parallel and _launched(root, name, values):
+            return  # the first of those processes has written the cost
+        started = time.monotonic()
+        main(root, *values)
+        if present_ranks().is_first:
+            _write_cost(log_folder(root, "@".join([name, *values])), time.monotonic() - started)
+
+    run_program(stage, name, [argument] if argument else [])
 
 
-def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) -> list[str]:
+def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) -> None:
     """Run `main(root, *values)` with the values that the command line gives the arguments.
 
-    Returns these values. A PipelineError becomes one line on stderr and exit code 1.
+    A PipelineError becomes one line on stderr and exit code 1.
     """
     atexit.register(gc.freeze)  # else ending looks through all imported modules, for a second
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}")
     for argument in arguments:
         parser.add_argument(argument)
     values = list(vars(parser.parse_args()).values())
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
+    ranks = present_ranks()
+    logging.basicConfig(
+        level=logging.INFO if ranks.is_first else logging.WARNING,
+        stream=sys.stderr,
+        format="%(levelname)s %(message)s"
+        if ranks.is_first
+        else f"[rank {ranks.rank}] %(message)s",
+    )
     os.environ["DO_NOT_TRACK"] = "true"  # what a stage imports must not phone home
     # end through the context managers, which leave nothing half-written
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if is_rank():
+        end_with_parent()
     try:
         main(Path("."), *values)
-    except PipelineError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+    except Exception as error:
+        if is_rank():
+            tell(error)
+            os._exit(1)  # what libraries do at the end waits for ranks that may be gone
+        elif isinstance(error, PipelineError):
+            print(f"{name}: {error}", file=sys.stderr)
+        else:
+            raise
         sys.exit(1)
-    return values
+
+
+def _launched(root: Path, name: str, values: Sequence[str]) -> bool:
+    """Run the stage as several processes, if it is to be; whether that was done."""
+    settings = load_settings(root / "params.yaml")
+    processes = getattr(settings, name).processes
+    if not needs_launch(processes):
+        return False
+    launch(f"tasks.{name}", values, processes, settings.runtime.threads)
+    return True
+
+
+def _write_cost(logs: Path, seconds: float) -> None:
+    cost = {
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **training_cost(logs / "curve.jsonl"),
+    }
+    write_json(logs / "cost.json", cost)
 
 
 def training_cost(live_curve: Path) -> dict[str, float]:

@@ -1,0 +1,34 @@
+"""What the benchmarks of training have in common: settings, and a random model of known shape."""
+
+from typing import Any
+
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from firstkd.settings import TrainingSettings
+
+SETTINGS = TrainingSettings(
+    epochs=1,
+    learning_rate=1e-5,
+    micro_batch_size=8,
+    micro_batch_tokens=1_000_000,
+    micro_batches_per_step=1,
+    warmup_ratio=0.0,
+    weight_decay=0.0,
+    gradient_clipping=1.0,
+    precision="bf16",
+    gradient_checkpointing=False,
+    processes=1,
+    zero_stage=0,
+    cpu_offload=False,
+    checkpoint_steps=None,
+)
+
+
+def random_model(layers: int) -> Any:
+    """Return a random model of SmolLM2-135M's shape with so many layers (it has 30)."""
+    config = LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers,
+        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
+        attn_implementation="eager",
+    )  # fmt: skip
+    return LlamaForCausalLM(config).bfloat16()

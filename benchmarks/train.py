@@ -1,0 +1,154 @@
+"""What the training engine adds to a bare PyTorch loop, and gains over the Hugging Face Trainer.
+
+All fine-tune the same random model of the default student's shape on the same questions, of
+lengths as CommonsenseQA's, in bfloat16 with float32 master weights and fused AdamW. The bare loop
+gets the engine's own batches and loss; the Trainer pads the questions as they come, and computes
+all logits, as it usually does. Timed is the second of two epochs, in tokens without padding.
+Prints one JSON line.
+
+Run as  OMP_NUM_THREADS=2 python -m benchmarks.train [--tiny]
+"""
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.models import SETTINGS, random_model
+from firstkd.packing import pack, packed_length
+from firstkd.prompts import Question
+from firstkd.reproducibility import deterministic
+from firstkd.scoring import ResponseScorer, cross_entropy
+from firstkd.training import train, training_plan
+
+BATCH = 32
+
+
+def questions_of_many_lengths(count: int) -> list[Question]:
+    draw = random.Random(0)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [draw.randrange(3, 49_152) for _ in range(draw.randint(low, high))]
+
+    return [Question(str(i), tokens(12, 60), [tokens(1, 6)], 0) for i in range(count)]
+
+
+def engine_seconds(model: Any, questions: Sequence[Question], plan: Any, settings: Any) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        live_curve = Path(folder) / "benchmark/curve.jsonl"
+        train(model, questions, plan, cross_entropy, settings, live_curve)
+        points = [json.loads(line) for line in live_curve.read_text().splitlines()]
+    second = points[len(points) // 2 :]
+    return sum(point["tokens"] / point["tokens_per_second"] for point in second)
+
+
+def bare_seconds(model: Any, questions: Sequence[Question], plan: Any) -> float:
+    scorer = ResponseScorer(model).train()
+    weights = list(scorer.parameters())
+    masters = [weight.detach().float() for weight in weights]
+    optimizer = torch.optim.AdamW(masters, lr=1e-5, betas=(0.9, 0.95), fused=True)
+    started = 0.0
+    for step, index in enumerate(plan):
+        if step == len(plan) // 2:
+            started = time.monotonic()
+        loss, _ = cross_entropy(scorer, pack(questions, index))
+        loss.backward()
+        for weight, master in zip(weights, masters, strict=True):
+            master.grad = weight.grad.float()  # type: ignore[union-attr]
+            weight.grad = None
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        optimizer.step()
+        for weight, master in zip(weights, masters, strict=True):
+            weight.data.copy_(master)
+        loss.item()
+    return time.monotonic() - started
+
+
+class SecondEpoch(TrainerCallback):
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        self.seconds = time.monotonic() - self.started
+
+
+def padded(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    length = max(len(row["input_ids"]) for row in rows)
+    filled = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    return {
+        name: torch.tensor([row[name] + [fill] * (length - len(row[name])) for row in rows])
+        for name, fill in filled.items()
+    }
+
+
+def trainer_seconds(model: Any, questions: Sequence[Question]) -> float:
+    rows: Any = [
+        {
+            "input_ids": q.prompt + q.responses[0],
+            "attention_mask": [1] * packed_length(q),
+            "labels": [-100] * len(q.prompt) + q.responses[0],
+        }
+        for q in questions
+    ]
+    timer = SecondEpoch()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, num_train_epochs=2, per_device_train_batch_size=BATCH, learning_rate=1e-5,
+            bf16=True, optim="adamw_torch_fused", save_strategy="no", report_to=[],
+            logging_steps=1, disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+        )  # fmt: skip
+        trainer = Trainer(
+            model.float(), arguments, padded, train_dataset=rows, callbacks=[timer]
+        )  # float32 weights, bfloat16 in the passes
+        trainer.train()
+    return timer.seconds
+
+
+def measure(what: str, layers: int, steps: int) -> float:
+    """Return the seconds of the second epoch."""
+    deterministic(seed=0, threads=torch.get_num_threads())
+    questions = questions_of_many_lengths(steps * BATCH)
+    model = random_model(layers)
+    if what == "trainer":
+        return trainer_seconds(model, questions)
+    settings = SETTINGS.model_copy(update={"epochs": 2, "micro_batch_size": BATCH})
+    plan = training_plan(questions, settings, seed=0)
+    if what == "bare":
+        return bare_seconds(model, questions, plan)
+    return engine_seconds(model, questions, plan, settings)
+
+
+def in_own_process(what: str, layers: int, steps: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.train", what, str(layers), str(steps)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def main(layers: int, steps: int) -> None:
+    tokens = sum(map(packed_length, questions_of_many_lengths(steps * BATCH)))
+    engine, bare, trainer = (
+        in_own_process(what, layers, steps) for what in ("engine", "bare", "trainer")
+    )
+    found = {
+        "engine_vs_bare": round(bare / engine, 3),
+        "engine_vs_trainer": round(trainer / engine, 3),
+        "engine_tokens_per_second": round(tokens / engine),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        print(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    else:
+        tiny = "--tiny" in sys.argv
+        main(layers=1 if tiny else 20, steps=2 if tiny else 8)

@@ -1,0 +1,120 @@
+"""What ZeRO saves: memory per process at two processes ÷ at one, and the speed of each stage.
+
+Counted are the tensors that a stage shards, as they lie in memory at the end of a backward pass:
+stage 1 optimizer states (float32 weights and Adam's moments), stage 2 gradients too, stage 3
+bfloat16 weights too. The buckets in which gradients are exchanged come on top; they are of
+constant size (firstkd/engine.py). Prints one JSON line; both processes share this machine's
+processors, so the speeds compare stages, not numbers of processes.
+
+Run as  OMP_NUM_THREADS=1 python -m benchmarks.zero [--tiny]
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.models import SETTINGS, random_model
+from firstkd.distributed import Ranks, join_ranks
+from firstkd.engine import end_engine, make_engine
+from firstkd.packing import pack
+from firstkd.prompts import Question
+from firstkd.reproducibility import deterministic
+from firstkd.scoring import ResponseScorer, cross_entropy
+
+STEPS = 4
+QUESTIONS, PROMPT, RESPONSE = 16, 48, 16  # of a step, and tokens of each
+MICRO_BATCHES = 2
+
+
+def measure(stage: int, layers: int, ranks: Ranks) -> dict[str, float]:
+    """Train some steps; return bytes of this process and tokens/s of all together."""
+    deterministic(seed=0, threads=1)
+    ids = torch.randint(3, 49_152, (QUESTIONS, PROMPT + RESPONSE)).tolist()
+    questions = [Question(str(i), row[:PROMPT], [row[PROMPT:]], 0) for i, row in enumerate(ids)]
+    update = {"zero_stage": stage, "micro_batches_per_step": MICRO_BATCHES}
+    settings = SETTINGS.model_copy(update=update)
+    engine = make_engine(ResponseScorer(random_model(layers)), settings, ranks)
+    size = QUESTIONS // MICRO_BATCHES
+    fastest, gradients = float("inf"), 0
+    for _ in range(STEPS):
+        started = time.monotonic()
+        for number in range(ranks.rank, MICRO_BATCHES, ranks.world_size):
+            batch = pack(questions, range(number * size, (number + 1) * size)).to(engine.device)
+            engine.backward(cross_entropy(engine, batch)[0])
+            if engine.is_gradient_accumulation_boundary():
+                gradients = gradient_bytes(engine)
+            engine.step()
+        ranks.barrier()
+        fastest = min(fastest, time.monotonic() - started)
+    found = {
+        "states": state_bytes(engine),
+        "gradients": gradients,
+        "weights": weight_bytes(engine),
+        "tokens_per_second": QUESTIONS * (PROMPT + RESPONSE) / fastest,
+    }
+    end_engine(engine, ranks)
+    return found
+
+
+def total_bytes(tensors: Iterable[Tensor | None]) -> int:
+    """Return the size of the tensors themselves, not of a bucket that they may be views of."""
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def state_bytes(engine: Any) -> int:
+    state = engine.optimizer.optimizer.state
+    return total_bytes([*state, *(t for kept in state.values() for t in kept.values())])
+
+
+def gradient_bytes(engine: Any) -> int:
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 3:
+        return total_bytes([optimizer.grad_partitions_flat_buffer])
+    kept = getattr(optimizer, "averaged_gradients", {}).values()
+    shards = [tensor for group in kept if group is not None for tensor in group]
+    return total_bytes([*shards, *(p.grad for p in engine.module.parameters())])
+
+
+def weight_bytes(engine: Any) -> int:
+    return total_bytes(getattr(p, "ds_tensor", p.data) for p in engine.module.parameters())
+
+
+SHARDED = {1: ("states",), 2: ("states", "gradients"), 3: ("states", "gradients", "weights")}
+
+
+def in_processes(count: int, layers: int) -> dict[str, dict[str, float]]:
+    """Return what the first of so many processes measures, by stage."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+    command = [*torchrun, "-m", "benchmarks.zero", "measure", str(layers)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(layers: int) -> None:
+    alone, two = (in_processes(count, layers) for count in (1, 2))
+    found: dict[str, Any] = {}
+    for stage, kinds in SHARDED.items():
+        ours, whole = (sum(at[str(stage)][kind] for kind in kinds) for at in (two, alone))
+        found[f"memory_ratio_stage{stage}"] = round(ours / whole, 3)
+    for name, measured in (("two", two), ("one", alone)):
+        found[f"tokens_per_second_{name}"] = {
+            stage: round(at["tokens_per_second"]) for stage, at in measured.items()
+        }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["measure"]:
+        joined = join_ranks()
+        measured = {stage: measure(stage, int(sys.argv[2]), joined) for stage in range(4)}
+        if joined.is_first:
+            print(json.dumps(measured))
+    else:
+        main(layers=1 if "--tiny" in sys.argv else 10)

@@ -1,0 +1,85 @@
+"""What both stages that train have in common: checkpoints, LoRA, and the folder they write.
+
+Checkpoints lie in data/.train/STAGE-DIGEST, where DVC does not look, and are gone when the stage
+is done. The digest is of everything that decides the result, so that nothing else goes on there.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from firstkd.distributed import Ranks, join_ranks
+from firstkd.engine import deepspeed_config
+from firstkd.files import atomic_folder, sha256_of, write_json, write_json_lines
+from firstkd.lora import add_lora
+from firstkd.models import load_model, save_model
+from firstkd.prompts import Question
+from firstkd.settings import LoraSettings, TrainingSettings
+from firstkd.training import Loss, train
+from tasks.stage import log_folder
+
+NOT_RESULTS = {"processes", "checkpoint_steps"}
+"""Settings that a training may go on under when they have changed."""
+
+
+def train_stage(
+    root: Path,
+    stage: str,
+    *,
+    start: Path,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    plan: Sequence[Sequence[int]],
+    loss: Loss,
+    settings: TrainingSettings,
+    inputs: Sequence[Path],
+    others: Any,
+    lora: LoraSettings | None = None,
+) -> None:
+    """Train the model in `start` and write it, with its curve, to the stage's folder under data/.
+
+    `inputs` are all files and folders that decide the result, `others` all other settings.
+    """
+    ranks = join_ranks()
+    made_from = [settings.model_dump(exclude=NOT_RESULTS), others]
+    checkpoints = checkpoint_folder(root, stage, made_from, [start, *inputs], ranks)
+    if not ranks.is_first:
+        disable_progress_bar()
+    model = load_model(start, settings.precision)
+    tuned = add_lora(model, lora) if lora else None
+    live_curve = log_folder(root, stage) / "curve.jsonl"
+    curve = train(model, questions, plan, loss, settings, live_curve, checkpoints)
+    if not ranks.is_first:
+        return
+    if tuned:
+        model = tuned.merge_and_unload()
+    with atomic_folder(root / "data" / stage.replace("@", "/")) as folder:
+        save_model(model, tokenizer, folder)
+        write_json_lines(folder / "training.jsonl", curve)
+        write_json(folder / "deepspeed.json", deepspeed_config(settings, ranks.world_size))
+    shutil.rmtree(checkpoints, ignore_errors=True)  # there may be none
+
+
+def checkpoint_folder(
+    root: Path, stage: str, made_from: Any, inputs: Sequence[Path], ranks: Ranks
+) -> Path:
+    """Return the folder for checkpoints of exactly this, and drop the stage's others."""
+    name = ""
+    if ranks.is_first:
+        code = [file for package in ("firstkd", "tasks") for file in _modules(package)]
+        hashes = {str(path): sha256_of(path) for path in [*inputs, *code]}
+        text = json.dumps([made_from, hashes], sort_keys=True)
+        name = f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        for stale in set((root / "data/.train").glob(f"{stage}-*")):
+            if stale.name != name:
+                shutil.rmtree(stale)
+    return root / "data/.train" / ranks.gather(name)[0]
+
+
+def _modules(package: str) -> list[Path]:
+    return sorted((Path(__file__).parents[1] / package).glob("*.py"))

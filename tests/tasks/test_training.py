@@ -1,0 +1,264 @@
+"""Training as real processes: killed, stopped, resumed; one, several, and on two node ranks."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from firstkd.files import read_json_lines, sha256_of
+from tasks import prepare
+from tests.tiny import REPOSITORY, write_tiny_model, write_tiny_params, write_tiny_questions
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+STAGE = [sys.executable, "-m", "tasks.finetune"]
+SECONDS_TO_END = 20
+"""Within which nothing of a training is left when a part of it was killed."""
+
+
+@dataclass
+class Project:
+    root: Path
+
+    def start(self, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            STAGE,
+            cwd=self.root,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, **environment: str) -> str:
+        """Run the stage to its end; return what it wrote and its hash."""
+        process = self.start(**environment)
+        _, said = process.communicate()
+        assert process.returncode == 0, said[-3000:]
+        assert not list((self.root / "data/.train").glob("*"))
+        return sha256_of(self.root / "data/finetune")
+
+    def change(self, **settings: object) -> None:
+        yaml = YAML()
+        params = yaml.load(self.root / "params.yaml")
+        params["finetune"].update(settings)
+        yaml.dump(params, self.root / "params.yaml")
+
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in self.root.glob("data/.train/*/step-*"))
+
+    def steps_done(self) -> int:
+        curve = self.root / "logs/finetune/curve.jsonl"
+        return len(curve.read_text().splitlines()) if curve.exists() else 0
+
+    def reach(self, process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
+        while not condition():
+            assert process.poll() is None, "it ended before it could be disturbed"
+            time.sleep(0.001)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("inputs")
+    write_tiny_params(root)
+    write_tiny_model(root / "data/fetch/base")
+    for name, seed in (("questions", 1), ("elsewhere", 2)):
+        write_tiny_questions(root / f"data/fetch/raw/{name}.jsonl", 80, seed)
+    prepare.main(root)
+    return root
+
+
+def copy_of(inputs: Path, root: Path) -> Project:
+    root.mkdir(exist_ok=True)
+    shutil.copytree(inputs / "data", root / "data")
+    shutil.copy(inputs / "params.yaml", root)
+    project = Project(root)
+    project.change(
+        epochs=5, micro_batch_size=2, micro_batches_per_step=2, checkpoint_steps=5, processes=1,
+        learning_rate=1e-4,
+    )  # fmt: skip
+    return project
+
+
+@pytest.fixture
+def project(inputs: Path, tmp_path: Path) -> Project:
+    return copy_of(inputs, tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Project]:
+    """What trainings that nothing disturbs have made, by their number of processes."""
+    found = {}
+    for processes in (1, 2):
+        found[processes] = copy_of(inputs, tmp_path_factory.mktemp("undisturbed"))
+        found[processes].change(processes=processes)
+        found[processes].run()
+    return found
+
+
+def result(project: Project) -> str:
+    return sha256_of(project.root / "data/finetune")
+
+
+def children(pid: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + SECONDS_TO_END
+    while not all(map(is_gone, pids)):
+        assert time.monotonic() < deadline, "something hangs"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_five_times_it_ends_with_the_same_bytes(project, undisturbed, processes):
+    project.change(processes=processes)
+    for steps in (1, 7, 14, 25, 41):  # before the first checkpoint, and between later ones
+        process = project.start()
+        project.reach(process, lambda steps=steps: project.steps_done() >= steps)
+        ranks = children(process.pid)
+        for pid in (process.pid, *(ranks if processes > 1 else [])):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+        wait_until_gone(ranks)
+        assert not (project.root / "data/finetune").exists()
+    assert project.run() == result(undisturbed[processes])
+
+
+def test_two_processes_learn_what_one_does(undisturbed):
+    curves = [read_json_lines(undisturbed[n].root / "data/finetune/training.jsonl") for n in (1, 2)]
+    for alone, shared in zip(*curves, strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+
+
+def test_a_killed_rank_ends_all_and_is_named(project, undisturbed):
+    project.change(processes=2)
+    process = project.start()
+    project.reach(process, lambda: project.steps_done() >= 12)
+    ranks = children(process.pid)
+    os.kill(ranks[1], signal.SIGKILL)
+    started = time.monotonic()
+    _, said = process.communicate(timeout=SECONDS_TO_END)
+    assert time.monotonic() - started < SECONDS_TO_END
+    assert process.returncode == 1
+    assert "was killed (SIGKILL) and the others ended" in said
+    assert "Traceback" not in said
+    wait_until_gone(ranks)
+    assert project.run() == result(undisturbed[2])
+
+
+def test_a_killed_launcher_takes_its_ranks_along(project, undisturbed):
+    project.change(processes=2)
+    process = project.start()
+    project.reach(process, lambda: project.steps_done() >= 12)
+    ranks = children(process.pid)
+    assert len(ranks) >= 2
+    process.kill()
+    wait_until_gone(ranks)
+    process.communicate()
+    assert project.run() == result(undisturbed[2])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_the_step_it_comes_in(project, undisturbed, processes):
+    project.change(processes=processes, checkpoint_steps=None)
+    process = project.start()
+    project.reach(process, lambda: project.steps_done() >= 12)
+    process.terminate()
+    _, said = process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == 128 + signal.SIGTERM
+    (saved,) = project.checkpoints()
+    done = int(saved.removeprefix("step-"))
+    assert f"stopped after step {done} of" in said
+    assert project.steps_done() == done
+    assert project.run() == result(undisturbed[processes])
+
+
+def test_what_two_processes_began_one_goes_on_with(project, undisturbed):
+    project.change(processes=2, checkpoint_steps=None)
+    process = project.start()
+    project.reach(process, lambda: project.steps_done() >= 12)
+    process.terminate()
+    process.communicate(timeout=SECONDS_TO_END)
+    project.change(processes=1)
+    process = project.start()
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert "going on after step" in said
+    expected = read_json_lines(undisturbed[1].root / "data/finetune/training.jsonl")
+    found = read_json_lines(project.root / "data/finetune/training.jsonl")
+    for alone, changed in zip(expected, found, strict=True):
+        assert changed["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+
+
+def test_a_changed_setting_begins_anew(project):
+    process = project.start()
+    project.reach(process, lambda: len(project.checkpoints()) == 2)
+    process.kill()
+    process.communicate()
+    (stale,) = project.root.glob("data/.train/*")
+    project.change(learning_rate=2e-4, epochs=1)
+    process = project.start()
+    _, said = process.communicate()
+    assert process.returncode == 0
+    assert "going on" not in said
+    assert not stale.exists()
+
+
+def test_the_error_of_a_rank_is_the_one_line_that_is_shown(project):
+    project.change(processes=2, micro_batches_per_step=1)
+    process = project.start()
+    _, said = process.communicate()
+    assert process.returncode == 1
+    line = said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert line.startswith("finetune: micro_batches_per_step: 1 cannot be shared out evenly")
+
+
+def test_two_node_ranks_are_as_two_processes(project, undisturbed):
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    rendezvous = {
+        "PET_NNODES": "2",
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}",
+        "PET_RDZV_ID": "test",
+    }
+    nodes = [project.start(**rendezvous, PET_NODE_RANK=str(node)) for node in (0, 1)]
+    for node in nodes:
+        _, said = node.communicate()
+        assert node.returncode == 0, said
+    assert result(project) == result(undisturbed[2])
+
+
+def test_lora_is_merged_into_an_ordinary_model(project):
+    from transformers import AutoModelForCausalLM
+
+    project.change(lora={"rank": 4, "alpha": 8}, epochs=2, learning_rate=1e-2)
+    project.run()
+    curve = read_json_lines(project.root / "data/finetune/training.jsonl")
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    before = AutoModelForCausalLM.from_pretrained(project.root / "data/fetch/base").state_dict()
+    after = AutoModelForCausalLM.from_pretrained(project.root / "data/finetune").state_dict()
+    assert before.keys() == after.keys()
+    changed = {n for n in before if not before[n].bfloat16().equal(after[n].bfloat16())}
+    assert changed == {n for n in before if "_proj" in n}
+    config = json.loads((project.root / "data/finetune/deepspeed.json").read_text())
+    assert config["gradient_clipping"] == 1.0
