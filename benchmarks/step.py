@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.models import SETTINGS, random_model
-from firstkd.capture import capture
+from firstkd.capture import capture, finish
 from firstkd.distillation import DistillationLoss, Lessons
+from firstkd.distributed import present_ranks
 from firstkd.knowledge import KnowledgeStore
 from firstkd.packing import Batch, pack
 from firstkd.prompts import Question
@@ -45,8 +46,18 @@ def seconds_per_step(questions: list[Question], loss: Loss, folder: Path) -> flo
 
 
 def first(questions: list[Question], teacher: Any, folder: Path) -> DistillationLoss:
-    settings = ExtractSettings(top_k=5, micro_batch_size=QUESTIONS, shard_examples=QUESTIONS)
-    capture(teacher, questions, settings, folder / "knowledge", identity={})
+    settings = ExtractSettings(
+        top_k=5,
+        tail_nodes=0,
+        micro_batch_size=QUESTIONS,
+        shard_examples=QUESTIONS,
+        min_top_k_mass=0.0,
+    )
+    knowledge = folder / "knowledge"
+    stores = capture(
+        teacher, questions, settings, teacher.config.vocab_size, knowledge, present_ranks()
+    )
+    finish(knowledge, stores, identity={})
     return DistillationLoss(
         arm=Arm(recalibration="temperature", tokens=1.0),
         choices=None,
