@@ -155,8 +155,8 @@ def _number_of_steps(plan: Sequence[Any], settings: TrainingSettings, ranks: Ran
     if per_step % ranks.world_size:
         raise ConfigError(
             f"micro_batches_per_step: {per_step} cannot be shared out evenly among "
-            f"{ranks.world_size} processes; set it to {ranks.world_size}, and micro_batch_size to "
-            "as much less as keeps the step's examples the same"
+            f"{ranks.world_size} processes; set it to a multiple of {ranks.world_size}, and "
+            "micro_batch_size to as much less as leaves a step as many examples"
         )
     if len(plan) < per_step:
         raise ConfigError(

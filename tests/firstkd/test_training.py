@@ -186,7 +186,9 @@ def test_what_zero_3_exports_is_what_transformers_alone_can_load(in_two_processe
 
 def test_micro_batches_that_cannot_be_shared_out_are_refused(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("firstkd.training.join_ranks", lambda: Ranks(0, 2))
-    with pytest.raises(ConfigError, match=r"micro_batches_per_step: 1 .* 2 processes; set it to 2"):
+    with pytest.raises(
+        ConfigError, match=r"micro_batches_per_step: 1 .* 2 processes; set it to a multiple of 2"
+    ):
         trained(tiny_model, tmp_path)
 
 
