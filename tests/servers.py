@@ -113,6 +113,8 @@ class Servers:
     passwords: dict[str, str] = field(default_factory=dict)
     running: dict[str, Server] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
+    postgres_home: Path | None = None
+    """Outside `folder`, which only its owner may enter."""
 
     def start(self) -> None:
         for name in ("postgres", "mlflow", "prefect", "s3"):
@@ -125,6 +127,8 @@ class Servers:
     def stop(self) -> None:
         for server in reversed(self.running.values()):
             server.stop()
+        if self.postgres_home:
+            shutil.rmtree(self.postgres_home)
 
     @property
     def client(self) -> dict[str, str]:
@@ -180,7 +184,7 @@ class Servers:
         self.addresses["postgres"] = f"127.0.0.1:{port}"
         # it refuses to run as root, and then needs a folder that another user may enter
         user = []
-        home = Path(tempfile.mkdtemp(prefix="firstkd-postgres-"))
+        home = self.postgres_home = Path(tempfile.mkdtemp(prefix="firstkd-postgres-"))
         if os.getuid() == 0:
             shutil.chown(home, "postgres")
             user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
