@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,15 +73,29 @@ class Reader:
         script = f"{command}\ncode=$?\nexport -p > {shlex.quote(str(exported))}\nexit $code"
         done = self._bash(script)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        if command.startswith("prefect server start"):  # which returns before the server answers
+            self._await_prefect()
 
     def end(self) -> None:
         """End what runs, and forget what was exported: the next page is another shell's."""
-        for process in self.lasting:
-            os.killpg(process.pid, signal.SIGINT)
+        while self.lasting:
+            process = self.lasting.pop()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
             process.wait(timeout=60)
-        self.lasting.clear()
         self._bash("prefect server stop")
         (self.root.parent / "exported").unlink(missing_ok=True)
+
+    def _await_prefect(self) -> None:
+        health = f"http://127.0.0.1:{self.replaced['4200']}/api/health"
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                with urllib.request.urlopen(health, timeout=10):
+                    return
+            except OSError:
+                assert time.monotonic() < deadline, health
+                time.sleep(0.5)
 
     def _bash(self, script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
