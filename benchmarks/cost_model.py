@@ -71,6 +71,7 @@ def record_bytes(layout: Layout) -> int:
         top_ids=torch.zeros(1, layout.top_k, dtype=torch.long),
         top_logprobs=torch.zeros(1, layout.top_k),
         tail_bends=torch.zeros(1, layout.tail_nodes),
+        vocabulary_size=layout.vocabulary_size,
         **reals,
     )
     return sum(field.nbytes for field in layout.pack(one).values())

@@ -41,8 +41,14 @@ def commands() -> list[str]:
 
 
 def of_program(name: str) -> list[str]:
-    found = [command for command in commands() if re.search(rf"\b{name} ", f"{command} ")]
-    return [command for command in found if name in shlex.split(command)]
+    """The commands that run a program; its name may also be another's argument."""
+    found = []
+    for command in commands():
+        words = ["&&", *shlex.split(command)]
+        before = [words[i - 1] for i, word in enumerate(words) if word == name]
+        if any("=" in word or word in {"&&", "|", "-m"} for word in before):
+            found.append(command)
+    return found
 
 
 @pytest.mark.parametrize("command", of_program("firstkd"))
