@@ -37,6 +37,15 @@ NOT_RUN = {
     r"python -m benchmarks\.(?!cost_model ).*": "measures the default model for minutes",
     r"torchrun --nproc-per-node 8 .*": "eight processes; tests/tasks/test_extract.py starts two",
     r"dvc gc .*": "asks before it deletes",
+    r"(pip install|pip-audit) .*": "downloads packages or advisories",
+    r"(export|mlflow server) .*(postgresql|MLFLOW_AUTH|MLFLOW_FLASK|PREFECT_SERVER).*"
+    r"|prefect server start --host 127\.0\.0\.1 --port 4200"
+    r"|prefect (work-pool|deploy|worker|deployment).*": "tests/test_servers.py runs the like",
+    r"(sudo|docker|cp infra/).*": "as root, or with a container engine",
+    r"export PET_.*|python -m tasks\.finetune|dvc (commit|repro) .*(finetune|validate|prune).*": (
+        "on two hosts; tests/tasks/test_training.py starts two such processes"
+    ),
+    r"mlflow models\s+serve": "in the text, of what operations.md runs",
     r"firstkd ask|firstkd schedule|dvc commit": "a name in the text of what is run elsewhere",
 }
 LASTING = {
