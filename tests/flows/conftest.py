@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.workspace import Workspace
-from tests.flows.projects import make_project
+from tests.flows.projects import dvc, make_project
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,3 +57,11 @@ def prefect_server(_own_environment: None) -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture
+def undisturbed(request: pytest.FixtureRequest, tmp_path: Path) -> bytes:
+    """The dvc.lock of the retraining that a test's `running` is about to make, left in peace."""
+    copy = shutil.copytree(request.getfixturevalue("running").root, tmp_path / "undisturbed")
+    dvc(copy, "repro", "--quiet")
+    return (copy / "dvc.lock").read_bytes()

@@ -5,7 +5,6 @@ champion is one that did not pass. Workers and PostgreSQL are killed in test_ser
 """
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from prefect.settings import get_current_settings
 
 from flows.record import COMPLETE_TAG, LOCK_TAG
 from flows.workspace import Workspace
-from tests.flows.projects import REPOSITORY, change, dvc
+from tests.flows.projects import REPOSITORY, change
 
 pytestmark = [
     pytest.mark.integration,
@@ -111,15 +110,7 @@ def running(project: Workspace) -> Running:
     return found
 
 
-@pytest.fixture
-def undisturbed(running: Running, tmp_path: Path) -> bytes:
-    """The dvc.lock of the same retraining where nothing happens."""
-    copy = shutil.copytree(running.root, tmp_path / "undisturbed")
-    dvc(copy, "repro", "--quiet")
-    return (copy / "dvc.lock").read_bytes()
-
-
-def check(running: Running, undisturbed: bytes, uri: str | None = None) -> None:
+def assert_as_undisturbed(running: Running, undisturbed: bytes, uri: str | None = None) -> None:
     """Two whole records, two versions, and the better one in charge."""
     assert (running.root / "dvc.lock").read_bytes() == undisturbed
     client = MlflowClient(uri or f"sqlite:///{running.root}/mlflow/mlflow.db")
@@ -156,7 +147,7 @@ def test_killed_flow(running: Running, undisturbed: bytes) -> None:
     assert champion(running) == "1"
     (running.root / "slow").unlink()
     assert "── finetune" not in running.run()
-    check(running, undisturbed)
+    assert_as_undisturbed(running, undisturbed)
 
 
 def test_killed_stage_is_tried_again_in_the_same_run(running: Running, undisturbed: bytes) -> None:
@@ -165,7 +156,7 @@ def test_killed_stage_is_tried_again_in_the_same_run(running: Running, undisturb
     os.kill(stage, signal.SIGKILL)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    check(running, undisturbed)
+    assert_as_undisturbed(running, undisturbed)
 
 
 def test_flow_killed_while_it_registers(running: Running, undisturbed: bytes) -> None:
@@ -175,7 +166,7 @@ def test_flow_killed_while_it_registers(running: Running, undisturbed: bytes) ->
     process.wait()
     assert champion(running) == "1"
     running.run()
-    check(running, undisturbed)
+    assert_as_undisturbed(running, undisturbed)
 
 
 @pytest.fixture
@@ -233,4 +224,4 @@ def test_killed_mlflow_server(
     assert champion(running) == "1"
     mlflow_server()
     assert "── distill@first" not in running.run()
-    check(running, undisturbed, running.environment["MLFLOW_TRACKING_URI"])
+    assert_as_undisturbed(running, undisturbed, running.environment["MLFLOW_TRACKING_URI"])

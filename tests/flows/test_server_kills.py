@@ -11,13 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from flows.workspace import Workspace
-from tests.flows.projects import REPOSITORY, change, dvc
-from tests.flows.test_kills import Running, champion, check, is_running, make_slow
+from tests.flows.projects import REPOSITORY, change
+from tests.flows.test_kills import Running, assert_as_undisturbed, champion, is_running, make_slow
 from tests.servers import Server, Servers, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -43,14 +42,6 @@ def running(project: Workspace, servers: Servers, request: pytest.FixtureRequest
     prefect(found, "work-pool", "create", "firstkd", "--type", "process", "--overwrite")
     prefect(found, "deploy", "--all")
     return found
-
-
-@pytest.fixture
-def undisturbed(running: Running, tmp_path: Path) -> bytes:
-    """The dvc.lock of the same retraining where nothing happens."""
-    copy = shutil.copytree(running.root, tmp_path / "undisturbed")
-    dvc(copy, "repro", "--quiet")
-    return (copy / "dvc.lock").read_bytes()
 
 
 def prefect(running: Running, *arguments: str) -> str:
@@ -115,7 +106,7 @@ def test_killed_worker(
     wait_for(lambda: not is_running(flow_process(running)))
     worker.start()
     retrain_again(running)
-    check(running, undisturbed, servers.addresses["mlflow"])
+    assert_as_undisturbed(running, undisturbed, servers.addresses["mlflow"])
 
 
 def test_killed_postgres(
@@ -130,4 +121,4 @@ def test_killed_postgres(
     assert champion(running, uri) == "1"
     wait_for(lambda: not is_running(flow_process(running)))
     retrain_again(running)
-    check(running, undisturbed, uri)
+    assert_as_undisturbed(running, undisturbed, uri)
