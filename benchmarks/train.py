@@ -3,7 +3,8 @@
 All fine-tune the same random model of the default student's shape on the same questions, of
 lengths as CommonsenseQA's, in bfloat16 with float32 master weights and fused AdamW. The bare loop
 gets the engine's own batches and loss; the Trainer pads the questions as they come, and computes
-all logits, as it usually does. Timed is the second of two epochs, in tokens without padding.
+all logits, as it usually does. Timed is the second of two epochs, in tokens without padding;
+of the engine and the bare loop, which take turns, the faster of two runs.
 Prints one JSON line.
 
 Run as  OMP_NUM_THREADS=2 python -m benchmarks.train [--tiny]
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.models import SETTINGS, random_model
+from firstkd.memory import keep_freed_memory
 from firstkd.packing import pack, packed_length
 from firstkd.prompts import Question
 from firstkd.reproducibility import deterministic
@@ -115,6 +117,7 @@ def trainer_seconds(model: Any, questions: Sequence[Question]) -> float:
 
 def measure(what: str, layers: int, steps: int) -> float:
     """Return the seconds of the second epoch."""
+    keep_freed_memory()  # as every stage does, and here the others, too
     deterministic(seed=0, threads=torch.get_num_threads())
     questions = questions_of_many_lengths(steps * BATCH)
     model = random_model(layers)
@@ -135,13 +138,14 @@ def in_own_process(what: str, layers: int, steps: int) -> float:
 
 def main(layers: int, steps: int) -> None:
     tokens = sum(map(packed_length, questions_of_many_lengths(steps * BATCH)))
-    engine, bare, trainer = (
-        in_own_process(what, layers, steps) for what in ("engine", "bare", "trainer")
-    )
+    best: dict[str, float] = {}
+    for what in ("engine", "bare", "trainer", "engine", "bare"):
+        seconds = in_own_process(what, layers, steps)
+        best[what] = min(seconds, best.get(what, seconds))
     found = {
-        "engine_vs_bare": round(bare / engine, 3),
-        "engine_vs_trainer": round(trainer / engine, 3),
-        "engine_tokens_per_second": round(tokens / engine),
+        "engine_vs_bare": round(best["bare"] / best["engine"], 3),
+        "engine_vs_trainer": round(best["trainer"] / best["engine"], 3),
+        "engine_tokens_per_second": round(tokens / best["engine"]),
     }
     print(json.dumps(found))
 
