@@ -1,6 +1,6 @@
 """What each way to distil buys: all arms over several seeds, on data files as published.
 
-    python -m benchmarks.arms --data DIR --dataset commonsenseqa --transfer openbookqa
+    python -m benchmarks.arms --data DIR --dataset commonsenseqa --transfer openbookqa [--ablations]
 
 trains on the data set's own training file and tests on its development or test file, and on the
 other set's as transfer. DIR holds a folder per data set with its files, .gz or not. Model, prompt
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
+from tqdm import tqdm
 
 from firstkd.files import write_json
 from firstkd.metrics import Predictions, Summary
@@ -47,7 +48,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "label_smoothing": {"recalibration": "label_smoothing", **DISTILLED},
     "first": {"recalibration": "temperature", **DISTILLED},
     "first_paper": {"recalibration": "paper", **DISTILLED, "tail": "renormalise"},
-    # one thing of `first` changed in each
+}
+ABLATIONS: dict[str, dict[str, Any]] = {  # one thing of `first` changed in each
     "first_renormalise": {"recalibration": "temperature", **DISTILLED, "tail": "renormalise"},
     "first_isotonic": {"recalibration": "isotonic", **DISTILLED},
     "first_platt": {"recalibration": "platt", **DISTILLED},
@@ -58,6 +60,22 @@ REFERENCE = "first"
 EXAMPLES = {"train": 600, "calibration": 250, "test": 600, "out_of_domain": 500}
 SAMPLES = 2000
 SHOWN = ("accuracy", "ece", "nll", "brier", "trust")
+COLUMNS = [
+    ("accuracy", "raw", "accuracy"),
+    ("ECE", "raw", "ece"),
+    ("NLL", "raw", "nll"),
+    ("Brier", "raw", "brier"),
+    ("trust", "raw", "trust"),
+    ("ECE, own T", "calibrated", "ece"),
+    ("NLL, own T", "calibrated", "nll"),
+]
+DIFFERENCES = [
+    ("accuracy", "raw_less_first", "accuracy"),
+    ("ECE", "raw_less_first", "ece"),
+    ("NLL", "raw_less_first", "nll"),
+    ("ECE, own T", "calibrated_less_first", "ece"),
+    ("NLL, own T", "calibrated_less_first", "nll"),
+]
 
 
 def main() -> None:
@@ -67,27 +85,40 @@ def main() -> None:
     parser.add_argument("--transfer", choices=FILES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("logs/arms"))
+    parser.add_argument("--ablations", action="store_true")
     given = parser.parse_args()
     work = given.work.resolve() / given.dataset
-    seeds = []
-    for seed in range(given.seeds):
-        root = work / f"seed-{seed}"
-        write_project(root, seed, given.data, given.dataset, given.transfer)
-        reproduce(root)
-        seeds.append(load_evaluated(root, load_settings(root / "params.yaml").evaluate))
+    arms = ARMS | (ABLATIONS if given.ablations else {})
+    roots = [work / f"seed-{seed}" for seed in range(given.seeds)]
+    for seed, root in enumerate(roots):
+        write_project(root, seed, arms, given.data, given.dataset, given.transfer)
+    # an arm's seeds one after another: what is there can be compared from early on
+    cells = [(name, root) for name in ["teacher", *arms] for root in roots]
+    with tqdm(cells, unit="model") as progress:
+        for name, root in progress:
+            progress.set_description(f"{name}, {root.name}")
+            dvc(root, "repro", f"evaluate@{name}")
+    seeds = [load_evaluated(root, load_settings(root / "params.yaml").evaluate) for root in roots]
     found = {
         test_set: {name: measured(seeds, name, test_set) for name in seeds[0]}
         for test_set in seeds[0]["teacher"].sets
     }
     for test_set in found:
-        diagrams = {name: pooled(seeds, name, test_set) for name in seeds[0]}
+        diagrams = {name: pooled(seeds, name, test_set) for name in ["teacher", *ARMS]}
         save_reliability(work / f"reliability-{test_set}.png", diagrams)
     write_json(work / "results.json", found)
     print(json.dumps(found))
     print("\n\n".join(table(*item) for item in found.items()), file=sys.stderr)
 
 
-def write_project(root: Path, seed: int, data: Path, dataset: str, transfer: str | None) -> None:
+def write_project(
+    root: Path,
+    seed: int,
+    arms: dict[str, dict[str, Any]],
+    data: Path,
+    dataset: str,
+    transfer: str | None,
+) -> None:
     """Write a project that trains every arm from one seed, in place of what is there."""
     for name in ("tasks", "firstkd"):
         shutil.copytree(
@@ -118,8 +149,8 @@ def write_project(root: Path, seed: int, data: Path, dataset: str, transfer: str
     params["prompt"]["max_length"] = 1280  # BoolQ's passages; the others' questions are short
     params["validate"]["max_prompt_tokens"] = 1200
     params["runtime"]["seed"] = seed
-    params["arms"] = ARMS
-    params["evaluate"]["models"] = {"teacher": "finetune", **{a: f"distill/{a}" for a in ARMS}}
+    params["arms"] = arms
+    params["evaluate"]["models"] = {"teacher": "finetune", **{a: f"distill/{a}" for a in arms}}
     yaml.dump(params, root / "params.yaml")
     load_settings(root / "params.yaml")
     if not (root / ".dvc").exists():
@@ -137,12 +168,6 @@ def unpacked(file: Path, folder: Path) -> str:
     else:
         shutil.copy(file, target)
     return str(target.relative_to(folder.parents[1]))
-
-
-def reproduce(root: Path) -> None:
-    """Run what is not done yet, the arms in their order."""
-    for arm in ["teacher", *ARMS]:
-        dvc(root, "repro", f"evaluate@{arm}")
 
 
 def dvc(root: Path, *arguments: str) -> None:
@@ -214,25 +239,33 @@ def pooled(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> P
 
 
 def table(test_set: str, models: dict[str, dict[str, Summary]]) -> str:
-    """Markdown: value and interval of each model, and where its ECE differs from `first`'s."""
-    titles = ["accuracy", "ECE", "NLL", "Brier", "trust", "ECE, own T", "ECE less first's"]
+    """Markdown: value and interval of each model, and of its differences to `first`."""
+    others = {name: found for name, found in models.items() if name != REFERENCE}
+    return "\n\n".join(
+        [
+            f"**{test_set}**",
+            rows(models, COLUMNS, ".3f"),
+            f"less `{REFERENCE}`:",
+            rows(others, DIFFERENCES, "+.3f"),
+        ]
+    )
+
+
+def rows(
+    models: dict[str, dict[str, Summary]], columns: list[tuple[str, str, str]], style: str
+) -> str:
     lines = [
-        f"**{test_set}**\n",
-        "| model | " + " | ".join(titles) + " |",
-        "|---|" + "---|" * len(titles),
+        "| model | " + " | ".join(title for title, *_ in columns) + " |",
+        "|---|" + "---|" * len(columns),
     ]
     for name, found in models.items():
-        cells = [interval(found["raw"][metric]) for metric in SHOWN]
-        cells.append(interval(found["calibrated"]["ece"]))
-        less = found.get("raw_less_first")
-        cells.append(interval(less["ece"], "+.3f") if less else "")
+        cells = [interval(found[kind][metric], style) for _, kind, metric in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def interval(found: dict[str, float], style: str = ".3f") -> str:
-    low, high = (format(found[end], style.lstrip("+")) for end in ("low", "high"))
-    return f"{found['value']:{style}} ({low} to {high})"
+    return f"{found['value']:{style}} ({found['low']:{style}} to {found['high']:{style}})"
 
 
 if __name__ == "__main__":
