@@ -51,6 +51,7 @@ def first(questions: list[Question], teacher: Any, folder: Path) -> Distillation
         tail_nodes=0,
         micro_batch_size=QUESTIONS,
         shard_examples=QUESTIONS,
+        processes=1,
         min_top_k_mass=0.0,
     )
     knowledge = folder / "knowledge"

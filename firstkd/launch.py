@@ -26,7 +26,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class RankError(PipelineError):
-    """A process among several failed by an error that it could explain."""
+    """A process among several failed by an error that it could explain, or the others were gone."""
 
 
 def needs_launch(processes: int) -> bool:
@@ -37,11 +37,12 @@ def needs_launch(processes: int) -> bool:
 def launch(module: str, arguments: Sequence[str], processes: int, threads: int) -> None:
     """Run `python -m module arguments` as several processes and wait for their end.
 
-    Raises RankError with the first failing process's own PipelineError. Any other failure is
-    shown with its traceback, and the exit code is 1.
+    Raises RankError with the first failing process's own PipelineError, and where hosts do not find
+    each other. Any other failure is shown with its traceback, and the exit code is 1.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else torchrun sets 1, and says so
@@ -51,6 +52,12 @@ def launch(module: str, arguments: Sequence[str], processes: int, threads: int) 
         run(parse_args(["--nproc-per-node", str(processes), "-m", module, *arguments]))
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
+    except RendezvousError as error:
+        raise RankError(
+            f"the hosts did not find each other: {error.__cause__ or error}; check that "
+            "PET_RDZV_ENDPOINT is an address of the first host, that it runs the same command, "
+            "and that nothing keeps the others from its port"
+        ) from error
     except ChildFailedError as error:
         rank, failure = min(error.failures.items(), key=lambda item: _likely_cause(item[1]))
         told = _told(failure)

@@ -3,10 +3,10 @@
 Reads   data/finetune/ (the teacher), data/prepare/{train,calibration}.parquet
 Writes  data/extract/{train,calibration}/{token,choice}/ (knowledge stores), metrics.json,
         concentration.png
-Run as  python -m tasks.extract   (normally through `dvc repro extract`), with several processes
-        torchrun --nproc-per-node N -m tasks.extract
+Run as  python -m tasks.extract   (normally through `dvc repro extract`)
 
-What an interrupted run has captured lies in data/.extract/, where the next run goes on.
+It starts itself as several processes where extract.processes asks for them. What an interrupted run
+has captured lies in data/.extract/, where the next run goes on.
 """
 
 import hashlib
@@ -43,7 +43,8 @@ def main(root: Path = Path(".")) -> None:
     deterministic(settings.runtime.seed, settings.runtime.threads)
     ranks = join_ranks()
     identities = {split: knowledge_identity(root, split) for split in SPLITS}
-    partial = partial_folder(root, [identities, settings.extract.model_dump()], ranks)
+    made_from = [identities, settings.extract.model_dump(exclude={"processes"})]
+    partial = partial_folder(root, made_from, ranks)
     teacher = root / "data/finetune"
     tokenizer = load_tokenizer(teacher)
     model = load_model(teacher, settings.finetune.precision)
@@ -118,4 +119,4 @@ def warn_of_flat_data(split: str, found: dict[str, Any], floor: float) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, "extract")
+    run_stage(main, "extract", parallel=True)

@@ -2,13 +2,14 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +31,9 @@ SECONDS_TO_END = 20
 class Project:
     root: Path
 
-    def start(self, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *, host: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            STAGE,
+            [*host, *STAGE],
             cwd=self.root,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
             stderr=subprocess.PIPE,
@@ -130,9 +131,14 @@ def wait_until_gone(pids: list[int]) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_five_times_it_ends_with_the_same_bytes(project, undisturbed, processes):
     project.change(processes=processes)
-    for steps in (1, 7, 14, 25, 41):  # before the first checkpoint, and between later ones
+    steps = len(read_json_lines(undisturbed[1].root / "data/finetune/training.jsonl"))
+    seed = random.randrange(2**32)
+    print(f"the moments are of seed {seed}")  # shown when the test fails
+    draw = random.Random(seed)
+    for moment in sorted(draw.sample(range(steps - 1), 5)):
         process = project.start()
-        project.reach(process, lambda steps=steps: project.steps_done() >= steps)
+        project.reach(process, lambda moment=moment: project.steps_done() > moment)
+        time.sleep(draw.random() * 0.05)  # somewhere in the step, or in saving
         ranks = children(process.pid)
         for pid in (process.pid, *(ranks if processes > 1 else [])):
             os.kill(pid, signal.SIGKILL)
@@ -232,6 +238,82 @@ def test_the_error_of_a_rank_is_the_one_line_that_is_shown(project):
     assert line.startswith("finetune: micro_batches_per_step: 1 cannot be shared out evenly")
 
 
+def test_a_disk_that_fills_up_leaves_the_checkpoints_before(project, undisturbed):
+    project.change(processes=2)
+    disk = project.root / "data/.train"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o"]
+    # two checkpoints fit, a third does not
+    if subprocess.run([*mount, "size=1000k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        process = project.start()
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 1
+        line = said.splitlines()[-1]
+        assert "Traceback" not in said
+        assert line.startswith("finetune: cannot write") and "o space left" in line
+        assert project.checkpoints() == ["step-00000005", "step-00000010"]
+        subprocess.run([*mount, "remount,size=100m", "tmpfs", disk], check=True)
+        process = project.start()
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+        assert "going on after step 10" in said
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+    assert result(project) == result(undisturbed[2])
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[dict[str, list[str]]]:
+    """The address of each host, and what runs a command there: namespaces, and a cable between."""
+    names = [f"firstkd-{os.getpid()}-{number}" for number in (0, 1)]
+    addresses = ["10.123.0.1", "10.123.0.2"]
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True)
+
+    if not shutil.which("ip") or os.geteuid() != 0:
+        pytest.skip("network namespaces need root and iproute2")
+    for name in names:
+        ip("netns", "add", name)
+    try:
+        ip("link", "add", "eth0", "netns", names[0], "type", "veth",
+           "peer", "name", "eth0", "netns", names[1])  # fmt: skip
+        for name, address in zip(names, addresses, strict=True):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                ip("-n", name, "link", "set", device, "up")
+        yield {a: ["ip", "netns", "exec", n] for n, a in zip(names, addresses, strict=True)}
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def test_two_hosts_are_as_two_processes(project, undisturbed, two_hosts):
+    rendezvous = {
+        "PET_NNODES": "2",
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": f"{next(iter(two_hosts))}:29400",
+        "PET_RDZV_ID": "test",
+        "GLOO_SOCKET_IFNAME": "eth0",
+    }
+    nodes = [
+        project.start(
+            host=host,
+            **rendezvous,
+            PET_NODE_RANK=str(rank),
+            PET_LOCAL_ADDR=address,
+            PET_RDZV_CONF=f"is_host={int(rank == 0)}",  # no name of theirs has an address here
+        )
+        for rank, (address, host) in enumerate(two_hosts.items())
+    ]
+    for node in nodes:
+        _, said = node.communicate(timeout=200)
+        assert node.returncode == 0, said
+    assert result(project) == result(undisturbed[2])
+
+
 def test_two_node_ranks_are_as_two_processes(project, undisturbed):
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
@@ -262,3 +344,18 @@ def test_lora_is_merged_into_an_ordinary_model(project):
     assert changed == {n for n in before if "_proj" in n}
     config = json.loads((project.root / "data/finetune/deepspeed.json").read_text())
     assert config["gradient_clipping"] == 1.0
+
+
+def test_a_host_that_nobody_answers_says_so(project):
+    nobody = {
+        "PET_NNODES": "2",
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": "127.0.0.1:9",
+        "PET_RDZV_CONF": "is_host=0,timeout=1,read_timeout=1",
+        "PET_RDZV_ID": "test",
+        "PET_NODE_RANK": "1",
+    }
+    _, said = (process := project.start(**nobody)).communicate(timeout=100)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("finetune: the hosts did not find each other")
