@@ -25,7 +25,6 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.models import SETTINGS, random_model
-from firstkd.memory import keep_freed_memory
 from firstkd.packing import pack, packed_length
 from firstkd.prompts import Question
 from firstkd.reproducibility import deterministic
@@ -117,7 +116,6 @@ def trainer_seconds(model: Any, questions: Sequence[Question]) -> float:
 
 def measure(what: str, layers: int, steps: int) -> float:
     """Return the seconds of the second epoch."""
-    keep_freed_memory()  # as every stage does, and here the others, too
     deterministic(seed=0, threads=torch.get_num_threads())
     questions = questions_of_many_lengths(steps * BATCH)
     model = random_model(layers)

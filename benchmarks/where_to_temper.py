@@ -20,7 +20,7 @@ from firstkd.examples import read_examples
 from firstkd.knowledge import Knowledge
 from firstkd.metrics import Predictions
 from firstkd.models import load_model, load_tokenizer
-from firstkd.objective import choice_scores, head_chunks
+from firstkd.objective import choice_scores, chunks, within
 from firstkd.packing import Batch, batches_by_length, pack
 from firstkd.prompts import Question, encode
 from firstkd.recalibration import Temperature
@@ -89,7 +89,8 @@ def tempered_logprobs(scorer: ResponseScorer, batch: Batch) -> tuple[Tensor, Ten
     logprobs = torch.empty(len(TEMPERATURES), len(batch.rows_M))
     top = torch.zeros(len(TEMPERATURES))
     first_M = batch.response_of_M.diff(prepend=batch.response_of_M.new_tensor([-1])) != 0
-    for start, end, inside in head_chunks(hidden, batch.rows_M):
+    for start, end in chunks(len(hidden)):
+        inside = within(batch.rows_M, start, end)
         logits = scorer.head.logits(hidden[start:end])
         rows = batch.rows_M[inside] - start
         begins = (first_M & batch.is_gold_M)[inside]

@@ -20,15 +20,13 @@ from firstkd.knowledge import (
     write_manifest,
     write_shard,
 )
-from firstkd.objective import choice_scores, head_chunks, widened
+from firstkd.objective import choice_scores, chunks, pieces, widened, within
 from firstkd.packing import Batch, batches_by_length, pack, packed_length
 from firstkd.prompts import Question
 from firstkd.scoring import ResponseScorer
 from firstkd.settings import ExtractSettings
 from firstkd.tail import bends
 
-CACHED_ROWS = 32
-"""Rows of logits that one core's cache holds: what is computed on them stays there meanwhile."""
 BLOCK = 128
 """Of neighbouring tokens, of which only the largest is looked at first in the search for top-k."""
 
@@ -152,21 +150,19 @@ def head_with_topk(
     is_gold_N[gold_rows] = True
     # of the right responses' tokens, which lie in the order of their positions
     parts = []
-    for start, end, inside in head_chunks(hidden_NH, batch.rows_M):
+    log_partition_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
+    for start, end in chunks(len(hidden_NH)):
         chunk = F.linear(hidden_NH[start:end], weight_VH, bias_V)
-        log_partition = torch.empty(len(chunk), device=chunk.device)
-        pieces = CACHED_ROWS if chunk.device.type == "cpu" else len(chunk)
-        for first in range(0, len(chunk), pieces):
-            piece = slice(first, first + pieces)
-            logits = widened(chunk[piece], head.softcap)
-            log_partition[piece] = logits.logsumexp(-1)
-            is_gold = is_gold_N[start:end][piece]
-            parts.append(
-                knowledge_of(logits[is_gold].sub_(log_partition[piece][is_gold, None]), layout)
-            )
-        rows = batch.rows_M[inside] - start
-        scored = widened(chunk[rows, batch.targets_M[inside]], head.softcap)
-        logprobs_M[inside] = scored - log_partition[rows]
+        for first, last in pieces(start, chunk):
+            logits = widened(chunk[first - start : last - start], head.softcap)
+            log_partition = logits.logsumexp(-1)
+            log_partition_N[first:last] = log_partition
+            is_gold = is_gold_N[first:last]
+            parts.append(knowledge_of(logits[is_gold].sub_(log_partition[is_gold, None]), layout))
+        inside = within(batch.rows_M, start, end)
+        rows = batch.rows_M[inside]
+        scored = widened(chunk[rows - start, batch.targets_M[inside]], head.softcap)
+        logprobs_M[inside] = scored - log_partition_N[rows]
     knowledge = replace(Knowledge.concatenate(parts), gold_logprob=logprobs_M[batch.is_gold_M])
     return logprobs_M, knowledge.cpu()
 

@@ -10,9 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ROWS = 320
-"""Positions whose logits exist at a time. Few, for their memory; but each chunk also adds to the
-whole gradient of the weight, which at 100 rows takes as long as the matrix products."""
+CHUNK_ROWS = 1024
+"""Positions whose logits exist at a time. Few, for their memory; but as many are not computed again in
+the backward pass, and each chunk also adds to the whole gradient of the weight, which at 100 rows
+takes as long as the matrix products."""
+CACHED_ROWS = 32
+"""Of a chunk's rows, those whose float32 logits exist at a time on a CPU: what is computed on them
+stays in one core's cache meanwhile."""
 
 
 class HeadScores(NamedTuple):
@@ -51,7 +55,10 @@ def head_scores(
 
 
 class _HeadScores(torch.autograd.Function):
-    """The head, log-softmax and a gather in one, chunk by chunk; the backward pass recomputes.
+    """The head, log-softmax and a gather in one, chunk by chunk.
+
+    The last chunk's logits are kept, those of the others computed again in the backward pass: few
+    positions, as most batches have, are computed once.
 
     With q the softmax over a position's tail, t the tail's mass, h the gradient of its logarithm,
     and G the sum of all gradients at the position, the gradient of its logits is q · (h − G·t) on
@@ -77,30 +84,33 @@ class _HeadScores(torch.autograd.Function):
         log_tail_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
         best_of_tail_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
         log_partition_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
-        for start, end, pairs in head_chunks(hidden_NH, rows_M):
-            logits = head_logits(hidden_NH[start:end], weight_VH, bias_V, softcap)
-            rows = rows_M[pairs] - start
-            pair_logits = logits[rows, targets_M[pairs]]
-            here = within(decisions_R, start, end)
-            deciding, top_ids = decisions_R[here, None] - start, top_ids_RK[here]
-            top_logits = logits[deciding, top_ids]
-            logits[deciding, top_ids] = -torch.inf
-            best = logits.amax(-1)
-            # in place: a position whose tail is empty has −inf − 0
-            shift = best.masked_fill(best == -torch.inf, 0.0)
-            log_rest = logits.sub_(shift[:, None]).exp_().sum(-1).log_().add_(shift)
-            log_partition = log_rest.clone()
-            log_partition[deciding[:, 0]] = torch.logaddexp(
-                log_rest[deciding[:, 0]], top_logits.logsumexp(-1)
-            )
-            logprobs_M[pairs] = pair_logits - log_partition[rows]
-            top_logprobs_RK[here] = top_logits - log_partition[deciding]
-            log_tail_N[start:end] = log_rest - log_partition
-            best_of_tail_N[start:end] = best - log_partition
-            log_partition_N[start:end] = log_partition
+        for chunk_start, chunk_end in chunks(len(hidden_NH)):
+            chunk = F.linear(hidden_NH[chunk_start:chunk_end], weight_VH, bias_V)
+            for start, end in pieces(chunk_start, chunk):
+                logits = widened(chunk[start - chunk_start : end - chunk_start], softcap)
+                pairs = within(rows_M, start, end)
+                rows = rows_M[pairs] - start
+                pair_logits = logits[rows, targets_M[pairs]]
+                here = within(decisions_R, start, end)
+                deciding, top_ids = decisions_R[here, None] - start, top_ids_RK[here]
+                top_logits = logits[deciding, top_ids]
+                logits[deciding, top_ids] = -torch.inf
+                best = logits.amax(-1)
+                # in place: a position whose tail is empty has −inf − 0
+                shift = best.masked_fill(best == -torch.inf, 0.0)
+                log_rest = logits.sub_(shift[:, None]).exp_().sum(-1).log_().add_(shift)
+                log_partition = log_rest.clone()
+                log_partition[deciding[:, 0]] = torch.logaddexp(
+                    log_rest[deciding[:, 0]], top_logits.logsumexp(-1)
+                )
+                logprobs_M[pairs] = pair_logits - log_partition[rows]
+                top_logprobs_RK[here] = top_logits - log_partition[deciding]
+                log_tail_N[start:end] = log_rest - log_partition
+                best_of_tail_N[start:end] = best - log_partition
+                log_partition_N[start:end] = log_partition
         ctx.save_for_backward(
             hidden_NH, weight_VH, bias_V, rows_M, targets_M, decisions_R, top_ids_RK,
-            top_logprobs_RK, log_tail_N, log_partition_N,
+            top_logprobs_RK, log_tail_N, log_partition_N, chunk,
         )  # fmt: skip
         ctx.softcap = softcap
         best_of_tail_R = best_of_tail_N[decisions_R]
@@ -113,7 +123,7 @@ class _HeadScores(torch.autograd.Function):
         hidden_NH, weight_VH, bias_V, rows_M, targets_M, decisions_R, top_ids_RK = (
             ctx.saved_tensors[:7]
         )
-        top_logprobs_RK, log_tail_N, log_partition_N = ctx.saved_tensors[7:]
+        top_logprobs_RK, log_tail_N, log_partition_N, last_chunk = ctx.saved_tensors[7:]
         total_N = torch.zeros_like(log_tail_N).index_add_(0, rows_M, gradient_M)
         total_N[decisions_R] += gradient_RK.sum(-1) + gradient_tail_R
         of_tail_N = total_N.mul(-log_tail_N.exp())
@@ -123,23 +133,29 @@ class _HeadScores(torch.autograd.Function):
         gradient_hidden = torch.empty_like(hidden_NH)
         gradient_weight = torch.zeros_like(weight_VH, dtype=total_N.dtype)
         gradient_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=total_N.dtype)
-        for start, end, pairs in head_chunks(hidden_NH, rows_M):
-            hidden = hidden_NH[start:end]
-            logits = head_logits(hidden, weight_VH, bias_V, ctx.softcap)
-            slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square_()
-            gradient = logits.sub_(log_rest_N[start:end, None]).exp_()
-            gradient.mul_(of_tail_N[start:end, None])
-            here = within(decisions_R, start, end)
-            gradient[decisions_R[here, None] - start, top_ids_RK[here]] = of_head_RK[here]
-            at = (rows_M[pairs] - start, targets_M[pairs])
-            gradient.index_put_(at, gradient_M[pairs], accumulate=True)
-            if slope is not None:
-                gradient.mul_(slope)
-            if gradient_bias is not None:
-                gradient_bias += gradient.sum(0)
-            gradient = gradient.to(hidden.dtype)
-            gradient_hidden[start:end] = gradient @ weight_VH
-            gradient_weight += gradient.T @ hidden
+        for chunk_start, chunk_end in chunks(len(hidden_NH)):
+            hidden = hidden_NH[chunk_start:chunk_end]
+            is_last = chunk_end == len(hidden_NH)
+            chunk = last_chunk if is_last else F.linear(hidden, weight_VH, bias_V)
+            of_logits = torch.empty_like(chunk)
+            for start, end in pieces(chunk_start, chunk):
+                piece = slice(start - chunk_start, end - chunk_start)
+                logits = widened(chunk[piece], ctx.softcap)
+                slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square_()
+                gradient = logits.sub_(log_rest_N[start:end, None]).exp_()
+                gradient.mul_(of_tail_N[start:end, None])
+                here = within(decisions_R, start, end)
+                gradient[decisions_R[here, None] - start, top_ids_RK[here]] = of_head_RK[here]
+                pairs = within(rows_M, start, end)
+                at = (rows_M[pairs] - start, targets_M[pairs])
+                gradient.index_put_(at, gradient_M[pairs], accumulate=True)
+                if slope is not None:
+                    gradient.mul_(slope)
+                if gradient_bias is not None:
+                    gradient_bias += gradient.sum(0)
+                of_logits[piece] = gradient
+            gradient_hidden[chunk_start:chunk_end] = of_logits @ weight_VH
+            gradient_weight += of_logits.T @ hidden
         return (
             gradient_hidden,
             gradient_weight.to(weight_VH.dtype),
@@ -156,16 +172,22 @@ def head_logits(
 
 
 def widened(logits: Tensor, softcap: float | None) -> Tensor:
-    """Raw logits as at least float32, bounded smoothly by `softcap` where there is one."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    """A copy of raw logits in at least float32, bounded smoothly by `softcap` if there is one."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
-def head_chunks(hidden_NH: Tensor, rows_M: Tensor) -> list[tuple[int, int, Tensor]]:
-    """(start, end, indices into M of what lies between) of each chunk."""
-    size = CHUNK_ROWS
-    starts = range(0, len(hidden_NH), size)
-    return [(start, start + size, within(rows_M, start, start + size)) for start in starts]
+def chunks(num_rows: int) -> list[tuple[int, int]]:
+    """Start and end of each chunk of rows."""
+    starts = range(0, num_rows, CHUNK_ROWS)
+    return [(start, min(start + CHUNK_ROWS, num_rows)) for start in starts]
+
+
+def pieces(start: int, chunk: Tensor) -> list[tuple[int, int]]:
+    """Start and end of each piece of a chunk, whose first row is `start`; on a GPU, all of it."""
+    size = CACHED_ROWS if chunk.device.type == "cpu" else len(chunk)
+    end = start + len(chunk)
+    return [(first, min(first + size, end)) for first in range(start, end, size)]
 
 
 def within(rows: Tensor, start: int, end: int) -> Tensor:

@@ -13,9 +13,10 @@ from firstkd.errors import ArtifactError
 from firstkd.objective import (
     HeadScores,
     choice_scores,
-    head_chunks,
+    chunks,
     head_logits,
     head_scores,
+    within,
 )
 from firstkd.packing import Batch, batches_by_length, pack
 from firstkd.prompts import Question
@@ -159,7 +160,8 @@ def score_tokens(
     for index in _with_progress(batches_by_length(questions, batch_size), len(questions), title):
         batch = pack(questions, index).to(model.device)
         hidden = scorer.hidden(batch)
-        for start, end, inside in head_chunks(hidden, batch.rows_M):
+        for start, end in chunks(len(hidden)):
+            inside = within(batch.rows_M, start, end)
             logprobs = scorer.head.logits(hidden[start:end]).log_softmax(-1)
             best, predicted = logprobs[batch.rows_M[inside] - start].max(-1)
             targets = batch.targets_M[inside]

@@ -17,7 +17,6 @@ from firstkd.distributed import present_ranks
 from firstkd.errors import PipelineError
 from firstkd.files import write_json
 from firstkd.launch import end_with_parent, is_rank, launch, needs_launch, tell
-from firstkd.memory import keep_freed_memory
 from firstkd.settings import load_settings
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,6 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
 
     A PipelineError becomes one line on stderr and exit code 1.
     """
-    keep_freed_memory()
     atexit.register(gc.freeze)  # else ending looks through all imported modules, for a second
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}")
     for argument in arguments:
