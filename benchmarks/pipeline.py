@@ -1,7 +1,8 @@
 """What Prefect, DVC and MLflow cost: a whole run against its bare stage commands, and no-ops.
 
 Prints one JSON line. Run as  python -m benchmarks.pipeline [--tiny]
-The present project (or, with --tiny, that of the tests) is copied, and every stage runs twice.
+The present project (or, with --tiny, that of the tests) is copied, and every stage runs twice;
+`same_bytes` says whether both made the same of every stage.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from firstkd.files import sha256_of
 from firstkd.settings import load_settings
 from flows.gate import decide
 from flows.registry import load_evidence
@@ -50,6 +52,11 @@ def main(tiny: bool) -> None:
         )
         noop_retrain = min(_timed(FIRSTKD, whole, environment) for _ in range(REPEATS))
         promote = _promotion_seconds(whole)
+        stages = sorted(path.name for path in (bare / "data").iterdir() if path.is_dir())
+        same = all(
+            sha256_of(whole / "data" / stage) == sha256_of(bare / "data" / stage)
+            for stage in stages
+        )
     result = {
         "benchmark": "pipeline",
         "project": "tiny" if tiny else "default",
@@ -60,6 +67,7 @@ def main(tiny: bool) -> None:
         "noop_repro_seconds": round(noop_repro, 2),
         "noop_retrain_seconds": round(noop_retrain, 2),
         "promote_seconds": round(promote, 2),
+        "same_bytes": same,
     }
     print(json.dumps(result))
 

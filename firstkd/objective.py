@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_ROWS = 1024
-"""Positions whose logits exist at a time. Few, for their memory; but as many are not computed again in
-the backward pass, and each chunk also adds to the whole gradient of the weight, which at 100 rows
-takes as long as the matrix products."""
+"""Positions whose logits exist at a time. Few, for their memory; but the last so many are not
+computed again in the backward pass, and each chunk also adds to the whole gradient of the weight,
+which at 100 rows takes as long as the matrix products."""
 CACHED_ROWS = 32
 """Of a chunk's rows, those whose float32 logits exist at a time on a CPU: what is computed on them
 stays in one core's cache meanwhile."""
