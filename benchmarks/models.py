@@ -1,4 +1,4 @@
-"""What the benchmarks of training have in common: settings, and a random model of known shape."""
+"""What the benchmarks of training have in common: settings, and random models of known shape."""
 
 from typing import Any
 
@@ -26,9 +26,18 @@ SETTINGS = TrainingSettings(
 
 def random_model(layers: int) -> Any:
     """Return a random model of SmolLM2-135M's shape with so many layers (it has 30)."""
+    return _random(layers, heads=9)
+
+
+def larger_random_model() -> Any:
+    """Return a random model of SmolLM2-360M's shape: the same vocabulary, wider layers."""
+    return _random(layers=32, heads=15)
+
+
+def _random(layers: int, heads: int) -> Any:
     config = LlamaConfig(
-        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers,
-        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
-        attn_implementation="eager",
+        vocab_size=49_152, hidden_size=64 * heads, intermediate_size=512 * heads // 3,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads // 3,
+        tie_word_embeddings=True, attn_implementation="eager",
     )  # fmt: skip
     return LlamaForCausalLM(config).bfloat16()
