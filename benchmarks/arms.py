@@ -45,9 +45,9 @@ DISTILLED = {"choices": 1.0, "tokens": 0.5}
 ARMS: dict[str, dict[str, Any]] = {
     "sft": {"recalibration": "none", "gold_tokens": 1.0},
     "direct": {"recalibration": "none", **DISTILLED},
-    "label_smoothing": {"recalibration": "label_smoothing", **DISTILLED},
     "first": {"recalibration": "temperature", **DISTILLED},
     "first_paper": {"recalibration": "paper", **DISTILLED, "tail": "renormalise"},
+    "label_smoothing": {"recalibration": "label_smoothing", **DISTILLED},
 }
 ABLATIONS: dict[str, dict[str, Any]] = {  # one thing of `first` changed in each
     "first_renormalise": {"recalibration": "temperature", **DISTILLED, "tail": "renormalise"},

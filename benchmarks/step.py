@@ -72,7 +72,7 @@ def online(teacher: Any) -> Loss:
     """KL over the whole vocabulary from a teacher that is asked in every step."""
     asked = ResponseScorer(teacher).eval()
 
-    def loss(scorer: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(scorer: Any, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             taught = asked.head.logits(asked.hidden(batch)).log_softmax(-1)
         student = scorer.module

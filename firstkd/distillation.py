@@ -34,15 +34,20 @@ class Lessons:
 class DistillationLoss:
     """The weighted sum of an arm's terms, each a mean over the batch's decisions of its kind.
 
-    A term that the arm gives no weight needs no lessons.
+    Where an arm learns from choices, too, the weight of the tokens falls linearly to 0 over the
+    training: first the language, then the decision. A teacher's tokens say of a choice what it
+    said before it was recalibrated, so at a constant weight they work against the choices. A term
+    that the arm gives no weight needs no lessons.
     """
 
     arm: Arm
     choices: Lessons | None
     tokens: Lessons | None
 
-    def __call__(self, scorer: ResponseScorer, batch: Batch) -> tuple[Tensor, Measures]:
-        """The loss, and what the same pass shows of each term."""
+    def __call__(
+        self, scorer: ResponseScorer, batch: Batch, progress: float
+    ) -> tuple[Tensor, Measures]:
+        """The loss at this share of the steps, and what the same pass shows of each term."""
         arm = self.arm
         top_ids, token_target = self.tokens.of(batch) if self.tokens else (None, None)
         found: HeadScores = scorer(batch, top_ids)
@@ -68,7 +73,7 @@ class DistillationLoss:
                 token_target, found.top_logprobs_RK, found.log_tail_R, arm.tail
             ).mean()
             measures |= {"token_kl": divergence.detach(), **token_measures(found, token_target)}
-            loss = loss + arm.tokens * divergence
+            loss = loss + arm.tokens * (1 - progress if arm.choices else 1) * divergence
         return loss, measures
 
 

@@ -233,7 +233,8 @@ class Arm(Section):
     choices: Weight = 0.0
     """KL(teacher ‖ student) over the choices of a question."""
     tokens: Weight = 0.0
-    """KL(teacher ‖ student) over the top-k tokens at every response token."""
+    """KL(teacher ‖ student) over the top-k tokens at every response token; where there is a weight
+    for choices, too, this one falls linearly to 0 over the training."""
     gold_tokens: Weight = 0.0
     """Cross-entropy of the response's tokens."""
     tail: Literal["ghost", "renormalise"] = "ghost"

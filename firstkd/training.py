@@ -37,8 +37,9 @@ from firstkd.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
-Loss = Callable[[ResponseScorer, Batch], tuple[Tensor, dict[str, Tensor]]]
-"""From the model and a batch to the mean loss of its questions, and what else is to be shown."""
+Loss = Callable[[ResponseScorer, Batch, float], tuple[Tensor, dict[str, Tensor]]]
+"""From the model, a batch and the share of the steps that are done to the mean loss of the batch's
+questions, and what else is to be shown."""
 
 
 SPEEDS = {"tokens", "tokens_per_second"}
@@ -98,7 +99,7 @@ def train(
             learning_rate = _set_learning_rate(engine, settings, step, steps)
             first = step * per_step
             indices = plan[first : first + per_step]
-            passed = _step(engine, questions, indices, first, loss, ranks, seed)
+            passed = _step(engine, questions, indices, first, loss, step / steps, ranks, seed)
             value = sum(micro_batch.share * micro_batch.loss for micro_batch in passed)
             norm = float(engine.get_global_grad_norm())
             _check_finite(value, norm, step, learning_rate, questions, indices)
@@ -172,6 +173,7 @@ def _step(
     indices: Sequence[Sequence[int]],
     first: int,
     loss: Loss,
+    progress: float,
     ranks: Ranks,
     seed: int,
 ) -> list[Passed]:
@@ -189,7 +191,7 @@ def _step(
         length = max(packed_length(questions[i]) for i in index)
         with _memory_explained(f"with a micro-batch of {len(index)} × {length} tokens"):
             batch = pack(questions, index).to(engine.device)
-            value, measures = loss(engine, batch)
+            value, measures = loss(engine, batch, progress)
             engine.backward(value * (len(index) * len(indices) / examples))
             engine.step()
         measured = {name: measure.item() for name, measure in measures.items()}

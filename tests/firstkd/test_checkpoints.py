@@ -21,7 +21,7 @@ def stopped_in_step(step, monkeypatch, tiny_model, folder, checkpoints, **change
     """Train until SIGTERM comes in the middle of a step."""
     calls = []
 
-    def loss(scorer, batch):
+    def loss(scorer, batch, progress):
         calls.append(batch)
         if len(calls) == step:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -41,14 +41,14 @@ def stores(teacher, tmp_path):
     return {k: KnowledgeStore(tmp_path / "knowledge" / k) for k in ("choice", "token")}
 
 
-def measured(model, stores, temperature=1.0, **weights):
+def measured(model, stores, temperature=1.0, progress=0.0, **weights):
     arm = Arm(recalibration="temperature", **weights)
     loss = DistillationLoss(
         arm=arm,
         choices=Lessons(stores["choice"], Temperature(temperature)) if arm.choices else None,
         tokens=Lessons(stores["token"], Identity()) if arm.tokens else None,
     )
-    return loss(ResponseScorer(model), pack(QUESTIONS, [1, 0]))
+    return loss(ResponseScorer(model), pack(QUESTIONS, [1, 0]), progress)
 
 
 def loss_of(*arguments, **weights):
@@ -78,6 +78,15 @@ def test_terms_add_up_with_their_weights(student, stores):
     ]
     together = loss_of(student, stores, choices=1.0, tokens=0.5, gold_tokens=2.0).item()
     assert together == pytest.approx(alone[0] + 0.5 * alone[1] + 2 * alone[2], rel=1e-5)
+
+
+def test_the_weight_of_tokens_beside_choices_falls_to_nothing(student, stores):
+    choices, tokens = (loss_of(student, stores, **{t: 1.0}).item() for t in ("choices", "tokens"))
+    for progress in (0.25, 1.0):
+        found = loss_of(student, stores, progress=progress, choices=1.0, tokens=1.0).item()
+        assert found == pytest.approx(choices + (1 - progress) * tokens, rel=1e-5)
+        alone = loss_of(student, stores, progress=progress, tokens=1.0).item()
+        assert alone == pytest.approx(tokens, rel=1e-5)
 
 
 def test_every_parameter_of_the_student_learns(student, stores):
@@ -119,7 +128,8 @@ def test_a_batch_of_open_text_alone_gives_the_choices_no_loss(student, stores):
         choices=Lessons(stores["choice"], Identity()),
         tokens=None,
     )
-    value, found = loss(ResponseScorer(student), pack([q.gold_only() for q in QUESTIONS], [0]))
+    batch = pack([q.gold_only() for q in QUESTIONS], [0])
+    value, found = loss(ResponseScorer(student), batch, 0.0)
     value.backward()
     assert value == 0 and not found
 

@@ -55,7 +55,7 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny_model, tmp_path):
 def test_the_curve_shows_the_losss_own_measures_as_means_of_micro_batches(tiny_model, tmp_path):
     settings = SETTINGS.model_copy(update={"micro_batches_per_step": 2})
 
-    def loss(scorer, batch):
+    def loss(scorer, batch, progress):
         value, _ = cross_entropy(scorer, batch)
         first = batch.index_B[0].float()
         return value, {"first": first, **({"rare": first} if first > 1 else {})}
@@ -65,6 +65,20 @@ def test_the_curve_shows_the_losss_own_measures_as_means_of_micro_batches(tiny_m
     curve = train(model, QUESTIONS, plan, loss, settings, tmp_path / "stage/curve.jsonl")
     assert [point["first"] for point in curve] == [2, 6]
     assert [point["rare"] for point in curve] == [3, 6]
+
+
+def test_the_loss_is_told_the_share_of_the_steps_that_are_done(tiny_model, tmp_path):
+    told = []
+
+    def loss(scorer, batch, progress):
+        told.append(progress)
+        return cross_entropy(scorer, batch)
+
+    settings = SETTINGS.model_copy(update={"micro_batches_per_step": 2})
+    plan = [[i] for i in range(8)]
+    model = load_model(tiny_model, "fp32")
+    train(model, QUESTIONS, plan, loss, settings, tmp_path / "stage/curve.jsonl")
+    assert told == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
 
 
 def test_divergence_stops_with_the_step_and_the_examples(tiny_model, tmp_path):
