@@ -299,6 +299,14 @@ class PublishSettings(Section):
     """Whether to `dvc push` to the default remote."""
     branch: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None
     """Git branch of its own that gets a commit of dvc.lock."""
+    git_remote: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None
+    """Name of the git remote that this branch is pushed to; null to keep it here."""
+
+    @model_validator(mode="after")
+    def _a_remote_gets_a_branch(self) -> Self:
+        if self.git_remote and not self.branch:
+            raise ValueError("git_remote needs a branch to push; name one in publish.branch")
+        return self
 
 
 class Settings(Section):

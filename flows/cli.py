@@ -98,11 +98,11 @@ knowledge_cli.add_to(app)
 
 
 def nothing_to_do(settings: "Settings") -> bool:
-    """Say so where the present state is up to date, recorded and decided on.
+    """Say so where the present state is up to date, recorded, decided on and published.
 
     The flow would find the same, after the many seconds that a Prefect server takes to start.
     """
-    from flows import promotion, registry, tracking, workspace
+    from flows import promotion, publish, registry, tracking, workspace
 
     here = workspace.Workspace(ROOT.resolve())
     server = tracking.open_tracking(here.root, settings.record)
@@ -112,6 +112,9 @@ def nothing_to_do(settings: "Settings") -> bool:
     if version is None or promotion.standing(settings, server, version) is None:
         return False
     if registry.can_be_rebuilt_now(here, version):
+        return False
+    run = server.client.get_run(registry.run_of(version))
+    if not publish.is_published(settings.publish, run.data.tags):
         return False
     name = settings.record.registered_model
     champion = registry.aliases(server, name).get(promotion.CHAMPION)

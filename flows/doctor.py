@@ -139,6 +139,7 @@ def _dvc(root: Path) -> Iterator[Check]:
         mend = "to share results: `dvc remote add --default NAME URL`"
         yield Check("remote", "ok", f"none; everything stays on this machine ({mend})")
     for name, url in listed.items():
+        url = shown(url)
         if "://" in url:
             yield Check("remote", "ok", f"{name}: {url} (`dvc status --cloud` asks it)")
         elif os.access(url, os.W_OK):
@@ -182,5 +183,11 @@ def _answers(name: str, url: str, mend: str) -> Check:
     try:
         httpx.get(url, timeout=SECONDS).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Check(name, "wrong", f"{url} does not answer ({error})", mend)
-    return Check(name, "ok", f"{url} answers")
+        reason = str(error).replace(url, shown(url))
+        return Check(name, "wrong", f"{shown(url)} does not answer ({reason})", mend)
+    return Check(name, "ok", f"{shown(url)} answers")
+
+
+def shown(address: str) -> str:
+    """Return an address without the password in it."""
+    return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", address)

@@ -33,6 +33,8 @@ def status(as_json: AsJson = False) -> None:
     if as_json:
         _print_json(state)
         return
+    if state.busy:
+        typer.echo(state.busy)
     for stage in state.stages:
         why = "; ".join(stage.why) or ", ".join(stage.waits_for)
         typer.echo(f"{stage.in_a_word:<10}  {stage.name:<22}  {why}".rstrip())

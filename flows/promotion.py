@@ -20,7 +20,8 @@ from flows.workspace import Workspace
 
 CHAMPION, PREVIOUS = "champion", "previous"
 DECISION_TAG = "decision"
-"""`promoted`, `rejected` or `rolled back`; set last: a version without it is decided on again."""
+"""`promoted`, `rejected` or `rolled back`; set last, and taken away before anything of another
+decision is written: a version without it is decided on again."""
 REASONS_TAG = "decision_reasons"
 BASIS_TAG = "decision_basis"
 """What the decision rests on: with another champion or other limits it is taken anew."""
@@ -79,12 +80,12 @@ def standing(settings: Settings, tracking: Tracking, version: ModelVersion) -> V
     """Return the decision on a version where it still stands, else None."""
     decision = version.tags.get(DECISION_TAG)
     champion = aliases(tracking, version.name).get(CHAMPION)
+    if champion == str(version.version):
+        return _in_charge(version) if decision == "promoted" else None
     if decision == "rolled back":
         number = version.version
         again = f"`firstkd promote --version {number}` lets it through the gate again"
         return Verdict("rolled back", (*_reasons(version), again))
-    if champion == str(version.version):
-        return _in_charge(version) if decision == "promoted" else None
     if decision == "rejected" and version.tags[BASIS_TAG] == _basis(settings, version, champion):
         return Verdict("rejected", _reasons(version))
     return None
@@ -140,6 +141,8 @@ def _decide_and_move(
         }
         if verdict.passed and old:
             tags[REPLACED_TAG] = old
+        if DECISION_TAG in _tags(tracking, name, number):
+            client.delete_model_version_tag(name, number, DECISION_TAG)
         for key, value in tags.items():
             client.set_model_version_tag(name, number, key, value)
         if verdict.passed:

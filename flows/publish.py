@@ -4,12 +4,15 @@ Neither touches the checked-out branch, its index or its files.
 """
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from firstkd.errors import ConfigError
 from firstkd.settings import PublishSettings
 from flows.workspace import GitError, Workspace
 
+PUBLISHED_TAG = "published"
+"""Of a retraining's run: the settings that it was published by."""
 IDENTITY = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
@@ -37,7 +40,17 @@ def publish(workspace: Workspace, settings: PublishSettings) -> list[str]:
             done.append(f"dvc.lock is not committed to {settings.branch}: {problem}")
         else:
             done.append(commit_lock(workspace, settings.branch))
+            if settings.git_remote:
+                quietly = {"GIT_TERMINAL_PROMPT": "0"}  # nobody is there to answer
+                workspace.run_git("push", settings.git_remote, settings.branch, env=quietly)
+                done.append(f"{settings.branch} is pushed to {settings.git_remote}")
     return done
+
+
+def is_published(settings: PublishSettings, run_tags: Mapping[str, str]) -> bool:
+    """Whether a run says that all that is asked for was done; nothing may be asked for."""
+    asked = settings.push or settings.branch is not None
+    return not asked or run_tags.get(PUBLISHED_TAG) == settings.model_dump_json()
 
 
 def commit_lock(workspace: Workspace, branch: str) -> str:

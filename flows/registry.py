@@ -62,23 +62,38 @@ def register(
 
     There is one version per dvc.lock; a new one gets the alias `challenger`. One that was made
     from uncommitted changes counts as reproducible once they are committed.
+
+    Raises PipelineError when what lies here is no longer what the run has recorded.
     """
+    name, client = settings.record.registered_model, tracking.client
     if present := find_version(workspace, settings, tracking):
         if can_be_rebuilt_now(workspace, present):
             _note_commit(workspace, tracking, present)
-        return tracking.client.get_model_version(present.name, str(present.version))
-    name, digest = settings.record.registered_model, workspace.lock_digest()
-    client = tracking.client
+        number = str(present.version)
+        if number == str(versions(tracking, name)[0].version):  # possibly interrupted before this
+            client.set_registered_model_alias(name, CHALLENGER, number)
+        return client.get_model_version(name, number)
+    digest = client.get_run(run_id).data.tags[LOCK_TAG]
+    _check_unchanged(workspace, digest)
     tags = {LOCK_TAG: digest, **_tags(workspace, settings)}
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     with tracking.as_default():
         model = _log_model(workspace.root, settings, run_id)
+        _check_unchanged(workspace, digest)
         version = client.create_model_version(
             name, model.model_uri, run_id, tags, model_id=model.model_id
         )
     client.set_registered_model_alias(name, CHALLENGER, version.version)
     return version
+
+
+def _check_unchanged(workspace: Workspace, recorded: str) -> None:
+    if workspace.lock_digest() != recorded:
+        raise PipelineError(
+            "dvc.lock has changed since it was recorded: another `dvc repro` ran here meanwhile; "
+            "run it again"
+        )
 
 
 def find_version(

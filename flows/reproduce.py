@@ -55,7 +55,8 @@ def reproduce(
         shutil.copytree(workspace.root / "sources", there.root / "sources", dirs_exist_ok=True)
         there.use_cache_of(workspace)
         way = _bring_back(there, rebuild, sink)
-        compared = list(_compare(there.root, kept, tracking, version))
+        compared = [(False, f"damaged  {path}: not as dvc.lock says") for path in there.damaged()]
+        compared += _compare(there.root, kept, tracking, version)
         differences = [words for same, words in compared if not same]
         if not differences:
             workspace.run_git("worktree", "remove", "--force", str(folder))

@@ -23,7 +23,7 @@ from flows.curves import LiveRun
 from flows.gate import Verdict
 from flows.notification import notify
 from flows.promotion import CHAMPION, promote
-from flows.publish import publish
+from flows.publish import PUBLISHED_TAG, publish
 from flows.record import Recorded, record
 from flows.registry import aliases, register
 from flows.results import load_results, markdown_image, markdown_table
@@ -54,14 +54,10 @@ def retrain(root: str = ".") -> Retrained:
     workspace = Workspace(Path(root).resolve())
     settings = load_settings(workspace.root / "params.yaml")
     try:
-        retrained = _retrain(workspace, settings)
+        return _retrain(workspace, settings)
     except Exception as error:
         notify(settings.retrain, workspace, "failed", str(error))
         raise
-    if retrained.verdict.outcome == "promoted":
-        who = f"{settings.record.registered_model} v{retrained.version}"
-        notify(settings.retrain, workspace, "promoted", retrained.verdict.in_words(who))
-    return retrained
 
 
 def _retrain(workspace: Workspace, settings: Settings) -> Retrained:
@@ -90,9 +86,13 @@ def _conclude(
     live.drop()
     version: ModelVersion = _step(register)(workspace, settings, tracking, recorded.run_id)
     verdict = _step(promote)(workspace, settings, tracking, version)
+    if verdict.outcome == "promoted":
+        words = verdict.in_words(f"{version.name} v{version.version}")
+        notify(settings.retrain, workspace, "promoted", words)
     _show(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
     for words in _step(publish)(workspace, settings.publish):
         get_run_logger().info("%s", words)
+    tracking.client.set_tag(recorded.run_id, PUBLISHED_TAG, settings.publish.model_dump_json())
     champion = aliases(tracking, version.name).get(CHAMPION)
     return Retrained(outcomes, recorded, str(version.version), verdict, champion)
 

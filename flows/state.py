@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from ruamel.yaml import YAML
 
 from firstkd.settings import RecordSettings, Settings
-from flows.workspace import Workspace
+from flows.workspace import Workspace, WorkspaceBusyError
 
 LOCK_TAG = "dvc_lock_sha256"  # flows/record.py, which would import MLflow
 CHAMPION = "champion"
@@ -51,7 +51,10 @@ class Record:
 @dataclass(frozen=True)
 class State:
     stages: list[StageState]
+    """Unknown, so none, while DVC is at work."""
     record: Record
+    busy: str | None
+    """Who is at work here, if somebody is."""
 
 
 def read_state(workspace: Workspace, settings: Settings) -> State:
@@ -60,15 +63,16 @@ def read_state(workspace: Workspace, settings: Settings) -> State:
         record = pool.submit(read_record, workspace.root, settings.record)
         lock = workspace.lock() if (workspace.root / "dvc.lock").exists() else {}
         params = YAML(typ="safe", pure=True).load(workspace.root / "params.yaml")
-        why = {
-            name: explain(found, _params(lock, name), params)
-            for name, found in changes.result().items()
-        }
+        try:
+            changed = changes.result()
+        except WorkspaceBusyError as error:
+            return State([], record.result(), str(error))
+        why = {name: explain(found, _params(lock, name), params) for name, found in changed.items()}
         waits = waiting(lock, list(why))
         stages = [
             StageState(name, why.get(name, []), waits.get(name, [])) for name in names.result()
         ]
-        return State(stages, record.result())
+        return State(stages, record.result(), None)
 
 
 def _params(lock: Mapping[str, Any], stage: str) -> dict[str, Any]:

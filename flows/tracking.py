@@ -79,9 +79,14 @@ def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
     if local:
         url = url.set(database=str(local))
         local.parent.mkdir(parents=True, exist_ok=True)
+    if url.password and not from_outside:
+        raise ConfigError(
+            "record.tracking_uri in params.yaml holds a password, and params.yaml is kept by git "
+            "and MLflow; give the whole address in MLFLOW_TRACKING_URI instead"
+        )
     uri = url.render_as_string(hide_password=False)
-    client = MlflowClient(uri)
     try:
+        client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(settings.experiment)
         if experiment:
             return Tracking(client, uri, experiment.experiment_id)

@@ -95,7 +95,8 @@ class Workspace:
         Raises StageError with the stage's own error message.
         """
         output = _Tail(sink)
-        command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
+        # waiting: what a stage has made for hours must not be lost to a `dvc push` of seconds
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
         if run_group(command, self.root, stage_environment(), output):
             raise self._failure(stage, list(output.lines))
         if f"Running stage '{stage}':" in output.announced:
@@ -111,6 +112,16 @@ class Workspace:
         command = [sys.executable, "-m", "dvc", "repro", *options]
         if run_group(command, self.root, stage_environment(), output):
             raise self._failure("repro", list(output.lines))
+
+    def damaged(self) -> list[str]:
+        """Return the outputs that are missing or not as dvc.lock says; their files are hashed."""
+        return sorted(
+            path
+            for found in self.changes().values()
+            for change in found
+            if isinstance(change, dict)
+            for path in change.get("changed outs", {})
+        )
 
     def remotes(self) -> list[str]:
         """Return the names of DVC's remotes."""

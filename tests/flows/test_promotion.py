@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,12 @@ from flows.workspace import Workspace
 from tests.flows.projects import REPOSITORY, change, git
 
 QUESTIONS = 100
+WRITES = (
+    "log_dict",
+    "set_model_version_tag",
+    "delete_model_version_tag",
+    "set_registered_model_alias",
+)
 Make = Callable[..., ModelVersion]
 
 
@@ -180,7 +187,52 @@ def test_crash_at_any_write_leaves_a_champion_that_passed(
 ) -> None:
     promote(project, lenient, tracking, make(50))
     second = make(60)
-    writes = ("log_dict", "set_model_version_tag", "set_registered_model_alias")
+    with crash_at(call, tracking, monkeypatch):
+        promote(project, lenient, tracking, second)
+    expected = "2" if call >= 6 else "1"  # the alias is the sixth write
+    assert in_charge(tracking, lenient)["champion"] == expected
+    verdict = promote(project, lenient, tracking, second)
+    assert verdict.passed and "accuracy +0.100" in verdict.in_words("v2")
+    assert in_charge(tracking, lenient)["champion"] == "2"
+    assert rollback(project, lenient, tracking) == ("2", "1")
+
+
+@pytest.mark.parametrize("call", range(9))
+@pytest.mark.parametrize("before", ["rejected", "rolled back"])
+def test_crash_on_the_way_from_an_earlier_decision_is_taken_up(
+    project: Workspace,
+    lenient: Settings,
+    tracking: Tracking,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    call: int,
+) -> None:
+    promote(project, lenient, tracking, make(50))
+    second = make(60)
+    if before == "rolled back":
+        promote(project, lenient, tracking, second)
+        rollback(project, lenient, tracking)
+    else:  # what stands in the way is mended afterwards
+        number, client = str(second.version), tracking.client
+        client.set_model_version_tag(second.name, number, NOT_REPRODUCIBLE_TAG, "uncommitted")
+        strict = lenient.promote.model_copy(update={"require_reproducible": True})
+        lenient = lenient.model_copy(update={"promote": strict})
+        assert not promote(project, lenient, tracking, second).passed
+        client.delete_model_version_tag(second.name, number, NOT_REPRODUCIBLE_TAG)
+    with crash_at(call, tracking, monkeypatch):
+        promote_on_request(project, lenient, tracking, second, compared=True)
+    if before == "rolled back" and call < 2:  # only the file was written: it stays so
+        assert promote(project, lenient, tracking, second).outcome == "rolled back"
+        return
+    assert promote(project, lenient, tracking, second).passed
+    assert in_charge(tracking, lenient)["champion"] == "2"
+    assert rollback(project, lenient, tracking) == ("2", "1")
+
+
+@contextmanager
+def crash_at(call: int, tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let so many writes through, and interrupt at the next."""
     count = 0
 
     def failing(write: Callable[..., object]) -> Callable[..., object]:
@@ -193,17 +245,11 @@ def test_crash_at_any_write_leaves_a_champion_that_passed(
 
         return wrapped
 
-    with monkeypatch.context() as patch:
-        for name in writes:
-            patch.setattr(tracking.client, name, failing(getattr(tracking.client, name)))
-        with pytest.raises(KeyboardInterrupt):
-            promote(project, lenient, tracking, second)
-    expected = "2" if call >= 6 else "1"  # the alias is the sixth write
-    assert in_charge(tracking, lenient)["champion"] == expected
-    verdict = promote(project, lenient, tracking, second)
-    assert verdict.passed and "accuracy +0.100" in verdict.in_words("v2")
-    assert in_charge(tracking, lenient)["champion"] == "2"
-    assert rollback(project, lenient, tracking) == ("2", "1")
+    client = tracking.client
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        for name in WRITES:
+            patch.setattr(client, name, failing(getattr(client, name)))
+        yield
 
 
 def test_champion_that_changes_meanwhile_is_noticed(

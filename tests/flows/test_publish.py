@@ -1,5 +1,6 @@
 """A retraining's result for others, and versions brought back, on a project in git."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import PublishSettings, Settings, load_settings
 from flows.processes import OutputSink
-from flows.publish import publish
+from flows.publish import PUBLISHED_TAG, is_published, publish
 from flows.record import record
-from flows.registry import register
+from flows.registry import register, versions
 from flows.reproduce import reproduce
 from flows.tracking import Tracking, open_tracking
 from flows.workspace import Workspace
@@ -50,7 +51,7 @@ def tracking(repository: Workspace, settings: Settings) -> Tracking:
 
 
 def branch(name: str | None) -> PublishSettings:
-    return PublishSettings(push=False, branch=name)
+    return PublishSettings(push=False, branch=name, git_remote=None)
 
 
 def test_lock_is_committed_beside_the_users_branch(repository: Workspace) -> None:
@@ -84,18 +85,56 @@ def test_fresh_worker_goes_on_from_what_was_published(
     repository: Workspace, tmp_path: Path
 ) -> None:
     root = repository.root
-    both = PublishSettings(push=True, branch="retrained")
+    both = PublishSettings(push=True, branch="retrained", git_remote="origin")
     with pytest.raises(ConfigError, match=r"publish\.push .* needs a DVC remote"):
         publish(repository, both)
     dvc(root, "remote", "add", "--default", "storage", str(tmp_path / "remote"))
     git(root, "commit", "-qam", "storage")
-    assert len(publish(repository, both)) == 2
-    git(tmp_path, "clone", "-q", "-b", "retrained", str(root), "worker")
+    with pytest.raises(PipelineError, match="origin"):
+        publish(repository, both)
+    git(tmp_path, "init", "-q", "--bare", "shared")
+    git(root, "remote", "add", "origin", str(tmp_path / "shared"))
+    assert len(publish(repository, both)) == 3
+    git(tmp_path, "clone", "-q", "-b", "retrained", str(tmp_path / "shared"), "worker")
     worker = Workspace(tmp_path / "worker")
     assert worker.restore()
     assert worker.stale() == set()
     model = "data/distill/first/model.safetensors"
     assert (worker.root / model).read_bytes() == (root / model).read_bytes()
+
+
+def test_what_was_not_published_is_not_done() -> None:
+    asked = branch("retrained")
+    assert is_published(branch(None), {})
+    assert not is_published(asked, {})
+    assert is_published(asked, {PUBLISHED_TAG: asked.model_dump_json()})
+    assert not is_published(branch("elsewhere"), {PUBLISHED_TAG: asked.model_dump_json()})
+
+
+def test_a_student_that_the_run_has_not_recorded_is_not_registered(
+    repository: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    root = repository.root
+    run_id = record(repository, settings, tracking).run_id
+    change(root, "distill", "epochs", 5)
+    dvc(root, "repro", "--quiet")  # from another terminal
+    with pytest.raises(PipelineError, match=r"dvc\.lock has changed since it was recorded"):
+        register(repository, settings, tracking, run_id)
+    assert versions(tracking, settings.record.registered_model) == []
+
+
+def test_a_damaged_copy_is_named(
+    repository: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    root = repository.root
+    run_id = record(repository, settings, tracking).run_id
+    version = register(repository, settings, tracking, run_id)
+    digest = hashlib.md5((root / "data/finetune/model.safetensors").read_bytes()).hexdigest()
+    (copy,) = (root / ".dvc/cache/files/md5").rglob(digest[2:])
+    copy.chmod(0o644)
+    copy.write_bytes(b"damaged")
+    found = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+    assert any("damaged  data/finetune" in words for words in found.differences)
 
 
 def test_version_comes_back_the_same(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,8 +23,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from firstkd.errors import ConfigError
+from firstkd.settings import load_settings
 from flows.retrain import retrain
 from flows.schedule import deployment_name, make_schedule
+from flows.state import read_state
 from flows.workspace import StageError, TransientStageError, Workspace, WorkspaceBusyError
 from tests.flows.projects import REPOSITORY, change
 
@@ -72,6 +75,8 @@ def test_plain_dvc_repro_keeps_the_retraining_out(project: Workspace) -> None:
             project.stale()
         with pytest.raises(WorkspaceBusyError, match=words):
             project.reproduce("finetune", Ignored())
+        state = read_state(project, load_settings(project.root / "params.yaml"))
+        assert state.busy and re.match(words, state.busy) and state.stages == []
     finally:
         os.killpg(other.pid, signal.SIGKILL)
         other.wait()
