@@ -35,7 +35,6 @@ NOT_RUN = {
     r"make .*": "installs an environment from the package index; `make test` runs this very test",
     r"git clone .*": "all of the pages' commands are typed in such a clone",
     r"python -m benchmarks\.(?!cost_model ).*": "measures the default model for minutes",
-    r"torchrun --nproc-per-node 8 .*": "eight processes; tests/tasks/test_extract.py starts two",
     r"dvc gc .*": "asks before it deletes",
     r"(pip install|pip-audit) .*": "downloads packages or advisories",
     r"(export|mlflow server) .*(postgresql|MLFLOW_AUTH|MLFLOW_FLASK|PREFECT_SERVER).*"
