@@ -87,16 +87,31 @@ def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
     uri = url.render_as_string(hide_password=False)
     try:
         client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(settings.experiment)
-        if experiment:
-            return Tracking(client, uri, experiment.experiment_id)
         location = (local.parent / "artifacts").as_uri() if local else None
-        return Tracking(client, uri, client.create_experiment(settings.experiment, location))
+        return Tracking(client, uri, _experiment(client, settings.experiment, location))
     except (MlflowException, SQLAlchemyError) as error:
         raise PipelineError(
             f"MLflow at {url.render_as_string()} does not answer ({_cause(error)}); start it, or "
             "mend MLFLOW_TRACKING_URI or record.tracking_uri in params.yaml"
         ) from error
+
+
+def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
+    """Return the id of the experiment, which is made when it is missing."""
+    if client.get_experiment_by_name(name) is None:
+        try:
+            client.create_experiment(name, location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another in the same second
+                raise
+    found = client.get_experiment_by_name(name)
+    assert found is not None
+    if found.lifecycle_stage == "deleted":
+        raise ConfigError(
+            f"the MLflow experiment {name!r} was deleted; bring it back with `mlflow experiments "
+            f"restore --experiment-id {found.experiment_id}`, or name another in record.experiment"
+        )
+    return str(found.experiment_id)
 
 
 def _local_database(root: Path, url: URL) -> Path | None:

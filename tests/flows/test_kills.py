@@ -5,6 +5,7 @@ champion is one that did not pass. Workers and PostgreSQL are killed in test_ser
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -166,6 +167,25 @@ def test_flow_killed_while_it_registers(running: Running, undisturbed: bytes) ->
     process.wait()
     assert champion(running) == "1"
     running.run()
+    assert_as_undisturbed(running, undisturbed)
+
+
+def test_of_two_in_the_same_second_one_runs_and_the_other_says_why_not(
+    running: Running, undisturbed: bytes
+) -> None:
+    (running.root / "slow").touch()
+    both = [running.start(), running.start()]
+    wait_for((running.root / "pid").exists)
+    wait_for(lambda: any(process.poll() is not None for process in both))
+    (refused,) = [process for process in both if process.poll() is not None]
+    said, _ = refused.communicate()
+    assert refused.returncode == 1
+    assert re.search(r"error: (a retraining already runs|DVC is already at work) in .*", said), said
+    assert "Traceback" not in said
+    (running.root / "slow").unlink()
+    (runs,) = [process for process in both if process is not refused]
+    said, _ = runs.communicate(timeout=300)
+    assert runs.returncode == 0, said
     assert_as_undisturbed(running, undisturbed)
 
 

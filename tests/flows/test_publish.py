@@ -11,7 +11,7 @@ from firstkd.settings import PublishSettings, Settings, load_settings
 from flows.processes import OutputSink
 from flows.publish import PUBLISHED_TAG, is_published, publish
 from flows.record import record
-from flows.registry import register, versions
+from flows.registry import aliases, register, versions
 from flows.reproduce import reproduce
 from flows.tracking import Tracking, open_tracking
 from flows.workspace import Workspace
@@ -121,6 +121,24 @@ def test_a_student_that_the_run_has_not_recorded_is_not_registered(
     with pytest.raises(PipelineError, match=r"dvc\.lock has changed since it was recorded"):
         register(repository, settings, tracking, run_id)
     assert versions(tracking, settings.record.registered_model) == []
+
+
+def test_a_registration_that_was_interrupted_gets_its_alias(
+    repository: Workspace, settings: Settings, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = record(repository, settings, tracking).run_id
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tracking.client, "set_registered_model_alias", killed)
+        register(repository, settings, tracking, run_id)
+    name = settings.record.registered_model
+    assert aliases(tracking, name) == {}
+    version = register(repository, settings, tracking, run_id)
+    assert aliases(tracking, name) == {"challenger": str(version.version)}
+    assert len(versions(tracking, name)) == 1
 
 
 def test_a_damaged_copy_is_named(

@@ -30,6 +30,21 @@ def names(tracking: Tracking) -> list[str]:
 WHOLE = ["distill@first", "evaluate@first", "finetune", "prepare", "report", "retrain"]
 
 
+def test_a_deleted_experiment_is_refused_before_anything_runs(
+    project: Workspace, settings: Settings, tracking: Tracking
+) -> None:
+    tracking.client.delete_experiment(tracking.experiment_id)
+    with pytest.raises(ConfigError, match=r"'firstkd' was deleted; bring it back with `mlflow"):
+        open_tracking(project.root, settings.record)
+
+
+def test_a_password_in_params_yaml_is_refused(project: Workspace, settings: Settings) -> None:
+    uri = "postgresql://someone:secret@127.0.0.1/mlflow"
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI instead") as refused:
+        open_tracking(project.root, settings.record.model_copy(update={"tracking_uri": uri}))
+    assert "secret" not in str(refused.value)
+
+
 def test_record_holds_what_was_made(
     project: Workspace, settings: Settings, tracking: Tracking
 ) -> None:
