@@ -113,9 +113,10 @@ def nothing_to_do(settings: "Settings") -> bool:
         return False
     if registry.can_be_rebuilt_now(here, version):
         return False
-    run = server.client.get_run(registry.run_of(version))
-    if not publish.is_published(settings.publish, run.data.tags):
-        return False
+    if settings.publish.push or settings.publish.branch:
+        run = server.client.get_run(registry.run_of(version))
+        if not publish.is_published(settings.publish, run.data.tags):
+            return False
     name = settings.record.registered_model
     champion = registry.aliases(server, name).get(promotion.CHAMPION)
     in_charge = f"{name} v{champion}" if champion else "none"

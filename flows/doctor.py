@@ -189,5 +189,5 @@ def _answers(name: str, url: str, mend: str) -> Check:
 
 
 def shown(address: str) -> str:
-    """Return an address without the password in it."""
-    return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", address)
+    """Return an address without who and what password is in it."""
+    return re.sub(r"://[^/]*@", "://***@", address)

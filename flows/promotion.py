@@ -127,7 +127,11 @@ def _decide_and_move(
         old = aliases(tracking, name).get(CHAMPION)
         if old == number:  # possibly interrupted after the alias had moved
             _point_previous(tracking, name, _predecessor(tracking, name, number))
+            if version.tags.get(DECISION_TAG) == "rolled back":
+                words = "its rollback was interrupted before it began: it stayed in charge"
+                client.set_model_version_tag(name, number, REASONS_TAG, words)
             client.set_model_version_tag(name, number, DECISION_TAG, "promoted")
+            version = _reload(tracking, version)
             return _in_charge(version)
         against = old if compared else None
         verdict, decision = _judge(workspace, settings, tracking, version, against)

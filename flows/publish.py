@@ -4,7 +4,8 @@ Neither touches the checked-out branch, its index or its files.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from firstkd.errors import ConfigError
@@ -19,14 +20,24 @@ IDENTITY = {
     for what, value in (("NAME", "firstkd"), ("EMAIL", "firstkd@localhost"))
 }
 """Of the pipeline's own commits: a fresh worker has no other."""
+ALONE = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
+"""Nobody is there to answer git or ssh."""
 
 
-def publish(workspace: Workspace, settings: PublishSettings) -> list[str]:
-    """Do what the settings ask for, and return one sentence about each thing done.
+@dataclass(frozen=True)
+class Published:
+    words: list[str]
+    """A sentence about each thing done, or not done."""
+    is_complete: bool
 
-    The data go first: a published dvc.lock names only what can be pulled.
+
+def publish(workspace: Workspace, settings: PublishSettings) -> Published:
+    """Do what the settings ask for.
+
+    The data go first: a published dvc.lock names only what can be pulled. A state that no commit
+    rebuilds goes to no branch; it is complete once that is mended.
     """
-    done = []
+    done, is_complete = [], True
     if settings.push:
         if not workspace.remotes():
             raise ConfigError(
@@ -38,46 +49,68 @@ def publish(workspace: Workspace, settings: PublishSettings) -> list[str]:
     if settings.branch:
         if problem := workspace.git().problem:
             done.append(f"dvc.lock is not committed to {settings.branch}: {problem}")
+            is_complete = False
         else:
-            done.append(commit_lock(workspace, settings.branch))
-            if settings.git_remote:
-                quietly = {"GIT_TERMINAL_PROMPT": "0"}  # nobody is there to answer
-                workspace.run_git("push", settings.git_remote, settings.branch, env=quietly)
-                done.append(f"{settings.branch} is pushed to {settings.git_remote}")
-    return done
+            done += _publish_branch(workspace, settings.branch, settings.git_remote)
+    return Published(done, is_complete)
 
 
 def is_published(settings: PublishSettings, run_tags: Mapping[str, str]) -> bool:
-    """Whether a run says that all that is asked for was done; nothing may be asked for."""
-    asked = settings.push or settings.branch is not None
-    return not asked or run_tags.get(PUBLISHED_TAG) == settings.model_dump_json()
+    """Whether a run says that all that is asked for was done."""
+    return run_tags.get(PUBLISHED_TAG) == settings.model_dump_json()
 
 
-def commit_lock(workspace: Workspace, branch: str) -> str:
+def _publish_branch(workspace: Workspace, branch: str, remote: str | None) -> list[str]:
+    if remote is None:
+        return [commit_lock(workspace, branch)]
+    reference = f"refs/heads/{branch}"
+    # what other machines have published; the first one finds no such branch there
+    _succeeds(workspace, "fetch", remote, f"+{reference}:refs/remotes/{remote}/{branch}", env=ALONE)
+    done = commit_lock(workspace, branch, remote)
+    workspace.run_git("push", remote, f"{reference}:{reference}", env=ALONE)
+    return [done, f"{branch} is pushed to {remote}"]
+
+
+def commit_lock(workspace: Workspace, branch: str, remote: str | None = None) -> str:
     """Commit the present commit's files with the present dvc.lock to a branch; say what was done.
 
-    Nothing is committed where the branch holds the same already.
+    The commit follows the branch as it is here and as the remote was seen last. Nothing is
+    committed where it holds the same already.
     """
     git, reference = workspace.run_git, f"refs/heads/{branch}"
     if _succeeds(workspace, "symbolic-ref", "HEAD") == reference:
         raise ConfigError(
             f"publish.branch: {branch} is checked out here, and what is checked out is not "
-            "touched; name a branch of its own"
+            "touched; name a branch of its own, or leave it with `git switch --detach`"
         )
-    head = git("rev-parse", "HEAD")
-    tip = _succeeds(workspace, "rev-parse", "--verify", "--quiet", reference)
+    tip = _tip(workspace, reference)
+    elsewhere = _tip(workspace, f"refs/remotes/{remote}/{branch}") if remote else None
+    parents = _latest(workspace, [tip, elsewhere, git("rev-parse", "HEAD")])
     tree = _tree_with_lock(workspace)
-    if tip and git("rev-parse", f"{tip}^{{tree}}") == tree:
-        return f"{branch} holds this dvc.lock already ({tip[:8]})"
-    parents = [head]
-    if tip:
-        merged = _succeeds(workspace, "merge-base", "--is-ancestor", head, tip) is not None
-        parents = [tip] if merged else [tip, head]
+    newest = parents[0]
+    holds = len(parents) == 1 and git("rev-parse", f"{newest}^{{tree}}") == tree
+    if holds and newest in (tip, elsewhere):
+        git("update-ref", "-m", "firstkd: follow the remote", reference, newest, tip or "")
+        return f"{branch} holds this dvc.lock already ({newest[:8]})"
     message = f"Retrain\n\ndvc.lock {workspace.lock_digest()}\n"
     arguments = [word for parent in parents for word in ("-p", parent)]
     commit = git("commit-tree", tree, *arguments, "-m", message, env=IDENTITY)
     git("update-ref", "-m", "firstkd: retrain", reference, commit, tip or "")
     return f"dvc.lock is committed to {branch} ({commit[:8]})"
+
+
+def _tip(workspace: Workspace, reference: str) -> str | None:
+    return _succeeds(workspace, "rev-parse", "--verify", "--quiet", reference)
+
+
+def _latest(workspace: Workspace, commits: Sequence[str | None]) -> list[str]:
+    """Return those commits that no other of them follows, in their order."""
+    known = list(dict.fromkeys(commit for commit in commits if commit))
+
+    def follows(later: str, earlier: str) -> bool:
+        return _succeeds(workspace, "merge-base", "--is-ancestor", earlier, later) is not None
+
+    return [c for c in known if not any(follows(other, c) for other in known if other != c)]
 
 
 def _tree_with_lock(workspace: Workspace) -> str:
@@ -93,9 +126,11 @@ def _tree_with_lock(workspace: Workspace) -> str:
         return git("write-tree", env=index)
 
 
-def _succeeds(workspace: Workspace, *arguments: str) -> str | None:
+def _succeeds(
+    workspace: Workspace, *arguments: str, env: dict[str, str] | None = None
+) -> str | None:
     """Return what git says, or None where it exits with an error: its way to say no."""
     try:
-        return workspace.run_git(*arguments)
+        return workspace.run_git(*arguments, env=env)
     except GitError:
         return None

@@ -23,9 +23,9 @@ from flows.curves import LiveRun
 from flows.gate import Verdict
 from flows.notification import notify
 from flows.promotion import CHAMPION, promote
-from flows.publish import PUBLISHED_TAG, publish
+from flows.publish import PUBLISHED_TAG, Published, publish
 from flows.record import Recorded, record
-from flows.registry import aliases, register
+from flows.registry import aliases, register, run_of
 from flows.results import load_results, markdown_image, markdown_table
 from flows.terminal import Terminal, terminal
 from flows.tracking import Tracking, clear_errors, open_tracking
@@ -90,9 +90,12 @@ def _conclude(
         words = verdict.in_words(f"{version.name} v{version.version}")
         notify(settings.retrain, workspace, "promoted", words)
     _show(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
-    for words in _step(publish)(workspace, settings.publish):
+    published: Published = _step(publish)(workspace, settings.publish)
+    for words in published.words:
         get_run_logger().info("%s", words)
-    tracking.client.set_tag(recorded.run_id, PUBLISHED_TAG, settings.publish.model_dump_json())
+    if published.is_complete:
+        as_asked = settings.publish.model_dump_json()
+        tracking.client.set_tag(run_of(version), PUBLISHED_TAG, as_asked)
     champion = aliases(tracking, version.name).get(CHAMPION)
     return Retrained(outcomes, recorded, str(version.version), verdict, champion)
 

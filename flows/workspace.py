@@ -26,6 +26,7 @@ from flows.processes import OutputSink, run_group
 
 KEPT_LINES = 200
 """Of a failed stage's output, to find its error in."""
+GIT_REASONS = ("fatal: ", "error: ", " ! ")
 SHOWN_CHANGES = 3
 """Uncommitted files that are named."""
 
@@ -269,7 +270,10 @@ class Workspace:
             raise GitError("git is not installed") from error
         if done.returncode:
             said = done.stderr.strip() or f"git {arguments[0]} failed"
-            raise GitError(said.splitlines()[0].removeprefix("fatal: ").removeprefix("error: "))
+            lines = said.splitlines()
+            # a refused push begins with the address
+            reason = next((line for line in lines if line.startswith(GIT_REASONS)), lines[0])
+            raise GitError(reason.strip().removeprefix("fatal: ").removeprefix("error: "))
         return done.stdout.strip()
 
 

@@ -230,6 +230,24 @@ def test_crash_on_the_way_from_an_earlier_decision_is_taken_up(
     assert rollback(project, lenient, tracking) == ("2", "1")
 
 
+def test_a_rollback_that_was_interrupted_has_not_happened(
+    project: Workspace,
+    lenient: Settings,
+    tracking: Tracking,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    promote(project, lenient, tracking, make(50))
+    second = make(60)
+    promote(project, lenient, tracking, second)
+    with crash_at(2, tracking, monkeypatch):  # marked, but the alias has not moved
+        rollback(project, lenient, tracking)
+    assert in_charge(tracking, lenient)["champion"] == "2"
+    verdict = promote(project, lenient, tracking, second)
+    assert verdict.outcome == "in charge" and "rollback was interrupted" in verdict.in_words("v2")
+    assert rollback(project, lenient, tracking) == ("2", "1")
+
+
 @contextmanager
 def crash_at(call: int, tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let so many writes through, and interrupt at the next."""

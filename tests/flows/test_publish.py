@@ -59,16 +59,18 @@ def test_lock_is_committed_beside_the_users_branch(repository: Workspace) -> Non
     head = git(root, "rev-parse", "HEAD")
     (root / "dvc.yaml").touch()
     said = publish(repository, branch("retrained"))
-    assert said[0].startswith("dvc.lock is committed to retrained (")
+    assert said.words[0].startswith("dvc.lock is committed to retrained (") and said.is_complete
     assert git(root, "show", "retrained:dvc.lock") == (root / "dvc.lock").read_text().strip()
     assert git(root, "show", "retrained:params.yaml") == (root / "params.yaml").read_text().strip()
     assert git(root, "log", "-1", "--format=%an %P", "retrained") == f"firstkd {head}"
     assert git(root, "rev-parse", "HEAD") == head and git(root, "status", "--porcelain") == ""
-    assert publish(repository, branch("retrained"))[0].startswith("retrained holds this dvc.lock")
+    again = publish(repository, branch("retrained"))
+    assert again.words[0].startswith("retrained holds this dvc.lock")
 
     change(root, "distill", "epochs", 5)
     refused = publish(repository, branch("retrained"))
-    assert "not committed to retrained: it was made with uncommitted changes" in refused[0]
+    assert "not committed to retrained: it was made with uncommitted changes" in refused.words[0]
+    assert not refused.is_complete
     git(root, "commit", "-qam", "five epochs")
     dvc(root, "repro", "--quiet")
     publish(repository, branch("retrained"))
@@ -94,7 +96,7 @@ def test_fresh_worker_goes_on_from_what_was_published(
         publish(repository, both)
     git(tmp_path, "init", "-q", "--bare", "shared")
     git(root, "remote", "add", "origin", str(tmp_path / "shared"))
-    assert len(publish(repository, both)) == 3
+    assert len(publish(repository, both).words) == 3
     git(tmp_path, "clone", "-q", "-b", "retrained", str(tmp_path / "shared"), "worker")
     worker = Workspace(tmp_path / "worker")
     assert worker.restore()
@@ -103,9 +105,32 @@ def test_fresh_worker_goes_on_from_what_was_published(
     assert (worker.root / model).read_bytes() == (root / model).read_bytes()
 
 
+def test_what_another_machine_has_published_is_followed(
+    repository: Workspace, tmp_path: Path
+) -> None:
+    root, asked = repository.root, PublishSettings(push=False, branch="new", git_remote="origin")
+    git(tmp_path, "init", "-q", "--bare", "shared")
+    git(root, "remote", "add", "origin", str(tmp_path / "shared"))
+    publish(repository, asked)
+    first = git(root, "rev-parse", "new")
+    git(tmp_path, "clone", "-q", "-b", "new", str(tmp_path / "shared"), "other")
+    other = Workspace(tmp_path / "other")
+    git(other.root, "switch", "-q", "--detach")
+    (other.root / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    publish(other, asked)
+    second = git(other.root, "rev-parse", "new")
+    assert git(other.root, "log", "-1", "--format=%P", "new") == first
+    change(root, "distill", "epochs", 5)
+    git(root, "commit", "-qam", "five epochs")
+    dvc(root, "repro", "--quiet")
+    publish(repository, asked)
+    head = git(root, "rev-parse", "HEAD")
+    assert git(root, "log", "-1", "--format=%P", "new").split() == [second, head]
+    assert git(tmp_path / "shared", "rev-parse", "new") == git(root, "rev-parse", "new")
+
+
 def test_what_was_not_published_is_not_done() -> None:
     asked = branch("retrained")
-    assert is_published(branch(None), {})
     assert not is_published(asked, {})
     assert is_published(asked, {PUBLISHED_TAG: asked.model_dump_json()})
     assert not is_published(branch("elsewhere"), {PUBLISHED_TAG: asked.model_dump_json()})
