@@ -214,6 +214,26 @@ def test_what_two_processes_began_one_goes_on_with(project, undisturbed):
         assert changed["loss"] == pytest.approx(alone["loss"], rel=1e-3)
 
 
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(project, undisturbed):
+    project.change(processes=2)
+    process = project.start()
+    project.reach(process, lambda: project.checkpoints() == ["step-00000005", "step-00000010"])
+    ranks = children(process.pid)
+    process.kill()
+    process.communicate()
+    wait_until_gone(ranks)  # they save the step that they are in
+    *_, newest = sorted(project.root.glob("data/.train/*/step-*/rank-1.safetensors"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    process = project.start()
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert "damaged checkpoint, the one before is taken" in said
+    assert "going on after step" in said
+    assert result(project) == result(undisturbed[2])
+
+
 def test_a_changed_setting_begins_anew(project):
     process = project.start()
     project.reach(process, lambda: len(project.checkpoints()) == 2)
