@@ -62,7 +62,7 @@ class Source(Section):
     firstkd/sources.py has the whole syntax."""
     sha256: Sha256 | None = None
     """Of the file (without its .gz), or of the folder's sorted `sha256  name` lines; a mismatch
-    is an error."""
+    is an error. Needed where nothing else would notice a change."""
 
 
 ColumnName = Annotated[str, Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""Tell someone outside when a retraining failed or a student was promoted."""
+"""Tell someone outside when a retraining failed or the champion changed."""
 
 import logging
 import os
@@ -7,7 +7,6 @@ from typing import Literal
 
 import httpx
 
-from firstkd.settings import RetrainSettings
 from flows.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -15,14 +14,16 @@ log = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 10.0
 
 
-def notify(
-    settings: RetrainSettings, workspace: Workspace, event: Literal["failed", "promoted"], text: str
-) -> None:
-    """POST a small JSON to the webhook, if one is set; a trouble with it is only logged.
+Event = Literal["failed", "promoted", "rolled back"]
 
-    FIRSTKD_WEBHOOK in the environment goes before the settings: many such addresses are secrets.
+
+def notify(webhook: str | None, workspace: Workspace, event: Event, text: str) -> None:
+    """POST a small JSON to the webhook, if there is one; a trouble with it is only logged.
+
+    FIRSTKD_WEBHOOK in the environment goes before `webhook`, that of the settings: many such
+    addresses are secrets.
     """
-    url = os.environ.get("FIRSTKD_WEBHOOK") or settings.webhook
+    url = os.environ.get("FIRSTKD_WEBHOOK") or webhook
     if not url:
         return
     message = {

@@ -39,6 +39,7 @@ def promote(
 ) -> None:
     """Let a registered version through the gate, and put it in charge if it passes."""
     from flows import promotion, registry
+    from flows.notification import notify
 
     here, settings, server = _open()
     name = settings.record.registered_model
@@ -49,9 +50,12 @@ def promote(
         verdict = promotion.promote_on_request(
             here, settings, server, chosen, compared=not no_comparison
         )
-    typer.echo(verdict.in_words(f"{name} v{chosen.version}"))
+    words = verdict.in_words(f"{name} v{chosen.version}")
+    typer.echo(words)
     if dry_run:
         typer.echo("This was a dry run: nothing has changed.")
+    elif verdict.outcome == "promoted":
+        notify(settings.retrain.webhook, here, "promoted", words)
     if not verdict.passed:
         raise typer.Exit(1)
 
@@ -59,12 +63,13 @@ def promote(
 def rollback() -> None:
     """Put the champion's predecessor back in charge."""
     from flows import promotion
+    from flows.notification import notify
 
     here, settings, server = _open()
-    old, new = promotion.rollback(here, settings, server)
-    typer.echo(
-        f"The champion is {settings.record.registered_model} v{new}; v{old} was rolled back."
-    )
+    old, new = promotion.rollback(settings, server)
+    words = f"The champion is {settings.record.registered_model} v{new}; v{old} was rolled back."
+    typer.echo(words)
+    notify(settings.retrain.webhook, here, "rolled back", words)
 
 
 def history() -> None:
@@ -109,14 +114,15 @@ def schedule(
     """Retrain on a schedule, as long as this command runs; where nothing is new, do nothing."""
     from firstkd.settings import load_settings
     from flows import schedule
+    from flows.workspace import Workspace
 
     load_settings(ROOT / "params.yaml")
     when = schedule.make_schedule(cron, interval, timezone)
     url = schedule.check_server()
-    root = ROOT.resolve()
-    typer.echo(f"Retraining {root} on schedule as {schedule.deployment_name(root)} at {url}")
-    typer.echo(f"Now and then: prefect deployment run 'retrain/{schedule.deployment_name(root)}'")
-    schedule.serve(root, when)
+    here = Workspace(ROOT.resolve())
+    typer.echo(f"Retraining {here.root} on schedule as {here.name} at {url}")
+    typer.echo(f"Now and then: prefect deployment run 'retrain/{here.name}'")
+    schedule.serve(here, when)
 
 
 def reproduce(

@@ -1,10 +1,13 @@
 """Who is in charge: take the gate's decision on a version, keep it, and move the aliases.
 
 The champion's alias is the one truth about who serves. It moves last: a crash before it leaves
-the old champion in charge, and the next run takes up what was interrupted.
+the old champion in charge, and the next run takes up what was interrupted. A decision is taken
+freely, which may need minutes, and written under the registry's lease if the champion that it
+rests on is still in charge.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -13,7 +16,8 @@ from mlflow.entities.model_registry import ModelVersion
 from firstkd.errors import PipelineError
 from firstkd.settings import Settings
 from flows.gate import Evidence, Verdict, answered_alike, decide
-from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, load_evidence, run_of
+from flows.lease import registry_lease
+from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, load_evidence, run_of, versions
 from flows.remeasure import holds_questions, measure_again
 from flows.tracking import Tracking
 from flows.workspace import Workspace
@@ -27,7 +31,7 @@ BASIS_TAG = "decision_basis"
 """What the decision rests on: with another champion or other limits it is taken anew."""
 TIME_TAG = "decided_at"
 REPLACED_TAG = "replaced"
-"""The champion whose place a version took: what `rollback` goes back to."""
+"""The champions before a version, the latest first: what `rollback` goes back to."""
 
 
 def promote(
@@ -37,11 +41,9 @@ def promote(
 
     A decision that still stands is not taken again.
     """
-    with workspace.promoting():
-        current = _reload(tracking, version)
-        return standing(settings, tracking, current) or _decide_and_move(
-            workspace, settings, tracking, current, compared=True
-        )
+    return standing(settings, tracking, _reload(tracking, version)) or _decide_and_move(
+        workspace, settings, tracking, version, compared=True, anew=False
+    )
 
 
 def promote_on_request(
@@ -56,9 +58,7 @@ def promote_on_request(
     Without comparison only the limits on the version itself hold: the way out when the champion
     was tested on other questions and cannot be measured again.
     """
-    with workspace.promoting():
-        current = _reload(tracking, version)
-        return _decide_and_move(workspace, settings, tracking, current, compared)
+    return _decide_and_move(workspace, settings, tracking, version, compared, anew=True)
 
 
 def judge(
@@ -91,14 +91,14 @@ def standing(settings: Settings, tracking: Tracking, version: ModelVersion) -> V
     return None
 
 
-def rollback(workspace: Workspace, settings: Settings, tracking: Tracking) -> tuple[str, str]:
+def rollback(settings: Settings, tracking: Tracking) -> tuple[str, str]:
     """Put the champion's predecessor back in charge; return both numbers, old and new.
 
     The one that leaves is marked, so that the next retraining does not promote it again. Raises
     PipelineError when there is nothing to go back to.
     """
     name, client = settings.record.registered_model, tracking.client
-    with workspace.promoting():
+    with registry_lease(tracking, name):
         old = aliases(tracking, name).get(CHAMPION)
         if old is None:
             raise PipelineError(f"{name} has no champion to roll back")
@@ -121,41 +121,65 @@ def _decide_and_move(
     tracking: Tracking,
     version: ModelVersion,
     compared: bool,
+    anew: bool,
 ) -> Verdict:
-    name, number, client = version.name, str(version.version), tracking.client
+    """Decide, and write it; `anew`, whatever may have been decided before or meanwhile."""
+    name, number = version.name, str(version.version)
     while True:
-        old = aliases(tracking, name).get(CHAMPION)
-        if old == number:  # possibly interrupted after the alias had moved
-            _point_previous(tracking, name, _predecessor(tracking, name, number))
-            if version.tags.get(DECISION_TAG) == "rolled back":
-                words = "its rollback was interrupted before it began: it stayed in charge"
-                client.set_model_version_tag(name, number, REASONS_TAG, words)
-            client.set_model_version_tag(name, number, DECISION_TAG, "promoted")
-            version = _reload(tracking, version)
-            return _in_charge(version)
-        against = old if compared else None
+        champion = aliases(tracking, name).get(CHAMPION)
+        against = champion if compared and champion != number else None
         verdict, decision = _judge(workspace, settings, tracking, version, against)
-        now = _now()
-        file = f"promotion/version-{number}/{now.replace(':', '')}.json"
-        client.log_dict(run_of(version), {**decision, "decided_at": now}, file)
-        tags = {
-            REASONS_TAG: "\n".join(verdict.reasons),
-            BASIS_TAG: _basis(settings, version, old),
-            TIME_TAG: now,
-        }
-        if verdict.passed and old:
-            tags[REPLACED_TAG] = old
-        if DECISION_TAG in _tags(tracking, name, number):
-            client.delete_model_version_tag(name, number, DECISION_TAG)
-        for key, value in tags.items():
-            client.set_model_version_tag(name, number, key, value)
-        if verdict.passed:
-            if aliases(tracking, name).get(CHAMPION) != old:
-                continue  # a promotion from another workspace came in between
-            client.set_registered_model_alias(name, CHAMPION, number)
-            _point_previous(tracking, name, old)
-        client.set_model_version_tag(name, number, DECISION_TAG, verdict.outcome)
-        return verdict
+        with registry_lease(tracking, name):
+            version = _reload(tracking, version)
+            if not anew and (found := standing(settings, tracking, version)):
+                return found  # by another workspace, meanwhile
+            if aliases(tracking, name).get(CHAMPION) != champion:
+                continue  # a promotion or a rollback came in between
+            if champion == number:
+                return _stay(tracking, version)
+            _write_decision(settings, tracking, version, champion, verdict, decision)
+            return verdict
+
+
+def _stay(tracking: Tracking, version: ModelVersion) -> Verdict:
+    """Finish what was interrupted, if anything was, after the alias had moved to this version."""
+    name, number, client = version.name, str(version.version), tracking.client
+    _point_previous(tracking, name, _predecessor(tracking, name, number))
+    if version.tags.get(DECISION_TAG) == "rolled back":
+        words = "its rollback was interrupted before it began: it stayed in charge"
+        client.set_model_version_tag(name, number, REASONS_TAG, words)
+    client.set_model_version_tag(name, number, DECISION_TAG, "promoted")
+    return _in_charge(_reload(tracking, version))
+
+
+def _write_decision(
+    settings: Settings,
+    tracking: Tracking,
+    version: ModelVersion,
+    champion: str | None,
+    verdict: Verdict,
+    decision: dict[str, object],
+) -> None:
+    name, number, client = version.name, str(version.version), tracking.client
+    now = _now()
+    file = f"promotion/version-{number}/{now.replace(':', '')}.json"
+    client.log_dict(run_of(version), {**decision, "decided_at": now}, file)
+    tags = {
+        REASONS_TAG: "\n".join(verdict.reasons),
+        BASIS_TAG: _basis(settings, version, champion),
+        TIME_TAG: now,
+    }
+    if verdict.passed and champion:
+        earlier = [champion, *_replaced(_tags(tracking, name, champion))]
+        tags[REPLACED_TAG] = " ".join(other for other in earlier if other != number)
+    if DECISION_TAG in version.tags:
+        client.delete_model_version_tag(name, number, DECISION_TAG)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, number, key, value)
+    if verdict.passed:
+        client.set_registered_model_alias(name, CHAMPION, number)
+        _point_previous(tracking, name, champion)
+    client.set_model_version_tag(name, number, DECISION_TAG, verdict.outcome)
 
 
 def _judge(
@@ -200,15 +224,16 @@ def _record_of(evidence: Evidence) -> dict[str, object]:
 
 
 def _predecessor(tracking: Tracking, name: str, number: str) -> str | None:
-    """Return the champion before a version, passing over those that were rolled back."""
-    seen = {number}
-    while number := _tags(tracking, name, number).get(REPLACED_TAG, ""):
-        if number in seen:
-            return None
-        seen.add(number)
-        if _tags(tracking, name, number).get(DECISION_TAG) != "rolled back":
-            return number
+    """Return the champion before a version, passing over those rolled back or deleted since."""
+    tags = {str(version.version): version.tags for version in versions(tracking, name)}
+    for earlier in _replaced(tags[number]):
+        if earlier in tags and tags[earlier].get(DECISION_TAG) != "rolled back":
+            return earlier
     return None
+
+
+def _replaced(tags: Mapping[str, str]) -> list[str]:
+    return tags.get(REPLACED_TAG, "").split()
 
 
 def _point_previous(tracking: Tracking, name: str, number: str | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from firstkd.errors import ConfigError
 from firstkd.settings import PublishSettings
+from flows.processes import OutputSink
 from flows.workspace import GitError, Workspace
 
 PUBLISHED_TAG = "published"
@@ -31,7 +32,7 @@ class Published:
     is_complete: bool
 
 
-def publish(workspace: Workspace, settings: PublishSettings) -> Published:
+def publish(workspace: Workspace, settings: PublishSettings, sink: OutputSink) -> Published:
     """Do what the settings ask for.
 
     The data go first: a published dvc.lock names only what can be pulled. A state that no commit
@@ -44,7 +45,7 @@ def publish(workspace: Workspace, settings: PublishSettings) -> Published:
                 "publish.push in params.yaml needs a DVC remote; add one with "
                 "`dvc remote add --default NAME URL`"
             )
-        workspace.push()
+        workspace.push(sink)
         done.append("the outputs are pushed to the DVC remote")
     if settings.branch:
         if problem := workspace.git().problem:

@@ -21,8 +21,9 @@ from flows.tracking import Tracking
 from flows.workspace import Workspace
 
 LOCK_TAG = "dvc_lock_sha256"
+WORKSPACE_TAG = "workspace"
 COMPLETE_TAG = "recorded"
-"""Set last: a run without it was interrupted and is written anew."""
+"""Set last: a run of this workspace without it was interrupted and is written anew."""
 
 NUMBERS = ("metrics.json", "summary.json")
 SMALL_FILES = {".json", ".png", ".html"}
@@ -42,18 +43,28 @@ def record(
 ) -> Recorded:
     """Record the workspace's present state, unless that was done before.
 
-    A run of the same state that was interrupted on the way is replaced.
+    A run of the same state that was interrupted on the way here is replaced; another workspace's
+    may be at work.
     """
     digest = workspace.lock_digest()
     client = tracking.client
-    for run in _runs(tracking, f"tags.{LOCK_TAG} = '{digest}'"):
+    runs = _runs(tracking, f"tags.{LOCK_TAG} = '{digest}'")
+    for run in runs:
         if COMPLETE_TAG in run.data.tags:
             return Recorded(run.info.run_id, is_new=False)
+    for run in runs:
+        if run.data.tags[WORKSPACE_TAG] != workspace.name:
+            continue
         for child in _runs(tracking, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}'"):
             client.delete_run(child.info.run_id)
         client.delete_run(run.info.run_id)
 
-    tags = {**_identity(workspace), LOCK_TAG: digest, "prefect_flow_run_id": flow_run_id}
+    tags = {
+        **_identity(workspace),
+        LOCK_TAG: digest,
+        WORKSPACE_TAG: workspace.name,
+        "prefect_flow_run_id": flow_run_id,
+    }
     run_id = client.create_run(
         tracking.experiment_id, run_name=f"retrain {digest[:8]}", tags=tags
     ).info.run_id

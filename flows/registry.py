@@ -20,6 +20,7 @@ from firstkd.errors import ArtifactError, PipelineError
 from firstkd.files import read_json, sha256_of
 from firstkd.settings import Settings
 from flows.gate import Evidence
+from flows.lease import registry_lease
 from flows.record import LOCK_TAG
 from flows.tracking import Tracking
 from flows.workspace import Workspace
@@ -60,31 +61,46 @@ def register(
 ) -> ModelVersion:
     """Return the registered version of the workspace's present student, made if need be.
 
-    There is one version per dvc.lock; a new one gets the alias `challenger`. One that was made
-    from uncommitted changes counts as reproducible once they are committed.
+    There is one version per dvc.lock, whoever registers it; a new one gets the alias
+    `challenger`. One that was made from uncommitted changes counts as reproducible once they are
+    committed.
 
     Raises PipelineError when what lies here is no longer what the run has recorded.
     """
     name, client = settings.record.registered_model, tracking.client
-    if present := find_version(workspace, settings, tracking):
-        if can_be_rebuilt_now(workspace, present):
-            _note_commit(workspace, tracking, present)
-        number = str(present.version)
-        if number == str(versions(tracking, name)[0].version):  # possibly interrupted before this
-            client.set_registered_model_alias(name, CHALLENGER, number)
-        return client.get_model_version(name, number)
+    version = find_version(workspace, settings, tracking)
+    if version is None:
+        version = _make_version(workspace, settings, tracking, run_id)
+    elif can_be_rebuilt_now(workspace, version):
+        _note_commit(workspace, tracking, version)
+    number = str(version.version)
+    if number == str(versions(tracking, name)[0].version):  # possibly interrupted before this
+        client.set_registered_model_alias(name, CHALLENGER, number)
+    return client.get_model_version(name, number)
+
+
+def _make_version(
+    workspace: Workspace, settings: Settings, tracking: Tracking, run_id: str
+) -> ModelVersion:
+    name, client = settings.record.registered_model, tracking.client
     digest = client.get_run(run_id).data.tags[LOCK_TAG]
     _check_unchanged(workspace, digest)
     tags = {LOCK_TAG: digest, **_tags(workspace, settings)}
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
     with tracking.as_default():
         model = _log_model(workspace.root, settings, run_id)
-        _check_unchanged(workspace, digest)
-        version = client.create_model_version(
-            name, model.model_uri, run_id, tags, model_id=model.model_id
-        )
-    client.set_registered_model_alias(name, CHALLENGER, version.version)
+    _check_unchanged(workspace, digest)
+    with registry_lease(tracking, name):
+        if present := find_version(workspace, settings, tracking):
+            return present  # of another workspace with the same state, meanwhile
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        with tracking.as_default():
+            client.create_model_version(
+                name, model.model_uri, run_id, tags, model_id=model.model_id
+            )
+        version, *repeated = _of_digest(tracking, name, digest)
+        for extra in repeated:  # MLflow repeats a request whose answer was lost
+            client.delete_model_version(name, str(extra.version))
     return version
 
 
@@ -100,9 +116,14 @@ def find_version(
     workspace: Workspace, settings: Settings, tracking: Tracking
 ) -> ModelVersion | None:
     """Return the version of the workspace's present student, if it is registered."""
-    name, digest = settings.record.registered_model, workspace.lock_digest()
+    found = _of_digest(tracking, settings.record.registered_model, workspace.lock_digest())
+    return next(iter(found), None)
+
+
+def _of_digest(tracking: Tracking, name: str, digest: str) -> list[ModelVersion]:
     condition = f"name = '{name}' and tags.{LOCK_TAG} = '{digest}'"
-    return next(iter(tracking.client.search_model_versions(condition)), None)
+    found = tracking.client.search_model_versions(condition)
+    return sorted(found, key=lambda version: int(version.version))
 
 
 def versions(tracking: Tracking, name: str) -> list[ModelVersion]:

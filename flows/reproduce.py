@@ -22,6 +22,9 @@ from flows.registry import NOT_REPRODUCIBLE_TAG, run_of
 from flows.tracking import Tracking
 from flows.workspace import GitError, Workspace
 
+FETCH, FETCHED = "fetch", "data/fetch"
+"""The stage that depends on what is not in the commit, and its output."""
+
 
 @dataclass(frozen=True)
 class Reproduced:
@@ -42,7 +45,8 @@ def reproduce(
 ) -> Reproduced:
     """Bring a version's files back and compare hashes, metrics and weights.
 
-    With `rebuild` every stage runs again; otherwise only those whose outputs are in no cache.
+    With `rebuild` every stage runs again on the sources that DVC has kept; otherwise only those
+    whose outputs are in no cache.
     Raises PipelineError when the version says itself that no commit rebuilds it.
     """
     who, commit = f"{version.name} v{version.version}", version.tags["git_commit"]
@@ -52,9 +56,8 @@ def reproduce(
     with TemporaryDirectory() as scratch, _worktree(workspace, commit, folder) as there:
         kept = Path(tracking.client.download_artifacts(run_of(version), "", scratch))
         shutil.copy(kept / "dvc.lock", there.root)
-        shutil.copytree(workspace.root / "sources", there.root / "sources", dirs_exist_ok=True)
         there.use_cache_of(workspace)
-        way = _bring_back(there, rebuild, sink)
+        way = _bring_back(there, workspace.root / "sources", rebuild, sink)
         compared = [(False, f"damaged  {path}: not as dvc.lock says") for path in there.damaged()]
         compared += _compare(there.root, kept, tracking, version)
         differences = [words for same, words in compared if not same]
@@ -82,13 +85,18 @@ def _worktree(workspace: Workspace, commit: str, folder: Path) -> Iterator[Works
         raise
 
 
-def _bring_back(there: Workspace, rebuild: bool, sink: OutputSink) -> str:
-    if rebuild:
-        there.reproduce_all(sink, force=True)
+def _bring_back(there: Workspace, sources: Path, rebuild: bool, sink: OutputSink) -> str:
+    """Sources of today are taken only where DVC has not kept those of then."""
+    if rebuild and there.restore(sink, FETCHED):
+        there.rebuild([stage for stage in there.stages() if stage != FETCH], sink)
         return "every stage ran again"
-    if there.restore():
+    if not rebuild and there.restore(sink):
         return "DVC had a copy of everything"
-    there.reproduce_all(sink, force=False)
+    shutil.copytree(sources, there.root / "sources", dirs_exist_ok=True)
+    if rebuild:
+        there.rebuild(there.stages(), sink)
+        return "every stage ran again, on the sources of today"
+    there.reproduce_all(sink)
     return "what DVC had no copy of was built again"
 
 

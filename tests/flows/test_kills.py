@@ -6,6 +6,7 @@ champion is one that did not pass. Workers and PostgreSQL are killed in test_ser
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,10 @@ class Running:
         wait_for((self.root / "pid").exists)
         time.sleep(0.2)  # until the number is whole
         return process, int((self.root / "pid").read_text())
+
+    def wait_for_the_stages(self, lock: bytes) -> None:
+        """Wait until only the record, the registration and the decision are left to do."""
+        wait_for(lambda: (self.root / "dvc.lock").read_bytes() == lock)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -160,12 +165,15 @@ def test_killed_stage_is_tried_again_in_the_same_run(running: Running, undisturb
     assert_as_undisturbed(running, undisturbed)
 
 
-def test_flow_killed_while_it_registers(running: Running, undisturbed: bytes) -> None:
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0, 3.0, 4.5])
+def test_flow_killed_while_it_records_registers_and_promotes(
+    running: Running, undisturbed: bytes, seconds: float
+) -> None:
     process = running.start()
-    wait_for(lambda: len(list((running.root / "mlflow").rglob("evaluation"))) == 2)
+    running.wait_for_the_stages(undisturbed)
+    time.sleep(seconds)
     process.kill()
     process.wait()
-    assert champion(running) == "1"
     running.run()
     assert_as_undisturbed(running, undisturbed)
 
@@ -245,3 +253,45 @@ def test_killed_mlflow_server(
     mlflow_server()
     assert "── distill@first" not in running.run()
     assert_as_undisturbed(running, undisturbed, running.environment["MLFLOW_TRACKING_URI"])
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 3.0])
+def test_mlflow_server_killed_while_it_is_written_to(
+    running: Running,
+    undisturbed: bytes,
+    mlflow_server: Callable[[], subprocess.Popen[bytes]],
+    seconds: float,
+) -> None:
+    server = mlflow_server()
+    process = running.start()
+    running.wait_for_the_stages(undisturbed)
+    time.sleep(seconds)
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 or "error: MLflow at http://127.0.0.1:" in said, said
+    assert "Traceback" not in said
+    mlflow_server()
+    running.run()
+    assert_as_undisturbed(running, undisturbed, running.environment["MLFLOW_TRACKING_URI"])
+
+
+def test_two_clones_with_the_same_state_register_it_once(
+    running: Running,
+    undisturbed: bytes,
+    mlflow_server: Callable[[], subprocess.Popen[bytes]],
+    tmp_path: Path,
+) -> None:
+    mlflow_server()
+    clone = replace(running, root=shutil.copytree(running.root, tmp_path / "clone"))
+    both = [running.start(), clone.start()]
+    for process in both:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    assert (clone.root / "dvc.lock").read_bytes() == undisturbed
+    uri = running.environment["MLFLOW_TRACKING_URI"]
+    assert champion(running, uri) == "2"
+    found = MlflowClient(uri).search_model_versions(f"name = '{running.model}'")
+    assert sorted(int(version.version) for version in found) == [1, 2]
+    assert "Nothing has changed" in running.run()
+    assert "Nothing has changed" in clone.run()

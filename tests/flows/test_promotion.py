@@ -1,6 +1,7 @@
 """Who is in charge, on a real registry: decisions, crashes, rollbacks, two at once."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +13,9 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion
 
 from firstkd.errors import PipelineError
-from firstkd.settings import Settings, load_settings
+from firstkd.settings import PromoteSettings, Settings, load_settings
 from flows import promotion
+from flows.gate import Evidence, Verdict
 from flows.history import history
 from flows.promotion import judge, promote, promote_on_request, rollback, standing
 from flows.record import record
@@ -110,12 +112,34 @@ def test_previous_follows_and_rollback_goes_back_step_by_step(
     for right in (50, 60, 70):
         assert promote(project, lenient, tracking, make(right)).passed
     assert in_charge(tracking, lenient) == {"champion": "3", "previous": "2"}
-    assert rollback(project, lenient, tracking) == ("3", "2")
+    assert rollback(lenient, tracking) == ("3", "2")
     assert in_charge(tracking, lenient) == {"champion": "2", "previous": "1"}
-    assert rollback(project, lenient, tracking) == ("2", "1")
+    assert rollback(lenient, tracking) == ("2", "1")
     assert in_charge(tracking, lenient) == {"champion": "1"}
     with pytest.raises(PipelineError, match="v1 has no predecessor"):
-        rollback(project, lenient, tracking)
+        rollback(lenient, tracking)
+
+
+def test_a_champion_that_comes_again_keeps_who_was_before_it(
+    project: Workspace, lenient: Settings, tracking: Tracking, make: Make
+) -> None:
+    first, second, third = make(50), make(60), make(60)
+    for version in (first, second, third, second):
+        assert promote_on_request(project, lenient, tracking, version, compared=True).passed
+    assert in_charge(tracking, lenient) == {"champion": "2", "previous": "3"}
+    assert rollback(lenient, tracking) == ("2", "3")
+    assert rollback(lenient, tracking) == ("3", "1")
+    with pytest.raises(PipelineError, match="v1 has no predecessor"):
+        rollback(lenient, tracking)
+
+
+def test_rollback_passes_over_a_version_that_was_deleted(
+    project: Workspace, lenient: Settings, tracking: Tracking, make: Make
+) -> None:
+    for right in (50, 60, 70):
+        promote(project, lenient, tracking, make(right))
+    tracking.client.delete_model_version(lenient.record.registered_model, "2")
+    assert rollback(lenient, tracking) == ("3", "1")
 
 
 def test_rolled_back_version_stays_back_until_asked_for(
@@ -124,7 +148,7 @@ def test_rolled_back_version_stays_back_until_asked_for(
     promote(project, lenient, tracking, make(50))
     second = make(60)
     promote(project, lenient, tracking, second)
-    rollback(project, lenient, tracking)
+    rollback(lenient, tracking)
     verdict = promote(project, lenient, tracking, second)  # as the next retraining does
     assert verdict.outcome == "rolled back"
     assert "rolled back to v1 on 20" in verdict.in_words("v2")
@@ -147,7 +171,7 @@ def test_older_state_that_comes_back_is_judged_against_todays_champion(
         lenient, tracking, tracking.client.get_model_version(first.name, str(first.version))
     )
     assert stands == verdict
-    rollback(project, lenient, tracking)  # to the very one that was just rejected
+    rollback(lenient, tracking)  # to the very one that was just rejected
     reloaded = tracking.client.get_model_version(first.name, str(first.version))
     assert promote(project, lenient, tracking, reloaded).outcome == "in charge"
 
@@ -173,7 +197,7 @@ def test_other_test_questions_are_refused_and_what_is_asked_for_passes(
     assert judge(project, lenient, tracking, second, compared=False).passed
     assert in_charge(tracking, lenient)["champion"] == "1"  # judging moves nothing
     assert promote_on_request(project, lenient, tracking, second, compared=False).passed
-    assert rollback(project, lenient, tracking) == ("2", "1")
+    assert rollback(lenient, tracking) == ("2", "1")
 
 
 @pytest.mark.parametrize("call", range(8))
@@ -194,7 +218,7 @@ def test_crash_at_any_write_leaves_a_champion_that_passed(
     verdict = promote(project, lenient, tracking, second)
     assert verdict.passed and "accuracy +0.100" in verdict.in_words("v2")
     assert in_charge(tracking, lenient)["champion"] == "2"
-    assert rollback(project, lenient, tracking) == ("2", "1")
+    assert rollback(lenient, tracking) == ("2", "1")
 
 
 @pytest.mark.parametrize("call", range(9))
@@ -212,7 +236,7 @@ def test_crash_on_the_way_from_an_earlier_decision_is_taken_up(
     second = make(60)
     if before == "rolled back":
         promote(project, lenient, tracking, second)
-        rollback(project, lenient, tracking)
+        rollback(lenient, tracking)
     else:  # what stands in the way is mended afterwards
         number, client = str(second.version), tracking.client
         client.set_model_version_tag(second.name, number, NOT_REPRODUCIBLE_TAG, "uncommitted")
@@ -227,7 +251,7 @@ def test_crash_on_the_way_from_an_earlier_decision_is_taken_up(
         return
     assert promote(project, lenient, tracking, second).passed
     assert in_charge(tracking, lenient)["champion"] == "2"
-    assert rollback(project, lenient, tracking) == ("2", "1")
+    assert rollback(lenient, tracking) == ("2", "1")
 
 
 def test_a_rollback_that_was_interrupted_has_not_happened(
@@ -241,11 +265,11 @@ def test_a_rollback_that_was_interrupted_has_not_happened(
     second = make(60)
     promote(project, lenient, tracking, second)
     with crash_at(2, tracking, monkeypatch):  # marked, but the alias has not moved
-        rollback(project, lenient, tracking)
+        rollback(lenient, tracking)
     assert in_charge(tracking, lenient)["champion"] == "2"
     verdict = promote(project, lenient, tracking, second)
     assert verdict.outcome == "in charge" and "rollback was interrupted" in verdict.in_words("v2")
-    assert rollback(project, lenient, tracking) == ("2", "1")
+    assert rollback(lenient, tracking) == ("2", "1")
 
 
 @contextmanager
@@ -270,51 +294,66 @@ def crash_at(call: int, tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> 
         yield
 
 
-def test_champion_that_changes_meanwhile_is_noticed(
+def test_nothing_waits_for_a_decision_that_takes_long_and_it_is_taken_again(
     project: Workspace,
     lenient: Settings,
     tracking: Tracking,
     make: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A promotion from another workspace, whose hold this one does not know."""
-    promote(project, lenient, tracking, make(50))
+    """While the gate compares, a rollback and a promotion of another workspace go through."""
+    for right in (40, 50):
+        promote(project, lenient, tracking, make(right))
     second, third = make(60), make(80)
-    decide = promotion.decide
+    decide, compared_with = promotion.decide, []
 
-    def slowly(*arguments: object) -> object:
-        client = tracking.client
-        client.set_registered_model_alias(third.name, "champion", str(third.version))
-        return decide(*arguments)  # type: ignore[arg-type]
+    def slowly(challenger: Evidence, champion: Evidence, limits: PromoteSettings) -> Verdict:
+        compared_with.append(champion.version)
+        if champion.version == "2" and challenger.version == "3":
+            assert rollback(lenient, tracking) == ("2", "1")
+            assert promote(project, lenient, tracking, third).passed
+        return decide(challenger, champion, limits)
 
     monkeypatch.setattr(promotion, "decide", slowly)
     verdict = promote(project, lenient, tracking, second)
-    assert verdict.outcome == "rejected" and "champion v3's 0.800" in verdict.in_words("v2")
-    assert in_charge(tracking, lenient)["champion"] == "3"
+    assert compared_with == ["2", "1", "4"]
+    assert verdict.outcome == "rejected" and "champion v4's 0.800" in verdict.in_words("v3")
+    assert in_charge(tracking, lenient)["champion"] == "4"
 
 
 FIRSTKD = [sys.executable, "-c", "from flows.cli import main; main()"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("folders", [1, 2])
 def test_two_promotions_at_once_cannot_both_win(
-    project: Workspace, lenient: Settings, tracking: Tracking, make: Make
+    project: Workspace,
+    lenient: Settings,
+    tracking: Tracking,
+    make: Make,
+    tmp_path: Path,
+    folders: int,
 ) -> None:
     """Each is better than the champion, and neither may follow the other."""
     change(project.root, "promote", "max_ece_increase", 1.0)
     promote(project, lenient, tracking, make(50, elsewhere=50))
     make(60, elsewhere=50)
     make(50, elsewhere=60)
+    other = project.root if folders == 1 else shutil.copytree(project.root, tmp_path / "other")
     both = [
         subprocess.Popen(
             [*FIRSTKD, "promote", "--version", number],
-            cwd=project.root,
-            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
+            cwd=root,
+            env={
+                "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": str(REPOSITORY),
+                "MLFLOW_TRACKING_URI": tracking.uri,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in ("2", "3")
+        for root, number in ((project.root, "2"), (other, "3"))
     ]
     said = [process.communicate(timeout=120) for process in both]
     assert sorted(process.returncode for process in both) == [0, 1], said

@@ -1,3 +1,4 @@
+import shutil
 import time
 from pathlib import Path
 
@@ -5,9 +6,10 @@ import pytest
 
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import Settings, load_settings
+from flows import registry
 from flows.curves import LiveRun
 from flows.record import COMPLETE_TAG, Recorded, flatten, record
-from flows.registry import aliases, register
+from flows.registry import aliases, register, versions
 from flows.tracking import Tracking, open_tracking
 from flows.workspace import Workspace
 
@@ -89,6 +91,48 @@ def test_same_state_is_recorded_and_registered_once(
     assert version.tags["test_accuracy"] == "0.6667"
     assert version.tags["recalibration"] == "temperature"
     assert aliases(tracking, version.name) == {"challenger": str(version.version)}
+
+
+def test_a_request_that_was_repeated_leaves_one_version(
+    project: Workspace, settings: Settings, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client asks again when an answer is lost, and the server does it twice."""
+    create = tracking.client.create_model_version
+
+    def twice(*arguments: object, **named: object) -> object:
+        create(*arguments, **named)  # type: ignore[arg-type]
+        return create(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tracking.client, "create_model_version", twice)
+    version = register(project, settings, tracking, record(project, settings, tracking).run_id)
+    assert [str(found.version) for found in versions(tracking, version.name)] == ["1"]
+    assert aliases(tracking, version.name) == {"challenger": "1"}
+
+
+def test_another_workspace_with_the_same_state_is_left_at_work_and_registers_it_once(
+    project: Workspace,
+    settings: Settings,
+    tracking: Tracking,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = Workspace(shutil.copytree(project.root, tmp_path / "other"))
+    first = record(project, settings, tracking)
+    tracking.client.delete_tag(first.run_id, COMPLETE_TAG)  # it is still at work
+    second = record(other, settings, tracking)
+    assert second.is_new
+    assert tracking.client.get_run(first.run_id).info.lifecycle_stage == "active"
+    log_model = registry._log_model
+
+    def overtaken(*arguments: object) -> object:
+        monkeypatch.setattr(registry, "_log_model", log_model)
+        register(other, settings, tracking, second.run_id)
+        return log_model(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(registry, "_log_model", overtaken)
+    version = register(project, settings, tracking, first.run_id)
+    assert version.run_id == second.run_id
+    assert [str(found.version) for found in versions(tracking, version.name)] == ["1"]
 
 
 def test_interrupted_record_is_replaced(

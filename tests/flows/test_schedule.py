@@ -21,11 +21,13 @@ from prefect.client.schemas.filters import DeploymentFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
+from typer.testing import CliRunner
 
 from firstkd.errors import ConfigError
 from firstkd.settings import load_settings
+from flows.cli import app
 from flows.retrain import retrain
-from flows.schedule import deployment_name, make_schedule
+from flows.schedule import make_schedule
 from flows.state import read_state
 from flows.workspace import StageError, TransientStageError, Workspace, WorkspaceBusyError
 from tests.flows.projects import REPOSITORY, change
@@ -169,6 +171,29 @@ def test_webhook_hears_of_promotion_and_failure(
         retrain(str(project.root))
     assert len(messages) == 3
 
+    monkeypatch.setattr(Received, "status", 200)
+    monkeypatch.setenv("FIRSTKD_WEBHOOK", url)
+    (project.root / "params.yaml").write_text("runtime: {}\n")
+    with pytest.raises(ConfigError):
+        retrain(str(project.root))
+    assert messages[3]["event"] == "failed" and "params.yaml" in messages[3]["text"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_webhook_hears_of_a_rollback(
+    project: Workspace, webhook: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, messages = webhook
+    change(project.root, "retrain", "webhook", url)
+    retrain(str(project.root))
+    change(project.root, "distill", "epochs", 5)
+    retrain(str(project.root))
+    monkeypatch.chdir(project.root)
+    done = CliRunner().invoke(app, ["rollback"])
+    assert done.output == "The champion is firstkd-student v1; v2 was rolled back.\n"
+    assert [message["event"] for message in messages] == ["promoted", "promoted", "rolled back"]
+    assert messages[2]["text"] == done.output.strip()
+
 
 def test_schedule_is_checked_at_once() -> None:
     for cron, interval, message in (
@@ -247,7 +272,7 @@ def scheduled(project: Workspace, lasting_server: str) -> Iterator[str]:
             stdout=log,
             stderr=log,
         )
-    yield deployment_name(project.root)
+    yield project.name
     process.send_signal(signal.SIGINT)
     try:
         process.wait(timeout=60)
