@@ -46,6 +46,11 @@ def test_a_service_is_pinned_and_published_on_localhost_alone(name: str) -> None
             assert source in COMPOSE["volumes"]
 
 
+def test_the_gpus_go_to_a_service_that_there_is() -> None:
+    more = YAML(typ="safe").load(INFRA / "docker-compose.gpu.yaml")["services"]
+    assert set(more) == {"worker"} <= set(SERVICES)
+
+
 def test_files_that_containers_run_exist() -> None:
     named = re.findall(r"infra/([\w.-]+)", (INFRA / "docker-compose.yaml").read_text())
     assert named
