@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from firstkd.files import sha256_of
 from firstkd.settings import load_settings
 from flows.gate import decide
-from flows.registry import load_evidence
+from flows.registry import get_version, load_evidence
 from flows.tracking import open_tracking
 
 MADE = {"data", "logs", "mlflow", ".venv", ".git", "dvc.lock"}
@@ -113,8 +113,9 @@ def _promotion_seconds(root: Path) -> float:
     settings = load_settings(root / "params.yaml")
     tracking = open_tracking(root, settings.record)
     name = settings.record.registered_model
+    version = get_version(tracking, name, 1)
     started = time.perf_counter()
-    challenger, champion = (load_evidence(tracking, name, "1") for _ in range(2))
+    challenger, champion = (load_evidence(tracking, version) for _ in range(2))
     decide(challenger, champion, settings.promote)
     return time.perf_counter() - started
 

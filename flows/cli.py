@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from firstkd.settings import Settings
     from flows.retrain import Retrained
+    from flows.tracking import Tracking
+    from flows.workspace import Workspace
 
 ROOT = Path(".")
 INTERRUPTED = 130
@@ -74,6 +76,7 @@ def record() -> None:
     """Write the present state into MLflow and register its student, as after `dvc repro`."""
     from firstkd.settings import load_settings
     from flows import promotion, registry, tracking, workspace
+    from flows.notification import notify_of_promotion
     from flows.record import record as record_state
 
     settings = load_settings(ROOT / "params.yaml")
@@ -85,9 +88,11 @@ def record() -> None:
                 "run `firstkd run` or `dvc repro` first"
             )
         server = tracking.open_tracking(here.root, settings.record)
-        recorded = record_state(here, settings, server)
-        version = registry.register(here, settings, server, recorded.run_id)
-        verdict = promotion.promote(here, settings, server, version)
+        with tracking.clear_errors(server):
+            recorded = record_state(here, settings, server)
+            version = registry.register(here, settings, server, recorded.run_id)
+            verdict = promotion.promote(here, settings, server, version)
+    notify_of_promotion(settings.retrain.webhook, here, version, verdict)
     known = "" if recorded.is_new else " (it was recorded before)"
     typer.echo(f"run {recorded.run_id}{known}: {version.name} v{version.version}")
     typer.echo(verdict.in_words(f"v{version.version}"))
@@ -102,12 +107,19 @@ def nothing_to_do(settings: "Settings") -> bool:
 
     The flow would find the same, after the many seconds that a Prefect server takes to start.
     """
-    from flows import promotion, publish, registry, tracking, workspace
+    from flows import tracking, workspace
 
     here = workspace.Workspace(ROOT.resolve())
     server = tracking.open_tracking(here.root, settings.record)
     if not (here.root / "dvc.lock").exists() or here.stale():
         return False
+    with tracking.clear_errors(server):
+        return _is_concluded(here, settings, server)
+
+
+def _is_concluded(here: "Workspace", settings: "Settings", server: "Tracking") -> bool:
+    from flows import promotion, publish, registry
+
     version = registry.find_version(here, settings, server)
     if version is None or promotion.standing(settings, server, version) is None:
         return False

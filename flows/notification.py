@@ -6,7 +6,9 @@ import socket
 from typing import Literal
 
 import httpx
+from mlflow.entities.model_registry import ModelVersion
 
+from flows.gate import Verdict
 from flows.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -15,6 +17,15 @@ TIMEOUT_SECONDS = 10.0
 
 
 Event = Literal["failed", "promoted", "rolled back"]
+
+
+def notify_of_promotion(
+    webhook: str | None, workspace: Workspace, version: ModelVersion, verdict: Verdict
+) -> None:
+    if verdict.outcome == "promoted":
+        notify(
+            webhook, workspace, "promoted", verdict.in_words(f"{version.name} v{version.version}")
+        )
 
 
 def notify(webhook: str | None, workspace: Workspace, event: Event, text: str) -> None:

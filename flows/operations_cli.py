@@ -3,12 +3,15 @@
 Everything heavy is imported inside the commands, as in flows/cli.py.
 """
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from firstkd.settings import Settings
     from flows.tracking import Tracking
     from flows.workspace import Workspace
@@ -39,23 +42,19 @@ def promote(
 ) -> None:
     """Let a registered version through the gate, and put it in charge if it passes."""
     from flows import promotion, registry
-    from flows.notification import notify
+    from flows.notification import notify_of_promotion
 
-    here, settings, server = _open()
-    name = settings.record.registered_model
-    chosen = registry.get_version(server, name, version)
-    if dry_run:
-        verdict = promotion.judge(here, settings, server, chosen, compared=not no_comparison)
-    else:
-        verdict = promotion.promote_on_request(
-            here, settings, server, chosen, compared=not no_comparison
-        )
-    words = verdict.in_words(f"{name} v{chosen.version}")
-    typer.echo(words)
+    compared = not no_comparison
+    with _opened() as (here, settings, server):
+        name = settings.record.registered_model
+        chosen = registry.get_version(server, name, version)
+        decide = promotion.judge if dry_run else promotion.promote_on_request
+        verdict = decide(here, settings, server, chosen, compared)
+    typer.echo(verdict.in_words(f"{name} v{chosen.version}"))
     if dry_run:
         typer.echo("This was a dry run: nothing has changed.")
-    elif verdict.outcome == "promoted":
-        notify(settings.retrain.webhook, here, "promoted", words)
+    else:
+        notify_of_promotion(settings.retrain.webhook, here, chosen, verdict)
     if not verdict.passed:
         raise typer.Exit(1)
 
@@ -65,8 +64,8 @@ def rollback() -> None:
     from flows import promotion
     from flows.notification import notify
 
-    here, settings, server = _open()
-    old, new = promotion.rollback(settings, server)
+    with _opened() as (here, settings, server):
+        old, new = promotion.rollback(settings, server)
     words = f"The champion is {settings.record.registered_model} v{new}; v{old} was rolled back."
     typer.echo(words)
     notify(settings.retrain.webhook, here, "rolled back", words)
@@ -76,8 +75,8 @@ def history() -> None:
     """Show every registered version with its numbers, the decision on it and its reasons."""
     from flows.history import history
 
-    _, settings, server = _open()
-    lines = list(history(settings, server))
+    with _opened() as (_, settings, server):
+        lines = list(history(settings, server))
     typer.echo("\n".join(lines) if lines else "No student has been registered yet.")
 
 
@@ -90,8 +89,8 @@ def ask(
     """Let the champion answer a question, with its calibrated confidence."""
     from flows.serving import ask_champion
 
-    _, settings, server = _open()
-    version, answer, confidence, abstain = ask_champion(settings, server, question, choice)
+    with _opened() as (_, settings, server):
+        version, answer, confidence, abstain = ask_champion(settings, server, question, choice)
     name = f"{settings.record.registered_model} v{version}"
     if abstain:
         limit = settings.serve.abstain_below
@@ -129,7 +128,10 @@ def reproduce(
     version: Annotated[int, typer.Argument(help="Number of the version.")],
     rebuild: Annotated[
         bool,
-        typer.Option("--rebuild", help="Run every stage again, though DVC has kept its outputs."),
+        typer.Option(
+            "--rebuild",
+            help="Run every stage again, on what was fetched then.",
+        ),
     ] = False,
 ) -> None:
     """Bring a version back from its commit, and compare it with what the registry recorded."""
@@ -137,9 +139,9 @@ def reproduce(
     from flows.reproduce import reproduce
     from flows.terminal import Terminal
 
-    here, settings, server = _open()
-    chosen = registry.get_version(server, settings.record.registered_model, version)
-    result = reproduce(here, server, chosen, rebuild, Terminal())
+    with _opened() as (here, settings, server):
+        chosen = registry.get_version(server, settings.record.registered_model, version)
+        result = reproduce(here, server, chosen, rebuild, Terminal())
     typer.echo("\n".join(result.compared))
     who = f"{chosen.name} v{chosen.version}"
     if result.differences:
@@ -149,10 +151,13 @@ def reproduce(
     typer.echo(f"{who} is reproduced, byte for byte; {result.way}.")
 
 
-def _open() -> "tuple[Workspace, Settings, Tracking]":
+@contextmanager
+def _opened() -> "Iterator[tuple[Workspace, Settings, Tracking]]":
     from firstkd.settings import load_settings
     from flows import tracking, workspace
 
     settings = load_settings(ROOT / "params.yaml")
     root = ROOT.resolve()
-    return workspace.Workspace(root), settings, tracking.open_tracking(root, settings.record)
+    server = tracking.open_tracking(root, settings.record)
+    with tracking.clear_errors(server):
+        yield workspace.Workspace(root), settings, server

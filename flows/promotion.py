@@ -7,8 +7,8 @@ rests on is still in charge.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from mlflow.entities.model_registry import ModelVersion
@@ -69,11 +69,7 @@ def judge(
     compared: bool,
 ) -> Verdict:
     """Return what the gate says of a version now; nothing is written."""
-    name, number = version.name, str(version.version)
-    champion = aliases(tracking, name).get(CHAMPION)
-    if champion == number:
-        return _in_charge(version)
-    return _judge(workspace, settings, tracking, version, champion if compared else None)[0]
+    return _decide(workspace, settings, tracking, version, compared).verdict
 
 
 def standing(settings: Settings, tracking: Tracking, version: ModelVersion) -> Verdict | None:
@@ -98,7 +94,7 @@ def rollback(settings: Settings, tracking: Tracking) -> tuple[str, str]:
     PipelineError when there is nothing to go back to.
     """
     name, client = settings.record.registered_model, tracking.client
-    with registry_lease(tracking, name):
+    with registry_lease(tracking, name) as check:
         old = aliases(tracking, name).get(CHAMPION)
         if old is None:
             raise PipelineError(f"{name} has no champion to roll back")
@@ -108,6 +104,7 @@ def rollback(settings: Settings, tracking: Tracking) -> tuple[str, str]:
                 f"{name} v{old} has no predecessor to go back to: `firstkd history` shows all"
             )
         words = f"it was rolled back to v{target} on {_now()}"
+        check()
         client.set_model_version_tag(name, old, REASONS_TAG, words)
         client.set_model_version_tag(name, old, DECISION_TAG, "rolled back")
         client.set_registered_model_alias(name, CHAMPION, target)
@@ -124,21 +121,19 @@ def _decide_and_move(
     anew: bool,
 ) -> Verdict:
     """Decide, and write it; `anew`, whatever may have been decided before or meanwhile."""
-    name, number = version.name, str(version.version)
     while True:
-        champion = aliases(tracking, name).get(CHAMPION)
-        against = champion if compared and champion != number else None
-        verdict, decision = _judge(workspace, settings, tracking, version, against)
-        with registry_lease(tracking, name):
+        decision = _decide(workspace, settings, tracking, _reload(tracking, version), compared)
+        with registry_lease(tracking, version.name) as check:
             version = _reload(tracking, version)
             if not anew and (found := standing(settings, tracking, version)):
                 return found  # by another workspace, meanwhile
-            if aliases(tracking, name).get(CHAMPION) != champion:
-                continue  # a promotion or a rollback came in between
-            if champion == number:
+            champion = aliases(tracking, version.name).get(CHAMPION)
+            if decision.basis != _basis(settings, version, champion):
+                continue  # a promotion, a rollback or a commit came in between
+            if champion == str(version.version):
                 return _stay(tracking, version)
-            _write_decision(settings, tracking, version, champion, verdict, decision)
-            return verdict
+            _write(tracking, version, decision, check)
+            return decision.verdict
 
 
 def _stay(tracking: Tracking, version: ModelVersion) -> Verdict:
@@ -152,23 +147,48 @@ def _stay(tracking: Tracking, version: ModelVersion) -> Verdict:
     return _in_charge(_reload(tracking, version))
 
 
-def _write_decision(
+@dataclass(frozen=True)
+class _Decision:
+    verdict: Verdict
+    champion: str | None
+    """Who was in charge when it was taken."""
+    basis: str
+    record: dict[str, object]
+
+
+def _decide(
+    workspace: Workspace,
     settings: Settings,
     tracking: Tracking,
     version: ModelVersion,
-    champion: str | None,
-    verdict: Verdict,
-    decision: dict[str, object],
+    compared: bool,
+) -> _Decision:
+    champion = aliases(tracking, version.name).get(CHAMPION)
+    basis = _basis(settings, version, champion)
+    if champion == str(version.version):
+        return _Decision(_in_charge(version), champion, basis, {})
+    challenger, against = load_evidence(tracking, version), None
+    if champion and compared:
+        against = _champion(workspace, tracking, version.name, champion, challenger)
+    verdict = decide(challenger, against, settings.promote)
+    record = {
+        "challenger": _record_of(challenger),
+        "champion": _record_of(against) if against else None,
+        "limits": settings.promote.model_dump(),
+        "passed": verdict.passed,
+        **asdict(verdict),
+    }
+    return _Decision(verdict, champion, basis, record)
+
+
+def _write(
+    tracking: Tracking, version: ModelVersion, decision: _Decision, check: Callable[[], None]
 ) -> None:
     name, number, client = version.name, str(version.version), tracking.client
-    now = _now()
+    verdict, champion, now = decision.verdict, decision.champion, _now()
     file = f"promotion/version-{number}/{now.replace(':', '')}.json"
-    client.log_dict(run_of(version), {**decision, "decided_at": now}, file)
-    tags = {
-        REASONS_TAG: "\n".join(verdict.reasons),
-        BASIS_TAG: _basis(settings, version, champion),
-        TIME_TAG: now,
-    }
+    client.log_dict(run_of(version), {**decision.record, "decided_at": now}, file)
+    tags = {REASONS_TAG: "\n".join(verdict.reasons), BASIS_TAG: decision.basis, TIME_TAG: now}
     if verdict.passed and champion:
         earlier = [champion, *_replaced(_tags(tracking, name, champion))]
         tags[REPLACED_TAG] = " ".join(other for other in earlier if other != number)
@@ -176,42 +196,21 @@ def _write_decision(
         client.delete_model_version_tag(name, number, DECISION_TAG)
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
+    check()
     if verdict.passed:
         client.set_registered_model_alias(name, CHAMPION, number)
         _point_previous(tracking, name, champion)
     client.set_model_version_tag(name, number, DECISION_TAG, verdict.outcome)
 
 
-def _judge(
-    workspace: Workspace,
-    settings: Settings,
-    tracking: Tracking,
-    version: ModelVersion,
-    against: str | None,
-) -> tuple[Verdict, dict[str, object]]:
-    """Return the gate's verdict, and the record of it."""
-    challenger = load_evidence(tracking, version.name, str(version.version))
-    champion = None
-    if against:
-        champion = _champion(workspace, tracking, version.name, against, challenger)
-    verdict = decide(challenger, champion, settings.promote)
-    return verdict, {
-        "challenger": _record_of(challenger),
-        "champion": _record_of(champion) if champion else None,
-        "limits": settings.promote.model_dump(),
-        "passed": verdict.passed,
-        **asdict(verdict),
-    }
-
-
 def _champion(
     workspace: Workspace, tracking: Tracking, name: str, number: str, challenger: Evidence
 ) -> Evidence:
     """Return the champion's evidence on the challenger's questions, if need be measured anew."""
-    recorded = load_evidence(tracking, name, number)
+    version = tracking.client.get_model_version(name, number)
+    recorded = load_evidence(tracking, version)
     if answered_alike(challenger, recorded) or not holds_questions(workspace, challenger):
         return recorded
-    version = tracking.client.get_model_version(name, number)
     return measure_again(workspace, tracking, version, recorded)
 
 

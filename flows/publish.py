@@ -40,7 +40,7 @@ def publish(workspace: Workspace, settings: PublishSettings, sink: OutputSink) -
     """
     done, is_complete = [], True
     if settings.push:
-        if not workspace.remotes():
+        if not workspace.remote_urls():
             raise ConfigError(
                 "publish.push in params.yaml needs a DVC remote; add one with "
                 "`dvc remote add --default NAME URL`"

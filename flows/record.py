@@ -1,10 +1,12 @@
 """Write what the pipeline made into MLflow: one run per retraining with a child run per stage.
 
 Everything is read from files (dvc.lock, params.yaml, data/, logs/), since DVC may have restored a
-stage instead of running it. The SHA-256 of dvc.lock identifies a retraining: it is recorded once.
+stage instead of running it. The SHA-256 of dvc.lock identifies a retraining: what is recorded is
+not recorded again.
 """
 
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,16 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
-from firstkd.files import read_json, sha256_of
+from firstkd.files import atomic_file, read_json, sha256_of
 from firstkd.settings import Settings
 from flows.curves import curve_metrics, log_metrics
 from flows.tracking import Tracking
 from flows.workspace import Workspace
 
 LOCK_TAG = "dvc_lock_sha256"
-WORKSPACE_TAG = "workspace"
 COMPLETE_TAG = "recorded"
-"""Set last: a run of this workspace without it was interrupted and is written anew."""
+"""Set last: a run without it is being written, or was interrupted."""
+ATTEMPT_TAG = "record_attempt"
 
 NUMBERS = ("metrics.json", "summary.json")
 SMALL_FILES = {".json", ".png", ".html"}
@@ -43,26 +45,24 @@ def record(
 ) -> Recorded:
     """Record the workspace's present state, unless that was done before.
 
-    A run of the same state that was interrupted on the way here is replaced; another workspace's
-    may be at work.
+    What an interrupted attempt of this workspace has left is removed; another workspace may be
+    recording the same state.
     """
-    digest = workspace.lock_digest()
-    client = tracking.client
-    runs = _runs(tracking, f"tags.{LOCK_TAG} = '{digest}'")
-    for run in runs:
+    digest, client = workspace.lock_digest(), tracking.client
+    attempt_file = workspace.root / "logs" / "record-attempt"
+    if attempt_file.exists():
+        _remove_interrupted(tracking, attempt_file.read_text())
+    for run in _runs(tracking, f"tags.{LOCK_TAG} = '{digest}'"):
         if COMPLETE_TAG in run.data.tags:
             return Recorded(run.info.run_id, is_new=False)
-    for run in runs:
-        if run.data.tags[WORKSPACE_TAG] != workspace.name:
-            continue
-        for child in _runs(tracking, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}'"):
-            client.delete_run(child.info.run_id)
-        client.delete_run(run.info.run_id)
 
+    attempt = uuid.uuid4().hex
+    with atomic_file(attempt_file) as file:
+        file.write_text(attempt)
     tags = {
         **_identity(workspace),
         LOCK_TAG: digest,
-        WORKSPACE_TAG: workspace.name,
+        ATTEMPT_TAG: attempt,
         "prefect_flow_run_id": flow_run_id,
     }
     run_id = client.create_run(
@@ -72,9 +72,19 @@ def record(
     for stage in workspace.stages():
         _record_stage(workspace.root, tracking, run_id, stage, lock[stage])
     _record_whole(workspace.root, settings, tracking, run_id)
-    client.set_tag(run_id, COMPLETE_TAG, "true")
     client.set_terminated(run_id)
+    client.set_tag(run_id, COMPLETE_TAG, "true")
+    attempt_file.unlink()
     return Recorded(run_id, is_new=True)
+
+
+def _remove_interrupted(tracking: Tracking, attempt: str) -> None:
+    for run in _runs(tracking, f"tags.{ATTEMPT_TAG} = '{attempt}'"):
+        if COMPLETE_TAG in run.data.tags:
+            continue
+        for child in _runs(tracking, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}'"):
+            tracking.client.delete_run(child.info.run_id)
+        tracking.client.delete_run(run.info.run_id)
 
 
 def _runs(tracking: Tracking, condition: str) -> list[Run]:

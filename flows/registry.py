@@ -67,41 +67,37 @@ def register(
 
     Raises PipelineError when what lies here is no longer what the run has recorded.
     """
-    name, client = settings.record.registered_model, tracking.client
-    version = find_version(workspace, settings, tracking)
-    if version is None:
-        version = _make_version(workspace, settings, tracking, run_id)
-    elif can_be_rebuilt_now(workspace, version):
-        _note_commit(workspace, tracking, version)
-    number = str(version.version)
-    if number == str(versions(tracking, name)[0].version):  # possibly interrupted before this
-        client.set_registered_model_alias(name, CHALLENGER, number)
-    return client.get_model_version(name, number)
-
-
-def _make_version(
-    workspace: Workspace, settings: Settings, tracking: Tracking, run_id: str
-) -> ModelVersion:
-    name, client = settings.record.registered_model, tracking.client
-    digest = client.get_run(run_id).data.tags[LOCK_TAG]
-    _check_unchanged(workspace, digest)
-    tags = {LOCK_TAG: digest, **_tags(workspace, settings)}
-    with tracking.as_default():
-        model = _log_model(workspace.root, settings, run_id)
-    _check_unchanged(workspace, digest)
-    with registry_lease(tracking, name):
-        if present := find_version(workspace, settings, tracking):
-            return present  # of another workspace with the same state, meanwhile
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
+    name, client, digest = (
+        settings.record.registered_model,
+        tracking.client,
+        workspace.lock_digest(),
+    )
+    is_new = not _of_digest(tracking, name, digest)
+    if is_new:
+        recorded = client.get_run(run_id).data.tags[LOCK_TAG]
+        _check_unchanged(workspace, recorded)
+        tags = {LOCK_TAG: digest, **_tags(workspace, settings)}
         with tracking.as_default():
-            client.create_model_version(
-                name, model.model_uri, run_id, tags, model_id=model.model_id
-            )
+            model = _log_model(workspace.root, settings, run_id)
+        _check_unchanged(workspace, recorded)
+    with registry_lease(tracking, name) as check:
+        if is_new and not _of_digest(tracking, name, digest):  # nor by another workspace, meanwhile
+            check()
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            with tracking.as_default():
+                client.create_model_version(
+                    name, model.model_uri, run_id, tags, model_id=model.model_id
+                )
         version, *repeated = _of_digest(tracking, name, digest)
-        for extra in repeated:  # MLflow repeats a request whose answer was lost
+        for extra in repeated:  # by MLflow's client, which asks again where an answer is lost
             client.delete_model_version(name, str(extra.version))
-    return version
+        if can_be_rebuilt_now(workspace, version):
+            _note_commit(workspace, tracking, version)
+        number = str(version.version)
+        if number == str(versions(tracking, name)[0].version):
+            client.set_registered_model_alias(name, CHALLENGER, number)
+    return client.get_model_version(name, number)
 
 
 def _check_unchanged(workspace: Workspace, recorded: str) -> None:
@@ -177,17 +173,16 @@ def run_of(version: ModelVersion) -> str:
     return version.run_id
 
 
-def load_evidence(tracking: Tracking, name: str, version: str) -> Evidence:
+def load_evidence(tracking: Tracking, version: ModelVersion) -> Evidence:
     """Return what the gate needs to know of a version, from what was recorded with it."""
-    found = tracking.client.get_model_version(name, version)
     with TemporaryDirectory() as folder:
-        local = Path(tracking.client.download_artifacts(run_of(found), "evaluation", folder))
+        local = Path(tracking.client.download_artifacts(run_of(version), "evaluation", folder))
         return Evidence(
-            version=version,
-            test_digest=found.tags["test_sha256"],
+            version=str(version.version),
+            test_digest=version.tags["test_sha256"],
             sets=read_json(local / "metrics.json")["sets"],
             predictions=pd.read_parquet(local / "predictions.parquet"),
-            not_reproducible=found.tags.get(NOT_REPRODUCIBLE_TAG),
+            not_reproducible=version.tags.get(NOT_REPRODUCIBLE_TAG),
         )
 
 

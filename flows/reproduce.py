@@ -45,8 +45,7 @@ def reproduce(
 ) -> Reproduced:
     """Bring a version's files back and compare hashes, metrics and weights.
 
-    With `rebuild` every stage runs again on the sources that DVC has kept; otherwise only those
-    whose outputs are in no cache.
+    With `rebuild` every stage runs again; otherwise only those whose outputs are in no cache.
     Raises PipelineError when the version says itself that no commit rebuilds it.
     """
     who, commit = f"{version.name} v{version.version}", version.tags["git_commit"]
@@ -86,18 +85,21 @@ def _worktree(workspace: Workspace, commit: str, folder: Path) -> Iterator[Works
 
 
 def _bring_back(there: Workspace, sources: Path, rebuild: bool, sink: OutputSink) -> str:
-    """Sources of today are taken only where DVC has not kept those of then."""
-    if rebuild and there.restore(sink, FETCHED):
-        there.rebuild([stage for stage in there.stages() if stage != FETCH], sink)
-        return "every stage ran again"
+    """Bring the files back; say how.
+
+    What was fetched then comes from DVC's copy, and from today's sources only where there is none.
+    """
     if not rebuild and there.restore(sink):
         return "DVC had a copy of everything"
-    shutil.copytree(sources, there.root / "sources", dirs_exist_ok=True)
-    if rebuild:
-        there.rebuild(there.stages(), sink)
-        return "every stage ran again, on the sources of today"
-    there.reproduce_all(sink)
-    return "what DVC had no copy of was built again"
+    stages, taken = there.stages(), "what was fetched then"
+    if there.restore(sink, FETCHED):
+        stages.remove(FETCH)
+    else:
+        shutil.copytree(sources, there.root / "sources", dirs_exist_ok=True)
+        taken = "the sources of today"
+    there.reproduce_each(stages, sink, force=rebuild)
+    again = "every stage ran again" if rebuild else "what DVC had no copy of was built again"
+    return f"{again}, from {taken}"
 
 
 def _compare(

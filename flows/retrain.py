@@ -21,7 +21,7 @@ from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import RetrainSettings, Settings, load_settings
 from flows.curves import LiveRun
 from flows.gate import Verdict
-from flows.notification import notify
+from flows.notification import notify, notify_of_promotion
 from flows.promotion import CHAMPION, promote
 from flows.publish import PUBLISHED_TAG, Published, publish
 from flows.record import Recorded, record
@@ -88,9 +88,7 @@ def _conclude(
     live.drop()
     version: ModelVersion = _step(register)(workspace, settings, tracking, recorded.run_id)
     verdict = _step(promote)(workspace, settings, tracking, version)
-    if verdict.outcome == "promoted":
-        words = verdict.in_words(f"{version.name} v{version.version}")
-        notify(settings.retrain.webhook, workspace, "promoted", words)
+    notify_of_promotion(settings.retrain.webhook, workspace, version, verdict)
     _show(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
     published = _publish(workspace, settings)
     for words in published.words:
@@ -104,9 +102,13 @@ def _conclude(
 
 def _publish(workspace: Workspace, settings: Settings) -> Published:
     """Publish as a task that is tried again: what it needs is elsewhere, and may be away."""
-    step = _step(publish).with_options(**_limits(settings.retrain, _is_no_mistake))
+
+    @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
+    def step() -> Published:
+        return publish(workspace, settings.publish, _RunLog(terminal.get()))
+
     try:
-        published: Published = step(workspace, settings.publish, _RunLog(terminal.get()))
+        published = step.with_options(**_limits(settings.retrain, _is_no_mistake))()
     except TimeoutError as error:
         raise _took_too_long("publish") from error
     return published
@@ -151,8 +153,8 @@ def _took_too_long(what: str) -> PipelineError:
 
 
 def _is_no_mistake(_task: Any, _task_run: Any, state: State[Any]) -> bool:
-    """Whether publishing failed for another reason than a setting."""
-    return not isinstance(state.result(raise_on_failure=False), ConfigError)
+    """Whether publishing failed for another reason than a setting or the time limit."""
+    return not isinstance(state.result(raise_on_failure=False), ConfigError | TimeoutError)
 
 
 def _may_pass_next_time(_task: Any, _task_run: Any, state: State[Any]) -> bool:

@@ -95,8 +95,10 @@ class Workspace:
 
     def remote_urls(self) -> dict[str, str]:
         """Return where each of DVC's remotes is."""
-        found = (line.split() for line in self._dvc("remote", "list").splitlines())
-        return {name: url for name, url, *_ in found}
+        # not `dvc remote list`, which breaks long addresses over lines
+        listed = self._dvc("config", "--list").splitlines()
+        found = (re.fullmatch(r"remote\.(.+?)\.url=(.+)", line) for line in listed)
+        return {match[1]: match[2] for match in found if match}
 
     def reproduce(self, stage: str, sink: OutputSink) -> Outcome:
         """Bring a stage, but not what it depends on, up to date through `dvc repro`.
@@ -113,16 +115,13 @@ class Workspace:
             return Outcome.RESTORED
         return Outcome.UNCHANGED
 
-    def reproduce_all(self, sink: OutputSink) -> None:
-        """Bring every stage up to date."""
-        self._repro(sink)
+    def reproduce_each(self, stages: Sequence[str], sink: OutputSink, force: bool) -> None:
+        """Bring these stages, and no others, up to date in their order.
 
-    def rebuild(self, stages: Sequence[str], sink: OutputSink) -> None:
-        """Run these stages again, in their order, whatever DVC has kept."""
-        self._repro(sink, "--single-item", "--force", "--no-run-cache", *stages)
-
-    def _repro(self, sink: OutputSink, *arguments: str) -> None:
-        code, output = self._dvc_shown(sink, "repro", *arguments)
+        With `force` each runs again, whatever DVC has kept.
+        """
+        options = ["--force", "--no-run-cache"] if force else []
+        code, output = self._dvc_shown(sink, "repro", "--single-item", *options, *stages)
         if code:
             raise self._failure("repro", list(output.lines))
 
@@ -136,13 +135,9 @@ class Workspace:
             for path in change.get("changed outs", {})
         )
 
-    def remotes(self) -> list[str]:
-        """Return the names of DVC's remotes."""
-        return [line.split()[0] for line in self._dvc("remote", "list").splitlines()]
-
     def push(self, sink: OutputSink) -> None:
         """Copy to the default remote what dvc.lock names."""
-        code, output = self._dvc_shown(sink, "--wait-for-lock", "push")
+        code, output = self._dvc_shown(sink, "--wait-for-lock", "push", bars=True)
         if code:
             raise PipelineError(f"dvc push: {output.error}")
 
@@ -151,9 +146,9 @@ class Workspace:
 
         They come from the cache, or from the remote if there is one.
         """
-        if self.remotes():
-            self._dvc_shown(sink, "fetch", *paths)
-        return self._dvc_shown(sink, "checkout", "--force", *paths)[0] == 0
+        if self.remote_urls():
+            self._dvc_shown(sink, "fetch", *paths, bars=True)
+        return self._dvc_shown(sink, "checkout", "--force", *paths, bars=True)[0] == 0
 
     def use_cache_of(self, other: "Workspace") -> None:
         """Share another workspace's DVC cache, and the settings that it keeps out of git."""
@@ -226,11 +221,14 @@ class Workspace:
             command, cwd=self.root, env=stage_environment(), capture_output=True, text=True
         )
 
-    def _dvc_shown(self, sink: OutputSink, *arguments: str) -> tuple[int, "_Tail"]:
+    def _dvc_shown(
+        self, sink: OutputSink, *arguments: str, bars: bool = False
+    ) -> tuple[int, "_Tail"]:
         """Run DVC with its output going to `sink`; return its exit code and the end of it."""
         output = _Tail(sink)
         command = [sys.executable, "-m", "dvc", *arguments]
-        return run_group(command, self.root, stage_environment(), output), output
+        environment = stage_environment() | ({"DVC_IGNORE_ISATTY": "1"} if bars else {})
+        return run_group(command, self.root, environment, output), output
 
     def _check_free(self, dvc_says: str) -> None:
         """Raise WorkspaceBusyError when another DVC at work here is what DVC complains of."""

@@ -26,7 +26,7 @@ OWN = {"question": "Where?", "choices": ["here", "there"], "answer": "there"}
 
 
 def dataset(data_format: str = "questions", **settings: Any) -> DatasetSource:
-    values = {"source": "path:x", "role": "split", "format": data_format, **settings}
+    values = {"source": "path:sources/x", "role": "split", "format": data_format, **settings}
     return DatasetSource.model_validate(values)
 
 

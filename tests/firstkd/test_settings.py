@@ -48,6 +48,33 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
         load_settings(with_changes(tmp_path, *path, to=value))
 
 
+COMMIT = "c" * 40
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("path:model", r"fetch.model: model lies outside sources/, where .* or pin it"),
+        ("path:sources/../model", "lies outside sources/"),
+        ("path:/models/large", "/models/large lies outside sources/"),
+        ("hub:org/name@main", r"org/name@main names no commit .* may move, or pin it"),
+        ("hub:datasets/org/name@main/a.jsonl", "names no commit"),
+        ("path:sources/model", None),
+        (f"hub:org/name@{COMMIT}", None),
+        (f"hub:datasets/org/name@{COMMIT}/a.jsonl", None),
+    ],
+)
+def test_what_could_change_unnoticed_must_be_pinned(tmp_path, source, message):
+    pinned = with_changes(tmp_path, "fetch", "model", to={"source": source, "sha256": "0" * 64})
+    assert load_settings(pinned).fetch.model.source == source
+    loose = with_changes(tmp_path, "fetch", "model", to={"source": source})
+    if message is None:
+        load_settings(loose)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            load_settings(loose)
+
+
 def test_the_arms_that_are_commented_out_are_valid(tmp_path):
     text = (REPOSITORY / "params.yaml").read_text()
     commented = re.compile(r"^( +)# (direct|label_smoothing|first_paper): ", re.MULTILINE)

@@ -1,11 +1,13 @@
 """The registry's lease, between threads on a real MLflow database."""
 
+import subprocess
 import threading
 import time
 
 import pytest
-from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
+from firstkd.errors import PipelineError
 from firstkd.settings import load_settings
 from flows import lease
 from flows.lease import registry_lease
@@ -18,8 +20,18 @@ def tracking(project: Workspace) -> Tracking:
     return open_tracking(project.root, load_settings(project.root / "params.yaml").record)
 
 
-def names(client: MlflowClient) -> list[str]:
-    return [model.name for model in client.search_registered_models()]
+def holders(tracking: Tracking) -> list[str]:
+    tickets = tracking.client.search_model_versions("name = 'student.lease'")
+    return [ticket.tags[lease.HOLDER_TAG] for ticket in tickets]
+
+
+def draw(tracking: Tracking, holder: str, **tags: str) -> None:
+    """Take a ticket as another process would."""
+    lease._draw(tracking.client, "student.lease", holder)
+    for ticket in tracking.client.search_model_versions("name = 'student.lease'"):
+        if ticket.tags[lease.HOLDER_TAG] == holder:
+            for key, value in tags.items():
+                tracking.client.set_model_version_tag(ticket.name, ticket.version, key, value)
 
 
 def test_only_one_holds_it_and_nothing_is_left(tracking: Tracking) -> None:
@@ -39,42 +51,76 @@ def test_only_one_holds_it_and_nothing_is_left(tracking: Tracking) -> None:
     for thread in threads:
         thread.join(timeout=60)
     assert (inside, most) == (0, 1)
-    assert names(tracking.client) == []
+    assert holders(tracking) == []
 
 
 def test_an_error_gives_it_back(tracking: Tracking) -> None:
     with pytest.raises(KeyboardInterrupt), registry_lease(tracking, "student"):
         raise KeyboardInterrupt
-    assert names(tracking.client) == []
+    assert holders(tracking) == []
 
 
 def test_of_another_model_it_is_another(tracking: Tracking) -> None:
     with registry_lease(tracking, "student"), registry_lease(tracking, "other"):
-        assert sorted(names(tracking.client)) == ["other.lease", "student.lease"]
+        assert len(holders(tracking)) == 1
 
 
-def test_what_a_killed_process_held_is_taken_over_and_not_given_back_twice(
-    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+def test_a_dead_process_of_this_machine_is_not_waited_for(tracking: Tracking) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    draw(tracking, "dead", process=str(ended.pid))
+    with registry_lease(tracking, "student"):
+        assert "dead" not in holders(tracking)
+
+
+def test_a_holder_elsewhere_is_waited_for_and_then_taken_for_dead(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.5)
-    tracking.client.create_registered_model("student.lease", {"holder": "process 1 on gone (x)"})
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(lease, "SAY_SECONDS", 0.3)
+    draw(tracking, "elsewhere", machine="another", process="1", host="far")
     start = time.monotonic()
     with registry_lease(tracking, "student"):
-        assert time.monotonic() - start > 0.5
-        lease._give_back(tracking.client, "student.lease", "process 1 on gone (x)")
-        assert names(tracking.client) == ["student.lease"]
+        assert time.monotonic() - start > 0.6
+        assert "elsewhere" not in holders(tracking)
+    assert "waiting for process 1 on far, which changes student.lease" in caplog.text
+
+
+def test_whoever_stood_still_for_too_long_is_told_so(tracking: Tracking) -> None:
+    with (
+        pytest.raises(PipelineError, match="changed by another process while this one stood still"),
+        registry_lease(tracking, "student") as check,
+    ):
+        check()
+        [ours] = tracking.client.search_model_versions("name = 'student.lease'")
+        draw(tracking, "another")
+        check()
+        tracking.client.delete_model_version(ours.name, ours.version)
+        check()
+    assert holders(tracking) == ["another"]
 
 
 def test_a_request_that_was_repeated_after_a_lost_answer_is_ours(
     tracking: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = tracking.client.create_registered_model
+    create = tracking.client.create_model_version
 
-    def twice(*arguments: object) -> object:
-        create(*arguments)  # type: ignore[arg-type]
-        return create(*arguments)  # type: ignore[arg-type]
+    def twice(*arguments: object, **named: object) -> object:
+        create(*arguments, **named)  # type: ignore[arg-type]
+        return create(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tracking.client, "create_registered_model", twice)
+    monkeypatch.setattr(tracking.client, "create_model_version", twice)
     with registry_lease(tracking, "student"):
-        assert names(tracking.client) == ["student.lease"]
-    assert names(tracking.client) == []
+        assert len(holders(tracking)) == 2
+    assert holders(tracking) == []
+
+
+def test_a_server_that_is_away_at_the_end_does_not_undo_what_was_done(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: object) -> None:
+        raise MlflowException("nobody answers")
+
+    with registry_lease(tracking, "student"):
+        monkeypatch.setattr(tracking.client, "delete_model_version", away)
+    assert "student.lease could not be given back" in caplog.text

@@ -200,7 +200,7 @@ def test_version_comes_back_the_same(
 
     shutil.rmtree(root / ".dvc" / "cache")
     again = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
-    assert again.way.endswith("was built again") and not again.differences
+    assert again.way.startswith("what DVC had no copy of was built again") and not again.differences
     assert (root / "dvc.lock").read_bytes() == before
 
 
@@ -224,10 +224,18 @@ def test_a_rebuild_takes_the_sources_of_then_where_they_are_kept(
     version = register(repository, settings, tracking, run_id)
     (root / "sources" / "README.md").write_text("other data\n")
     rebuilt = reproduce(repository, tracking, version, rebuild=True, sink=Quiet())
-    assert rebuilt.way == "every stage ran again" and not rebuilt.differences
+    assert rebuilt.way == "every stage ran again, from what was fetched then"
+    assert not rebuilt.differences
+    [lost] = (out for out in Workspace(root).lock()["report"]["outs"])
+    digest = lost["md5"].removesuffix(".dir")
+    (copy,) = (root / ".dvc/cache/files/md5").rglob(f"{digest[2:]}.dir")
+    copy.unlink()
+    partly = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+    assert partly.way == "what DVC had no copy of was built again, from what was fetched then"
+    assert not partly.differences
     shutil.rmtree(root / ".dvc" / "cache")
     rebuilt = reproduce(repository, tracking, version, rebuild=True, sink=Quiet())
-    assert rebuilt.way == "every stage ran again, on the sources of today"
+    assert rebuilt.way == "every stage ran again, from the sources of today"
     [difference] = rebuilt.differences
     assert difference.startswith("differs  data/fetch: recorded ")
 

@@ -8,7 +8,7 @@ from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import Settings, load_settings
 from flows import registry
 from flows.curves import LiveRun
-from flows.record import COMPLETE_TAG, Recorded, flatten, record
+from flows.record import LOCK_TAG, Recorded, flatten, record
 from flows.registry import aliases, register, versions
 from flows.tracking import Tracking, open_tracking
 from flows.workspace import Workspace
@@ -117,11 +117,13 @@ def test_another_workspace_with_the_same_state_is_left_at_work_and_registers_it_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = Workspace(shutil.copytree(project.root, tmp_path / "other"))
-    first = record(project, settings, tracking)
-    tracking.client.delete_tag(first.run_id, COMPLETE_TAG)  # it is still at work
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tracking.client, "log_inputs", interrupted)
+        record(project, settings, tracking)  # it is still at work
+    [first] = tracking.client.search_runs([tracking.experiment_id], f"tags.{LOCK_TAG} LIKE '%'")
     second = record(other, settings, tracking)
     assert second.is_new
-    assert tracking.client.get_run(first.run_id).info.lifecycle_stage == "active"
+    assert tracking.client.get_run(first.info.run_id).info.lifecycle_stage == "active"
     log_model = registry._log_model
 
     def overtaken(*arguments: object) -> object:
@@ -130,19 +132,25 @@ def test_another_workspace_with_the_same_state_is_left_at_work_and_registers_it_
         return log_model(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(registry, "_log_model", overtaken)
-    version = register(project, settings, tracking, first.run_id)
+    version = register(project, settings, tracking, first.info.run_id)
     assert version.run_id == second.run_id
     assert [str(found.version) for found in versions(tracking, version.name)] == ["1"]
 
 
 def test_interrupted_record_is_replaced(
-    project: Workspace, settings: Settings, tracking: Tracking
+    project: Workspace, settings: Settings, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = record(project, settings, tracking)
-    tracking.client.delete_tag(first.run_id, COMPLETE_TAG)  # as if it had ended before
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tracking.client, "log_inputs", interrupted)
+        record(project, settings, tracking)
+    [first] = tracking.client.search_runs([tracking.experiment_id], f"tags.{LOCK_TAG} LIKE '%'")
     second = record(project, settings, tracking)
-    assert second.is_new and second.run_id != first.run_id
+    assert second.is_new and second.run_id != first.info.run_id
     assert names(tracking) == WHOLE
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_registered_model_carries_code_files_and_pins(

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.tiny import write_tiny_params, write_tiny_questions
 def project(tmp_path: Path, tiny_model: Path) -> Path:
     """A tiny project's params.yaml and sources."""
     (tmp_path / "sources").mkdir()
-    (tmp_path / "sources/model").symlink_to(tiny_model)
+    shutil.copytree(tiny_model, tmp_path / "sources/model")
     write_tiny_questions(tmp_path / "sources/questions.jsonl", 8, seed=1)
     write_tiny_questions(tmp_path / "sources/elsewhere.jsonl", 4, seed=2)
     write_tiny_params(tmp_path)

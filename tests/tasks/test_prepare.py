@@ -104,7 +104,7 @@ def test_missing_data_are_named(project: Path) -> None:
 )
 def test_a_role_decides_the_splits(role: str, splits: set[str]) -> None:
     dataset = DatasetSource.model_validate(
-        {"source": "path:a.jsonl", "format": "questions", "role": role}
+        {"source": "path:sources/a.jsonl", "format": "questions", "role": role}
     )
     examples = [example(f"a/{number}", "", "?") for number in range(60)]
     assert {prepare.assign(each, dataset, FRACTIONS).split for each in examples} == splits
