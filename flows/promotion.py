@@ -130,6 +130,7 @@ def _decide_and_move(
             champion = aliases(tracking, version.name).get(CHAMPION)
             if decision.basis != _basis(settings, version, champion):
                 continue  # a promotion, a rollback or a commit came in between
+            check()
             if champion == str(version.version):
                 return _stay(tracking, version)
             _write(tracking, version, decision, check)

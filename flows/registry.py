@@ -67,11 +67,8 @@ def register(
 
     Raises PipelineError when what lies here is no longer what the run has recorded.
     """
-    name, client, digest = (
-        settings.record.registered_model,
-        tracking.client,
-        workspace.lock_digest(),
-    )
+    name, client = settings.record.registered_model, tracking.client
+    digest = workspace.lock_digest()
     is_new = not _of_digest(tracking, name, digest)
     if is_new:
         recorded = client.get_run(run_id).data.tags[LOCK_TAG]
