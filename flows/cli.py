@@ -57,14 +57,16 @@ def run() -> None:
     """
     from firstkd.settings import load_settings
     from flows.terminal import Terminal, terminal
+    from flows.workspace import Workspace
 
     settings = load_settings(ROOT / "params.yaml")  # before any server is started
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if nothing_to_do(settings):
+    here = Workspace(ROOT.resolve())
+    if nothing_to_do(here, settings):
         return
-    retrain = _quiet_flow()
+    retrain = _quiet_flow(here, settings)
     terminal.set(Terminal())
-    retrained = retrain(str(ROOT.resolve()))
+    retrained = retrain(str(here.root))
 
     from flows.summary import print_summary
 
@@ -102,17 +104,16 @@ inspection_cli.add_to(app)
 knowledge_cli.add_to(app)
 
 
-def nothing_to_do(settings: "Settings") -> bool:
+def nothing_to_do(here: "Workspace", settings: "Settings") -> bool:
     """Say so where the present state is up to date, recorded, decided on and published.
 
     The flow would find the same, after the many seconds that a Prefect server takes to start.
     """
-    from flows import tracking, workspace
-
-    here = workspace.Workspace(ROOT.resolve())
-    server = tracking.open_tracking(here.root, settings.record)
     if not (here.root / "dvc.lock").exists() or here.stale():
         return False
+    from flows import tracking
+
+    server = tracking.open_tracking(here.root, settings.record)
     with tracking.clear_errors(server):
         return _is_concluded(here, settings, server)
 
@@ -136,8 +137,8 @@ def _is_concluded(here: "Workspace", settings: "Settings", server: "Tracking") -
     return True
 
 
-def _quiet_flow() -> "Callable[[str], Retrained]":
-    """Import the flow with Prefect's own messages kept to its log.
+def _quiet_flow(here: "Workspace", settings: "Settings") -> "Callable[[str], Retrained]":
+    """Import the flow with Prefect's own messages kept to its log, and make what it needs ready.
 
     The stages' output and errors are shown by this command line; Prefect would repeat them, with
     tracebacks, through its console handler.
@@ -145,10 +146,13 @@ def _quiet_flow() -> "Callable[[str], Retrained]":
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
     # Prefect's own 20 seconds are too few where other work has the processor
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    from flows.prefect_server import configured_server
+    from flows.prefect_server import server_starting
 
-    configured_server()  # before any stage, an error where the one that is named is not there
-    from flows.retrain import retrain
+    with server_starting():  # which takes as long as these two
+        from flows.retrain import retrain
+        from flows.tracking import open_tracking
+
+        open_tracking(here.root, settings.record)
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).propagate = False

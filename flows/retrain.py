@@ -4,6 +4,7 @@ Prefect shows each stage as a task run of its name, with its state, duration and
 stage has anything to do is DVC's decision: what is up to date ends as `Unchanged`.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +122,11 @@ def _run_stages(
 
     Asking takes a second, so one question covers all stages until the first one runs.
     """
-    stale = workspace.stale()
+    with ThreadPoolExecutor() as pool:
+        stages, changed = pool.submit(workspace.stages), pool.submit(workspace.stale)
+        stale = changed.result()
     outcomes: dict[str, Outcome] = {}
-    for stage in workspace.stages():
+    for stage in stages.result():
         asks_dvc = stage in stale or set(outcomes.values()) - {Outcome.UNCHANGED} != set()
         run: Any = run_stage.with_options(
             name=stage, task_run_name=stage, **_limits(settings, _may_pass_next_time)
