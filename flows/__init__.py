@@ -1,6 +1,9 @@
 """When and in what order: Prefect flows, the MLflow record, promotion and the command line."""
 
+import gc
 import os
+
+gc.set_threshold(100_000, 50, 50)  # as in tasks/__init__.py, for Prefect's and MLflow's imports
 
 # Prefect, MLflow and DVC read these when they are imported or started, so they are set before any
 # module of this package can import one. Whoever sets one outside keeps it.

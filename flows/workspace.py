@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 from firstkd.errors import ArtifactError, PipelineError
 from flows.processes import OutputSink, run_group
 
+DVC = [sys.executable, "-P", str(Path(__file__).with_name("dvc_process.py"))]
 KEPT_LINES = 200
 """Of a failed stage's output, to find its error in."""
 GIT_REASONS = ("fatal: ", "error: ", " ! ")
@@ -216,7 +217,7 @@ class Workspace:
         return done.stdout
 
     def _run_dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "dvc", *arguments]
+        command = [*DVC, *arguments]
         return subprocess.run(
             command, cwd=self.root, env=stage_environment(), capture_output=True, text=True
         )
@@ -226,7 +227,7 @@ class Workspace:
     ) -> tuple[int, "_Tail"]:
         """Run DVC with its output going to `sink`; return its exit code and the end of it."""
         output = _Tail(sink)
-        command = [sys.executable, "-m", "dvc", *arguments]
+        command = [*DVC, *arguments]
         environment = stage_environment() | ({"DVC_IGNORE_ISATTY": "1"} if bars else {})
         return run_group(command, self.root, environment, output), output
 
