@@ -80,7 +80,7 @@ def partial_folder(root: Path, made_from: Any, ranks: Ranks) -> Path:
     if ranks.is_first and folder.parent.exists():
         for stale in set(folder.parent.iterdir()) - {folder}:
             shutil.rmtree(stale)
-        for half_written in folder.rglob("*.tmp"):
+        for half_written in folder.rglob(".*"):  # by us or by safetensors
             half_written.unlink()
     ranks.barrier()
     if folder.exists():

@@ -65,6 +65,7 @@ def test_killed_and_run_again_gives_the_same_bytes(project, undisturbed, shards)
     whole = project.glob("data/.extract/*/*/choice/*.safetensors")
     kept = {path: path.stat().st_mtime_ns for path in whole}
     partial = next(project.glob("data/.extract/*"))
+    (partial / "train/token/.tmpAbC123").write_bytes(b"what safetensors had not finished")
     subprocess.run(STAGE, cwd=project, env=ENVIRONMENT, check=True)
     assert sha256_of(project / "data/extract") == undisturbed
     assert not (project / "data/.extract").exists()
