@@ -73,7 +73,7 @@ class Source(Section):
     def _changes_are_noticed(self) -> Self:
         scheme, _, rest = self.source.partition(":")
         why = None
-        if scheme == "path" and not os.path.normpath(rest).startswith("sources/"):
+        if scheme == "path" and not Path(os.path.normpath(rest)).is_relative_to("sources"):
             why = f"{rest} lies outside sources/, where no change would be noticed: put it there"
         if scheme == "hub" and not COMMIT.search(rest):
             why = f"{rest} names no commit (@ and 40 hex digits), and what it names may move"
