@@ -113,15 +113,14 @@ def schedule(
     """Retrain on a schedule, as long as this command runs; where nothing is new, do nothing."""
     from firstkd.settings import load_settings
     from flows import schedule
-    from flows.workspace import Workspace
 
     load_settings(ROOT / "params.yaml")
     when = schedule.make_schedule(cron, interval, timezone)
     url = schedule.check_server()
-    here = Workspace(ROOT.resolve())
-    typer.echo(f"Retraining {here.root} on schedule as {here.name} at {url}")
-    typer.echo(f"Now and then: prefect deployment run 'retrain/{here.name}'")
-    schedule.serve(here, when)
+    root = ROOT.resolve()
+    typer.echo(f"Retraining {root} on schedule as {schedule.deployment_name(root)} at {url}")
+    typer.echo(f"Now and then: prefect deployment run 'retrain/{schedule.deployment_name(root)}'")
+    schedule.serve(root, when)
 
 
 def reproduce(

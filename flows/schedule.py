@@ -3,8 +3,11 @@
 Prefect's embedded server lives only as long as a run, and never starts a scheduled one.
 """
 
+import hashlib
 import re
+import socket
 from datetime import timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
@@ -14,7 +17,6 @@ from prefect.types.entrypoint import EntrypointType
 from firstkd.errors import ConfigError, PipelineError
 from flows.prefect_server import configured_server
 from flows.retrain import retrain
-from flows.workspace import Workspace
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 ONE_AT_A_TIME = ConcurrencyLimitConfig(
@@ -57,15 +59,21 @@ def check_server() -> str:
     return url
 
 
-def serve(workspace: Workspace, schedule: Schedule) -> None:
+def deployment_name(root: Path) -> str:
+    """Return a name that two clones on one server do not share."""
+    place = hashlib.sha256(f"{socket.gethostname()}:{root}".encode()).hexdigest()
+    return f"{root.name}-{place[:6]}"
+
+
+def serve(root: Path, schedule: Schedule) -> None:
     """Run the schedule until this process ends, which pauses it.
 
     A retraining that is due while another runs is cancelled: the next one does its work.
     """
     retrain.serve(
-        name=workspace.name,
+        name=deployment_name(root),
         schedule=schedule,
-        parameters={"root": str(workspace.root)},
+        parameters={"root": str(root)},
         limit=1,
         global_limit=ONE_AT_A_TIME,
         entrypoint_type=EntrypointType.MODULE_PATH,  # found from whatever folder it runs in

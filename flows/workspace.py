@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections import deque
@@ -71,12 +70,6 @@ class GitState:
 @dataclass(frozen=True)
 class Workspace:
     root: Path
-
-    @property
-    def name(self) -> str:
-        """A name that two clones on one server do not share."""
-        place = hashlib.sha256(f"{socket.gethostname()}:{self.root}".encode()).hexdigest()
-        return f"{self.root.name}-{place[:6]}"
 
     def stages(self) -> list[str]:
         """Return the names of all stages, in the order of dvc.yaml."""

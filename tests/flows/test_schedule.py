@@ -27,7 +27,7 @@ from firstkd.errors import ConfigError
 from firstkd.settings import load_settings
 from flows.cli import app
 from flows.retrain import retrain
-from flows.schedule import make_schedule
+from flows.schedule import deployment_name, make_schedule
 from flows.state import read_state
 from flows.workspace import StageError, TransientStageError, Workspace, WorkspaceBusyError
 from tests.flows.projects import REPOSITORY, change
@@ -272,7 +272,7 @@ def scheduled(project: Workspace, lasting_server: str) -> Iterator[str]:
             stdout=log,
             stderr=log,
         )
-    yield project.name
+    yield deployment_name(project.root)
     process.send_signal(signal.SIGINT)
     try:
         process.wait(timeout=60)
