@@ -29,7 +29,8 @@ LEASE_SECONDS = 300.0
 """After which a holder elsewhere is taken for dead: longer than MLflow's client repeats a request
 that gets no answer. One on this machine whose process is gone is not waited for."""
 POLL_SECONDS = 0.2
-SAY_SECONDS = 5.0
+SAID_AT = 25
+"""Polls of one holder, after which whoever waits is told for whom."""
 HOLDER_TAG, PROCESS_TAG, MACHINE_TAG, HOST_TAG = "holder", "process", "machine", "host"
 SOURCE = "lease:/ticket"
 """A version needs one; there is nothing at this address."""
@@ -46,13 +47,12 @@ def registry_lease(tracking: Tracking, name: str) -> Iterator[Callable[[], None]
     client, lease, holder = tracking.client, f"{name}.lease", uuid.uuid4().hex
 
     def check() -> None:
-        if _first(client, lease).tags[HOLDER_TAG] != holder:
+        if not _is_first(_queue(client, lease), holder):
             raise PipelineError(
                 f"{name} was changed by another process while this one stood still; run it again"
             )
 
     try:
-        _draw(client, lease, holder)
         _wait(client, lease, holder)
         yield check
     finally:
@@ -80,33 +80,39 @@ def _draw(client: MlflowClient, lease: str, holder: str) -> None:
 
 
 def _wait(client: MlflowClient, lease: str, holder: str) -> None:
-    """Return when it is our turn; a dead holder's ticket is deleted."""
-    seen, waited, said = "", 0.0, False
-    while (first := _first(client, lease)).tags[HOLDER_TAG] != holder:
-        if first.version != seen:
-            seen, waited = first.version, 0.0
-        if _is_dead(first.tags) or waited > LEASE_SECONDS:
-            _give_back(client, lease, first.tags[HOLDER_TAG])
+    """Draw a ticket and return when it is its turn; a dead holder's ticket is deleted.
+
+    Ours may be, too, where this process stood still: then it draws another.
+    """
+    seen, polls = "", 0  # answered ones: while a server is away no time passes for anybody
+    while not _is_first(queue := _queue(client, lease), holder):
+        if holder not in (ticket.tags[HOLDER_TAG] for ticket in queue):
+            _draw(client, lease, holder)
             continue
-        if waited > SAY_SECONDS and not said:
-            process, host = first.tags[PROCESS_TAG], first.tags[HOST_TAG]
-            log.warning("waiting for process %s on %s, which changes %s", process, host, lease)
-            said = True
+        tags = queue[0].tags
+        seen, polls = tags[HOLDER_TAG], polls + 1 if tags[HOLDER_TAG] == seen else 0
+        if _is_dead(tags) or polls * POLL_SECONDS > LEASE_SECONDS:
+            _give_back(client, lease, seen)
+            continue
+        if polls == SAID_AT:
+            who = f"process {tags[PROCESS_TAG]} on {tags[HOST_TAG]}"
+            log.warning("waiting for %s, which changes %s", who, lease)
         time.sleep(POLL_SECONDS)
-        waited += POLL_SECONDS  # of answered requests: a server that is away counts for nobody
 
 
-def _first(client: MlflowClient, lease: str) -> ModelVersion:
-    return min(_tickets(client, lease), key=lambda ticket: int(ticket.version))
+def _queue(client: MlflowClient, lease: str) -> list[ModelVersion]:
+    """Return the tickets in the order of their turns."""
+    tickets = client.search_model_versions(f"name = '{lease}'")
+    return sorted(tickets, key=lambda ticket: int(ticket.version))
 
 
-def _tickets(client: MlflowClient, lease: str) -> list[ModelVersion]:
-    return list(client.search_model_versions(f"name = '{lease}'"))
+def _is_first(queue: list[ModelVersion], holder: str) -> bool:
+    return bool(queue) and queue[0].tags[HOLDER_TAG] == holder
 
 
 def _give_back(client: MlflowClient, lease: str, holder: str) -> None:
     """Delete a holder's tickets, of which a repeated request may have drawn two."""
-    for ticket in _tickets(client, lease):
+    for ticket in _queue(client, lease):
         if ticket.tags[HOLDER_TAG] == holder:
             try:
                 client.delete_model_version(lease, str(ticket.version))

@@ -3,13 +3,17 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from flows.workspace import Workspace
 from tests.flows.projects import dvc, make_project
+
+if TYPE_CHECKING:  # flows comes first, which turns MLflow's telemetry off
+    from mlflow import MlflowClient
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,6 +53,24 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "template.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture
+def lost_answer(monkeypatch: pytest.MonkeyPatch) -> Callable[["MlflowClient", str], None]:
+    """Return a function that has a request made twice: MLflow's client asks again, where an answer
+    is lost, and the server does it again.
+    """
+
+    def lose(client: "MlflowClient", request: str) -> None:
+        once = getattr(client, request)
+
+        def twice(*arguments: object, **named: object) -> object:
+            once(*arguments, **named)
+            return once(*arguments, **named)
+
+        monkeypatch.setattr(client, request, twice)
+
+    return lose
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,10 @@
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from firstkd.errors import PipelineError
@@ -77,7 +79,7 @@ def test_a_holder_elsewhere_is_waited_for_and_then_taken_for_dead(
     tracking: Tracking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.6)
-    monkeypatch.setattr(lease, "SAY_SECONDS", 0.3)
+    monkeypatch.setattr(lease, "SAID_AT", 1)
     draw(tracking, "elsewhere", machine="another", process="1", host="far")
     start = time.monotonic()
     with registry_lease(tracking, "student"):
@@ -100,16 +102,32 @@ def test_whoever_stood_still_for_too_long_is_told_so(tracking: Tracking) -> None
     assert holders(tracking) == ["another"]
 
 
-def test_a_request_that_was_repeated_after_a_lost_answer_is_ours(
-    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+def test_a_waiting_process_whose_ticket_was_taken_for_dead_draws_another(
+    tracking: Tracking,
 ) -> None:
-    create = tracking.client.create_model_version
+    draw(tracking, "before", machine="another")
+    entered = threading.Event()
 
-    def twice(*arguments: object, **named: object) -> object:
-        create(*arguments, **named)  # type: ignore[arg-type]
-        return create(*arguments, **named)  # type: ignore[arg-type]
+    def work() -> None:
+        with registry_lease(tracking, "student"):
+            entered.set()
 
-    monkeypatch.setattr(tracking.client, "create_model_version", twice)
+    waiting = threading.Thread(target=work)
+    waiting.start()
+    while len(holders(tracking)) < 2:
+        time.sleep(0.05)
+    for holder in set(holders(tracking)) - {"before"}:
+        lease._give_back(tracking.client, "student.lease", holder)
+    lease._give_back(tracking.client, "student.lease", "before")
+    assert entered.wait(60)
+    waiting.join(60)
+    assert holders(tracking) == []
+
+
+def test_a_request_that_was_repeated_after_a_lost_answer_is_ours(
+    tracking: Tracking, lost_answer: Callable[[MlflowClient, str], None]
+) -> None:
+    lost_answer(tracking.client, "create_model_version")
     with registry_lease(tracking, "student"):
         assert len(holders(tracking)) == 2
     assert holders(tracking) == []

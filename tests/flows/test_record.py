@@ -1,8 +1,10 @@
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import Settings, load_settings
@@ -94,16 +96,12 @@ def test_same_state_is_recorded_and_registered_once(
 
 
 def test_a_request_that_was_repeated_leaves_one_version(
-    project: Workspace, settings: Settings, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    project: Workspace,
+    settings: Settings,
+    tracking: Tracking,
+    lost_answer: Callable[[MlflowClient, str], None],
 ) -> None:
-    """MLflow's client asks again when an answer is lost, and the server does it twice."""
-    create = tracking.client.create_model_version
-
-    def twice(*arguments: object, **named: object) -> object:
-        create(*arguments, **named)  # type: ignore[arg-type]
-        return create(*arguments, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(tracking.client, "create_model_version", twice)
+    lost_answer(tracking.client, "create_model_version")
     version = register(project, settings, tracking, record(project, settings, tracking).run_id)
     assert [str(found.version) for found in versions(tracking, version.name)] == ["1"]
     assert aliases(tracking, version.name) == {"challenger": "1"}
