@@ -35,6 +35,8 @@ class Answerer:
     tokenizer: Any
     prompt: PromptSettings
     temperature: float
+    common_choices: Sequence[str] | None = None
+    """Of a question that names none: those that all calibration questions shared, if they did."""
     abstain_below: float | None = None
 
     @classmethod
@@ -48,23 +50,28 @@ class Answerer:
             tokenizer=load_tokenizer(model_folder),
             prompt=PromptSettings.model_validate(calibration["prompt"]),
             temperature=calibration["temperature"],
+            common_choices=calibration.get("choices"),
             abstain_below=abstain_below,
         )
 
     def answer(
-        self, questions: Sequence[str], choices: Sequence[Sequence[str]], batch_size: int = 32
+        self,
+        questions: Sequence[str],
+        choices: Sequence[Sequence[str] | None],
+        batch_size: int = 32,
     ) -> list[Answer]:
-        """Raises DataValidationError for a question with fewer than two choices."""
-        examples = []
-        for number, (question, options) in enumerate(zip(questions, choices, strict=True)):
-            if len(options) < 2:
-                raise DataValidationError(
-                    f"question {number + 1} ({question!r}) has {len(options)} choices; "
-                    "at least 2 are needed"
-                )
-            examples.append(
-                {"id": str(number), "prompt": question, "choices": options, "answer_index": None}
-            )
+        """Answer each question with one of its choices, None standing for `common_choices`.
+
+        Raises DataValidationError for a question with fewer than two choices.
+        """
+        options_of = [
+            self._options(f"question {number} ({question!r})", named)
+            for number, (question, named) in enumerate(zip(questions, choices, strict=True), 1)
+        ]
+        examples = [
+            {"id": question, "prompt": question, "choices": options, "answer_index": None}
+            for question, options in zip(questions, options_of, strict=True)
+        ]
         encoded = encode(examples, self.tokenizer, self.prompt)
         scores = score_questions(self.model, encoded, batch_size)
         probabilities = (scores / self.temperature).softmax(-1)
@@ -78,6 +85,19 @@ class Answerer:
                 abstain=self.abstain_below is not None and certain < self.abstain_below,
             )
             for options, index, certain, row in zip(
-                choices, best.tolist(), confidence.tolist(), probabilities.tolist(), strict=True
+                options_of, best.tolist(), confidence.tolist(), probabilities.tolist(), strict=True
             )
         ]
+
+    def _options(self, question: str, named: Sequence[str] | None) -> Sequence[str]:
+        options = self.common_choices if named is None else named
+        if options is None:
+            raise DataValidationError(
+                f"{question} names no choices, and those of this student's calibration questions "
+                "differ: name two or more"
+            )
+        if len(options) < 2:
+            raise DataValidationError(
+                f"{question} has {len(options)} choices; at least 2 are needed"
+            )
+        return options

@@ -76,6 +76,15 @@ def read_examples(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def common_choices(examples: Iterable[dict[str, Any]]) -> list[str] | None:
+    """Return the choices that all questions share, in any order, as where all are yes or no.
+
+    None where they differ. Open text, which has none, does not count.
+    """
+    listed = [example["choices"] for example in examples if example["choices"] is not None]
+    return listed[0] if len({frozenset(choices) for choices in listed}) == 1 else None
+
+
 def _fields(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 

@@ -12,6 +12,7 @@ from typing import Any
 from mlflow.entities import Metric
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from firstkd.files import atomic_file
 from flows.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,13 @@ class LiveRun:
     """A run, with a child per training stage, to look at while a retraining is under way.
 
     It is a view: `record` writes the lasting runs from files, and then this one is dropped. After
-    a failure it stays, marked as failed, since its curves may tell why.
+    a failure it stays, marked as failed, since its curves may tell why. `note` is a file that says
+    whose view is open, so that the one of a retraining that was killed is closed by the next.
     """
 
-    def __init__(self, tracking: Tracking, flow_run_id: str) -> None:
+    def __init__(self, tracking: Tracking, flow_run_id: str, note: Path) -> None:
         self._tracking = tracking
+        self._note = note
         self.flow_run_id = flow_run_id
         self._tags = {"live": "true", "prefect_flow_run_id": flow_run_id}
         self._runs: dict[str, str] = {}
@@ -64,16 +67,30 @@ class LiveRun:
         finally:
             follower.finish()
 
+    def close_killed(self) -> None:
+        """Mark as killed what a retraining of this workspace left open when it was killed."""
+        if not self._note.exists():
+            return
+        killed = f"tags.live = 'true' and tags.prefect_flow_run_id = '{self._note.read_text()}'"
+        client, experiment = self._tracking.client, self._tracking.experiment_id
+        for run in client.search_runs([experiment], f"{killed} and attributes.status = 'RUNNING'"):
+            client.set_terminated(run.info.run_id, "KILLED")
+        self._note.unlink()
+
     def drop(self) -> None:
         for run_id in self._runs.values():
             self._tracking.client.delete_run(run_id)
+        self._note.unlink(missing_ok=True)
 
     def fail(self) -> None:
         for run_id in self._runs.values():
             self._tracking.client.set_terminated(run_id, "FAILED")
+        self._note.unlink(missing_ok=True)
 
     def _run_of(self, stage: str) -> str:
         if not self._runs:
+            with atomic_file(self._note) as file:
+                file.write_text(self.flow_run_id)
             self._runs[""] = self._create("retrain (live)", {})
         if stage not in self._runs:
             self._runs[stage] = self._create(stage, {MLFLOW_PARENT_RUN_ID: self._runs[""]})

@@ -83,14 +83,20 @@ def history() -> None:
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
     choice: Annotated[
-        list[str], typer.Option(help="A possible answer; name two or more, each with --choice.")
-    ],
+        list[str] | None,
+        typer.Option(
+            help="A possible answer; name two or more, each with --choice. By default those that "
+            "all questions shared on which its confidence was calibrated, e.g. yes and no.",
+        ),
+    ] = None,
 ) -> None:
     """Let the champion answer a question, with its calibrated confidence."""
     from flows.serving import ask_champion
 
     with _opened() as (_, settings, server):
-        version, answer, confidence, abstain = ask_champion(settings, server, question, choice)
+        version, answer, confidence, abstain = ask_champion(
+            settings, server, question, choice or []
+        )
     name = f"{settings.record.registered_model} v{version}"
     if abstain:
         limit = settings.serve.abstain_below

@@ -44,7 +44,10 @@ SERVING_NEEDS = (
 )
 SIGNATURE = ModelSignature(
     inputs=Schema(
-        [ColSpec(DataType.string, "question"), ColSpec(Array(DataType.string), "choices")]
+        [
+            ColSpec(DataType.string, "question"),
+            ColSpec(Array(DataType.string), "choices", required=False),
+        ]
     ),
     outputs=Schema(
         [

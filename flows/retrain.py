@@ -66,7 +66,10 @@ def retrain(root: str = ".") -> Retrained:
 def _retrain(workspace: Workspace, settings: Settings) -> Retrained:
     with workspace.exclusive():
         tracking = open_tracking(workspace.root, settings.record)
-        live = LiveRun(tracking, str(runtime.flow_run.id))
+        note = workspace.root / "logs" / "live-run"
+        live = LiveRun(tracking, str(runtime.flow_run.id), note)
+        with clear_errors(tracking):
+            live.close_killed()
         try:
             outcomes = _run_stages(workspace, live, settings.retrain)
         except BaseException:

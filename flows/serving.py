@@ -18,9 +18,10 @@ def ask_champion(
 ) -> tuple[str, str, float, bool]:
     """Return the champion's version, its answer, its confidence, and whether it abstains.
 
-    The threshold is that of params.yaml now. Raises PipelineError when there is no champion.
+    Without choices, those count that its calibration questions shared. The threshold is that of
+    params.yaml now. Raises PipelineError when there is no champion.
     """
-    if len(choices) < 2:
+    if len(choices) == 1:
         raise ConfigError("name at least two possible answers, each with --choice")
     name = settings.record.registered_model
     number = aliases(tracking, name).get(CHAMPION)
@@ -32,5 +33,5 @@ def ask_champion(
     with TemporaryDirectory() as scratch:
         files = download_student(tracking, version, Path(scratch))
         answerer = Answerer.load(files.weights, files.calibration, settings.serve.abstain_below)
-        [found] = answerer.answer([question], [choices])
+        [found] = answerer.answer([question], [choices or None])
     return number, found.answer, found.confidence, found.abstain

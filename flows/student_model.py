@@ -4,6 +4,7 @@ MLflow keeps this file itself as the model's code ("models from code"), next to 
 folder, its calibration and a copy of the package `firstkd`. Nothing is pickled.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ class Student(PythonModel):
     ) -> pd.DataFrame:
         """Answer each row's `question` with one of its `choices`.
 
+        Without `choices`, those count that all questions of the student's calibration shared.
+
         `abstain` is true where the confidence is below serve.abstain_below of params.yaml, as it
         was when the version was registered, or as whoever loads the model sets it.
         """
         answers = self._answerer.answer(
             [str(question) for question in model_input["question"]],
-            [list(choices) for choices in model_input["choices"]],
+            [_choices(row) for row in model_input.to_dict("records")],
         )
         return pd.DataFrame(
             {
@@ -41,6 +44,12 @@ class Student(PythonModel):
                 "abstain": [answer.abstain for answer in answers],
             }
         )
+
+
+def _choices(row: Mapping[Any, Any]) -> list[str] | None:
+    """Return a row's choices; pandas fills in a missing cell with NaN."""
+    given = row.get("choices")
+    return None if given is None or isinstance(given, float) else list(given)
 
 
 mlflow.models.set_model(Student())

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from firstkd.errors import ConfigError, DataValidationError
-from firstkd.examples import read_examples
+from firstkd.examples import common_choices, read_examples
 from firstkd.files import atomic_folder, write_json
 from firstkd.knowledge import Knowledge
 from firstkd.metrics import Predictions
@@ -70,7 +70,11 @@ def main(root: Path, model: str) -> None:
     }
     with atomic_folder(root / "data/evaluate" / model) as output:
         write_json(output / "metrics.json", metrics)
-        kept = {"temperature": temperature, "prompt": settings.prompt.model_dump()}
+        kept = {
+            "temperature": temperature,
+            "prompt": settings.prompt.model_dump(),
+            "choices": common_choices(read_examples(calibration)),
+        }
         write_json(output / "calibration.json", kept)
         pq.write_table(predictions, output / "predictions.parquet")
     raw, calibrated = sets["test"]["raw"], sets["test"]["calibrated"]

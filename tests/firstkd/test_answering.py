@@ -45,6 +45,13 @@ def test_what_is_too_uncertain_is_abstained_from(answerer):
     assert abstained == {sure.answer: False, unsure.answer: True}
 
 
-def test_a_question_without_choices_is_refused(answerer):
+def test_a_question_without_choices_has_those_that_all_questions_shared(answerer):
+    shared = dataclasses.replace(answerer, common_choices=CHOICES[0])
+    assert shared.answer(QUESTIONS, [None, CHOICES[1]]) == answerer.answer(QUESTIONS, CHOICES)
+    with pytest.raises(DataValidationError, match=r"question 2 .*live.* names no choices"):
+        answerer.answer(QUESTIONS, [CHOICES[0], None])
+
+
+def test_a_single_choice_is_refused(answerer):
     with pytest.raises(DataValidationError, match=r"question 2 .* has 1 choices"):
         answerer.answer(QUESTIONS, [CHOICES[0], ["in a cave"]])

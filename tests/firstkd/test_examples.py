@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from firstkd.errors import ArtifactError
 from firstkd.examples import (
     Example,
+    common_choices,
     content_id,
     normalise,
     read_examples,
@@ -126,3 +127,10 @@ def test_a_content_id_depends_on_source_question_and_choices() -> None:
         content_id("a", "Where?", None),
     ]
     assert base not in others
+
+
+def test_common_choices_are_those_of_every_question_in_any_order() -> None:
+    yes_no = {"choices": ["no", "yes"]}
+    assert common_choices([yes_no, {"choices": ["yes", "no"]}, {"choices": None}]) == ["no", "yes"]
+    assert common_choices([yes_no, {"choices": ["no", "yes", "maybe"]}]) is None
+    assert common_choices([{"choices": None}]) is None

@@ -32,10 +32,13 @@ pytestmark = [
 ]
 
 FIRSTKD = [sys.executable, "-c", "from flows.cli import main; main()"]
-# where a file `slow` lies, a stage tells its process id and waits for its end
+# where a file `slow` lies, a stage begins its curve, tells its process id and waits for its end
 SLOW = """
 if sys.argv[1] == "distill" and Path("slow").exists():
     import os, time
+    logs = Path("logs", "@".join(sys.argv[1:]))
+    logs.mkdir(parents=True, exist_ok=True)
+    (logs / "curve.jsonl").write_text('{"step": 0, "loss": 1}\\n')
     Path("pid").write_text(str(os.getpid()))
     while Path("slow").exists():
         time.sleep(0.05)
@@ -132,9 +135,11 @@ def assert_as_undisturbed(running: Running, undisturbed: bytes, uri: str | None 
     }
     experiment = client.get_experiment_by_name(running.experiment)
     assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert "RUNNING" not in {run.info.status for run in runs}
     whole = [
         run.data.tags[LOCK_TAG]
-        for run in client.search_runs([experiment.experiment_id])
+        for run in runs
         if LOCK_TAG in run.data.tags and COMPLETE_TAG in run.data.tags
     ]
     assert len(whole) == len(set(whole)) == 2
@@ -147,6 +152,8 @@ def champion(running: Running, uri: str | None = None) -> str:
 
 def test_killed_flow(running: Running, undisturbed: bytes) -> None:
     process, stage = running.in_the_middle()
+    client = MlflowClient(f"sqlite:///{running.root}/mlflow/mlflow.db")
+    wait_for(lambda: client.search_runs(["1"], "attributes.status = 'RUNNING'"))
     process.kill()
     process.wait()
     wait_for(lambda: not is_running(stage), 40)

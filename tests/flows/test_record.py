@@ -173,7 +173,7 @@ def test_live_curve_is_mirrored_while_it_grows(
 ) -> None:
     monkeypatch.setattr("flows.curves.POLL_SECONDS", 0.05)
     curve = project.root / "logs" / "finetune" / "curve.jsonl"
-    live = LiveRun(tracking, "flow-run-1")
+    live = LiveRun(tracking, "flow-run-1", project.root / "logs/live-run")
     with live.follow("finetune", curve):
         curve.write_text('{"step": 0, "loss": 2.0}\n{"step": 1, "lo')  # begun anew
         deadline = time.monotonic() + 10
@@ -185,7 +185,31 @@ def test_live_curve_is_mirrored_while_it_grows(
     history = tracking.client.get_metric_history(run.info.run_id, "loss")
     assert [point.value for point in history] == [2.0, 1.0]
     live.drop()
-    assert names(tracking) == []
+    assert names(tracking) == [] and not (project.root / "logs/live-run").exists()
+
+
+def test_live_runs_of_a_killed_retraining_are_closed_by_the_next(
+    project: Workspace, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.curves.POLL_SECONDS", 0.05)
+    curve, note = project.root / "logs/finetune/curve.jsonl", project.root / "logs/live-run"
+    curve.unlink()
+    killed = LiveRun(tracking, "flow-run-1", note)
+    elsewhere = LiveRun(tracking, "flow-run-2", project.root / "logs/of-another-workspace")
+    for live in (killed, elsewhere):
+        with live.follow("finetune", curve), curve.open("a") as file:
+            file.write('{"step": 0, "loss": 2.0}\n')
+    LiveRun(tracking, "flow-run-3", note).close_killed()
+    found = {
+        (run.data.tags["prefect_flow_run_id"], run.info.run_name): run.info.status
+        for run in tracking.client.search_runs([tracking.experiment_id])
+    }
+    assert found == {
+        ("flow-run-1", "retrain (live)"): "KILLED",
+        ("flow-run-1", "finetune"): "KILLED",
+        ("flow-run-2", "retrain (live)"): "RUNNING",
+        ("flow-run-2", "finetune"): "RUNNING",
+    }
 
 
 def test_unreachable_server_is_one_error_that_names_it(

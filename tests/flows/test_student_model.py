@@ -1,0 +1,50 @@
+"""The student as MLflow loads it: what its signature lets through reaches the answerer."""
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from firstkd.errors import DataValidationError
+from firstkd.files import write_json
+from flows import student_model
+from flows.registry import SIGNATURE
+
+SHARED = ["no", "yes"]
+NAMED = ["in a den", "in a hive", "in the sea"]
+QUESTION = "Where does the red fox live?"
+
+
+def load(folder: Path, tiny_model: Path, choices: list[str] | None) -> mlflow.pyfunc.PyFuncModel:
+    prompt = {"format": "cloze", "max_length": 64}
+    calibration = {"temperature": 2.0, "prompt": prompt, "choices": choices}
+    write_json(folder / "calibration.json", calibration)
+    mlflow.pyfunc.save_model(
+        folder / "model",
+        python_model=student_model.__file__,
+        artifacts={"student": str(tiny_model), "calibration": str(folder / "calibration.json")},
+        signature=SIGNATURE,
+        pip_requirements=[],  # else MLflow loads the model in another process to find them
+        model_config={"abstain_below": None},
+    )
+    return mlflow.pyfunc.load_model(str(folder / "model"))
+
+
+def test_choices_may_be_left_out_where_all_questions_shared_them(tmp_path, tiny_model):
+    student = load(tmp_path, tiny_model, SHARED)
+    alone = student.predict(pd.DataFrame({"question": [QUESTION]}))
+    named = student.predict(pd.DataFrame({"question": [QUESTION], "choices": [SHARED]}))
+    assert alone["answer"][0] in SHARED
+    pd.testing.assert_frame_equal(alone, named)
+
+    mixed = pd.DataFrame({"question": [QUESTION, QUESTION], "choices": [np.array(NAMED), None]})
+    answered = student.predict(mixed)
+    assert answered["answer"][0] in NAMED and answered["answer"][1] == alone["answer"][0]
+
+
+def test_where_they_differ_a_question_has_to_name_them(tmp_path, tiny_model):
+    student = load(tmp_path, tiny_model, None)
+    with pytest.raises(DataValidationError, match=r"question 1 .* names no choices"):
+        student.predict(pd.DataFrame({"question": [QUESTION]}))
