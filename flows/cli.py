@@ -146,8 +146,6 @@ def _quiet_flow(here: "Workspace", settings: "Settings") -> "Callable[[str], Ret
     tracebacks, through its console handler.
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
-    # Prefect's own 20 seconds are too few where other work has the processor
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     from flows.prefect_server import server_starting
 
     with server_starting():  # which takes as long as these two

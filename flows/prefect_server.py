@@ -1,14 +1,24 @@
-"""The Prefect server: one that lasts, which the user has named, or the one that a run embeds."""
+"""The Prefect server: one that lasts, which the user has named, or one that ends with the run."""
 
+import atexit
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
-from prefect.server.api.server import SubprocessASGIServer
+from prefect.context import refresh_global_settings_context
 from prefect.settings import get_current_settings
 
 from firstkd.errors import PipelineError
+from flows.processes import guardian
+
+PROCESS = Path(__file__).with_name("prefect_process.py")
+START_SECONDS = 180.0
+"""For a server that starts on a busy machine and makes its database."""
 
 
 def configured_server() -> str | None:
@@ -31,14 +41,39 @@ def configured_server() -> str | None:
 
 @contextmanager
 def server_starting() -> Iterator[None]:
-    """Have a server by the end of the body: the embedded one is a process that starts meanwhile.
+    """Have a server by the end of the body: one of this process starts meanwhile.
 
-    Raises PipelineError, before the body, when a lasting one is named and does not answer.
+    Prefect would start one like it, but only once all of Prefect is imported, and would leave it
+    behind where the run is killed. Raises PipelineError, before the body, when a lasting one is
+    named and does not answer, and after it when this one does not start.
     """
     if configured_server():
         yield
         return
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        started = pool.submit(SubprocessASGIServer().start)  # the one that a flow run would start
-        yield
-        started.result()
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # so whoever asks early waits
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(PROCESS), str(listening.fileno())],
+            pass_fds=[listening.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    atexit.register(_ending(process).close)
+    os.environ["PREFECT_API_URL"] = url
+    refresh_global_settings_context()
+    yield
+    try:
+        httpx.get(f"{url}/health", timeout=START_SECONDS).raise_for_status()
+    except httpx.HTTPError as error:
+        raise PipelineError(
+            f"Prefect's server did not start ({error}); what it said is above"
+        ) from error
+
+
+def _ending(process: subprocess.Popen[bytes]) -> ExitStack:
+    """Return what ends a server when closed; where this process is killed, a guardian does."""
+    ending = ExitStack()
+    ending.enter_context(guardian(process.pid))
+    ending.callback(process.wait)
+    ending.callback(process.terminate)
+    return ending

@@ -50,7 +50,7 @@ def run_group(command: list[str], cwd: Path, env: dict[str, str], sink: OutputSi
         start_new_session=True,
     )
     assert process.stdout is not None
-    with process.stdout as pipe, _guardian(process.pid):
+    with process.stdout as pipe, guardian(process.pid):
         try:
             splitter = LineSplitter(sink)
             for chunk in _chunks(pipe.fileno()):
@@ -63,8 +63,9 @@ def run_group(command: list[str], cwd: Path, env: dict[str, str], sink: OutputSi
 
 
 @contextmanager
-def _guardian(group: int) -> Iterator[None]:
-    guardian = subprocess.Popen(
+def guardian(group: int) -> Iterator[None]:
+    """Have a group of processes ended where this process is killed during the body."""
+    shell = subprocess.Popen(
         ["sh", "-c", GUARDIAN, "sh", str(group)],
         stdin=subprocess.PIPE,  # which the system closes when this process ends, however it ends
         stdout=subprocess.DEVNULL,
@@ -74,8 +75,8 @@ def _guardian(group: int) -> Iterator[None]:
     try:
         yield
     finally:
-        guardian.kill()
-        guardian.communicate()
+        shell.kill()
+        shell.communicate()
 
 
 class LineSplitter:

@@ -1,10 +1,13 @@
-"""The embedded server, in a process of its own: Prefect keeps one for the whole process."""
+"""The server of one run, in a process of its own: Prefect keeps one for the whole process."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -12,32 +15,59 @@ from firstkd.errors import PipelineError
 from flows.prefect_server import server_starting
 
 START = """
-import httpx
-from prefect import flow
-from prefect.server.api.server import SubprocessASGIServer
+import os, sys, httpx
+from prefect import flow, get_client
 from flows.prefect_server import server_starting
 
 with server_starting():
-    process = SubprocessASGIServer()
-port = process.port
-assert httpx.get(f"http://127.0.0.1:{port}/api/health").status_code == 200
+    pass
+url = os.environ["PREFECT_API_URL"]
+assert httpx.get(f"{url}/health").status_code == 200
 
 @flow
 def nothing():
-    return SubprocessASGIServer().port
+    with get_client(sync_client=True) as client:
+        return str(client.api_url), len(client.read_flow_runs())
 
-assert nothing() == port
+used, flow_runs = nothing()
+assert used.rstrip("/") == url and flow_runs == 1, (used, flow_runs)
+print(url, flush=True)
+sys.stdin.read()
 """
 
 
 @pytest.mark.slow
-def test_the_embedded_server_is_ready_and_the_one_that_a_flow_takes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_flow_takes_the_server_of_its_run_which_ends_with_it(
+    tmp_path: Path, killed: bool
+) -> None:
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path)}
-    environment["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "180"
-    done = subprocess.run(
-        [sys.executable, "-c", START], env=environment, capture_output=True, text=True, timeout=300
+    environment.pop("PREFECT_API_URL", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", START],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    assert answers(url)
+    if killed:
+        process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if killed else 0)
+    deadline = time.monotonic() + 30
+    while killed and answers(url) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not answers(url)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.ConnectError:
+        return False
 
 
 def test_a_server_that_is_named_and_does_not_answer_is_one_error() -> None:
