@@ -80,7 +80,7 @@ def record() -> None:
     """Write the present state into MLflow and register its student, as after `dvc repro`."""
     from firstkd.settings import load_settings
     from flows import promotion, registry, tracking, workspace
-    from flows.notification import notify_of_promotion
+    from flows.notification import announce
     from flows.record import record as record_state
 
     settings = load_settings(ROOT / "params.yaml")
@@ -96,7 +96,7 @@ def record() -> None:
             recorded = record_state(here, settings, server)
             version = registry.register(here, settings, server, recorded.run_id)
             verdict = promotion.promote(here, settings, server, version)
-    notify_of_promotion(settings.retrain.webhook, here, version, verdict)
+            announce(settings.retrain.webhook, here, server, version)
     known = "" if recorded.is_new else " (it was recorded before)"
     typer.echo(f"run {recorded.run_id}{known}: {version.name} v{version.version}")
     typer.echo(verdict.in_words(f"v{version.version}"))
@@ -122,11 +122,12 @@ def nothing_to_do(here: "Workspace", settings: "Settings") -> bool:
 
 def _is_concluded(here: "Workspace", settings: "Settings", server: "Tracking") -> bool:
     from flows import promotion, publish, registry
+    from flows.notification import is_announced
 
     version = registry.find_version(here, settings, server)
     if version is None or promotion.standing(settings, server, version) is None:
         return False
-    if registry.can_be_rebuilt_now(here, version):
+    if registry.can_be_rebuilt_now(here, version) or not is_announced(version):
         return False
     if settings.publish.push or settings.publish.branch:
         run = server.client.get_run(registry.run_of(version))

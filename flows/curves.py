@@ -78,8 +78,8 @@ class LiveRun:
         self._note.unlink()
 
     def drop(self) -> None:
-        for run_id in self._runs.values():
-            self._tracking.client.delete_run(run_id)
+        while self._runs:
+            self._tracking.client.delete_run(self._runs.popitem()[1])
         self._note.unlink(missing_ok=True)
 
     def fail(self) -> None:

@@ -9,23 +9,38 @@ import httpx
 from mlflow.entities.model_registry import ModelVersion
 
 from flows.gate import Verdict
+from flows.promotion import DECISION_TAG, REASONS_TAG, TIME_TAG
+from flows.tracking import Tracking
 from flows.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 10.0
-
-
 Event = Literal["failed", "promoted", "rolled back"]
 
 
-def notify_of_promotion(
-    webhook: str | None, workspace: Workspace, version: ModelVersion, verdict: Verdict
+ANNOUNCED_TAG = "announced"
+"""Of a version: when the promotion that was told of was decided."""
+
+
+def is_announced(version: ModelVersion) -> bool:
+    """Whether nothing is left to tell of a version: it was not promoted, or that was told."""
+    tags = version.tags
+    return tags.get(DECISION_TAG) != "promoted" or tags.get(ANNOUNCED_TAG) == tags[TIME_TAG]
+
+
+def announce(
+    webhook: str | None, workspace: Workspace, tracking: Tracking, version: ModelVersion
 ) -> None:
-    if verdict.outcome == "promoted":
-        notify(
-            webhook, workspace, "promoted", verdict.in_words(f"{version.name} v{version.version}")
-        )
+    """Tell of a promotion once, also of one whose process was killed before it could."""
+    name, number = version.name, str(version.version)
+    version = tracking.client.get_model_version(name, number)
+    if is_announced(version):
+        return
+    verdict = Verdict("promoted", tuple(version.tags[REASONS_TAG].splitlines()))
+    notify(webhook, workspace, "promoted", verdict.in_words(f"{name} v{number}"))
+    decided = version.tags[TIME_TAG]
+    tracking.client.set_model_version_tag(name, number, ANNOUNCED_TAG, decided)
 
 
 def notify(webhook: str | None, workspace: Workspace, event: Event, text: str) -> None:

@@ -42,7 +42,7 @@ def promote(
 ) -> None:
     """Let a registered version through the gate, and put it in charge if it passes."""
     from flows import promotion, registry
-    from flows.notification import notify_of_promotion
+    from flows.notification import announce
 
     compared = not no_comparison
     with _opened() as (here, settings, server):
@@ -50,11 +50,11 @@ def promote(
         chosen = registry.get_version(server, name, version)
         decide = promotion.judge if dry_run else promotion.promote_on_request
         verdict = decide(here, settings, server, chosen, compared)
+        if not dry_run:
+            announce(settings.retrain.webhook, here, server, chosen)
     typer.echo(verdict.in_words(f"{name} v{chosen.version}"))
     if dry_run:
         typer.echo("This was a dry run: nothing has changed.")
-    else:
-        notify_of_promotion(settings.retrain.webhook, here, chosen, verdict)
     if not verdict.passed:
         raise typer.Exit(1)
 

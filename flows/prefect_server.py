@@ -1,10 +1,12 @@
 """The Prefect server: one that lasts, which the user has named, or one that ends with the run."""
 
 import atexit
+import logging
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,9 +18,15 @@ from prefect.settings import get_current_settings
 from firstkd.errors import PipelineError
 from flows.processes import guardian
 
+log = logging.getLogger(__name__)
+
 PROCESS = Path(__file__).with_name("prefect_process.py")
 START_SECONDS = 180.0
 """For a server that starts on a busy machine and makes its database."""
+
+END_SECONDS = 20.0
+ANSWER_SECONDS = 20.0
+"""For a lasting server that was started the moment before."""
 
 
 def configured_server() -> str | None:
@@ -29,14 +37,22 @@ def configured_server() -> str | None:
     url = get_current_settings().api.url
     if url is None:
         return None
-    try:
-        httpx.get(f"{url}/health", timeout=10).raise_for_status()
-    except httpx.HTTPError as error:
-        raise PipelineError(
-            f"the Prefect server at {url} does not answer ({error}); start it with "
-            "`prefect server start --background`, or unset PREFECT_API_URL to run without one"
-        ) from error
-    return str(url)
+    deadline, waits = time.monotonic() + ANSWER_SECONDS, False
+    while True:
+        try:
+            httpx.get(f"{url}/health", timeout=10).raise_for_status()
+            return str(url)
+        except httpx.HTTPError as error:
+            if not isinstance(error, httpx.ConnectError) or time.monotonic() > deadline:
+                raise PipelineError(
+                    f"the Prefect server at {url} does not answer ({error}); start it with "
+                    "`prefect server start --background`, or unset PREFECT_API_URL to run without "
+                    "one"
+                ) from error
+        if not waits:
+            log.warning("waiting for the Prefect server at %s", url)
+        waits = True
+        time.sleep(0.5)
 
 
 @contextmanager
@@ -58,7 +74,10 @@ def server_starting() -> Iterator[None]:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    atexit.register(_ending(process).close)
+    ending = ExitStack()
+    ending.enter_context(guardian(process.pid))
+    ending.callback(_end, process)
+    atexit.register(ending.close)
     os.environ["PREFECT_API_URL"] = url
     refresh_global_settings_context()
     yield
@@ -70,10 +89,10 @@ def server_starting() -> Iterator[None]:
         ) from error
 
 
-def _ending(process: subprocess.Popen[bytes]) -> ExitStack:
-    """Return what ends a server when closed; where this process is killed, a guardian does."""
-    ending = ExitStack()
-    ending.enter_context(guardian(process.pid))
-    ending.callback(process.wait)
-    ending.callback(process.terminate)
-    return ending
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -3,6 +3,7 @@
 Neither touches the checked-out branch, its index or its files.
 """
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,6 @@ IDENTITY = {
     for what, value in (("NAME", "firstkd"), ("EMAIL", "firstkd@localhost"))
 }
 """Of the pipeline's own commits: a fresh worker has no other."""
-ALONE = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
-"""Nobody is there to answer git or ssh."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,24 @@ def is_published(settings: PublishSettings, run_tags: Mapping[str, str]) -> bool
 def _publish_branch(workspace: Workspace, branch: str, remote: str | None) -> list[str]:
     if remote is None:
         return [commit_lock(workspace, branch)]
-    reference = f"refs/heads/{branch}"
+    known = workspace.run_git("remote").split()
+    if remote not in known:  # git would take it for a path
+        raise ConfigError(
+            f"publish.git_remote: {remote!r} is no remote of this repository; allowed: {known}"
+        )
+    reference, alone = f"refs/heads/{branch}", _unattended(workspace)
     # what other machines have published; the first one finds no such branch there
-    _succeeds(workspace, "fetch", remote, f"+{reference}:refs/remotes/{remote}/{branch}", env=ALONE)
+    _succeeds(workspace, "fetch", remote, f"+{reference}:refs/remotes/{remote}/{branch}", env=alone)
     done = commit_lock(workspace, branch, remote)
-    workspace.run_git("push", remote, f"{reference}:{reference}", env=ALONE)
+    workspace.run_git("push", remote, f"{reference}:{reference}", env=alone)
     return [done, f"{branch} is pushed to {remote}"]
+
+
+def _unattended(workspace: Workspace) -> dict[str, str]:
+    """Return the environment in which neither git nor ssh, as it is configured, asks anybody."""
+    configured = _succeeds(workspace, "config", "core.sshCommand")
+    ssh = os.environ.get("GIT_SSH_COMMAND") or configured or "ssh"
+    return {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": f"{ssh} -o BatchMode=yes"}
 
 
 def commit_lock(workspace: Workspace, branch: str, remote: str | None = None) -> str:

@@ -7,6 +7,7 @@ not recorded again.
 
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file, read_json, sha256_of
 from firstkd.settings import Settings
 from flows.curves import curve_metrics, log_metrics
@@ -46,7 +48,7 @@ def record(
     """Record the workspace's present state, unless that was done before.
 
     What an interrupted attempt of this workspace has left is removed; another workspace may be
-    recording the same state.
+    recording the same state. Raises PipelineError where another `dvc repro` came in between.
     """
     digest, client = workspace.lock_digest(), tracking.client
     attempt_file = workspace.root / "logs" / "record-attempt"
@@ -68,10 +70,13 @@ def record(
     run_id = client.create_run(
         tracking.experiment_id, run_name=f"retrain {digest[:8]}", tags=tags
     ).info.run_id
+    with ThreadPoolExecutor() as pool:
+        stages = pool.submit(workspace.stages)  # DVC takes as long as what comes first here
+        _record_whole(workspace.root, settings, tracking, run_id)
     lock = workspace.lock()  # which keeps the entries of stages that are no more
-    for stage in workspace.stages():
+    for stage in stages.result():
         _record_stage(workspace.root, tracking, run_id, stage, lock[stage])
-    _record_whole(workspace.root, settings, tracking, run_id)
+    workspace.check_unchanged(digest)
     client.set_terminated(run_id)
     client.set_tag(run_id, COMPLETE_TAG, "true")
     attempt_file.unlink()
@@ -159,8 +164,13 @@ def _dataset(root: Path, path: Path) -> DatasetInput:
 
 
 def _files(root: Path, entry: dict[str, Any]) -> list[Path]:
-    """Return the files that a stage put at the top of its outputs."""
+    """Return the files that a stage put at the top of its outputs.
+
+    Raises ArtifactError when an output is gone.
+    """
     outs = [root / out["path"] for out in entry.get("outs", [])]
+    if gone := [out for out in outs if not out.exists()]:
+        raise ArtifactError(f"{gone[0]} is missing: run `firstkd run`, which makes it again")
     inside = [file for out in outs if out.is_dir() for file in sorted(out.iterdir())]
     return [file for file in [*outs, *inside] if file.is_file()]
 

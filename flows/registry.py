@@ -75,11 +75,10 @@ def register(
     is_new = not _of_digest(tracking, name, digest)
     if is_new:
         recorded = client.get_run(run_id).data.tags[LOCK_TAG]
-        _check_unchanged(workspace, recorded)
-        tags = {LOCK_TAG: digest, **_tags(workspace, settings)}
         with tracking.as_default():
             model = _log_model(workspace.root, settings, run_id)
-        _check_unchanged(workspace, recorded)
+        workspace.check_unchanged(recorded)
+        tags = {LOCK_TAG: digest, **_tags(workspace, settings)}
     with registry_lease(tracking, name) as check:
         if is_new and not _of_digest(tracking, name, digest):  # nor by another workspace, meanwhile
             check()
@@ -98,14 +97,6 @@ def register(
         if number == str(versions(tracking, name)[0].version):
             client.set_registered_model_alias(name, CHALLENGER, number)
     return client.get_model_version(name, number)
-
-
-def _check_unchanged(workspace: Workspace, recorded: str) -> None:
-    if workspace.lock_digest() != recorded:
-        raise PipelineError(
-            "dvc.lock has changed since it was recorded: another `dvc repro` ran here meanwhile; "
-            "run it again"
-        )
 
 
 def find_version(

@@ -55,7 +55,7 @@ def reproduce(
     with TemporaryDirectory() as scratch, _worktree(workspace, commit, folder) as there:
         kept = Path(tracking.client.download_artifacts(run_of(version), "", scratch))
         shutil.copy(kept / "dvc.lock", there.root)
-        there.use_cache_of(workspace)
+        there.use_storage_of(workspace)
         way = _bring_back(there, workspace.root / "sources", rebuild, sink)
         compared = [(False, f"damaged  {path}: not as dvc.lock says") for path in there.damaged()]
         compared += _compare(there.root, kept, tracking, version)

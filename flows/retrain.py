@@ -22,7 +22,7 @@ from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import RetrainSettings, Settings, load_settings
 from flows.curves import LiveRun
 from flows.gate import Verdict
-from flows.notification import notify, notify_of_promotion
+from flows.notification import announce, notify
 from flows.promotion import CHAMPION, promote
 from flows.publish import PUBLISHED_TAG, Published, publish
 from flows.record import Recorded, record
@@ -72,12 +72,12 @@ def _retrain(workspace: Workspace, settings: Settings) -> Retrained:
             live.close_killed()
         try:
             outcomes = _run_stages(workspace, live, settings.retrain)
+            with clear_errors(tracking):
+                return _conclude(workspace, settings, tracking, live, outcomes)
         except BaseException:
             with suppress(Exception):  # what went wrong before matters more
                 live.fail()
             raise
-        with clear_errors(tracking):
-            return _conclude(workspace, settings, tracking, live, outcomes)
 
 
 def _conclude(
@@ -91,8 +91,8 @@ def _conclude(
     recorded = _step(record)(workspace, settings, tracking, live.flow_run_id)
     live.drop()
     version: ModelVersion = _step(register)(workspace, settings, tracking, recorded.run_id)
-    verdict = _step(promote)(workspace, settings, tracking, version)
-    notify_of_promotion(settings.retrain.webhook, workspace, version, verdict)
+    verdict = _promote(workspace, settings, tracking, version)
+    announce(settings.retrain.webhook, workspace, tracking, version)
     _show(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
     published = _publish(workspace, settings)
     for words in published.words:
@@ -102,6 +102,20 @@ def _conclude(
         tracking.client.set_tag(run_of(version), PUBLISHED_TAG, as_asked)
     champion = aliases(tracking, version.name).get(CHAMPION)
     return Retrained(outcomes, recorded, str(version.version), verdict, champion)
+
+
+def _promote(
+    workspace: Workspace, settings: Settings, tracking: Tracking, version: ModelVersion
+) -> Verdict:
+    """Take the gate's decision, for which the champion may have to be measured again."""
+    limit = settings.retrain.stage_timeout_minutes * SECONDS_PER_MINUTE
+    try:
+        verdict: Verdict = _step(promote).with_options(timeout_seconds=limit)(
+            workspace, settings, tracking, version
+        )
+    except TimeoutError as error:
+        raise _took_too_long("promote") from error
+    return verdict
 
 
 def _publish(workspace: Workspace, settings: Settings) -> Published:

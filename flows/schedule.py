@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.types.entrypoint import EntrypointType
 
@@ -19,9 +18,6 @@ from flows.prefect_server import configured_server
 from flows.retrain import retrain
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-ONE_AT_A_TIME = ConcurrencyLimitConfig(
-    limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
-)
 
 
 def make_schedule(cron: str | None, interval: str | None, timezone: str) -> Schedule:
@@ -68,14 +64,14 @@ def deployment_name(root: Path) -> str:
 def serve(root: Path, schedule: Schedule) -> None:
     """Run the schedule until this process ends, which pauses it.
 
-    A retraining that is due while another runs is cancelled: the next one does its work.
+    A retraining that is due while another runs waits for it. Prefect's own limit, kept in its
+    server, is not used: a crash of the machine would leave it taken.
     """
     retrain.serve(
         name=deployment_name(root),
         schedule=schedule,
         parameters={"root": str(root)},
         limit=1,
-        global_limit=ONE_AT_A_TIME,
         entrypoint_type=EntrypointType.MODULE_PATH,  # found from whatever folder it runs in
         print_starting_message=False,
     )

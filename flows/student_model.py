@@ -4,7 +4,6 @@ MLflow keeps this file itself as the model's code ("models from code"), next to 
 folder, its calibration and a copy of the package `firstkd`. Nothing is pickled.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,10 @@ class Student(PythonModel):
         """
         answers = self._answerer.answer(
             [str(question) for question in model_input["question"]],
-            [_choices(row) for row in model_input.to_dict("records")],
+            [
+                None if choices is None else list(choices)
+                for choices in model_input.get("choices", [None] * len(model_input))
+            ],
         )
         return pd.DataFrame(
             {
@@ -44,12 +46,6 @@ class Student(PythonModel):
                 "abstain": [answer.abstain for answer in answers],
             }
         )
-
-
-def _choices(row: Mapping[Any, Any]) -> list[str] | None:
-    """Return a row's choices; pandas fills in a missing cell with NaN."""
-    given = row.get("choices")
-    return None if given is None or isinstance(given, float) else list(given)
 
 
 mlflow.models.set_model(Student())

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import deque
@@ -19,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from configobj import ConfigObj
 from ruamel.yaml import YAML
 
 from firstkd.errors import ArtifactError, PipelineError
@@ -129,6 +129,14 @@ class Workspace:
             for path in change.get("changed outs", {})
         )
 
+    def check_unchanged(self, digest: str) -> None:
+        """Raise PipelineError unless what lies here is what the dvc.lock of this digest names."""
+        if self.lock_digest() != digest or self.damaged():
+            raise PipelineError(
+                "the results were changed while they were recorded: another `dvc repro` ran here; "
+                "run it again"
+            )
+
     def push(self, sink: OutputSink) -> None:
         """Copy to the default remote what dvc.lock names."""
         code, output = self._dvc_shown(sink, "--wait-for-lock", "push", bars=True)
@@ -144,12 +152,18 @@ class Workspace:
             self._dvc_shown(sink, "fetch", *paths, bars=True)
         return self._dvc_shown(sink, "checkout", "--force", *paths, bars=True)[0] == 0
 
-    def use_cache_of(self, other: "Workspace") -> None:
-        """Share another workspace's DVC cache, and the settings that it keeps out of git."""
-        private = other.root / ".dvc" / "config.local"
-        if private.exists():
-            shutil.copy(private, self.root / ".dvc")
-        self._dvc("cache", "dir", "--local", other._dvc("cache", "dir").strip())
+    def use_storage_of(self, other: "Workspace") -> None:
+        """Share another workspace's DVC cache and remotes, also those named since this commit."""
+        config, there = ConfigObj(), other.root / ".dvc"
+        for name in ("config", "config.local"):
+            config.merge(ConfigObj(str(there / name)))
+        for section in config.sections:
+            url = config[section].get("url")
+            if section.startswith(("'remote ", "remote ")) and "://" not in url:
+                config[section]["url"] = str((there / url).resolve())
+        config.setdefault("cache", {})["dir"] = other._dvc("cache", "dir").strip()
+        config.filename = str(self.root / ".dvc" / "config.local")
+        config.write()
 
     def lock_digest(self) -> str:
         """Return the SHA-256 of dvc.lock: the identity of everything the pipeline made."""

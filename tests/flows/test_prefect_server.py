@@ -12,6 +12,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from firstkd.errors import PipelineError
+from flows import prefect_server
 from flows.prefect_server import server_starting
 
 START = """
@@ -70,7 +71,10 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_a_server_that_is_named_and_does_not_answer_is_one_error() -> None:
+def test_a_server_that_is_named_and_does_not_answer_is_one_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prefect_server, "ANSWER_SECONDS", 0.0)
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
         pytest.raises(PipelineError, match=r"9/api does not answer .* or unset PREFECT_API_URL"),

@@ -14,7 +14,7 @@ from flows.record import record
 from flows.registry import aliases, register, versions
 from flows.reproduce import reproduce
 from flows.tracking import Tracking, open_tracking
-from flows.workspace import Workspace
+from flows.workspace import GitError, Workspace
 from tests.flows.projects import change, dvc, git
 
 
@@ -92,7 +92,7 @@ def test_fresh_worker_goes_on_from_what_was_published(
         publish(repository, both, Quiet())
     dvc(root, "remote", "add", "--default", "storage", str(tmp_path / "remote"))
     git(root, "commit", "-qam", "storage")
-    with pytest.raises(PipelineError, match="origin"):
+    with pytest.raises(ConfigError, match=r"publish\.git_remote: 'origin' is no remote of this"):
         publish(repository, both, Quiet())
     git(tmp_path, "init", "-q", "--bare", "shared")
     git(root, "remote", "add", "origin", str(tmp_path / "shared"))
@@ -103,6 +103,24 @@ def test_fresh_worker_goes_on_from_what_was_published(
     assert worker.stale() == set()
     model = "data/distill/first/model.safetensors"
     assert (worker.root / model).read_bytes() == (root / model).read_bytes()
+
+
+def test_the_key_that_ssh_is_configured_with_is_used(
+    repository: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, asked = repository.root, PublishSettings(push=False, branch="new", git_remote="origin")
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nexit 1\n')
+    ssh.chmod(0o755)
+    git(root, "remote", "add", "origin", "ssh://git@127.0.0.1/project")
+    git(root, "config", "core.sshCommand", f"{ssh} -i configured")
+    with pytest.raises(GitError):
+        publish(repository, asked, Quiet())
+    assert "-i configured -o BatchMode=yes " in (tmp_path / "asked").read_text()
+    monkeypatch.setenv("GIT_SSH_COMMAND", f"{ssh} -i of-the-environment")
+    with pytest.raises(GitError):
+        publish(repository, asked, Quiet())
+    assert "-i of-the-environment -o BatchMode=yes " in (tmp_path / "asked").read_text()
 
 
 def test_what_another_machine_has_published_is_followed(
@@ -143,7 +161,7 @@ def test_a_student_that_the_run_has_not_recorded_is_not_registered(
     run_id = record(repository, settings, tracking).run_id
     change(root, "distill", "epochs", 5)
     dvc(root, "repro", "--quiet")  # from another terminal
-    with pytest.raises(PipelineError, match=r"dvc\.lock has changed since it was recorded"):
+    with pytest.raises(PipelineError, match="results were changed while they were recorded"):
         register(repository, settings, tracking, run_id)
     assert versions(tracking, settings.record.registered_model) == []
 
@@ -202,6 +220,22 @@ def test_version_comes_back_the_same(
     again = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
     assert again.way.startswith("what DVC had no copy of was built again") and not again.differences
     assert (root / "dvc.lock").read_bytes() == before
+
+
+def test_a_version_older_than_the_remote_comes_back_from_it(
+    repository: Workspace, settings: Settings, tracking: Tracking, tmp_path: Path
+) -> None:
+    root = repository.root
+    version = register(
+        repository, settings, tracking, record(repository, settings, tracking).run_id
+    )
+    (tmp_path / "remote").mkdir()
+    dvc(root, "remote", "add", "--default", "storage", "../remote")  # beside the project
+    git(root, "commit", "-qam", "storage")
+    dvc(root, "push", "--quiet")
+    shutil.rmtree(root / ".dvc" / "cache")
+    found = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+    assert found.way == "DVC had a copy of everything" and not found.differences
 
 
 FETCH_STAGE = """

@@ -2,11 +2,12 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from firstkd.errors import ConfigError, PipelineError
+from firstkd.errors import ArtifactError, ConfigError, PipelineError
 from firstkd.settings import Settings, load_settings
 from flows import registry
 from flows.curves import LiveRun
@@ -93,6 +94,45 @@ def test_same_state_is_recorded_and_registered_once(
     assert version.tags["test_accuracy"] == "0.6667"
     assert version.tags["recalibration"] == "temperature"
     assert aliases(tracking, version.name) == {"challenger": str(version.version)}
+
+
+def test_what_another_repro_changes_meanwhile_is_not_recorded(
+    project: Workspace, settings: Settings, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = project.root / "data/distill/first/model.safetensors"
+    log_inputs, log_model = tracking.client.log_inputs, registry._log_model
+    shutil.rmtree(project.root / "data/finetune")
+    with pytest.raises(ArtifactError, match=r"data/finetune is missing"):
+        record(project, settings, tracking)
+    project.restore(Ignored())
+
+    def disturbed(*arguments: Any) -> None:
+        log_inputs(*arguments)
+        model.write_bytes(b"others")
+
+    with monkeypatch.context() as patch, pytest.raises(PipelineError, match="were changed while"):
+        patch.setattr(tracking.client, "log_inputs", disturbed)
+        record(project, settings, tracking)
+    project.restore(Ignored())
+    run_id = record(project, settings, tracking).run_id
+    assert names(tracking) == WHOLE
+
+    def disturbed_too(*arguments: Any) -> Any:
+        model.write_bytes(b"others")
+        return log_model(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(PipelineError, match="were changed while"):
+        patch.setattr(registry, "_log_model", disturbed_too)
+        register(project, settings, tracking, run_id)
+    assert versions(tracking, settings.record.registered_model) == []
+
+
+class Ignored:
+    def line(self, text: str) -> None:
+        pass
+
+    def progress(self, text: str) -> None:
+        pass
 
 
 def test_a_request_that_was_repeated_leaves_one_version(
