@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +40,7 @@ NOT_RUN = {
     r"|prefect server start --host 127\.0\.0\.1 --port 4200"
     r"|prefect (work-pool|deploy|worker|deployment).*": "tests/test_servers.py runs the like",
     r"(sudo|docker|cp infra/).*": "as root, or with a container engine",
-    r"export PET_.*|python -m tasks\.finetune|dvc (commit|repro) .*(finetune|validate|prune).*": (
+    r"export PET_.*|python -m tasks\..*|dvc (commit|repro) .*(finetune|validate|prune|distill).*": (
         "on two hosts; tests/tasks/test_training.py starts two such processes"
     ),
     r"mlflow models\s+serve": "in the text, of what operations.md runs",
@@ -81,8 +80,6 @@ class Reader:
         script = f"{command}\ncode=$?\nexport -p > {shlex.quote(str(exported))}\nexit $code"
         done = self._bash(script)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-        if command.startswith("prefect server start"):  # which returns before the server answers
-            self._await_prefect()
 
     def end(self) -> None:
         """End what runs, and forget what was exported: the next page is another shell's."""
@@ -93,17 +90,6 @@ class Reader:
             process.wait(timeout=60)
         self._bash("prefect server stop")
         (self.root.parent / "exported").unlink(missing_ok=True)
-
-    def _await_prefect(self) -> None:
-        health = f"http://127.0.0.1:{self.replaced['4200']}/api/health"
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                with urllib.request.urlopen(health, timeout=10):
-                    return
-            except OSError:
-                assert time.monotonic() < deadline, health
-                time.sleep(0.5)
 
     def _bash(self, script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

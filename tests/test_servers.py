@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from ruamel.yaml import YAML
 
 from tests.servers import BUCKET, Server, Servers, status_of, wait_for
@@ -170,7 +171,7 @@ def worker(operated: Operated) -> Iterator[Server]:
 
 
 def test_weekly_retraining_by_a_worker(
-    operated: Operated, worker: Server, monkeypatch: pytest.MonkeyPatch
+    operated: Operated, worker: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("USERNAME", "PASSWORD"):
         key = f"MLFLOW_TRACKING_{name}"
@@ -213,7 +214,7 @@ def test_weekly_retraining_by_a_worker(
     )
     assert operated.git("rev-list", "--count", "retrained", "--not", "HEAD") == "3"
     _nobody_gets_in_without_a_login(operated)
-    _no_password_lies_about(operated)
+    _no_password_lies_about(operated, client, tmp_path / "kept")
 
 
 def test_the_kubernetes_template_is_accepted(operated: Operated) -> None:
@@ -228,13 +229,24 @@ def _nobody_gets_in_without_a_login(operated: Operated) -> None:
     assert status_of(f"{prefect}/admin/version") == 401
 
 
-def _no_password_lies_about(operated: Operated) -> None:
-    """Neither in logs, settings and results of the project, nor in what the servers tell."""
+def _no_password_lies_about(operated: Operated, client: MlflowClient, kept: Path) -> None:
+    """Neither in logs, settings and results of the project, nor in what servers tell and keep."""
     passwords = [password.encode() for password in operated.servers.passwords.values()]
-    logs = list(operated.servers.folder.glob("*.log"))
-    files = [path for path in operated.root.rglob("*") if path.is_file()]
-    for file in [*logs, *files]:
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    runs = client.search_runs(experiments, run_view_type=ViewType.ALL)
+    for run in runs:
+        folder = kept / run.info.run_id
+        folder.mkdir(parents=True)
+        client.download_artifacts(run.info.run_id, "", str(folder))
+    files = [path for folder in (operated.root, kept) for path in folder.rglob("*")]
+    logs = operated.servers.folder.glob("*.log")
+    for file in [*logs, *(path for path in files if path.is_file())]:
         content = file.read_bytes()
         assert not any(password in content for password in passwords), file
-    told = json.dumps([operated.ask("logs/filter", {}), operated.flow_runs()]).encode()
+    assert any(kept.rglob("params.yaml"))
+    recorded = [run.to_dictionary() for run in runs]
+    versions = [version.tags for version in client.search_model_versions(f"name = '{NAME}'")]
+    told = json.dumps(
+        [operated.ask("logs/filter", {}), operated.flow_runs(), recorded, versions]
+    ).encode()
     assert not any(password in told for password in passwords)

@@ -109,6 +109,21 @@ def test_killed_worker(
     assert_as_undisturbed(running, undisturbed, servers.addresses["mlflow"])
 
 
+def test_postgres_killed_while_it_is_written_to(
+    running: Running, undisturbed: bytes, worker: Server, servers: Servers
+) -> None:
+    uri = servers.addresses["mlflow"]
+    prefect(running, "deployment", "run", "retrain/weekly")
+    running.wait_for_the_stages(undisturbed)
+    time.sleep(1)
+    servers.running["postgres"].kill()
+    time.sleep(5)
+    servers.running["postgres"].start()
+    wait_for(lambda: not is_running(flow_process(running)))
+    retrain_again(running)
+    assert_as_undisturbed(running, undisturbed, uri)
+
+
 def test_killed_postgres(
     running: Running, undisturbed: bytes, worker: Server, servers: Servers
 ) -> None:
