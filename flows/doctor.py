@@ -24,7 +24,7 @@ PYTHON = (3, 11)
 FREE_DISK = 10 * 10**9
 """Bytes: the environment, the default model several times, and DVC's cache of it."""
 FREE_MEMORY = 6 * 10**9
-"""Bytes: the default run's peak is 5.4 GB."""
+"""Bytes: the default run's peak is 5.3 GB."""
 SECONDS = 5.0
 
 

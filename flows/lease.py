@@ -21,6 +21,7 @@ from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from firstkd.errors import PipelineError
+from flows.processes import is_alive
 from flows.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def _give_back(client: MlflowClient, lease: str, holder: str) -> None:
 
 def _is_dead(tags: dict[str, str]) -> bool:
     """Whether a holder was a process of this machine that is no more."""
-    return tags[MACHINE_TAG] == _machine() and not Path("/proc", tags[PROCESS_TAG]).exists()
+    return tags[MACHINE_TAG] == _machine() and not is_alive(int(tags[PROCESS_TAG]))
 
 
 def _machine() -> str:

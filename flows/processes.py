@@ -23,6 +23,15 @@ kill -s KILL -- "-$1"
 """A shell that waits for the end of its input, i.e. of this process, and then ends a group."""
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that was killed and only waits for its parent to
+    take note of it does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class OutputSink(Protocol):
     """Takes the output of a stage while it runs."""
 

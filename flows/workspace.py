@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +23,17 @@ from configobj import ConfigObj
 from ruamel.yaml import YAML
 
 from firstkd.errors import ArtifactError, PipelineError
-from flows.processes import OutputSink, run_group
+from flows.processes import OutputSink, is_alive, run_group
 
 DVC = [sys.executable, "-P", str(Path(__file__).with_name("dvc_process.py"))]
 KEPT_LINES = 200
 """Of a failed stage's output, to find its error in."""
 GIT_REASONS = ("fatal: ", "error: ", " ! ")
 GIT_SECONDS = 600.0
+HOLDER = re.compile(r"\(PID (\d+)\): (.+)")
+"""Who DVC says has its lock."""
+FORGET_SECONDS = 10.0
+"""In which the system forgets a killed process: until then DVC respects its lock."""
 SHOWN_CHANGES = 3
 """Uncommitted files that are named."""
 
@@ -216,12 +221,18 @@ class Workspace:
             yield
 
     def _dvc(self, *arguments: str) -> str:
-        done = self._run_dvc(*arguments)
-        if done.returncode:
+        deadline = time.monotonic() + FORGET_SECONDS
+        while True:
+            done = self._run_dvc(*arguments)
+            if done.returncode == 0:
+                return done.stdout
             reason = done.stderr.strip().removeprefix("ERROR: ")
-            self._check_free(reason)
-            raise PipelineError(f"dvc {' '.join(arguments)}: {reason}")
-        return done.stdout
+            holder = HOLDER.search(reason)
+            if not holder or is_alive(int(holder[1])) or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        self._check_free(reason)
+        raise PipelineError(f"dvc {' '.join(arguments)}: {reason}")
 
     def _run_dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [*DVC, *arguments]
@@ -242,7 +253,7 @@ class Workspace:
         """Raise WorkspaceBusyError when another DVC at work here is what DVC complains of."""
         if "Unable to acquire lock" not in dvc_says and "is busy, it is being" not in dvc_says:
             return
-        process = re.search(r"\(PID (\d+)\): (.+)", dvc_says)
+        process = HOLDER.search(dvc_says)
         who = f" (process {process[1]}: {process[2]})" if process else ""
         raise WorkspaceBusyError(
             f"DVC is already at work in {self.root.resolve()}{who}; wait for it or end it"

@@ -21,6 +21,7 @@ import pytest
 from mlflow import MlflowClient
 from prefect.settings import get_current_settings
 
+from flows.processes import is_alive
 from flows.record import COMPLETE_TAG, LOCK_TAG
 from flows.workspace import Workspace
 from tests.flows.projects import REPOSITORY, change
@@ -90,14 +91,6 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def is_running(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def make_slow(root: Path) -> None:
     pipeline = root / "pipeline.py"
     pipeline.write_text(pipeline.read_text().replace("\nQUESTIONS", f"{SLOW}\nQUESTIONS", 1))
@@ -156,7 +149,7 @@ def test_killed_flow(running: Running, undisturbed: bytes) -> None:
     wait_for(lambda: client.search_runs(["1"], "attributes.status = 'RUNNING'"))
     process.kill()
     process.wait()
-    wait_for(lambda: not is_running(stage), 40)
+    wait_for(lambda: not is_alive(stage), 40)
     assert champion(running) == "1"
     (running.root / "slow").unlink()
     assert "── finetune" not in running.run()

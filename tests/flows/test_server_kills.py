@@ -14,9 +14,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from flows.processes import is_alive
 from flows.workspace import Workspace
 from tests.flows.projects import REPOSITORY, change
-from tests.flows.test_kills import Running, assert_as_undisturbed, champion, is_running, make_slow
+from tests.flows.test_kills import Running, assert_as_undisturbed, champion, make_slow
 from tests.servers import Server, Servers, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -101,9 +102,9 @@ def test_killed_worker(
     worker.kill()
     if with_its_run:
         os.kill(flow_process(running), signal.SIGKILL)
-        wait_for(lambda: not is_running(stage), 40)
+        wait_for(lambda: not is_alive(stage), 40)
     (running.root / "slow").unlink()
-    wait_for(lambda: not is_running(flow_process(running)))
+    wait_for(lambda: not is_alive(flow_process(running)))
     worker.start()
     retrain_again(running)
     assert_as_undisturbed(running, undisturbed, servers.addresses["mlflow"])
@@ -119,7 +120,7 @@ def test_postgres_killed_while_it_is_written_to(
     servers.running["postgres"].kill()
     time.sleep(5)
     servers.running["postgres"].start()
-    wait_for(lambda: not is_running(flow_process(running)))
+    wait_for(lambda: not is_alive(flow_process(running)))
     retrain_again(running)
     assert_as_undisturbed(running, undisturbed, uri)
 
@@ -134,6 +135,6 @@ def test_killed_postgres(
     time.sleep(5)
     servers.running["postgres"].start()
     assert champion(running, uri) == "1"
-    wait_for(lambda: not is_running(flow_process(running)))
+    wait_for(lambda: not is_alive(flow_process(running)))
     retrain_again(running)
     assert_as_undisturbed(running, undisturbed, uri)
