@@ -14,7 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from prefect import flow, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
@@ -45,7 +45,18 @@ class Retrained:
     """The version in charge now."""
 
 
-@flow(name="retrain")
+def tell_of_crash(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
+    """Tell of a run that was killed and could not tell so itself; the schedule or worker calls it.
+
+    Who has started one by hand sees it end.
+    """
+    if flow_run.deployment_id:
+        workspace = Workspace(Path(flow_run.parameters["root"]))
+        webhook = load_settings(workspace.root / "params.yaml").retrain.webhook
+        notify(webhook, workspace, "failed", str(state.message))
+
+
+@flow(name="retrain", on_crashed=[tell_of_crash])
 def retrain(root: str = ".") -> Retrained:
     """Bring the pipeline in `root` up to date, record it, and let its student through the gate.
 

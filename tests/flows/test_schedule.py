@@ -310,6 +310,22 @@ def ended(name: str) -> list[FlowRun]:
 
 @pytest.mark.integration
 @pytest.mark.timeout(600)
+def test_the_webhook_hears_of_a_scheduled_run_that_was_killed(
+    project: Workspace, scheduled: str, webhook: tuple[str, list[Any]]
+) -> None:
+    url, messages = webhook
+    change(project.root, "retrain", "webhook", url)
+    make_sleep(project)
+    wait_for((project.root / "pid").exists, 200)
+    os.kill(int((project.root / "logs/retrain.lock").read_text()), signal.SIGKILL)
+    wait_for(lambda: messages, 60)
+    [message] = messages
+    assert message["event"] == "failed" and message["project"] == str(project.root)
+    assert "Process exited with status code: -9" in message["text"]
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
 def test_schedule_runs_by_itself_and_a_cancelled_run_ends_its_stages(
     project: Workspace, scheduled: str
 ) -> None:
