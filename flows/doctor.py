@@ -175,7 +175,7 @@ def _prefect() -> Check:
     url = os.environ.get("PREFECT_API_URL")
     if url is None:
         return Check("prefect", "ok", "no server set; a run starts its own")
-    mend = "run `prefect server start --background`, or unset PREFECT_API_URL"
+    mend = "run `prefect server start`, or unset PREFECT_API_URL"
     return _answers("prefect", f"{url}/health", mend)
 
 

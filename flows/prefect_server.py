@@ -46,7 +46,7 @@ def configured_server() -> str | None:
             if not isinstance(error, httpx.ConnectError) or time.monotonic() > deadline:
                 raise PipelineError(
                     f"the Prefect server at {url} does not answer ({error}); start it with "
-                    "`prefect server start --background`, or unset PREFECT_API_URL to run without "
+                    "`prefect server start`, or unset PREFECT_API_URL to run without "
                     "one"
                 ) from error
         if not waits:

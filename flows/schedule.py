@@ -49,7 +49,7 @@ def check_server() -> str:
     if url is None:
         raise PipelineError(
             "a schedule needs a lasting Prefect server: start one with "
-            "`prefect server start --background`, and name it with "
+            "`prefect server start`, and name it with "
             "`export PREFECT_API_URL=http://127.0.0.1:4200/api`"
         )
     return url

@@ -48,6 +48,7 @@ NOT_RUN = {
 }
 LASTING = {
     "firstkd schedule": "Retraining ",
+    "prefect server start": "Check out the dashboard",
     "mlflow": "Application startup complete",
 }
 """Commands that run until they are ended, and what they say once they are at work."""
@@ -88,7 +89,6 @@ class Reader:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
             process.wait(timeout=60)
-        self._bash("prefect server stop")
         (self.root.parent / "exported").unlink(missing_ok=True)
 
     def _bash(self, script: str) -> subprocess.CompletedProcess[str]:

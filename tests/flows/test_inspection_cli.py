@@ -135,7 +135,7 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(
     assert done.returncode == 1
     assert "typer" in done.stdout and "instead of 0.0.1; 1 missing: not-installed" in done.stdout
     assert "wrong  prefect    http://127.0.0.1:9/api/health does not answer" in done.stdout
-    assert "→ run `prefect server start --background`" in done.stdout
+    assert "→ run `prefect server start`" in done.stdout
     assert "wrong  remote     r: /no cannot be written to" in done.stdout
 
 

@@ -237,7 +237,7 @@ def test_schedule_needs_a_lasting_server(project: Workspace) -> None:
     )
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
-    assert "a schedule needs a lasting" in line and "`prefect server start --background`" in line
+    assert "a schedule needs a lasting" in line and "`prefect server start`" in line
     assert "PREFECT_API_URL" in line
 
 

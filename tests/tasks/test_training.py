@@ -22,6 +22,8 @@ from tests.tiny import REPOSITORY, write_tiny_model, write_tiny_params, write_ti
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
+OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+"""What a training within the tests' own process leaves in its environment."""
 STAGE = [sys.executable, "-m", "tasks.finetune"]
 SECONDS_TO_END = 20
 """Within which nothing of a training is left when a part of it was killed."""
@@ -32,10 +34,11 @@ class Project:
     root: Path
 
     def start(self, *, host: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
+        outside = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
         return subprocess.Popen(
             [*host, *STAGE],
             cwd=self.root,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+            env={**outside, "PYTHONPATH": str(REPOSITORY), **environment},
             stderr=subprocess.PIPE,
             text=True,
         )
