@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from flows.processes import OutputSink
+
 REPOSITORY = Path(__file__).parents[2]
 
 DVC_YAML = """\
@@ -78,3 +80,11 @@ def make_project(root: Path) -> None:
     (root / "dvc.yaml").write_text(DVC_YAML)
     dvc(root, "init", "--no-scm", "--quiet")
     dvc(root, "repro", "--quiet")
+
+
+class Quiet(OutputSink):
+    def line(self, text: str) -> None:
+        pass
+
+    def progress(self, text: str) -> None:
+        pass

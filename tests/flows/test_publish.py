@@ -8,22 +8,13 @@ import pytest
 
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import PublishSettings, Settings, load_settings
-from flows.processes import OutputSink
 from flows.publish import PUBLISHED_TAG, is_published, publish
 from flows.record import record
 from flows.registry import aliases, register, versions
 from flows.reproduce import reproduce
 from flows.tracking import Tracking, open_tracking
 from flows.workspace import GitError, Workspace
-from tests.flows.projects import change, dvc, git
-
-
-class Quiet(OutputSink):
-    def line(self, text: str) -> None:
-        pass
-
-    def progress(self, text: str) -> None:
-        pass
+from tests.flows.projects import Quiet, change, dvc, git
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from flows.record import LOCK_TAG, Recorded, flatten, record
 from flows.registry import aliases, register, versions
 from flows.tracking import Tracking, open_tracking
 from flows.workspace import Workspace
+from tests.flows.projects import Quiet
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_what_another_repro_changes_meanwhile_is_not_recorded(
     shutil.rmtree(project.root / "data/finetune")
     with pytest.raises(ArtifactError, match=r"data/finetune is missing"):
         record(project, settings, tracking)
-    project.restore(Ignored())
+    project.restore(Quiet())
 
     def disturbed(*arguments: Any) -> None:
         log_inputs(*arguments)
@@ -113,7 +114,7 @@ def test_what_another_repro_changes_meanwhile_is_not_recorded(
     with monkeypatch.context() as patch, pytest.raises(PipelineError, match="were changed while"):
         patch.setattr(tracking.client, "log_inputs", disturbed)
         record(project, settings, tracking)
-    project.restore(Ignored())
+    project.restore(Quiet())
     run_id = record(project, settings, tracking).run_id
     assert names(tracking) == WHOLE
 
@@ -125,14 +126,6 @@ def test_what_another_repro_changes_meanwhile_is_not_recorded(
         patch.setattr(registry, "_log_model", disturbed_too)
         register(project, settings, tracking, run_id)
     assert versions(tracking, settings.record.registered_model) == []
-
-
-class Ignored:
-    def line(self, text: str) -> None:
-        pass
-
-    def progress(self, text: str) -> None:
-        pass
 
 
 def test_a_request_that_was_repeated_leaves_one_version(

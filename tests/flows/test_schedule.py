@@ -31,7 +31,7 @@ from flows.retrain import retrain
 from flows.schedule import deployment_name, make_schedule
 from flows.state import read_state
 from flows.workspace import StageError, TransientStageError, Workspace, WorkspaceBusyError
-from tests.flows.projects import REPOSITORY, change
+from tests.flows.projects import REPOSITORY, Quiet, change
 
 FIRSTKD = [sys.executable, "-c", "from flows.cli import main; main()"]
 SLEEPING = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\n"
@@ -69,7 +69,7 @@ def test_plain_dvc_repro_keeps_the_retraining_out(project: Workspace) -> None:
         with pytest.raises(WorkspaceBusyError, match=words):
             project.stale()
         with pytest.raises(WorkspaceBusyError, match=words):
-            project.reproduce("finetune", Ignored())
+            project.reproduce("finetune", Quiet())
         state = read_state(project, load_settings(project.root / "params.yaml"))
         assert state.busy and re.match(words, state.busy) and state.stages == []
     finally:
@@ -78,14 +78,6 @@ def test_plain_dvc_repro_keeps_the_retraining_out(project: Workspace) -> None:
     taken_note.start()
     assert "finetune" in project.stale()  # whose lock counts until its parent has taken note
     taken_note.join()
-
-
-class Ignored:
-    def line(self, text: str) -> None:
-        pass
-
-    def progress(self, text: str) -> None:
-        pass
 
 
 @pytest.mark.usefixtures("prefect_server")
