@@ -30,14 +30,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from firstkd.capture import capture
-from firstkd.distributed import Ranks
-from firstkd.examples import read_examples
-from firstkd.models import load_model, load_tokenizer
-from firstkd.packing import batches_by_length, pack
-from firstkd.prompts import Question, encode
-from firstkd.scoring import ResponseScorer, score_questions
+from firstkd.data.examples import read_examples
+from firstkd.data.packing import batches_by_length, pack
+from firstkd.data.prompts import Question, encode
+from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.scoring import ResponseScorer, score_questions
 from firstkd.settings import ExtractSettings, load_settings
+from firstkd.signals.capture import capture
+from firstkd.train.distributed import Ranks
 
 ROOT = Path(".")
 QUESTIONS = 128

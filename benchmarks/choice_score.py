@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from firstkd.examples import read_examples
-from firstkd.metrics import Predictions
-from firstkd.models import load_tokenizer
-from firstkd.prompts import encode
+from firstkd.data.examples import read_examples
+from firstkd.data.prompts import encode
+from firstkd.measure.metrics import Predictions
+from firstkd.models.folders import load_tokenizer
 from firstkd.settings import load_settings
 
 

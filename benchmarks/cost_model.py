@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from firstkd.knowledge import FIELDS, Knowledge, Layout
+from firstkd.signals.knowledge import FIELDS, Knowledge, Layout
 
 CAPTURE_SHARE = 0.90
 """Throughput of capture over that of the bare forward pass, every token supervised:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firstkd.objective import head_scores, sparse_kl
+from firstkd.models.head import head_scores, sparse_kl
 
 TOKENS, HIDDEN, TOP_K = 4096, 576, 5  # hidden size and dtype of the default model
 VOCABULARIES = (49_152, 151_936)

@@ -28,14 +28,14 @@ def run(task: str, size: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from benchmarks.models import SETTINGS
-    from firstkd.capture import capture, finish
-    from firstkd.distillation import DistillationLoss, Lessons
-    from firstkd.distributed import Ranks
-    from firstkd.knowledge import KnowledgeStore
-    from firstkd.prompts import Question
-    from firstkd.recalibration import Identity
+    from firstkd.data.prompts import Question
+    from firstkd.recalibration.kinds import Identity
     from firstkd.settings import Arm, ExtractSettings
-    from firstkd.training import train, training_plan
+    from firstkd.signals.capture import capture, finish
+    from firstkd.signals.knowledge import KnowledgeStore
+    from firstkd.terms.distillation import DistillationLoss, Lessons
+    from firstkd.train.distributed import Ranks
+    from firstkd.train.loop import train, training_plan
 
     config = LlamaConfig(
         vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,

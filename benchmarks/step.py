@@ -23,17 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.models import SETTINGS, larger_random_model, random_model
-from firstkd.capture import capture, finish
-from firstkd.distillation import DistillationLoss, Lessons
-from firstkd.distributed import present_ranks
-from firstkd.knowledge import KnowledgeStore
-from firstkd.packing import Batch, pack
-from firstkd.prompts import Question
-from firstkd.recalibration import Temperature
+from firstkd.data.packing import Batch, pack
+from firstkd.data.prompts import Question
+from firstkd.models.scoring import ResponseScorer, cross_entropy
+from firstkd.recalibration.kinds import Temperature
 from firstkd.reproducibility import deterministic
-from firstkd.scoring import ResponseScorer, cross_entropy
 from firstkd.settings import Arm, ExtractSettings
-from firstkd.training import Loss, train
+from firstkd.signals.capture import capture, finish
+from firstkd.signals.knowledge import KnowledgeStore
+from firstkd.terms.distillation import DistillationLoss, Lessons
+from firstkd.train.distributed import present_ranks
+from firstkd.train.loop import Loss, train
 
 QUESTIONS, PROMPT, RESPONSE = 8, 48, 48  # and tokens of each
 STEPS = 4

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from firstkd.knowledge import Knowledge, KnowledgeStore, Layout, write_manifest, write_shard
+from firstkd.signals.knowledge import Knowledge, KnowledgeStore, Layout, write_manifest, write_shard
 
 TOKENS_PER_EXAMPLE = 20
 EXAMPLES_PER_SHARD = 4096
@@ -108,11 +108,11 @@ def _resident_mb() -> int:
 
 def step_seconds(root: Path) -> float:
     """Seconds of one forward and backward pass of a batch of the training questions."""
-    from firstkd.examples import read_examples
-    from firstkd.models import load_model, load_tokenizer
-    from firstkd.packing import batches_by_length, pack
-    from firstkd.prompts import encode
-    from firstkd.scoring import ResponseScorer, cross_entropy
+    from firstkd.data.examples import read_examples
+    from firstkd.data.packing import batches_by_length, pack
+    from firstkd.data.prompts import encode
+    from firstkd.models.folders import load_model, load_tokenizer
+    from firstkd.models.scoring import ResponseScorer, cross_entropy
     from firstkd.settings import load_settings
 
     settings = load_settings(root / "params.yaml")

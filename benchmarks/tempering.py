@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from benchmarks.capture import open_text
-from firstkd.capture import knowledge_of
-from firstkd.examples import read_examples
-from firstkd.knowledge import Layout
-from firstkd.models import load_model, load_tokenizer
-from firstkd.packing import batches_by_length, pack
-from firstkd.prompts import encode
-from firstkd.scoring import ResponseScorer
+from firstkd.data.examples import read_examples
+from firstkd.data.packing import batches_by_length, pack
+from firstkd.data.prompts import encode
+from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.scoring import ResponseScorer
 from firstkd.settings import load_settings
-from firstkd.tail import NODES, TEMPERATURES, temper
+from firstkd.signals.capture import knowledge_of
+from firstkd.signals.knowledge import Layout
+from firstkd.signals.tail import NODES, TEMPERATURES, temper
 
 QUESTIONS, TOP_K = 64, 5
 

@@ -25,11 +25,11 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.models import SETTINGS, random_model
-from firstkd.packing import pack, packed_length
-from firstkd.prompts import Question
+from firstkd.data.packing import pack, packed_length
+from firstkd.data.prompts import Question
+from firstkd.models.scoring import ResponseScorer, cross_entropy
 from firstkd.reproducibility import deterministic
-from firstkd.scoring import ResponseScorer, cross_entropy
-from firstkd.training import train, training_plan
+from firstkd.train.loop import train, training_plan
 
 BATCH = 32
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from firstkd.examples import Example, content_id, read_examples, write_examples
-from firstkd.frames import flat_frames
+from firstkd.data.examples import Example, content_id, read_examples, write_examples
+from firstkd.data.frames import flat_frames
 from firstkd.settings import PromptSettings, SplitSizes, ValidateSettings
 from tasks.validate import token_lengths
 

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firstkd.examples import read_examples
-from firstkd.knowledge import Knowledge
-from firstkd.metrics import Predictions
-from firstkd.models import load_model, load_tokenizer
-from firstkd.objective import choice_scores, chunks, within
-from firstkd.packing import Batch, batches_by_length, pack
-from firstkd.prompts import Question, encode
-from firstkd.recalibration import Temperature
-from firstkd.scoring import ResponseScorer
+from firstkd.data.examples import read_examples
+from firstkd.data.packing import Batch, batches_by_length, pack
+from firstkd.data.prompts import Question, encode
+from firstkd.measure.metrics import Predictions
+from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.head import choice_scores, chunks, within
+from firstkd.models.scoring import ResponseScorer
+from firstkd.recalibration.kinds import Temperature
 from firstkd.settings import load_settings
+from firstkd.signals.knowledge import Knowledge
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0)
 SHOWN = ("accuracy", "ece", "nll")

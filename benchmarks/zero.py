@@ -3,7 +3,7 @@
 Counted are the tensors that a stage shards, as they lie in memory at the end of a backward pass:
 stage 1 optimizer states (float32 weights and Adam's moments), stage 2 gradients too, stage 3
 bfloat16 weights too. The buckets in which gradients are exchanged come on top; they are of
-constant size (firstkd/engine.py). Prints one JSON line; both processes share this machine's
+constant size (firstkd/train/engine.py). Prints one JSON line; both processes share this machine's
 processors, so the speeds compare stages, not numbers of processes.
 
 Run as  OMP_NUM_THREADS=1 python -m benchmarks.zero [--tiny]
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import SETTINGS, random_model
-from firstkd.distributed import Ranks, join_ranks
-from firstkd.engine import end_engine, make_engine
-from firstkd.packing import pack
-from firstkd.prompts import Question
+from firstkd.data.packing import pack
+from firstkd.data.prompts import Question
+from firstkd.models.scoring import ResponseScorer, cross_entropy
 from firstkd.reproducibility import deterministic
-from firstkd.scoring import ResponseScorer, cross_entropy
+from firstkd.train.distributed import Ranks, join_ranks
+from firstkd.train.engine import end_engine, make_engine
 
 STEPS = 4
 QUESTIONS, PROMPT, RESPONSE = 16, 48, 16  # of a step, and tokens of each

@@ -7,11 +7,11 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel
 
+from firstkd.data.prompts import encode
 from firstkd.errors import DataValidationError
 from firstkd.files import read_json
-from firstkd.models import load_model, load_tokenizer
-from firstkd.prompts import encode
-from firstkd.scoring import score_questions
+from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.scoring import score_questions
 from firstkd.settings import PromptSettings
 
 

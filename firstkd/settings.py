@@ -64,7 +64,7 @@ COMMIT = re.compile(r"@[0-9a-f]{40}(/|$)")
 class Source(Section):
     source: Annotated[str, Field(pattern=r"^(hub|path|wheel):.+")]
     """`hub:ORG/NAME@REVISION`, `path:DIR_OR_FILE` or `wheel:DIST==VERSION/PATH/IN/WHEEL`;
-    firstkd/sources.py has the whole syntax."""
+    firstkd/data/sources.py has the whole syntax."""
     sha256: Sha256 | None = None
     """Of the file (without its .gz), or of the folder's sorted `sha256  name` lines; a mismatch
     is an error."""

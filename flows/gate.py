@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from firstkd.metrics import expected_calibration_error
+from firstkd.measure.metrics import expected_calibration_error
 from firstkd.settings import PromoteSettings
 
 DRAWN_AT_ONCE = 4_000_000

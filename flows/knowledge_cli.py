@@ -24,8 +24,8 @@ def export_knowledge(split: Split, path: Lines) -> None:
 
     Example: firstkd export-knowledge train knowledge.jsonl
     """
-    from firstkd.interchange import export_lines
-    from firstkd.knowledge import KnowledgeStore
+    from firstkd.signals.interchange import export_lines
+    from firstkd.signals.knowledge import KnowledgeStore
 
     store = KnowledgeStore(ROOT / "data/extract" / split / "token")
     export_lines(store, path)
@@ -40,12 +40,12 @@ def import_knowledge(split: Split, path: Lines) -> None:
 
     Example: firstkd import-knowledge train captured.jsonl
     """
-    from firstkd.examples import read_examples
-    from firstkd.interchange import import_lines
-    from firstkd.knowledge import KnowledgeStore, Layout
-    from firstkd.models import load_tokenizer
-    from firstkd.prompts import encode
+    from firstkd.data.examples import read_examples
+    from firstkd.data.prompts import encode
+    from firstkd.models.folders import load_tokenizer
     from firstkd.settings import load_settings
+    from firstkd.signals.interchange import import_lines
+    from firstkd.signals.knowledge import KnowledgeStore, Layout
     from tasks.identity import knowledge_identity
 
     settings = load_settings(ROOT / "params.yaml")

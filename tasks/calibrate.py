@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from firstkd.examples import read_examples
+from firstkd.data.examples import read_examples
+from firstkd.data.prompts import Question, encode
 from firstkd.files import atomic_folder, write_json
-from firstkd.knowledge import Kind, Knowledge, KnowledgeStore
-from firstkd.metrics import Predictions
-from firstkd.models import load_tokenizer
-from firstkd.plots import save_reliability
-from firstkd.prompts import Question, encode
-from firstkd.recalibration import (
+from firstkd.measure.metrics import Predictions
+from firstkd.measure.plots import save_reliability
+from firstkd.models.folders import load_tokenizer
+from firstkd.recalibration.kinds import (
     RECALIBRATIONS,
     Recalibration,
     VocabularyTemperature,
@@ -27,6 +26,7 @@ from firstkd.recalibration import (
 )
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
+from firstkd.signals.knowledge import Kind, Knowledge, KnowledgeStore
 from tasks.identity import knowledge_identity
 from tasks.stage import run_stage
 

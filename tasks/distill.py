@@ -10,17 +10,17 @@ It starts itself as several processes where distill.processes asks for them.
 
 from pathlib import Path
 
-from firstkd.distillation import DistillationLoss, Lessons
+from firstkd.data.examples import read_examples
+from firstkd.data.prompts import Question, encode
 from firstkd.errors import ConfigError, DataValidationError
-from firstkd.examples import read_examples
 from firstkd.files import read_json
-from firstkd.knowledge import Kind, KnowledgeStore
-from firstkd.models import load_tokenizer
-from firstkd.prompts import Question, encode
-from firstkd.recalibration import from_json
+from firstkd.models.folders import load_tokenizer
+from firstkd.recalibration.kinds import from_json
 from firstkd.reproducibility import deterministic
 from firstkd.settings import Arm, load_settings
-from firstkd.training import training_plan
+from firstkd.signals.knowledge import Kind, KnowledgeStore
+from firstkd.terms.distillation import DistillationLoss, Lessons
+from firstkd.train.loop import training_plan
 from tasks.identity import knowledge_identity
 from tasks.stage import run_stage
 from tasks.training import train_stage

@@ -21,22 +21,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from firstkd.data.examples import common_choices, read_examples
+from firstkd.data.prompts import Question, encode
 from firstkd.errors import ConfigError, DataValidationError
-from firstkd.examples import common_choices, read_examples
 from firstkd.files import atomic_folder, write_json
-from firstkd.knowledge import Knowledge
-from firstkd.metrics import Predictions
-from firstkd.models import load_model, load_tokenizer
-from firstkd.prompts import Question, encode
-from firstkd.recalibration import Temperature
+from firstkd.measure.metrics import Predictions
+from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.scoring import TokenScores, score_questions, score_tokens
+from firstkd.recalibration.kinds import Temperature
 from firstkd.reproducibility import deterministic
-from firstkd.scoring import TokenScores, score_questions, score_tokens
 from firstkd.settings import (
     CalibrateSettings,
     EvaluateSettings,
     PromptSettings,
     load_settings,
 )
+from firstkd.signals.knowledge import Knowledge
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)

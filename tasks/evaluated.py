@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from firstkd.errors import ArtifactError
 from firstkd.files import read_json
-from firstkd.metrics import Predictions
+from firstkd.measure.metrics import Predictions
 from firstkd.settings import EvaluateSettings
 
 TEACHER = "finetune"

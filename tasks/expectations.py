@@ -32,7 +32,7 @@ Expected = Iterator[tuple[str, Expectation]]
 
 
 def expectations_for(split: str, frame: pd.DataFrame, settings: ValidateSettings) -> Expected:
-    """Yield name and expectation; the frame is one of firstkd.frames, for its columns."""
+    """Yield name and expectation; the frame is one of firstkd.data.frames, for its columns."""
     fewest = getattr(settings.min_examples, split, 1)  # an out-of-domain set: not empty
     yield "enough_examples", gxe.ExpectTableRowCountToBeBetween(min_value=fewest)
     for column in NOT_NULL:

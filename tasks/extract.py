@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
-from firstkd.capture import capture, finish
-from firstkd.distributed import Ranks, join_ranks
-from firstkd.examples import read_examples
+from firstkd.data.examples import read_examples
+from firstkd.data.prompts import encode
 from firstkd.files import replace_folder, write_json
-from firstkd.knowledge import KnowledgeStore
-from firstkd.models import load_model, load_tokenizer
-from firstkd.plots import save_concentration
-from firstkd.prompts import encode
+from firstkd.measure.plots import save_concentration
+from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
+from firstkd.signals.capture import capture, finish
+from firstkd.signals.knowledge import KnowledgeStore
+from firstkd.train.distributed import Ranks, join_ranks
 from tasks.identity import knowledge_identity
 from tasks.stage import run_stage
 

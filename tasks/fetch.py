@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from firstkd.data.sources import fetch_source, file_name
 from firstkd.errors import SourceError
 from firstkd.files import atomic_folder
-from firstkd.gguf import convert_gguf
+from firstkd.models.gguf import convert_gguf
 from firstkd.settings import DatasetSource, Source, load_settings
-from firstkd.sources import fetch_source, file_name
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ It starts itself as several processes where finetune.processes asks for them.
 
 from pathlib import Path
 
-from firstkd.examples import read_examples
-from firstkd.models import load_tokenizer
-from firstkd.prompts import encode
+from firstkd.data.examples import read_examples
+from firstkd.data.prompts import encode
+from firstkd.models.folders import load_tokenizer
+from firstkd.models.scoring import cross_entropy
 from firstkd.reproducibility import deterministic
-from firstkd.scoring import cross_entropy
 from firstkd.settings import load_settings
-from firstkd.training import training_plan
+from firstkd.train.loop import training_plan
 from tasks.stage import run_stage
 from tasks.training import train_stage
 

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from firstkd.comparison import coverage_curve
-from firstkd.figures import (
+from firstkd.files import read_json
+from firstkd.measure.comparison import coverage_curve
+from firstkd.measure.figures import (
     draw_concentration,
     draw_coverage,
     draw_histogram,
     draw_reliability,
     draw_training,
 )
-from firstkd.files import read_json
-from firstkd.metrics import expected_calibration_error
+from firstkd.measure.metrics import expected_calibration_error
 from tasks.evaluated import Evaluated
 from tasks.page import figure_id, inline
 

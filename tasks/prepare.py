@@ -17,10 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from firstkd.data.examples import Example, normalise, split_by_hash, unit_hash, write_examples
+from firstkd.data.readers import read
 from firstkd.errors import ArtifactError
-from firstkd.examples import Example, normalise, split_by_hash, unit_hash, write_examples
 from firstkd.files import atomic_folder, write_json
-from firstkd.readers import read
 from firstkd.settings import DatasetSource, Fractions, PrepareSettings, load_settings
 from tasks.stage import run_stage
 

@@ -8,12 +8,12 @@ Run as  python -m tasks.prune   (normally through `dvc repro prune`)
 import logging
 from pathlib import Path
 
+from firstkd.data.examples import read_examples
+from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError
-from firstkd.examples import read_examples
 from firstkd.files import atomic_folder, write_json
-from firstkd.models import keep_layers, load_model, load_tokenizer, save_model
-from firstkd.prompts import encode
-from firstkd.pruning import block_influence, most_influential
+from firstkd.models.folders import keep_layers, load_model, load_tokenizer, save_model
+from firstkd.models.pruning import block_influence, most_influential
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
 from tasks.stage import run_stage

@@ -12,9 +12,9 @@ Nothing here depends on a clock: what a run cost and where it was recorded is in
 
 from pathlib import Path
 
-from firstkd.examples import read_examples
+from firstkd.data.examples import read_examples
 from firstkd.files import atomic_file, atomic_folder, read_json_lines, sha256_of, write_json
-from firstkd.plots import save_reliability
+from firstkd.measure.plots import save_reliability
 from firstkd.settings import Settings, load_settings
 from tasks.evaluated import TEACHER, load_evaluated
 from tasks.illustrations import (

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from firstkd.comparison import coverage_curve
 from firstkd.files import atomic_file
-from firstkd.metrics import Predictions, reliability_bins
+from firstkd.measure.comparison import coverage_curve
+from firstkd.measure.metrics import Predictions, reliability_bins
 from tasks.illustrations import Curves, Models
 
 Point = Mapping[str, float]

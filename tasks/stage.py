@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from firstkd.distributed import present_ranks
 from firstkd.errors import PipelineError
 from firstkd.files import write_json
-from firstkd.launch import end_with_parent, is_rank, launch, needs_launch, tell
 from firstkd.settings import load_settings
+from firstkd.train.distributed import present_ranks
+from firstkd.train.launch import end_with_parent, is_rank, launch, needs_launch, tell
 
 log = logging.getLogger(__name__)
 

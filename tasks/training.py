@@ -13,14 +13,14 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from firstkd.distributed import Ranks, join_ranks
-from firstkd.engine import deepspeed_config
+from firstkd.data.prompts import Question
 from firstkd.files import atomic_folder, sha256_of, write_json, write_json_lines
-from firstkd.lora import add_lora
-from firstkd.models import load_model, save_model
-from firstkd.prompts import Question
+from firstkd.models.folders import load_model, save_model
+from firstkd.models.lora import add_lora
 from firstkd.settings import LoraSettings, TrainingSettings
-from firstkd.training import Loss, train
+from firstkd.train.distributed import Ranks, join_ranks
+from firstkd.train.engine import deepspeed_config
+from firstkd.train.loop import Loss, train
 from tasks.stage import log_folder
 
 NOT_RESULTS = {"processes", "checkpoint_steps"}
@@ -82,4 +82,4 @@ def checkpoint_folder(
 
 
 def _modules(package: str) -> list[Path]:
-    return sorted((Path(__file__).parents[1] / package).glob("*.py"))
+    return sorted((Path(__file__).parents[1] / package).rglob("*.py"))

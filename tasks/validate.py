@@ -14,12 +14,12 @@ from typing import Any
 
 import pandas as pd
 
+from firstkd.data.examples import read_examples
+from firstkd.data.frames import flat_frames
+from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError, DataValidationError
-from firstkd.examples import read_examples
 from firstkd.files import atomic_folder, read_json, write_json
-from firstkd.frames import flat_frames
 from firstkd.imports import unimportable
-from firstkd.prompts import encode
 from firstkd.settings import PromptSettings, PruneSettings, load_settings
 from tasks.stage import log_folder, run_stage
 

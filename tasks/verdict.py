@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firstkd.comparison import Difference, paired_differences
+from firstkd.measure.comparison import Difference, paired_differences
 from firstkd.settings import Settings
 from tasks.evaluated import TEACHER, Evaluated
 from tasks.page import signed

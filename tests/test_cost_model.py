@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from benchmarks.cost_model import record_bytes
-from firstkd.knowledge import Layout
+from firstkd.signals.knowledge import Layout
 from tests.pages import commands_of
 from tests.tiny import REPOSITORY
 

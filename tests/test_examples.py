@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from firstkd.examples import read_examples
+from firstkd.data.examples import read_examples
 from firstkd.settings import load_settings
 from tasks import fetch, prepare
 from tests.tiny import REPOSITORY

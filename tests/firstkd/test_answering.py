@@ -6,7 +6,7 @@ import torch
 from firstkd.answering import Answerer
 from firstkd.errors import DataValidationError
 from firstkd.files import write_json
-from firstkd.scoring import score_questions
+from firstkd.models.scoring import score_questions
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ QUESTIONS = ["Where does the red fox live?", "Where does the old bird live?"]
 
 
 def test_confidence_is_the_best_choices_calibrated_probability(answerer):
-    from firstkd.prompts import encode
+    from firstkd.data.prompts import encode
 
     answers = answerer.answer(QUESTIONS, CHOICES)
     examples = [

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
-from firstkd.examples import Example, write_examples
-from firstkd.metrics import Predictions
+from firstkd.data.examples import Example, write_examples
+from firstkd.measure.metrics import Predictions
 from tests.tiny import REPOSITORY
 
 SETS = {"test": 120, "elsewhere": 40}

@@ -2,11 +2,11 @@ import shutil
 
 import pytest
 
+from firstkd.data.examples import Example, read_examples, write_examples
+from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError, DataValidationError
-from firstkd.examples import Example, read_examples, write_examples
 from firstkd.files import write_json
-from firstkd.models import load_tokenizer
-from firstkd.prompts import encode
+from firstkd.models.folders import load_tokenizer
 from firstkd.settings import Arm, load_settings
 from tasks import extract
 from tasks.distill import open_loss

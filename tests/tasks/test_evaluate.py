@@ -2,8 +2,8 @@ import shutil
 
 import pytest
 
+from firstkd.data.examples import Example, write_examples
 from firstkd.errors import DataValidationError
-from firstkd.examples import Example, write_examples
 from firstkd.files import read_json
 from tasks.evaluate import main
 from tests.tiny import HOMES, write_tiny_params

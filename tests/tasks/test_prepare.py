@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstkd.data.examples import Example, normalise, read_examples
 from firstkd.errors import ArtifactError, DataValidationError
-from firstkd.examples import Example, normalise, read_examples
 from firstkd.files import read_json, sha256_of
 from firstkd.settings import DatasetSource, Fractions, PrepareSettings, SplitLimits
 from tasks import prepare

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from firstkd.examples import Example, write_examples
+from firstkd.data.examples import Example, write_examples
 from firstkd.files import read_json
 from tasks.evaluate import main as evaluate
 from tasks.remeasure import main

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from firstkd.data.examples import Example, write_examples
 from firstkd.errors import ArtifactError, ConfigError, DataValidationError
-from firstkd.examples import Example, write_examples
 from firstkd.files import read_json, sha256_of
 from tasks import validate
 from tests.tiny import write_tiny_params

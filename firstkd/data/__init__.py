@@ -1,0 +1,1 @@
+"""Examples: read, split, rendered as prompts, packed into batches."""

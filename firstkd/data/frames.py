@@ -1,0 +1,87 @@
+"""Examples as flat frames of scalars, one per split, ready to be validated.
+
+Great Expectations hashes the whole frame at each validation and is quadratic on lists (200,000
+rows with one list column: 3.6 s a call, 0.08 s without). So what concerns choices or
+other splits becomes a column of its own.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import pandas as pd
+
+from firstkd.data.examples import SCHEMA, normalise
+
+Examples = list[dict[str, Any]]
+
+OF_CHOICES = ["num_choices", "blank_choices", "distinct_choices", "chosen"]
+OF_SPLITS = ["same_id_in", "same_question_in", "shared_passage", "prompt_tokens", "response_tokens"]
+LONG_LINE = 200  # characters: a line of open text so long is a passage, not a phrase
+
+
+def flat_frames(
+    splits: dict[str, Examples], lengths: dict[str, list[tuple[int, int]]]
+) -> dict[str, pd.DataFrame]:
+    """Return one frame of scalars per split; `lengths` are tokens of prompt and response."""
+    ids: defaultdict[str, set[str]] = defaultdict(set)
+    questions: defaultdict[str, set[str]] = defaultdict(set)
+    for split, examples in splits.items():
+        for example in examples:
+            ids[example["id"]].add(split)
+            questions[normalise(example["prompt"])].add(split)
+    learned = {split: _passages_of(splits.get(split, [])) for split in ("train", "calibration")}
+    earlier = defaultdict(
+        lambda: learned["train"] | learned["calibration"],
+        train=set(),
+        calibration=learned["train"],
+    )
+    frames = {}
+    for split, examples in splits.items():
+        rows = [_scalars(example) for example in examples]
+        for row, example, (prompt, response) in zip(rows, examples, lengths[split], strict=True):
+            row["prompt_tokens"], row["response_tokens"] = prompt, response
+            row["same_id_in"] = _others(ids[example["id"]], split)
+            row["same_question_in"] = _others(questions[normalise(example["prompt"])], split)
+            row["shared_passage"] = next(iter(_passages(example) & earlier[split]), None)
+        frames[split] = pd.DataFrame(rows, columns=_columns(rows))
+    return frames
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    """The columns in any row, and those that every frame must have even without a row."""
+    fixed = [name for name in SCHEMA.names if name != "choices"]
+    return list(
+        dict.fromkeys([*fixed, *OF_CHOICES, *OF_SPLITS, *(key for row in rows for key in row)])
+    )
+
+
+def _scalars(example: dict[str, Any]) -> dict[str, Any]:
+    choices, answer = example["choices"], example["answer_index"]
+    row: dict[str, Any] = {key: value for key, value in example.items() if key != "choices"}
+    if choices is None:
+        return {**row, "chosen": None if answer is None else ""}
+    inside = answer is not None and 0 <= answer < len(choices)
+    return {
+        **row,
+        "num_choices": len(choices),
+        "blank_choices": sum(not choice.strip() for choice in choices),
+        "distinct_choices": len(set(choices)),
+        "chosen": choices[answer] if inside else "",
+        **{f"answer_at_{i}": float(answer == i) for i in range(len(choices))},
+    }
+
+
+def _others(owners: set[str], split: str) -> str | None:
+    return ", ".join(sorted(owners - {split})) or None
+
+
+def _passages(example: dict[str, Any]) -> set[str]:
+    """What a question is about, above its last line; of open text, its long lines."""
+    if example["choices"] is None:
+        return {line for line in example["prompt"].split("\n") if len(line) >= LONG_LINE}
+    passage, _, _ = example["prompt"].rpartition("\n")
+    return {passage} - {""}
+
+
+def _passages_of(examples: Examples) -> set[str]:
+    return {passage for example in examples for passage in _passages(example)}

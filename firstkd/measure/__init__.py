@@ -1,0 +1,1 @@
+"""How good, and how honest: metrics, comparisons, figures."""

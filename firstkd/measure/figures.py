@@ -1,0 +1,162 @@
+"""The report's figures as SVG, in colours that follow the page's theme.
+
+Text stays text, so that it is sharp and can be searched. Each figure is drawn at the width of a
+phone and scales up. Colours are those of the light theme (Okabe and Ito's, some darkened to a
+contrast of 3 : 1 on white); `to_svg` replaces them by the page's CSS variables, which has others
+for the dark one. Lines differ in dashes too, as there may be more of them than colours.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from firstkd.measure.comparison import coverage_curve
+from firstkd.measure.metrics import Predictions, reliability_bins
+
+INK = "#1b1b1f"
+PAPER = "#fefefe"
+SERIES = ("#0072b2", "#d55e00", "#00805e", "#b0578d", "#7a6a00", "#3a8fc4")
+DASHES = ("-", "--", ":", "-.")
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "firstkd",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    ),
+}
+BINS = 10
+FEW = 10
+"""Questions; the accuracy of fewer is noise."""
+
+
+def draw_reliability(raw: Predictions, calibrated: Predictions) -> str:
+    """Accuracy by confidence, before and after the model's own temperature, over the counts."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4, 4.8), layout="constrained")
+        diagram, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        diagram.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2, label="honest")
+        both = {"as it is": raw, "at its own T": calibrated}
+        for number, (label, predictions) in enumerate(both.items()):
+            bins = reliability_bins(predictions.confidence, predictions.correct, BINS)
+            filled, color, marker = bins.count > 0, SERIES[1 - number], "os"[number]
+            style = {"color": color, "marker": marker, "markersize": 4.5}
+            diagram.plot(bins.confidence[filled], bins.accuracy[filled], **style, label=label)
+            few = filled & (bins.count < FEW)
+            hollow = {"linestyle": "", "markerfacecolor": PAPER}
+            diagram.plot(bins.confidence[few], bins.accuracy[few], **style, **hollow)
+            left = [(bin + 0.08 + 0.42 * number) / BINS for bin in range(BINS)]
+            counts.bar(left, bins.count, 0.42 / BINS, align="edge", color=color)
+        diagram.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="accuracy")  # 0 and 1 within
+        figure.legend(loc="outside upper center", ncols=3, columnspacing=1)
+        counts.set(xlabel="confidence", ylabel="questions")
+        counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+        return to_svg(figure)
+
+
+def draw_histogram(predictions: Predictions) -> str:
+    """How sure the model is where it is right and where it is wrong."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4, 2.9), layout="constrained")
+        axes = figure.subplots()
+        right = predictions.correct
+        axes.hist(
+            [predictions.confidence[right], predictions.confidence[~right]],
+            bins=[edge / (2 * BINS) for edge in range(2 * BINS + 1)],
+            stacked=True,
+            color=[SERIES[0], SERIES[1]],
+            label=["right", "wrong"],
+        )
+        axes.set(xlim=(0, 1), xlabel="confidence", ylabel="questions")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        figure.legend(loc="outside upper center", ncols=2)
+        return to_svg(figure)
+
+
+def draw_coverage(models: Mapping[str, Predictions]) -> str:
+    """Accuracy of each model when it answers only the questions of which it is surest."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _with_legend(models)
+        for number, (name, predictions) in enumerate(models.items()):
+            share, accuracy = coverage_curve(predictions.confidence, predictions.correct)
+            axes.plot(share[FEW - 1 :], accuracy[FEW - 1 :], label=name)
+            axes.lines[-1].set(**_line(number))
+        axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy of what it answers")
+        axes.set_xlabel("share of the questions it answers, surest first")
+        _add_legend(figure, models)
+        return to_svg(figure)
+
+
+def draw_concentration(splits: Mapping[str, Sequence[float]]) -> str:
+    """Share of the teacher's probability that its top-1 … top-k tokens hold."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _with_legend(splits)
+        for number, (name, mass) in enumerate(splits.items()):
+            axes.plot(range(1, len(mass) + 1), mass, label=name, marker="os^D"[number % 4])
+            axes.lines[-1].set(**_line(number))
+        axes.set(ylim=(0, 1), xlabel="tokens kept", ylabel="probability they hold")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _add_legend(figure, splits)
+        return to_svg(figure)
+
+
+def draw_training(points: Sequence[Mapping[str, float]]) -> str:
+    """Loss by step."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4, 2.6), layout="constrained")
+        axes = figure.subplots()
+        steps, losses = ([point[key] for point in points] for key in ("step", "loss"))
+        axes.plot(steps, losses, color=SERIES[0], linewidth=1.5)
+        axes.set(xlabel="step", ylabel="loss")
+        axes.set_ylim(0, 1.05 * max(losses))  # a loss that hardly falls is not cut off
+        return to_svg(figure)
+
+
+def _line(number: int) -> dict[str, object]:
+    rounds, color = divmod(number, len(SERIES))
+    return {
+        "color": SERIES[color],
+        "linestyle": DASHES[(color + rounds) % len(DASHES)],
+        "linewidth": 1.8,
+    }
+
+
+def _legend_columns(names: Mapping[str, object]) -> int:
+    return max(1, min(3, 64 // (max(map(len, names)) + 9)))
+
+
+def _with_legend(names: Mapping[str, object]) -> tuple[Figure, Axes]:
+    """Return a figure with room for a legend of these names below it."""
+    rows = -(-len(names) // _legend_columns(names))
+    figure = Figure(figsize=(4.8, 3.4 + 0.24 * rows), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _add_legend(figure: Figure, names: Mapping[str, object]) -> None:
+    figure.legend(loc="outside lower center", ncols=_legend_columns(names), handlelength=2.6)
+
+
+def to_svg(figure: Figure) -> str:
+    """Return the `<svg>` element alone: no size of its own, no clock, themed colours."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = svg.replace(INK, "var(--ink)").replace(PAPER, "var(--paper)")
+    for number, color in enumerate(SERIES):
+        svg = svg.replace(color, f"var(--series-{number})")
+    return svg

@@ -1,0 +1,1 @@
+"""Causal language models: load, prune, tune, and score responses."""

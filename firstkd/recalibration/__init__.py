@@ -1,0 +1,1 @@
+"""Recalibrations of a teacher's confidence."""

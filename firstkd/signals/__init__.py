@@ -1,0 +1,1 @@
+"""What is known of a teacher: captured, stored, read."""

@@ -1,0 +1,136 @@
+"""Top-k captured elsewhere into a knowledge store, and back, as JSON lines.
+
+One line per example, in the data's order: a list with one object per token of the right response,
+{token id: natural logarithm of its probability}, as common capture scripts write it:
+
+    [{"318": -0.21, "373": -2.4}, {"257": -0.7, "262": -1.1}]
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from firstkd.data.prompts import Question
+from firstkd.errors import ArtifactError
+from firstkd.files import atomic_file, atomic_folder
+from firstkd.signals.knowledge import (
+    Knowledge,
+    KnowledgeStore,
+    Layout,
+    example_key,
+    write_manifest,
+    write_shard,
+)
+
+Position = dict[int, float]
+
+
+def export_lines(store: KnowledgeStore, path: Path) -> None:
+    """Write a store's token decisions to `path`; tail masses and what else it has are left out."""
+    if store.layout.kind != "token":
+        raise ArtifactError(f"{store.folder} holds choice decisions; only token decisions have ids")
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for example in range(len(store.keys)):
+            records = store.of_examples(torch.tensor([example]))
+            ids, values = records.top_ids.tolist(), records.top_logprobs.tolist()
+            positions = [_position(*position) for position in zip(ids, values, strict=True)]
+            file.write(json.dumps(positions) + "\n")
+
+
+def _position(ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, float]:
+    together = zip(ids, logprobs, strict=True)
+    return {str(token): round(value, 6) for token, value in together if math.isfinite(value)}
+
+
+def import_lines(
+    path: Path,
+    questions: Sequence[Question],
+    layout: Layout,
+    shard_examples: int,
+    folder: Path,
+    identity: dict[str, Any],
+) -> None:
+    """Write the store `folder` from the lines of `path`, one per question.
+
+    Of each position the `layout.top_k` most probable are kept; the rest of 1 is the tail's. Where
+    the right token is none of those given, its probability stays unknown (NaN). Raises
+    ArtifactError naming the line that does not fit its question.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if len(lines) != len(questions):
+        raise ArtifactError(f"{path}: {len(lines)} lines for {len(questions)} examples")
+    with atomic_folder(folder) as temporary:
+        for number, start in enumerate(range(0, len(questions), shard_examples)):
+            block = questions[start : start + shard_examples]
+            records: list[tuple[Position, int]] = []
+            for offset, question in enumerate(block):
+                where = f"{path}, line {start + offset + 1}"
+                records += _positions(where, lines[start + offset], question, layout)
+            keys = torch.tensor([example_key(question) for question in block])
+            counts = torch.tensor([len(_response(q)) for q in block], dtype=torch.int32)
+            write_shard(temporary, number, layout, _knowledge(records, layout), keys, counts)
+        write_manifest(temporary, layout, identity)
+
+
+def _response(question: Question) -> list[int]:
+    assert question.gold is not None
+    return question.responses[question.gold]
+
+
+def _positions(
+    where: str, line: str, question: Question, layout: Layout
+) -> list[tuple[Position, int]]:
+    """Each position's tokens, and the id of the right one."""
+    try:
+        read = [
+            {int(token): float(logprob) for token, logprob in position.items()}
+            for position in json.loads(line)
+        ]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{where}: not a list of objects {{token id: log-probability}} ({error})"
+        ) from error
+    response = _response(question)
+    if len(read) != len(response):
+        raise ArtifactError(
+            f"{where}: {len(read)} positions, but the response of example {question.id} has "
+            f"{len(response)} tokens; is it captured with the same tokenizer and order?"
+        )
+    for position in read:
+        if not position:
+            raise ArtifactError(f"{where}: a position without tokens")
+        if wrong := [token for token in position if not 0 <= token < layout.vocabulary_size]:
+            raise ArtifactError(
+                f"{where}: token id {wrong[0]} is outside the vocabulary of "
+                f"{layout.vocabulary_size:,}"
+            )
+        mass = math.fsum(map(math.exp, position.values()))
+        if mass > 1.01 or max(position.values()) > 0:
+            raise ArtifactError(
+                f"{where}: probabilities that add up to {mass:.3g}; are they natural logarithms?"
+            )
+    return list(zip(read, response, strict=True))
+
+
+def _knowledge(records: Sequence[tuple[Position, int]], layout: Layout) -> Knowledge:
+    top_ids = torch.zeros(len(records), layout.top_k, dtype=torch.int64)
+    top_logprobs = torch.full((len(records), layout.top_k), -torch.inf, dtype=torch.float64)
+    gold = torch.full((len(records),), torch.nan)
+    for row, (position, right) in enumerate(records):
+        kept = sorted(position.items(), key=lambda item: (-item[1], item[0]))[: layout.top_k]
+        top_ids[row, : len(kept)] = torch.tensor([token for token, _ in kept])
+        top_logprobs[row, : len(kept)] = torch.tensor([value for _, value in kept])
+        gold[row] = position.get(right, math.nan)
+    tail = (1 - top_logprobs.exp().sum(-1)).clamp_min(0)
+    return Knowledge(
+        top_ids=top_ids,
+        top_logprobs=top_logprobs.float(),
+        log_tail_mass=tail.log().float(),
+        gold_logprob=gold,
+        tail_bends=torch.empty(len(records), 0),
+        vocabulary_size=layout.vocabulary_size,
+    )

@@ -1,0 +1,213 @@
+"""Training that can be interrupted: weights, optimizer and curve as of a step, in safetensors.
+
+A checkpoint is a folder `step-N`. Each process writes the pieces of float32 weights and of Adam's
+moments that it owns, each under its name and where it begins in the flattened weight. So any
+number of processes, under any ZeRO stage, can put them together again. What else a step depends
+on, the learning rate, the batches and the random numbers, follows from its number.
+
+Beyond one host, the folder has to lie on a file system that all hosts share.
+"""
+
+import logging
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from firstkd.errors import ArtifactError
+from firstkd.files import one_line_if_refused, read_json, replace_folder, sha256_of, write_json
+from firstkd.train.distributed import Ranks
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Checkpoints: the newest may turn out to be damaged."""
+SUMS = "sha256.json"
+STATE = "state.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's, by the names that torch gives them."""
+
+
+class Piece(NamedTuple):
+    """What one process owns of one parameter, all flat and of one length."""
+
+    name: str
+    start: int
+    """In the flattened parameter."""
+    tensors: dict[str, Tensor]
+    """The float32 `weight` and the moments: the optimizer's own memory."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is whole."""
+
+    folder: Path
+    step: int
+    """Of optimizer steps, so many are done."""
+    adam_step: float
+    """What Adam counts for its bias correction."""
+    points: list[dict[str, float]]
+    """The curve of these steps."""
+
+    def load_weights(self, scorer: nn.Module) -> None:
+        """Set the weights that were trained, before there is an engine."""
+        read = _Reader(self.folder)
+        for name, parameter in scorer.named_parameters():
+            if parameter.requires_grad:
+                parameter.data.copy_(read.whole(name, "weight").view_as(parameter))
+
+    def load_optimizer(self, engine: Any) -> None:
+        """Set the float32 weights and Adam's state of an engine that has made no step yet."""
+        for weights in _flat_weights(engine):
+            state = engine.optimizer.optimizer.state[weights]
+            state["step"] = torch.tensor(self.adam_step, device=weights.device)
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(weights, requires_grad=False)
+        read = _Reader(self.folder)
+        for name, start, tensors in _pieces(engine):
+            for kind, own in tensors.items():
+                own.copy_(read.whole(name, kind)[start : start + len(own)])
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one training, in a folder of their own."""
+
+    folder: Path
+    ranks: Ranks
+
+    def save(self, engine: Any, step: int, points: list[dict[str, float]]) -> None:
+        """Write the state after `step` steps, whole or not at all, and drop older ones.
+
+        All processes must call. Raises ArtifactError when the disk refuses.
+        """
+        final = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".{final.name}.tmp"
+        with one_line_if_refused(final):
+            try:
+                temporary.mkdir(parents=True, exist_ok=True)
+                sums = self._write_pieces(engine, temporary)
+                if self.ranks.is_first:
+                    adam_step = next(iter(engine.optimizer.optimizer.state.values()))["step"].item()
+                    state = {"step": step, "adam_step": adam_step, "points": points}
+                    write_json(temporary / STATE, state)
+                    write_json(temporary / SUMS, {**sums, STATE: sha256_of(temporary / STATE)})
+                    replace_folder(temporary, final)
+                    for outdated in self._newest_first()[KEPT:]:
+                        shutil.rmtree(outdated)
+            finally:
+                if self.ranks.is_first:
+                    shutil.rmtree(temporary, ignore_errors=True)
+
+    def _write_pieces(self, engine: Any, folder: Path) -> dict[str, str]:
+        """Write what this process owns; return the hash of every process's file."""
+        file = folder / f"rank-{self.ranks.rank}.safetensors"
+        sums = {}
+        # without sharding all own everything, and one copy is enough
+        if self.ranks.is_first or engine.zero_optimization_stage() > 0:
+            tensors = {
+                f"{name}|{kind}|{start}": tensor.detach()
+                for name, start, kinds in _pieces(engine)
+                for kind, tensor in kinds.items()
+            }
+            save_file(tensors, file)
+            sums[file.name] = sha256_of(file)
+        return {name: sum for found in self.ranks.gather(sums) for name, sum in found.items()}
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole; a damaged one is named and removed.
+
+        All processes must call.
+        """
+        found = None
+        if self.ranks.is_first:
+            for half_written in self.folder.glob(".*.tmp"):
+                shutil.rmtree(half_written)
+            found = next((c for f in self._newest_first() if (c := _checked(f))), None)
+        return self.ranks.gather(found)[0]
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+
+def _checked(folder: Path) -> Checkpoint | None:
+    """Return the checkpoint in a folder, None where a file is not as it was written."""
+    try:
+        for name, digest in read_json(folder / SUMS).items():
+            if not (folder / name).exists() or sha256_of(folder / name) != digest:
+                raise ArtifactError(f"{folder / name} is missing or not as it was written")
+        return Checkpoint(folder, **read_json(folder / STATE))
+    except ArtifactError as error:
+        log.warning("damaged checkpoint, the one before is taken: %s", error)
+        shutil.rmtree(folder)
+        return None
+
+
+class _Reader:
+    """Puts whole tensors together from the pieces in a checkpoint's files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pieces: defaultdict[tuple[str, str], list[tuple[int, Any, str]]] = defaultdict(list)
+        for path in folder.glob("*.safetensors"):
+            file = safe_open(path, "pt")
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                name, kind, start = key.split("|")
+                self._pieces[name, kind].append((int(start), file, key))
+
+    def whole(self, name: str, kind: str) -> Tensor:
+        """Return a parameter's float32 weight or moment, flat."""
+        pieces = sorted(self._pieces[name, kind], key=lambda piece: piece[0])
+        return torch.cat([file.get_tensor(key) for _, file, key in pieces])
+
+
+def _flat_weights(engine: Any) -> list[Tensor]:
+    """Return the float32 weights as the optimizer knows them, by which it keeps its state."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 0:
+        return [weights for group in optimizer.fp32_groups for weights in group]
+    if stage == 3:
+        return list(optimizer.fp32_partitioned_groups_flat)
+    return list(optimizer.single_partition_of_fp32_groups)
+
+
+def _pieces(engine: Any) -> Iterator[Piece]:
+    """Yield what this process owns of each trained parameter; the tensors can be written to."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    state = optimizer.optimizer.state
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+
+    def piece(parameter: Tensor, start: int, flat: Tensor, offset: int, length: int) -> Piece:
+        kinds = {"weight": flat.data, **{moment: state[flat][moment] for moment in MOMENTS}}
+        return Piece(
+            names[parameter],
+            start,
+            {kind: whole.view(-1)[offset : offset + length] for kind, whole in kinds.items()},
+        )
+
+    if stage == 0:
+        for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            for parameter, flat in zip(low, high, strict=True):
+                yield piece(parameter, 0, flat, 0, flat.numel())
+    elif stage == 3:
+        for parameter in names:
+            if parameter.requires_grad:
+                group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+                start = size * engine.global_rank
+                length = min(size, parameter.ds_numel - start)  # the last part is padded
+                if length > 0:
+                    flat = optimizer.fp32_partitioned_groups_flat[group]
+                    yield piece(parameter, start, flat, offset, length)
+    else:
+        for group, flat in enumerate(optimizer.single_partition_of_fp32_groups):
+            for parameter in optimizer.bit16_groups[group]:
+                if mapping := parameter._hp_mapping:
+                    here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+                    yield piece(parameter, here.start, flat, there.start, here.numel)

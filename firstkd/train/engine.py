@@ -1,0 +1,108 @@
+"""DeepSpeed, and nothing of it elsewhere: its configuration, its engine, the weights it shards.
+
+With ZeRO 3 every process holds a part of each weight, which a module gathers while it runs; that
+is why the head is a module of its own (firstkd/models/scoring.py).
+"""
+
+import logging
+import os
+from typing import Any
+
+import torch
+
+from firstkd.imports import unimportable
+from firstkd.models.scoring import ResponseScorer
+from firstkd.settings import TrainingSettings
+from firstkd.train.distributed import Ranks
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for others, and says so
+with unimportable("mlflow"):  # seconds, for an autotuner that nobody uses
+    import deepspeed
+
+deepspeed.utils.logger.setLevel(logging.WARNING)
+# Shared memory between ranks on a CPU: gloo does as well, and building it hangs for ever on the
+# lock file of an earlier process that was killed while it built.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+BUCKET_ELEMENTS = 2**25
+"""Of gradients at a time. The default of 5·10⁸ takes gigabytes, anew in every step: a second."""
+WHOLE_BELOW = 10_000
+"""Elements below which ZeRO 3 leaves a weight whole: norms, which are not worth a message."""
+
+
+def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's own configuration.
+
+    Without any ZeRO stage it tells no gradient norm in float32, so there stage 1 takes the place
+    of 0; in one process it computes the same.
+    """
+    zero: dict[str, Any] = {
+        "stage": max(settings.zero_stage, int(settings.precision == "fp32")),
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+    }
+    if settings.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = WHOLE_BELOW
+    if settings.cpu_offload:
+        offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_optimizer"] = offload
+        if settings.zero_stage == 3:
+            zero["offload_param"] = offload
+    return {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": settings.micro_batches_per_step // world_size,
+        "gradient_clipping": settings.gradient_clipping,
+        "bf16": {"enabled": settings.precision == "bf16"},
+        "zero_optimization": zero,
+        # torch's fused AdamW on the CPU is as fast as DeepSpeed's own, and needs no compiler
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def make_engine(scorer: ResponseScorer, settings: TrainingSettings, ranks: Ranks) -> Any:
+    """Return DeepSpeed's engine; the parameters stay the model's own."""
+    scorer.train()
+    if settings.gradient_checkpointing:
+        # The reentrant kind runs the modules' hooks again, by which ZeRO 3 gathers weights. It
+        # passes gradients on only where its input wants them.
+        backbone: Any = scorer.backbone
+        backbone.enable_input_require_grads()
+        backbone.gradient_checkpointing_enable({"use_reentrant": True})
+    trained = [p for p in scorer.parameters() if p.requires_grad]
+    # weights learn to be small; norms and biases (vectors) have no reason to
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
+    # fused: one pass over the weights, 5 × faster on CPU than the default. The rate is set for each
+    # step; DeepSpeed may make one of its own to allocate the states, which must change nothing.
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=0.0,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=scorer, optimizer=optimizer, config=deepspeed_config(settings, ranks.world_size)
+    )
+    for state in optimizer.state.values():
+        state["step"].zero_()
+    if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False  # nobody to exchange with: 5 % of the step
+    return engine
+
+
+def end_engine(engine: Any, ranks: Ranks) -> None:
+    """Give the model its weights back, whole; with ZeRO 3 only in the first process."""
+    whole = {}
+    if engine.zero_optimization_stage() == 3:
+        for parameter in engine.module.parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if ranks.is_first:
+                    whole[parameter] = parameter.data.clone()
+    engine.destroy()
+    for parameter, data in whole.items():
+        parameter.data = data

@@ -1,0 +1,290 @@
+"""One training loop for teacher and student, under DeepSpeed ZeRO, in one process or many.
+
+The loop counts optimizer steps. Each takes `micro_batches_per_step` micro-batches from a plan that
+the seed fixes in advance, and shares them out among the processes: their number decides who
+computes what, not what is learned. The learning rate and the random numbers follow from the step,
+so that a checkpoint after it is all that going on needs.
+"""
+
+import json
+import logging
+import math
+import signal
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from firstkd.data.packing import Batch, pack, packed_length, shuffled_batches
+from firstkd.data.prompts import Question
+from firstkd.errors import ConfigError, OutOfMemoryError, TrainingDivergedError
+from firstkd.models.scoring import ResponseScorer
+from firstkd.settings import TrainingSettings
+from firstkd.train.checkpoints import Checkpoints
+from firstkd.train.distributed import Ranks, join_ranks
+from firstkd.train.engine import end_engine, make_engine
+
+log = logging.getLogger(__name__)
+
+Loss = Callable[[ResponseScorer, Batch, float], tuple[Tensor, dict[str, Tensor]]]
+"""From the model, a batch and the share of the steps that are done to the mean loss of the batch's
+questions, and what else is to be shown."""
+
+
+SPEEDS = {"tokens", "tokens_per_second"}
+"""Of the live curve only: another run has others."""
+
+
+class Passed(NamedTuple):
+    """What one micro-batch has shown."""
+
+    share: float
+    """Of the step's questions."""
+    loss: float
+    tokens: int
+    measures: dict[str, float]
+
+
+def train(
+    model: PreTrainedModel,
+    questions: Sequence[Question],
+    plan: Sequence[Sequence[int]],
+    loss: Loss,
+    settings: TrainingSettings,
+    live_curve: Path,
+    checkpoints: Path | None = None,
+) -> list[dict[str, float]]:
+    """Train `model` in place and return its curve: step, loss, learning rate, gradient norm, and
+    the loss's own measures as means over the micro-batches that have them.
+
+    `plan` is every micro-batch in order, as indices of questions (`training_plan`). With ZeRO 3
+    only the first process has the model's whole weights in the end.
+
+    With a folder for `checkpoints`, training goes on from the newest there, and saves one every
+    `checkpoint_steps`; at SIGTERM it finishes the step, saves and exits.
+
+    The curve with speeds is appended to `live_curve` as it grows, one JSON object per line.
+    Raises TrainingDivergedError at the first step whose loss or gradient is not finite, and
+    OutOfMemoryError.
+    """
+    ranks = join_ranks()
+    steps, per_step = _number_of_steps(plan, settings, ranks), settings.micro_batches_per_step
+    seed = torch.initial_seed()
+    saver = Checkpoints(checkpoints, ranks) if checkpoints else None
+    saved = saver.newest() if saver else None
+    scorer = ResponseScorer(model)
+    if saved:
+        saved.load_weights(scorer)
+    with _memory_explained("with the optimizer's states"):
+        engine = make_engine(scorer, settings, ranks)
+    if saved:
+        saved.load_optimizer(engine)
+        log.info("going on after step %d of %d", saved.step, steps)
+    done, curve = (saved.step, saved.points) if saved else (0, [])
+    interval = settings.checkpoint_steps or steps + 1
+    with _live(live_curve, curve, steps, ranks) as show, _sigterm(held=bool(saver)) as asked:
+        for step in range(done, steps):
+            started = time.monotonic()
+            learning_rate = _set_learning_rate(engine, settings, step, steps)
+            first = step * per_step
+            indices = plan[first : first + per_step]
+            passed = _step(engine, questions, indices, first, loss, step / steps, ranks, seed)
+            value = sum(micro_batch.share * micro_batch.loss for micro_batch in passed)
+            norm = float(engine.get_global_grad_norm())
+            _check_finite(value, norm, step, learning_rate, questions, indices)
+            point = {
+                "step": step + 1,
+                "loss": value,
+                "learning_rate": learning_rate,
+                "gradient_norm": norm,
+                "loss_scale": float(engine.loss_scale()),
+                **_mean_measures(passed),
+            }
+            tokens = sum(micro_batch.tokens for micro_batch in passed)
+            speed = tokens / (time.monotonic() - started)
+            curve.append({**point, "tokens": tokens, "tokens_per_second": speed})
+            show(curve[-1])
+            if saver is None:
+                continue
+            stop = any(ranks.gather(asked.is_set()))
+            if stop or (step + 1) % interval == 0:
+                saver.save(engine, step + 1, curve)
+            if stop:
+                log.warning("stopped after step %d of %d, which is saved", step + 1, steps)
+                sys.exit(128 + signal.SIGTERM)
+    end_engine(engine, ranks)
+    return [{k: v for k, v in point.items() if k not in SPEEDS} for point in curve]
+
+
+def training_plan(
+    questions: Sequence[Question], settings: TrainingSettings, seed: int
+) -> list[list[int]]:
+    """Every micro-batch of all epochs, as indices; `train` drops a last incomplete step."""
+    generator = np.random.default_rng(seed)
+    plan = [
+        batch
+        for _ in range(settings.epochs)
+        for batch in shuffled_batches(
+            questions, settings.micro_batch_size, settings.micro_batch_tokens, generator
+        )
+    ]
+    return plan
+
+
+def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float:
+    """Linear warm-up over `warmup_ratio` of the steps, then a cosine to 0."""
+    warmup = settings.warmup_ratio * steps
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1.0, steps - warmup)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _number_of_steps(plan: Sequence[Any], settings: TrainingSettings, ranks: Ranks) -> int:
+    per_step = settings.micro_batches_per_step
+    if per_step % ranks.world_size:
+        raise ConfigError(
+            f"micro_batches_per_step: {per_step} cannot be shared out evenly among "
+            f"{ranks.world_size} processes; set it to a multiple of {ranks.world_size}, and "
+            "micro_batch_size to as much less as leaves a step as many examples"
+        )
+    if len(plan) < per_step:
+        raise ConfigError(
+            f"micro_batches_per_step: {per_step}, but all epochs have only "
+            f"{len(plan)} micro-batches: not one step"
+        )
+    return len(plan) // per_step
+
+
+def _step(
+    engine: Any,
+    questions: Sequence[Question],
+    indices: Sequence[Sequence[int]],
+    first: int,
+    loss: Loss,
+    progress: float,
+    ranks: Ranks,
+    seed: int,
+) -> list[Passed]:
+    """Make one optimizer step on the micro-batches `indices`, the plan's from `first` on.
+
+    Each counts by its number of questions, so that the step is one of all of them together.
+    Returns what each has shown, on every process that of all of them.
+    """
+    examples = sum(map(len, indices))
+    mine = []
+    for position in range(ranks.rank, len(indices), ranks.world_size):
+        index = indices[position]
+        # the random numbers (dropout) belong to the micro-batch, whoever computes it and when
+        torch.manual_seed(_seed_of(seed, first + position))
+        length = max(packed_length(questions[i]) for i in index)
+        with _memory_explained(f"with a micro-batch of {len(index)} × {length} tokens"):
+            batch = pack(questions, index).to(engine.device)
+            value, measures = loss(engine, batch, progress)
+            engine.backward(value * (len(index) * len(indices) / examples))
+            engine.step()
+        measured = {name: measure.item() for name, measure in measures.items()}
+        mine.append(Passed(len(index) / examples, value.item(), batch.tokens, measured))
+    return [passed for turn in zip(*ranks.gather(mine), strict=True) for passed in turn]
+
+
+def _seed_of(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _mean_measures(passed: Sequence[Passed]) -> dict[str, float]:
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for micro_batch in passed:
+        for name, measure in micro_batch.measures.items():
+            found[name].append(measure)
+    return {name: fmean(values) for name, values in found.items()}
+
+
+@contextmanager
+def _live(
+    path: Path, so_far: Sequence[dict[str, float]], steps: int, ranks: Ranks
+) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Yield what shows a point of the curve, in a file and in a bar; the first process does."""
+    if not ranks.is_first:
+        yield lambda point: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"training {path.parent.name}"
+    with (
+        path.open("w", encoding="utf-8", buffering=1) as file,
+        tqdm(total=steps, initial=len(so_far), desc=title, unit="step") as progress,
+    ):
+        file.writelines(json.dumps(point) + "\n" for point in so_far)
+
+        def show(point: dict[str, float]) -> None:
+            file.write(json.dumps(point) + "\n")
+            speed = f"{point['tokens_per_second']:.0f}"
+            progress.set_postfix(loss=f"{point['loss']:.3f}", tokens_per_s=speed)
+            progress.update()
+
+        yield show
+
+
+@contextmanager
+def _sigterm(held: bool) -> Iterator[threading.Event]:
+    """Yield what is set by SIGTERM, which meanwhile does nothing else; only where it is `held`."""
+    asked = threading.Event()
+    if not held:
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _memory_explained(when: str) -> Iterator[None]:
+    """Turn every way of running out of memory into one error that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch raises a plain RuntimeError on CPU
+        on_gpu_or_numpy = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not on_gpu_or_numpy and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"memory ran out {when}; lower "
+            "micro_batch_size or micro_batch_tokens and raise micro_batches_per_step, or set "
+            "gradient_checkpointing, a higher zero_stage or cpu_offload"
+        ) from error
+
+
+def _set_learning_rate(engine: Any, settings: TrainingSettings, step: int, steps: int) -> float:
+    learning_rate = learning_rate_at(settings, step, steps)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    return learning_rate
+
+
+def _check_finite(
+    loss: float,
+    norm: float,
+    step: int,
+    learning_rate: float,
+    questions: Sequence[Question],
+    indices: Sequence[Sequence[int]],
+) -> None:
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    ids = [questions[i].id for index in indices for i in index]
+    raise TrainingDivergedError(
+        f"step {step + 1}: loss {loss}, gradient norm {norm} at learning rate "
+        f"{learning_rate:.3g}; lower learning_rate or look at the examples {', '.join(ids)}"
+    )

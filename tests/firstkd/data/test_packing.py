@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+
+from firstkd.data.packing import batches_by_length, pack, packed_length, shuffled_batches
+from firstkd.data.prompts import Question
+from firstkd.models.folders import load_model
+from firstkd.models.head import choice_scores
+from firstkd.models.scoring import ResponseScorer
+
+QUESTIONS = [
+    Question("a", [5, 6, 7], [[8], [9, 10], [11, 12, 13]], 1),
+    Question("b", [5, 9], [[20, 21, 22, 23], [24]], 0),
+    Question("c", [30, 31, 32, 33, 34, 35], [[36, 37], [38, 39]], 1),
+]
+
+
+@pytest.fixture
+def model(tiny_model):
+    return load_model(tiny_model, "fp32")
+
+
+def scores_of(model, questions, index):
+    batch = pack(questions, index)
+    logprobs = ResponseScorer(model)(batch).logprobs_M
+    return choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)
+
+
+def test_packed_scores_are_those_of_separate_sequences(model):
+    with torch.no_grad():
+        packed = scores_of(model, QUESTIONS, [0, 1, 2])
+        for b, question in enumerate(QUESTIONS):
+            for c, response in enumerate(question.responses):
+                ids = torch.tensor([question.prompt + response])
+                logprobs = model(ids, use_cache=False).logits[0].log_softmax(-1)
+                start = len(question.prompt)
+                expected = sum(
+                    logprobs[start + i - 1, token] for i, token in enumerate(response)
+                ) / len(response)
+                assert packed[b, c] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_missing_choices_score_minus_infinity(model):
+    with torch.no_grad():
+        scores = scores_of(model, QUESTIONS, [1, 0])
+    assert scores[0, 2] == -torch.inf
+    assert torch.isfinite(scores[1]).all()
+
+
+def test_open_text_needs_no_mask_and_scores_the_same(model):
+    alone = [Question(q.id, q.prompt, [q.responses[0]], 0) for q in QUESTIONS]
+    assert pack(alone, [0, 1, 2]).attention_mask_B1LL is None
+    with torch.no_grad():
+        torch.testing.assert_close(
+            scores_of(model, alone, [0, 1, 2])[:, 0], scores_of(model, QUESTIONS, [0, 1, 2])[:, 0]
+        )
+
+
+def test_a_batch_says_which_tokens_are_right(model):
+    batch = pack(QUESTIONS, [0, 1])
+    assert batch.targets_M[batch.is_gold_M].tolist() == [9, 10, 20, 21, 22, 23]
+    assert batch.tokens == sum(packed_length(question) for question in QUESTIONS[:2])
+
+
+def test_shuffled_batches_hold_each_question_once_and_repeat_with_the_seed():
+    generator = np.random.default_rng(1)
+    lengths = generator.integers(1, 50, size=203)
+    questions = [Question(str(i), [1] * n, [[2]], 0) for i, n in enumerate(lengths)]
+    first = shuffled_batches(questions, 8, 1000, np.random.default_rng(3))
+    assert sorted(i for batch in first for i in batch) == list(range(203))
+    assert first == shuffled_batches(questions, 8, 1000, np.random.default_rng(3))
+    assert first != shuffled_batches(questions, 8, 1000, np.random.default_rng(4))
+    padded = sum(len(b) * max(packed_length(questions[i]) for i in b) for b in first)
+    assert padded < 1.2 * sum(map(packed_length, questions))
+
+
+def test_batches_by_length_start_with_the_longest():
+    batches = batches_by_length(QUESTIONS, 2)
+    assert batches == [[2, 0], [1]]

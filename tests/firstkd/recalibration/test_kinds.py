@@ -1,0 +1,213 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.calibration import _SigmoidCalibration
+
+from firstkd.errors import ArtifactError
+from firstkd.measure.metrics import expected_calibration_error
+from firstkd.recalibration.kinds import (
+    RECALIBRATIONS,
+    Identity,
+    Isotonic,
+    LabelSmoothing,
+    Paper,
+    Platt,
+    Temperature,
+    VocabularyTemperature,
+    from_json,
+    temperature_interval,
+    to_json,
+)
+from firstkd.settings import CalibrateSettings
+from firstkd.signals.capture import knowledge_of
+from firstkd.signals.knowledge import Knowledge, Layout
+
+SETTINGS = CalibrateSettings(criterion="nll", max_temperature=20.0, bootstrap_samples=100)
+ONE_TO_ONE = ("platt", "isotonic")  # these rescale the top against the rest
+
+
+def overconfident(temperature: float, size: int = 20_000) -> tuple[Knowledge, torch.Tensor]:
+    """Decisions without a tail whose answers were drawn from the same logits over `temperature`.
+
+    With them, what is right.
+    """
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(size, 5)) * 4
+    honest = torch.tensor(logits / temperature).softmax(-1).numpy()
+    answer = (honest.cumsum(-1) > generator.random((size, 1))).argmax(-1)
+    decisions = Knowledge.of_choices(torch.tensor(logits).log_softmax(-1), torch.tensor(answer))
+    return decisions, torch.tensor(np.arange(5) == answer[:, None])
+
+
+def decisions_of(probabilities: torch.Tensor) -> Knowledge:
+    """Of candidates [R, K]; the tail is what they lack to 1."""
+    tail_mass = (1 - probabilities.sum(-1)).clamp_min(0)
+    return Knowledge(
+        top_ids=torch.arange(probabilities.shape[1]).expand(len(probabilities), -1),
+        top_logprobs=probabilities.log(),
+        log_tail_mass=tail_mass.log(),
+        gold_logprob=probabilities[:, 0].log(),
+        tail_bends=torch.empty(len(probabilities), 0),
+        vocabulary_size=1000,
+    )
+
+
+def apply(recalibration, probabilities):
+    return recalibration.apply(decisions_of(torch.tensor(probabilities, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("true_temperature", [0.7, 1.0, 2.5])
+def test_the_temperature_of_synthetic_data_is_found(true_temperature):
+    fitted = Temperature.fit(*overconfident(true_temperature), SETTINGS)
+    assert fitted.temperature == pytest.approx(true_temperature, rel=0.02)
+
+
+def test_the_ece_criterion_finds_a_temperature_that_makes_confidence_honest():
+    decisions, is_right = overconfident(2.5)
+    settings = SETTINGS.model_copy(update={"criterion": "ece"})
+    after = Temperature.fit(decisions, is_right, settings).apply(decisions)
+    confidence, top = after.max(-1)
+    correct = is_right.gather(-1, top[:, None])[:, 0]
+    assert float(confidence.mean()) == pytest.approx(float(correct.double().mean()), abs=0.02)
+
+
+def test_the_interval_of_a_temperature_holds_it_and_shrinks_with_the_data():
+    few = temperature_interval(*overconfident(2.5, size=400), SETTINGS, seed=0)
+    many = temperature_interval(*overconfident(2.5, size=6_400), SETTINGS, seed=0)
+    assert few[0] < 2.5 < few[1] and many[0] < 2.5 < many[1]
+    assert (many[1] - many[0]) / (few[1] - few[0]) == pytest.approx(0.25, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["temperature", *ONE_TO_ONE])
+@pytest.mark.parametrize("true_temperature", [1.0, 2.5])
+def test_after_fitting_the_ece_is_that_of_a_calibrated_sample(name, true_temperature):
+    decisions, is_right = overconfident(true_temperature, size=3_000)
+    fitted = RECALIBRATIONS[name].fit(decisions, is_right, SETTINGS)
+    top = range(len(decisions)), decisions.top_logprobs.argmax(-1)  # the teacher's: it is fitted
+    confidence, correct = fitted.apply(decisions)[top].numpy(), is_right[top].numpy()
+    # what the same confidences show where they are right by definition: never quite 0
+    draws = np.random.default_rng(1).random((500, len(confidence))) < confidence
+    honest = expected_calibration_error(np.broadcast_to(confidence, draws.shape), draws)
+    assert float(expected_calibration_error(confidence, correct)) <= np.percentile(honest, 97.5)
+
+
+@pytest.mark.parametrize("name", ["temperature", *ONE_TO_ONE])
+def test_more_confident_before_is_no_less_confident_after(name):
+    fitted = RECALIBRATIONS[name].fit(*overconfident(2.5), SETTINGS)
+    top = torch.linspace(0.25, 1, 200, dtype=torch.float64)[:, None]
+    before = torch.cat([top, (1 - top).expand(-1, 4) / 4], dim=-1)
+    after = fitted.apply(decisions_of(before))[:, 0]
+    assert (after.diff() >= -1e-12).all()
+    assert torch.isfinite(after).all()
+
+
+@pytest.mark.parametrize("criterion", ["nll", "ece"])
+def test_a_temperature_of_the_whole_vocabulary_is_found_from_what_is_kept(criterion):
+    vocabulary, true_temperature = 2_000, 1.4
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4_000, vocabulary, generator=generator) * 2
+    logits[:, :20] += torch.rand(4_000, 20, generator=generator) * 9
+    gold = (logits / true_temperature).softmax(-1).multinomial(1, generator=generator)
+    layout = Layout(kind="token", top_k=5, vocabulary_size=vocabulary, tail_nodes=8)
+    logprobs = logits.log_softmax(-1)
+    gold_logprob = logprobs.gather(1, gold)[:, 0]
+    decisions = replace(knowledge_of(logprobs, layout), gold_logprob=gold_logprob)
+    is_right = decisions.is_right(gold[:, 0])
+    settings = SETTINGS.model_copy(update={"criterion": criterion})
+    fitted = VocabularyTemperature.fit(decisions, is_right, settings)
+    assert fitted.temperature == pytest.approx(true_temperature, rel=0.03)
+    dense = (logits / fitted.temperature).softmax(-1)
+    after = fitted.apply(decisions)
+    torch.testing.assert_close(after, dense.gather(1, decisions.top_ids), atol=2e-3, rtol=0)
+    of_gold = fitted.gold_probability(decisions)
+    torch.testing.assert_close(of_gold, dense.gather(1, gold)[:, 0], atol=2e-3, rtol=0)
+
+
+def test_without_a_tail_the_whole_vocabulary_is_the_candidates():
+    decisions, is_right = overconfident(2.5, size=400)
+    expected = Temperature.fit(decisions, is_right, SETTINGS)
+    assert VocabularyTemperature.fit(decisions, is_right, SETTINGS) == expected
+
+
+def test_temperature_one_is_the_identity_and_keeps_the_tail():
+    given = [[0.5, 0.2, 0.1], [0.3, 0.2, 0.0]]
+    torch.testing.assert_close(apply(Temperature(1.0), given), torch.tensor(given).double())
+    after = apply(Temperature(3.0), given)
+    torch.testing.assert_close(after.sum(-1), torch.tensor([0.8, 0.5]).double())
+    assert after[1, 2] == 0
+
+
+def test_paper_takes_probabilities_as_logits_so_its_confidence_is_capped():
+    confidence = float(apply(Paper(0.5), [[1.0, 1e-30, 1e-30, 1e-30, 1e-30]]).max())
+    assert confidence == pytest.approx(np.exp(2) / (np.exp(2) + 4))
+
+
+def test_label_smoothing_moves_delta_from_the_top_to_the_others():
+    smoothed = apply(LabelSmoothing(0.1), [[0.6, 0.2, 0.1, 0.05, 0.05]])
+    expected = torch.tensor([[0.5, 0.225, 0.125, 0.075, 0.075]]).double()
+    torch.testing.assert_close(smoothed, expected)
+
+
+def test_platt_and_isotonic_share_what_the_top_leaves_as_it_was_shared():
+    # odds of 4 to 1 become 2 to 1; the tail of 0.05 is rescaled with the others
+    after = apply(Platt(slope=0.5, intercept=0.0), [[0.8, 0.1, 0.05]])
+    torch.testing.assert_close(after, torch.tensor([[2 / 3, 1 / 6, 1 / 12]]).double())
+    after = apply(Isotonic([0.6, 1.0], [0.2, 0.6]), [[0.8, 0.1, 0.1], [0.3, 0.3, 0.1]])
+    expected = torch.tensor([[0.4, 0.3, 0.3], [0.2, 0.3 * 0.8 / 0.7, 0.1 * 0.8 / 0.7]])
+    torch.testing.assert_close(after, expected.double())
+
+
+def test_platt_agrees_with_scikit_learns_calibration():
+    decisions, is_right = overconfident(2.5, size=2_000)
+    top = decisions.top_logprobs.argmax(-1)
+    right = is_right[range(len(top)), top]
+    fitted = Platt.fit(decisions, is_right, SETTINGS)
+    odds = torch.logit(decisions.top_logprobs.exp().amax(-1))
+    expected = _SigmoidCalibration().fit(odds.numpy(), right.numpy()).predict(odds.numpy())
+    after = fitted.apply(decisions)[range(len(top)), top]
+    np.testing.assert_allclose(after, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", RECALIBRATIONS)
+def test_every_recalibration_keeps_missing_candidates_at_zero_and_survives_json(name):
+    decisions, is_right = overconfident(2.0, size=400)
+    logprobs = decisions.top_logprobs.clone()
+    logprobs[:, -1] = -torch.inf
+    gold = is_right[:, :-1].int().argmax(-1)
+    decisions = Knowledge.of_choices(logprobs.log_softmax(-1), gold)
+    fitted = RECALIBRATIONS[name].fit(decisions, is_right, SETTINGS)
+    after = fitted.apply(decisions)
+    assert (after[:, -1] == 0).all()
+    torch.testing.assert_close(after.sum(-1), torch.ones(400, dtype=torch.float64))
+    assert from_json(json.loads(json.dumps(to_json(fitted)))) == fitted
+
+
+@pytest.mark.parametrize("name", RECALIBRATIONS)
+def test_certain_and_lone_candidates_give_probabilities(name):
+    fitted = RECALIBRATIONS[name].fit(*overconfident(2.0, size=400), SETTINGS)
+    logprobs = torch.tensor([[0.0, -200.0], [0.0, -torch.inf], [-0.7, -0.7]])
+    after = fitted.apply(Knowledge.of_choices(logprobs, torch.zeros(3, dtype=torch.int64)))
+    assert torch.isfinite(after).all()
+    assert (after >= 0).all() and (after.sum(-1) <= 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("name", ONE_TO_ONE)
+def test_a_teacher_that_is_always_or_never_right_is_fitted_short_of_certainty(name, right):
+    decisions, _ = overconfident(2.0, size=50)
+    is_top = torch.arange(5) == decisions.top_logprobs.argmax(-1, keepdim=True)
+    fitted = RECALIBRATIONS[name].fit(decisions, is_top & right, SETTINGS)
+    after = fitted.apply(decisions)[is_top]
+    assert ((after > 0.9) & (after < 1)).all() if right else ((after < 0.1) & (after > 0)).all()
+
+
+def test_none_is_the_teacher_itself():
+    torch.testing.assert_close(apply(Identity(), [[0.5, 0.2]]), torch.tensor([[0.5, 0.2]]).double())
+
+
+def test_an_unknown_recalibration_is_refused():
+    with pytest.raises(ArtifactError, match="isotonique"):
+        from_json({"kind": "isotonique"})

@@ -1,0 +1,105 @@
+"""Training that is stopped and goes on: the same bytes as if nothing had happened."""
+
+import logging
+import os
+import signal
+
+import pytest
+import torch
+
+from firstkd.errors import ArtifactError
+from firstkd.models.scoring import cross_entropy
+from firstkd.train.checkpoints import Checkpoints
+from firstkd.train.distributed import Ranks
+from tests.firstkd.train import trainings
+from tests.firstkd.train.trainings import trained
+
+STEPS = 20
+
+
+def stopped_in_step(step, monkeypatch, tiny_model, folder, checkpoints, **changes):
+    """Train until SIGTERM comes in the middle of a step."""
+    calls = []
+
+    def loss(scorer, batch, progress):
+        calls.append(batch)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return cross_entropy(scorer, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "cross_entropy", loss)
+        with pytest.raises(SystemExit) as stopped:
+            trained(tiny_model, folder, checkpoints, **changes)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert len(calls) == step  # the step was finished, and no other begun
+
+
+def same(first, second):
+    assert first[1] == second[1]
+    for a, b in zip(first[0].parameters(), second[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"zero_stage": 0, "precision": "bf16"},
+        {"zero_stage": 1},
+        {"zero_stage": 2, "precision": "bf16"},
+        {"zero_stage": 3, "precision": "bf16"},
+        {"zero_stage": 3, "cpu_offload": True},
+    ],
+)
+def test_sigterm_saves_and_the_next_run_goes_on_bit_for_bit(
+    tiny_model, tmp_path, monkeypatch, changes
+):
+    undisturbed = trained(tiny_model, tmp_path, **changes)
+    checkpoints = tmp_path / "checkpoints"
+    stopped_in_step(7, monkeypatch, tiny_model, tmp_path, checkpoints, **changes)
+    stopped_in_step(3, monkeypatch, tiny_model, tmp_path, checkpoints, **changes)
+    assert (checkpoints / "step-00000010").is_dir()
+    same(undisturbed, trained(tiny_model, tmp_path, checkpoints, **changes))
+    live = (tmp_path / "stage/curve.jsonl").read_text().splitlines()
+    assert len(live) == STEPS
+
+
+def test_saving_changes_nothing_and_keeps_only_the_newest(tiny_model, tmp_path):
+    undisturbed = trained(tiny_model, tmp_path)
+    same(undisturbed, trained(tiny_model, tmp_path, tmp_path / "saved", checkpoint_steps=6))
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
+        "step-00000012",
+        "step-00000018",
+    ]
+
+
+@pytest.mark.parametrize("damaged", ["rank-0.safetensors", "state.json", "sha256.json"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_model, tmp_path, caplog, damaged):
+    saved = tmp_path / "saved"
+    undisturbed = trained(tiny_model, tmp_path, saved, checkpoint_steps=6)
+    newest = saved / "step-00000018"
+    content = bytearray((newest / damaged).read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / damaged).write_bytes(content)
+    with caplog.at_level(logging.INFO):
+        same(undisturbed, trained(tiny_model, tmp_path, saved, checkpoint_steps=6))
+    assert "damaged checkpoint, the one before is taken" in caplog.text
+    assert "step-00000018" in caplog.text
+    assert "going on after step 12 of 20" in caplog.text
+
+
+def test_what_a_kill_left_half_written_is_no_checkpoint(tiny_model, tmp_path):
+    saved = tmp_path / "saved"
+    half = saved / ".step-00000006.tmp"
+    half.mkdir(parents=True)
+    (half / "rank-0.safetensors").write_bytes(b"half")
+    assert Checkpoints(saved, Ranks()).newest() is None
+    assert not half.exists()
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_checkpoint_before(
+    tiny_model, tmp_path, small_disk
+):
+    with pytest.raises(ArtifactError, match=r"cannot write .*step-00000003: .*[Nn]o space left"):
+        trained(tiny_model, tmp_path, small_disk / "saved", checkpoint_steps=3)
+    assert list((small_disk / "saved").iterdir()) == []

@@ -1,0 +1,78 @@
+"""Trainings on a tiny model, in this process or as what torchrun starts.
+
+Run as  torchrun --nproc-per-node 2 -m tests.firstkd.train.trainings MODEL OUT NAME…
+
+which makes all the named trainings and writes the curve and weights of each to OUT.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from firstkd.data.prompts import Question
+from firstkd.models.folders import load_model
+from firstkd.models.scoring import cross_entropy
+from firstkd.reproducibility import deterministic
+from firstkd.settings import TrainingSettings
+from firstkd.train.distributed import join_ranks
+from firstkd.train.loop import train, training_plan
+
+SETTINGS = TrainingSettings(
+    epochs=4,
+    learning_rate=1e-2,
+    micro_batch_size=8,
+    micro_batch_tokens=1000,
+    micro_batches_per_step=1,
+    warmup_ratio=0.1,
+    weight_decay=0.01,
+    gradient_clipping=1.0,
+    precision="fp32",
+    gradient_checkpointing=False,
+    processes=1,
+    zero_stage=1,
+    cpu_offload=False,
+    checkpoint_steps=None,
+)
+# what follows is decided by the prompt's last token; some prompts are longer
+QUESTIONS = [
+    Question(str(i), [4] * (i % 3) + [i % 7, 10 + i % 5], [[50 + i % 5]], 0) for i in range(40)
+]
+
+# 20 steps of two micro-batches each
+SHARED = {"epochs": 4, "micro_batch_size": 4, "micro_batches_per_step": 2, "learning_rate": 1e-3}
+TRAININGS = {
+    "zero_0": {"zero_stage": 0},
+    "zero_1": {"zero_stage": 1},
+    "zero_2": {"zero_stage": 2},
+    "zero_3": {"zero_stage": 3},
+    "zero_2_offload": {"zero_stage": 2, "cpu_offload": True},
+    "zero_3_offload": {"zero_stage": 3, "cpu_offload": True},
+    "zero_1_recomputing": {"zero_stage": 1, "gradient_checkpointing": True},
+    "zero_3_recomputing": {"zero_stage": 3, "gradient_checkpointing": True},
+    "bf16_zero_0": {"zero_stage": 0, "precision": "bf16"},
+    "bf16_zero_2": {"zero_stage": 2, "precision": "bf16"},
+    "bf16_zero_3": {"zero_stage": 3, "precision": "bf16"},
+}
+
+
+def trained(tiny_model, folder, checkpoints=None, questions=QUESTIONS, **changes):
+    """Train the tiny model; return it and its curve."""
+    deterministic(seed=1, threads=1)
+    settings = SETTINGS.model_copy(update=changes)
+    model = load_model(tiny_model, settings.precision)
+    plan = training_plan(questions, settings, seed=1)
+    live = folder / "stage/curve.jsonl"
+    curve = train(model, questions, plan, cross_entropy, settings, live, checkpoints)
+    return model, curve
+
+
+def main(tiny_model: Path, out: Path, names: list[str]) -> None:
+    for name in names:
+        model, curve = trained(tiny_model, out / name, **SHARED, **TRAININGS[name])
+        if join_ranks().is_first:
+            (out / name / "curve.json").write_text(json.dumps(curve))
+            model.save_pretrained(out / name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
