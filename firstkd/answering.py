@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel
 
+from firstkd.data.examples import Example
 from firstkd.data.prompts import encode
 from firstkd.errors import DataValidationError
 from firstkd.files import read_json
@@ -69,7 +70,7 @@ class Answerer:
             for number, (question, named) in enumerate(zip(questions, choices, strict=True), 1)
         ]
         examples = [
-            {"id": question, "prompt": question, "choices": options, "answer_index": None}
+            Example(question, question, "", tuple(options), None, "")
             for question, options in zip(questions, options_of, strict=True)
         ]
         encoded = encode(examples, self.tokenizer, self.prompt)

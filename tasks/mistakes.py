@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from firstkd.data.examples import Example
 from tasks.evaluated import Evaluated
 
 SHOWN = 25
@@ -22,7 +23,7 @@ class Mistake:
     """At the model's own temperature, as it is served."""
 
 
-def confident_mistakes(model: Evaluated, examples: Mapping[str, Any]) -> list[Mistake]:
+def confident_mistakes(model: Evaluated, examples: Mapping[str, Example]) -> list[Mistake]:
     """Return a model's surest wrong answers of each set, the surest of all first.
 
     `examples` are the prepared ones, by id.
@@ -35,13 +36,13 @@ def confident_mistakes(model: Evaluated, examples: Mapping[str, Any]) -> list[Mi
     return sorted(found, key=lambda mistake: -mistake.confidence)
 
 
-def _mistake(model: Evaluated, row: Mapping[str, Any], example: Mapping[str, Any]) -> Mistake:
-    choices = example["choices"]
+def _mistake(model: Evaluated, row: Mapping[str, Any], example: Example) -> Mistake:
+    choices = example.choices or ()
     return Mistake(
         model=model.name,
         test_set=row["set"],
-        question=example["prompt"],
-        choices=choices,
+        question=example.prompt,
+        choices=[*choices],
         right=choices[row["answer_index"]],
         given=choices[row["predicted_index"]],
         confidence=row["calibrated_confidence"],

@@ -56,7 +56,7 @@ def main(root: Path = Path(".")) -> None:
 def build_page(root: Path, settings: Settings, models: Models, curves: Curves) -> str:
     prepared = sorted((root / "data/prepare").glob("*.parquet"))
     splits = {path.stem: read_examples(path) for path in prepared}
-    examples = {example["id"]: example for split in splits.values() for example in split}
+    examples = {example.id: example for split in splits.values() for example in split}
     student = models[settings.student_name]
     return render(
         student=student,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from firstkd.data.examples import read_examples
+from firstkd.data.examples import Example, read_examples
 from firstkd.data.frames import flat_frames
 from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError, DataValidationError
@@ -55,7 +55,7 @@ def check_depth(model: Path, prune: PruneSettings) -> None:
 
 
 def token_lengths(
-    splits: dict[str, list[dict[str, Any]]], model: Path, prompt: PromptSettings
+    splits: dict[str, list[Example]], model: Path, prompt: PromptSettings
 ) -> dict[str, list[tuple[int, int]]]:
     """Count the tokens of prompt and longest response, as the model will be given them."""
     from transformers import AutoTokenizer

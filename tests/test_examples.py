@@ -61,7 +61,7 @@ def test_openbookqa_is_read_and_split_as_its_head_says(tmp_path: Path) -> None:
     for split in prepare.SPLITS:
         examples = read_examples(tmp_path / f"data/prepare/{split}.parquet")
         sizes[split] = len(examples)
-        assert {example["source"] for example in examples} == {
+        assert {example.source for example in examples} == {
             "openbookqa_test" if split == "test" else "openbookqa"
         }
     assert sizes["test"] == 80 and sizes["train"] + sizes["calibration"] == 80

@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,19 +69,21 @@ def read_table(path: Path) -> pa.Table:
     return table
 
 
-def read_examples(path: Path) -> list[dict[str, Any]]:
-    """Read a file of examples as one dict a row, keyed by Example's fields."""
-    rows: list[dict[str, Any]] = read_table(path).to_pylist()
-    return rows
+def read_examples(path: Path) -> list[Example]:
+    """Read a file of examples; raises ArtifactError as `read_table` does."""
+    return [
+        Example(**{**row, "choices": row["choices"] and tuple(row["choices"])})
+        for row in read_table(path).to_pylist()
+    ]
 
 
-def common_choices(examples: Iterable[dict[str, Any]]) -> list[str] | None:
+def common_choices(examples: Iterable[Example]) -> list[str] | None:
     """Return the choices that all questions share, in any order, as where all are yes or no.
 
     None where they differ. Open text, which has none, does not count.
     """
-    listed = [example["choices"] for example in examples if example["choices"] is not None]
-    return listed[0] if len({frozenset(choices) for choices in listed}) == 1 else None
+    listed = [example.choices for example in examples if example.choices is not None]
+    return [*listed[0]] if len({frozenset(choices) for choices in listed}) == 1 else None
 
 
 def _fields(schema: pa.Schema) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from firstkd.data.examples import SCHEMA, normalise
+from firstkd.data.examples import SCHEMA, Example, normalise
 
-Examples = list[dict[str, Any]]
+Examples = list[Example]
 
 OF_CHOICES = ["num_choices", "blank_choices", "distinct_choices", "chosen"]
 OF_SPLITS = ["same_id_in", "same_question_in", "shared_passage", "prompt_tokens", "response_tokens"]
@@ -27,8 +27,8 @@ def flat_frames(
     questions: defaultdict[str, set[str]] = defaultdict(set)
     for split, examples in splits.items():
         for example in examples:
-            ids[example["id"]].add(split)
-            questions[normalise(example["prompt"])].add(split)
+            ids[example.id].add(split)
+            questions[normalise(example.prompt)].add(split)
     learned = {split: _passages_of(splits.get(split, [])) for split in ("train", "calibration")}
     earlier = defaultdict(
         lambda: learned["train"] | learned["calibration"],
@@ -40,8 +40,8 @@ def flat_frames(
         rows = [_scalars(example) for example in examples]
         for row, example, (prompt, response) in zip(rows, examples, lengths[split], strict=True):
             row["prompt_tokens"], row["response_tokens"] = prompt, response
-            row["same_id_in"] = _others(ids[example["id"]], split)
-            row["same_question_in"] = _others(questions[normalise(example["prompt"])], split)
+            row["same_id_in"] = _others(ids[example.id], split)
+            row["same_question_in"] = _others(questions[normalise(example.prompt)], split)
             row["shared_passage"] = next(iter(_passages(example) & earlier[split]), None)
         frames[split] = pd.DataFrame(rows, columns=_columns(rows))
     return frames
@@ -55,18 +55,18 @@ def _columns(rows: list[dict[str, Any]]) -> list[str]:
     )
 
 
-def _scalars(example: dict[str, Any]) -> dict[str, Any]:
-    choices, answer = example["choices"], example["answer_index"]
-    row: dict[str, Any] = {key: value for key, value in example.items() if key != "choices"}
+def _scalars(example: Example) -> dict[str, Any]:
+    choices, answer = example.choices, example.answer_index
+    row = {name: getattr(example, name) for name in SCHEMA.names if name != "choices"}
     if choices is None:
         return {**row, "chosen": None if answer is None else ""}
-    inside = answer is not None and 0 <= answer < len(choices)
+    chosen = choices[answer] if answer is not None and 0 <= answer < len(choices) else ""
     return {
         **row,
         "num_choices": len(choices),
         "blank_choices": sum(not choice.strip() for choice in choices),
         "distinct_choices": len(set(choices)),
-        "chosen": choices[answer] if inside else "",
+        "chosen": chosen,
         **{f"answer_at_{i}": float(answer == i) for i in range(len(choices))},
     }
 
@@ -75,11 +75,11 @@ def _others(owners: set[str], split: str) -> str | None:
     return ", ".join(sorted(owners - {split})) or None
 
 
-def _passages(example: dict[str, Any]) -> set[str]:
+def _passages(example: Example) -> set[str]:
     """What a question is about, above its last line; of open text, its long lines."""
-    if example["choices"] is None:
-        return {line for line in example["prompt"].split("\n") if len(line) >= LONG_LINE}
-    passage, _, _ = example["prompt"].rpartition("\n")
+    if example.choices is None:
+        return {line for line in example.prompt.split("\n") if len(line) >= LONG_LINE}
+    passage, _, _ = example.prompt.rpartition("\n")
     return {passage} - {""}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
+from firstkd.data.examples import Example
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.settings import PromptSettings
 
@@ -37,9 +38,9 @@ class Question:
 
 
 def encode(
-    examples: Sequence[dict[str, Any]], tokenizer: Tokenizer, settings: PromptSettings
+    examples: Sequence[Example], tokenizer: Tokenizer, settings: PromptSettings
 ) -> list[Question]:
-    """Tokenise canonical examples (dicts of `prompt`, `response`, `choices`, `answer_index`).
+    """Tokenise examples.
 
     What exceeds `max_length` loses the start of its prompt, never part of a response; a response
     that alone exceeds it raises DataValidationError, and ConfigError more choices than letters.
@@ -51,29 +52,29 @@ def encode(
     questions = []
     for example, prompt, (_, responses) in zip(examples, prompts, rendered, strict=True):
         ids = [next(encoded) for _ in responses]
-        if example["choices"] is None:
+        if example.choices is None:
             ids = [[*ids[0], tokenizer.eos_token_id]]
         room = settings.max_length - max(map(len, ids))
         if room < 1:
             raise DataValidationError(
-                f"example {example['id']}: its response has {max(map(len, ids))} tokens, "
+                f"example {example.id}: its response has {max(map(len, ids))} tokens, "
                 f"which leaves no room for the prompt in prompt.max_length = {settings.max_length}"
             )
-        gold = 0 if example["choices"] is None else example["answer_index"]
-        questions.append(Question(example["id"], prompt[-room:], ids, gold))
+        gold = 0 if example.choices is None else example.answer_index
+        questions.append(Question(example.id, prompt[-room:], ids, gold))
     return questions
 
 
-def _render(example: dict[str, Any], prompt_format: str) -> tuple[str, list[str]]:
-    choices, prompt = example["choices"], example["prompt"]
+def _render(example: Example, prompt_format: str) -> tuple[str, list[str]]:
+    choices, prompt = example.choices, example.prompt
     if choices is None:
-        return f"Question: {prompt}\nAnswer:", [f" {example['response']}"]
+        return f"Question: {prompt}\nAnswer:", [f" {example.response}"]
     if prompt_format == "cloze":
         return f"Question: {prompt}\nAnswer:", [f" {choice}" for choice in choices]
     letters = string.ascii_uppercase[: len(choices)]
     if len(choices) > len(letters):
         raise ConfigError(
-            f"example {example['id']} has {len(choices)} choices, and there are {len(letters)} "
+            f"example {example.id} has {len(choices)} choices, and there are {len(letters)} "
             "letters: set prompt.format to cloze"
         )
     options = "".join(

@@ -21,12 +21,12 @@ QUESTIONS = ["Where does the red fox live?", "Where does the old bird live?"]
 
 
 def test_confidence_is_the_best_choices_calibrated_probability(answerer):
+    from firstkd.data.examples import Example
     from firstkd.data.prompts import encode
 
     answers = answerer.answer(QUESTIONS, CHOICES)
     examples = [
-        {"id": "0", "prompt": q, "choices": c, "answer_index": None}
-        for q, c in zip(QUESTIONS, CHOICES, strict=True)
+        Example("0", q, "", tuple(c), None, "") for q, c in zip(QUESTIONS, CHOICES, strict=True)
     ]
     encoded = encode(examples, answerer.tokenizer, answerer.prompt)
     expected = (score_questions(answerer.model, encoded, 8) / 2.0).softmax(-1)

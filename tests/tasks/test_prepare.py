@@ -27,7 +27,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def ids(root: Path, split: str) -> list[str]:
-    return [example["id"] for example in read_examples(root / f"data/prepare/{split}.parquet")]
+    return [example.id for example in read_examples(root / f"data/prepare/{split}.parquet")]
 
 
 def example(identity: str, split: str, prompt: str, choices: str = "xy") -> Example:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,26 +27,7 @@ SHARES = [("train", 0.6), ("calibration", 0.15), ("test", 0.25)]
 def test_what_is_written_is_read_and_has_the_same_bytes_each_time(tmp_path: Path) -> None:
     write_examples(tmp_path / "one.parquet", [CLOSED, OPEN])
     write_examples(tmp_path / "two.parquet", [CLOSED, OPEN])
-    assert read_examples(tmp_path / "one.parquet") == [
-        {
-            "id": "a/1",
-            "prompt": "Where?",
-            "response": "there",
-            "choices": ["here", "there"],
-            "answer_index": 1,
-            "source": "a",
-            "split": "train",
-        },
-        {
-            "id": "a/2",
-            "prompt": "Say hello.",
-            "response": "Hello!",
-            "choices": None,
-            "answer_index": None,
-            "source": "a",
-            "split": "train",
-        },
-    ]
+    assert read_examples(tmp_path / "one.parquet") == [CLOSED, OPEN]
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
 
 
@@ -130,7 +112,7 @@ def test_a_content_id_depends_on_source_question_and_choices() -> None:
 
 
 def test_common_choices_are_those_of_every_question_in_any_order() -> None:
-    yes_no = {"choices": ["no", "yes"]}
-    assert common_choices([yes_no, {"choices": ["yes", "no"]}, {"choices": None}]) == ["no", "yes"]
-    assert common_choices([yes_no, {"choices": ["no", "yes", "maybe"]}]) is None
-    assert common_choices([{"choices": None}]) is None
+    yes_no, no_yes = replace(CLOSED, choices=("no", "yes")), replace(CLOSED, choices=("yes", "no"))
+    assert common_choices([yes_no, no_yes, OPEN]) == ["no", "yes"]
+    assert common_choices([yes_no, replace(CLOSED, choices=("no", "yes", "maybe"))]) is None
+    assert common_choices([OPEN]) is None

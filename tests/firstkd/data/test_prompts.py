@@ -1,18 +1,15 @@
+from dataclasses import replace
+
 import pytest
 
+from firstkd.data.examples import Example
 from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.models.folders import load_tokenizer
 from firstkd.settings import PromptSettings
 
 CHOICES = ["in a den", "in a hive"]
-EXAMPLE = {
-    "id": "a",
-    "prompt": "Where does the fox live?",
-    "choices": CHOICES,
-    "answer_index": 1,
-    "response": CHOICES[1],
-}
+EXAMPLE = Example("a", "Where does the fox live?", CHOICES[1], tuple(CHOICES), 1, "source")
 
 
 @pytest.fixture
@@ -36,7 +33,7 @@ def test_letter_lists_the_options_and_answers_with_one_token_sequence(tokenizer)
 
 
 def test_more_choices_than_letters_are_named(tokenizer):
-    example = {**EXAMPLE, "choices": [str(number) for number in range(27)]}
+    example = replace(EXAMPLE, choices=tuple(map(str, range(27))))
     settings = PromptSettings(format="letter", max_length=200)
     with pytest.raises(ConfigError, match=r"example a has 27 choices.*set prompt.format to cloze"):
         encode([example], tokenizer, settings)
@@ -44,7 +41,7 @@ def test_more_choices_than_letters_are_named(tokenizer):
 
 
 def test_open_text_has_one_response_that_ends(tokenizer):
-    example = {**EXAMPLE, "choices": None, "answer_index": None, "response": "In a den."}
+    example = replace(EXAMPLE, choices=None, answer_index=None, response="In a den.")
     [question] = encode([example], tokenizer, PromptSettings(format="cloze", max_length=100))
     assert question.responses[0][-1] == tokenizer.eos_token_id
     assert question.gold == 0
@@ -60,7 +57,7 @@ def test_what_is_too_long_loses_the_start_of_its_prompt(tokenizer):
 
 
 def test_a_response_without_room_for_a_prompt_is_named(tokenizer):
-    example = {**EXAMPLE, "choices": ["a very long choice " * 5, "b"]}
+    example = replace(EXAMPLE, choices=("a very long choice " * 5, "b"))
     with pytest.raises(DataValidationError, match=r"example a: its response has \d+ tokens"):
         encode([example], tokenizer, PromptSettings(format="cloze", max_length=10))
 
