@@ -35,8 +35,9 @@ from firstkd.data.packing import batches_by_length, pack
 from firstkd.data.prompts import Question, encode
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import ResponseScorer, score_questions
-from firstkd.settings import ExtractSettings, load_settings
+from firstkd.settings import load_settings
 from firstkd.signals.capture import capture
+from firstkd.signals.settings import ExtractSettings
 from firstkd.train.distributed import Ranks
 
 ROOT = Path(".")

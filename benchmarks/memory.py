@@ -30,10 +30,11 @@ def run(task: str, size: int) -> None:
     from benchmarks.models import SETTINGS
     from firstkd.data.prompts import Question
     from firstkd.recalibration.kinds import Identity
-    from firstkd.settings import Arm, ExtractSettings
     from firstkd.signals.capture import capture, finish
     from firstkd.signals.knowledge import KnowledgeStore
+    from firstkd.signals.settings import ExtractSettings
     from firstkd.terms.distillation import DistillationLoss, Lessons
+    from firstkd.terms.settings import Arm
     from firstkd.train.distributed import Ranks
     from firstkd.train.loop import train, training_plan
 

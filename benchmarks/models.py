@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from firstkd.settings import TrainingSettings
+from firstkd.train.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(
     epochs=1,

@@ -28,10 +28,11 @@ from firstkd.data.prompts import Question
 from firstkd.models.scoring import ResponseScorer, cross_entropy
 from firstkd.recalibration.kinds import Temperature
 from firstkd.reproducibility import deterministic
-from firstkd.settings import Arm, ExtractSettings
 from firstkd.signals.capture import capture, finish
 from firstkd.signals.knowledge import KnowledgeStore
+from firstkd.signals.settings import ExtractSettings
 from firstkd.terms.distillation import DistillationLoss, Lessons
+from firstkd.terms.settings import Arm
 from firstkd.train.distributed import present_ranks
 from firstkd.train.loop import Loss, train
 

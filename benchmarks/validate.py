@@ -14,7 +14,7 @@ from pathlib import Path
 
 from firstkd.data.examples import Example, content_id, read_examples, write_examples
 from firstkd.data.frames import flat_frames
-from firstkd.settings import PromptSettings, SplitSizes, ValidateSettings
+from firstkd.data.settings import PromptSettings, SplitSizes, ValidateSettings
 from tasks.validate import token_lengths
 
 SIZES = {"train": 30_000, "calibration": 7_500, "test": 12_500}

@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 
 from firstkd.data.examples import Example
 from firstkd.data.prompts import encode
+from firstkd.data.settings import PromptSettings
 from firstkd.errors import DataValidationError
 from firstkd.files import read_json
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import score_questions
-from firstkd.settings import PromptSettings
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from firstkd.files import read_json
 from firstkd.models.folders import load_tokenizer
 from firstkd.recalibration.kinds import from_json
 from firstkd.reproducibility import deterministic
-from firstkd.settings import Arm, load_settings
+from firstkd.settings import load_settings
 from firstkd.signals.knowledge import Kind, KnowledgeStore
 from firstkd.terms.distillation import DistillationLoss, Lessons
+from firstkd.terms.settings import Arm
 from firstkd.train.loop import training_plan
 from tasks.identity import knowledge_identity
 from tasks.stage import run_stage

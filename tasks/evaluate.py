@@ -23,19 +23,17 @@ from transformers import PreTrainedModel
 
 from firstkd.data.examples import common_choices, read_examples
 from firstkd.data.prompts import Question, encode
+from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.files import atomic_folder, write_json
 from firstkd.measure.metrics import Predictions
+from firstkd.measure.settings import EvaluateSettings
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import TokenScores, score_questions, score_tokens
 from firstkd.recalibration.kinds import Temperature
+from firstkd.recalibration.settings import CalibrateSettings
 from firstkd.reproducibility import deterministic
-from firstkd.settings import (
-    CalibrateSettings,
-    EvaluateSettings,
-    PromptSettings,
-    load_settings,
-)
+from firstkd.settings import load_settings
 from firstkd.signals.knowledge import Knowledge
 from tasks.stage import run_stage
 

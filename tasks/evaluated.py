@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from firstkd.errors import ArtifactError
 from firstkd.files import read_json
 from firstkd.measure.metrics import Predictions
-from firstkd.settings import EvaluateSettings
+from firstkd.measure.settings import EvaluateSettings
 
 TEACHER = "finetune"
 """Its folder in `evaluate.models`."""

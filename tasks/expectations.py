@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from firstkd.settings import ValidateSettings
+from firstkd.data.settings import ValidateSettings
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # decided when it is imported
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from firstkd.data.settings import DatasetSource, Source
 from firstkd.data.sources import fetch_source, file_name
 from firstkd.errors import SourceError
 from firstkd.files import atomic_folder
 from firstkd.models.gguf import convert_gguf
-from firstkd.settings import DatasetSource, Source, load_settings
+from firstkd.settings import load_settings
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)

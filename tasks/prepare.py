@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from firstkd.data.examples import Example, normalise, split_by_hash, unit_hash, write_examples
 from firstkd.data.readers import read
+from firstkd.data.settings import DatasetSource, Fractions, PrepareSettings
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_folder, write_json
-from firstkd.settings import DatasetSource, Fractions, PrepareSettings, load_settings
+from firstkd.settings import load_settings
 from tasks.stage import run_stage
 
 SPLITS = ("train", "calibration", "test")

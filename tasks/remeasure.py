@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from firstkd.data.settings import PromptSettings
 from firstkd.files import atomic_folder, read_json, write_json
 from firstkd.reproducibility import deterministic
-from firstkd.settings import PromptSettings, load_settings
+from firstkd.settings import load_settings
 from tasks.evaluate import Subject, measured, test_files
 from tasks.stage import run_program
 

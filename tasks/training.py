@@ -17,10 +17,11 @@ from firstkd.data.prompts import Question
 from firstkd.files import atomic_folder, sha256_of, write_json, write_json_lines
 from firstkd.models.folders import load_model, save_model
 from firstkd.models.lora import add_lora
-from firstkd.settings import LoraSettings, TrainingSettings
+from firstkd.models.settings import LoraSettings
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import deepspeed_config
 from firstkd.train.loop import Loss, train
+from firstkd.train.settings import TrainingSettings
 from tasks.stage import log_folder
 
 NOT_RESULTS = {"processes", "checkpoint_steps"}

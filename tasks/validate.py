@@ -17,10 +17,12 @@ import pandas as pd
 from firstkd.data.examples import Example, read_examples
 from firstkd.data.frames import flat_frames
 from firstkd.data.prompts import encode
+from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.files import atomic_folder, read_json, write_json
 from firstkd.imports import unimportable
-from firstkd.settings import PromptSettings, PruneSettings, load_settings
+from firstkd.models.settings import PruneSettings
+from firstkd.settings import load_settings
 from tasks.stage import log_folder, run_stage
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 from firstkd.data.examples import Example
+from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError, DataValidationError
-from firstkd.settings import PromptSettings
 
 
 class Tokenizer(Protocol):

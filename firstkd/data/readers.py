@@ -12,8 +12,8 @@ from pathlib import Path
 
 from firstkd.data.examples import Example, content_id
 from firstkd.data.records import Record, read_records
+from firstkd.data.settings import Columns, DatasetSource
 from firstkd.errors import DataValidationError
-from firstkd.settings import Columns, DatasetSource
 
 MAX_PROBLEMS = 10
 MAX_PLACES = 3

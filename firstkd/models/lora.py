@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from firstkd.settings import LoraSettings
+from firstkd.models.settings import LoraSettings
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings) -> Any:

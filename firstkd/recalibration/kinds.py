@@ -19,7 +19,7 @@ from torch import Tensor
 
 from firstkd.errors import ArtifactError
 from firstkd.measure.metrics import Bools, expected_calibration_error
-from firstkd.settings import CalibrateSettings
+from firstkd.recalibration.settings import CalibrateSettings
 from firstkd.signals.knowledge import Knowledge
 from firstkd.signals.tail import TEMPERATURES, log_sum_of_powers, temper
 

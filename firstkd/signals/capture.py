@@ -15,7 +15,6 @@ from firstkd.data.packing import Batch, batches_by_length, pack, packed_length
 from firstkd.data.prompts import Question
 from firstkd.models.head import choice_scores, chunks, pieces, widened, within
 from firstkd.models.scoring import ResponseScorer
-from firstkd.settings import ExtractSettings
 from firstkd.signals.knowledge import (
     Knowledge,
     Layout,
@@ -24,6 +23,7 @@ from firstkd.signals.knowledge import (
     write_manifest,
     write_shard,
 )
+from firstkd.signals.settings import ExtractSettings
 from firstkd.signals.tail import bends
 from firstkd.train.distributed import Ranks
 

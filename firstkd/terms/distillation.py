@@ -9,8 +9,8 @@ from firstkd.data.packing import Batch
 from firstkd.models.head import HeadScores, choice_kl, choice_scores, sparse_kl
 from firstkd.models.scoring import ResponseScorer
 from firstkd.recalibration.kinds import Recalibration
-from firstkd.settings import Arm
 from firstkd.signals.knowledge import KnowledgeStore
+from firstkd.terms.settings import Arm
 
 Measures = dict[str, Tensor]
 

@@ -12,8 +12,8 @@ import torch
 
 from firstkd.imports import unimportable
 from firstkd.models.scoring import ResponseScorer
-from firstkd.settings import TrainingSettings
 from firstkd.train.distributed import Ranks
+from firstkd.train.settings import TrainingSettings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for others, and says so

@@ -30,10 +30,10 @@ from firstkd.data.packing import Batch, pack, packed_length, shuffled_batches
 from firstkd.data.prompts import Question
 from firstkd.errors import ConfigError, OutOfMemoryError, TrainingDivergedError
 from firstkd.models.scoring import ResponseScorer
-from firstkd.settings import TrainingSettings
 from firstkd.train.checkpoints import Checkpoints
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import end_engine, make_engine
+from firstkd.train.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.files import write_json
 from firstkd.models.folders import load_tokenizer
-from firstkd.settings import Arm, load_settings
+from firstkd.settings import load_settings
+from firstkd.terms.settings import Arm
 from tasks import extract
 from tasks.distill import open_loss
 from tests.tiny import HOMES, write_tiny_params

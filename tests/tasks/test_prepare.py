@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstkd.data.examples import Example, normalise, read_examples
+from firstkd.data.settings import DatasetSource, Fractions, PrepareSettings, SplitLimits
 from firstkd.errors import ArtifactError, DataValidationError
 from firstkd.files import read_json, sha256_of
-from firstkd.settings import DatasetSource, Fractions, PrepareSettings, SplitLimits
 from tasks import prepare
 from tests.tiny import write_tiny_params, write_tiny_questions
 

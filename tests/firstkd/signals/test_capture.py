@@ -7,9 +7,9 @@ from firstkd.data.prompts import Question
 from firstkd.files import sha256_of
 from firstkd.models import head as objective
 from firstkd.models.folders import load_model
-from firstkd.settings import ExtractSettings
 from firstkd.signals.capture import _top_k, capture, finish
 from firstkd.signals.knowledge import KnowledgeStore
+from firstkd.signals.settings import ExtractSettings
 from firstkd.train.distributed import Ranks
 
 VOCABULARY = 400

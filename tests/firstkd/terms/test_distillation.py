@@ -7,10 +7,11 @@ from firstkd.data.prompts import Question
 from firstkd.models.folders import load_model
 from firstkd.models.scoring import ResponseScorer, score_questions
 from firstkd.recalibration.kinds import Identity, Temperature
-from firstkd.settings import Arm, ExtractSettings
 from firstkd.signals.capture import capture, finish
 from firstkd.signals.knowledge import KnowledgeStore
+from firstkd.signals.settings import ExtractSettings
 from firstkd.terms.distillation import DistillationLoss, Lessons
+from firstkd.terms.settings import Arm
 from firstkd.train.distributed import Ranks
 from tests.tiny import write_tiny_model
 

@@ -13,9 +13,9 @@ from firstkd.data.prompts import Question
 from firstkd.models.folders import load_model
 from firstkd.models.scoring import cross_entropy
 from firstkd.reproducibility import deterministic
-from firstkd.settings import TrainingSettings
 from firstkd.train.distributed import join_ranks
 from firstkd.train.loop import train, training_plan
+from firstkd.train.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(
     epochs=4,

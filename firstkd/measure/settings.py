@@ -1,0 +1,14 @@
+"""Settings of evaluation."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from firstkd.section import Name, Positive, Section
+
+
+class EvaluateSettings(Section):
+    micro_batch_size: Positive
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    models: Annotated[dict[Name, str], Field(min_length=1)]
+    """Name of each model to evaluate: its folder under data/."""

@@ -1,0 +1,37 @@
+"""What every section of params.yaml has in common: strict keys, frozen values, common types."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, values: Any) -> Any:
+        allowed = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = sorted(set(values) - allowed) if isinstance(values, dict) else []
+        if unknown:
+            found = ", ".join(f"{key!r} (value {values[key]!r})" for key in unknown)
+            raise ValueError(f"unknown key {found}; allowed: {listed(allowed)}")
+        return values
+
+
+def listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))
