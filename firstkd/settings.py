@@ -4,6 +4,7 @@
 that need it, never the whole.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -13,13 +14,14 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from firstkd.data.settings import FetchSettings, PrepareSettings, PromptSettings, ValidateSettings
 from firstkd.errors import ConfigError
+from firstkd.lineage import Lineage
 from firstkd.measure.settings import EvaluateSettings
-from firstkd.models.settings import PruneSettings
+from firstkd.models.settings import ModelSettings
 from firstkd.recalibration.settings import CalibrateSettings
 from firstkd.section import Name, Positive, Section, Share, listed
-from firstkd.signals.settings import ExtractSettings
-from firstkd.terms.settings import Arm
-from firstkd.train.settings import FinetuneSettings, TrainingSettings
+from firstkd.signals.kinds import AnySignal
+from firstkd.signals.settings import CaptureSettings
+from firstkd.train.settings import MachineSettings, TrainingSettings
 
 
 class RuntimeSettings(Section):
@@ -32,7 +34,8 @@ class RecordSettings(Section):
     experiment: Annotated[str, Field(min_length=1)]
     tracking_uri: Annotated[str, Field(min_length=1)]
     registered_model: Annotated[str, Field(pattern=r"^[^/:.%\"']+$")]
-    arm: Name
+    student: Name
+    """The model that is registered; one of `models` that learns, and is evaluated."""
 
 
 class PromoteSettings(Section):
@@ -85,16 +88,16 @@ class PublishSettings(Section):
 
 class Settings(Section):
     runtime: RuntimeSettings
+    machine: MachineSettings
     prompt: PromptSettings
     fetch: FetchSettings
     prepare: PrepareSettings
     validate_: Annotated[ValidateSettings, Field(alias="validate")]
-    finetune: FinetuneSettings
-    extract: ExtractSettings
+    models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
+    signals: dict[Name, AnySignal]
+    train: dict[Name, TrainingSettings]
+    capture: CaptureSettings
     calibrate: CalibrateSettings
-    prune: PruneSettings
-    distill: TrainingSettings
-    arms: Annotated[dict[Name, Arm], Field(min_length=1)]
     evaluate: EvaluateSettings
     record: RecordSettings
     promote: PromoteSettings
@@ -102,11 +105,14 @@ class Settings(Section):
     retrain: RetrainSettings
     publish: PublishSettings
 
+    @cached_property
+    def lineage(self) -> Lineage:
+        return Lineage(self.models, self.signals)
+
     @property
-    def student_name(self) -> str:
-        """The name in `evaluate.models` of the student that is registered."""
-        folder = f"distill/{self.record.arm}"
-        return next(name for name, path in self.evaluate.models.items() if path == folder)
+    def teachers(self) -> list[str]:
+        """Names of the models that the registered student learns from."""
+        return self.lineage.teachers(self.record.student)
 
     @model_validator(mode="after")
     def _data_sets_are_no_splits(self) -> Self:
@@ -115,34 +121,28 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _tails_can_be_tempered(self) -> Self:
-        for name, arm in self.arms.items():
-            needs_nodes = arm.recalibration == "vocabulary_temperature" and arm.tokens
-            if needs_nodes and not self.extract.tail_nodes:
-                raise ValueError(
-                    f"arms.{name}.recalibration: vocabulary_temperature needs the tail's nodes; "
-                    "set extract.tail_nodes to 8"
-                )
-        return self
-
-    @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        folders = {"fetch/base", "finetune", "prune"} | {f"distill/{arm}" for arm in self.arms}
-        for name, folder in self.evaluate.models.items():
-            if folder not in folders:
+        _ = self.lineage  # which checks itself
+        for name, model in self.models.items():
+            if model.train is not None and model.train not in self.train:
                 raise ValueError(
-                    f"evaluate.models.{name}: {folder!r} is no model; allowed: {listed(folders)}"
+                    f"models.{name}.train: there is no section train.{model.train}; "
+                    f"allowed: {listed(set(self.train))}"
                 )
-        if (
-            missing := folders
-            - {"fetch/base", "finetune", "prune"}
-            - set(self.evaluate.models.values())
-        ):
-            raise ValueError(f"evaluate.models must name every arm; missing: {listed(missing)}")
-        if self.record.arm not in self.arms:
+        for place, name in enumerate(self.evaluate.models):
+            if name not in self.models:
+                raise ValueError(
+                    f"evaluate.models.{place}: {name!r} is not among models; "
+                    f"allowed: {listed(set(self.models))}"
+                )
+        student = self.record.student
+        if student not in self.evaluate.models:
             raise ValueError(
-                f"record.arm: {self.record.arm!r} is no arm; allowed: {listed(set(self.arms))}"
+                f"record.student: {student!r} is not evaluated; add it to evaluate.models or "
+                f"choose one of them: {listed(set(self.evaluate.models))}"
             )
+        if self.models[student].learn is None:
+            raise ValueError(f"record.student: {student!r} learns nothing (models.{student})")
         return self
 
 
@@ -160,16 +160,41 @@ def load_settings(path: Path) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(_explain(path, problem) for problem in error.errors())
-        ) from error
+        problems = [_explain(path, values, problem) for problem in error.errors()]
+        raise ConfigError("\n".join(problems)) from error
 
 
-def _explain(path: Path, problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+def _explain(path: Path, values: Any, problem: Any) -> str:
+    key = _key(values, problem["loc"])
     if problem["type"] == "missing":
         return f"{path}: {key}: missing"
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         return f"{path}: {key}: {message}" if key else f"{path}: {message}"
+    if problem["type"] == "union_tag_invalid":
+        found, allowed = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+        return f"{path}: {key}.kind: {found!r} is not allowed; allowed: {allowed}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{path}: {key}.kind: missing"
     return f"{path}: {key}: {problem['input']!r} is not allowed: {problem['msg']}"
+
+
+def _key(values: Any, location: tuple[int | str, ...]) -> str:
+    """Return the dotted key of an error in params.yaml.
+
+    Pydantic names, between the keys, also which kind of a union it has tried.
+    """
+    key: list[str] = []
+    found = values
+    for place, part in enumerate(location):
+        if not isinstance(found, dict | list):
+            break
+        is_last = place == len(location) - 1
+        if isinstance(found, dict) and not is_last and part == found.get("kind", key and key[-1]):
+            continue
+        key.append(str(part))
+        try:
+            found = found[part]  # type: ignore[index]
+        except (KeyError, IndexError):
+            found = None
+    return ".".join(key)

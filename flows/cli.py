@@ -60,8 +60,10 @@ def run() -> None:
     from firstkd.settings import load_settings
     from flows.terminal import Terminal, terminal
     from flows.workspace import Workspace
+    from tasks.graph import write_graph
 
     settings = load_settings(ROOT / "params.yaml")  # before any server is started
+    write_graph(ROOT, settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     here = Workspace(ROOT.resolve())
     if nothing_to_do(here, settings):
@@ -73,6 +75,29 @@ def run() -> None:
     from flows.summary import print_summary
 
     print_summary(ROOT, settings, retrained)
+
+
+@app.command()
+def graph(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if dvc.yaml is out of date.")
+    ] = False,
+) -> None:
+    """Write dvc.yaml, the graph of stages, as it follows from params.yaml.
+
+    `firstkd run` does so itself; call it before `dvc repro` when models or signals have changed.
+    Example: `firstkd graph`
+    """
+    from firstkd.settings import load_settings
+    from tasks.graph import check_graph, write_graph
+
+    settings = load_settings(ROOT / "params.yaml")
+    if check:
+        check_graph(ROOT, settings)
+    elif write_graph(ROOT, settings):
+        typer.echo("dvc.yaml is written")
+    else:
+        typer.echo("dvc.yaml is up to date")
 
 
 @app.command()

@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from firstkd.errors import ConfigError
+
 ROOT = Path(".")
 
+Name = Annotated[str, typer.Argument(help="A signal of tokens in params.yaml.")]
 Split = Annotated[str, typer.Argument(help="train or calibration.")]
 Lines = Annotated[Path, typer.Argument(help="JSON lines, one example each.")]
 
@@ -19,45 +22,59 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def export_knowledge(split: Split, path: Lines) -> None:
-    """Write a split's token decisions as {token id: log-probability} per position.
+def export_knowledge(name: Name, split: Split, path: Lines) -> None:
+    """Write a signal's token decisions as {token id: log-probability} per position.
 
-    Example: firstkd export-knowledge train knowledge.jsonl
+    Example: firstkd export-knowledge tokens train knowledge.jsonl
     """
     from firstkd.signals.interchange import export_lines
-    from firstkd.signals.knowledge import KnowledgeStore
+    from firstkd.signals.store import SignalStore
+    from tasks.layout import signal_folder
 
-    store = KnowledgeStore(ROOT / "data/extract" / split / "token")
+    store = SignalStore(signal_folder(ROOT, name, split))
     export_lines(store, path)
     typer.echo(f"{len(store.keys):,} examples, {len(store):,} tokens in {path}")
 
 
-def import_knowledge(split: Split, path: Lines) -> None:
-    """Put what another tool has captured in the place of a split's token decisions.
+def import_knowledge(name: Name, split: Split, path: Lines) -> None:
+    """Replace a split of a signal of tokens by what another tool has captured.
 
     The teacher, the tokenizer and the data are taken to be this pipeline's; example by example the
-    number of tokens is checked. Then `dvc commit --force extract` makes it the stage's result.
+    number of tokens is checked. `dvc commit --force signal-NAME` then makes it the stage's result.
 
-    Example: firstkd import-knowledge train captured.jsonl
+    Example: firstkd import-knowledge tokens train captured.jsonl
     """
-    from firstkd.data.examples import read_examples
+    from firstkd.data.examples import example_key, read_examples
     from firstkd.data.prompts import encode
     from firstkd.models.folders import load_tokenizer
+    from firstkd.models.tokenizers import vocabulary_digest, vocabulary_size
     from firstkd.settings import load_settings
     from firstkd.signals.interchange import import_lines
-    from firstkd.signals.knowledge import KnowledgeStore, Layout
-    from tasks.identity import knowledge_identity
+    from firstkd.signals.store import SignalStore
+    from firstkd.signals.tokens import Tokens
+    from tasks.layout import model_folder, prepared, signal_folder
+    from tasks.signal import identity_of
 
     settings = load_settings(ROOT / "params.yaml")
-    tokenizer = load_tokenizer(ROOT / "data/finetune")
-    examples = read_examples(ROOT / f"data/prepare/{split}.parquet")
-    questions = encode(examples, tokenizer, settings.prompt)
-    folder = ROOT / "data/extract" / split / "token"
-    layout = Layout(kind="token", top_k=settings.extract.top_k, vocabulary_size=len(tokenizer))
-    identity = knowledge_identity(ROOT, split)
-    import_lines(path, questions, layout, settings.extract.shard_examples, folder, identity)
-    store = KnowledgeStore(folder)
-    lacks = ", ".join(store.manifest["missing"])
+    signal = settings.signals.get(name)
+    if not isinstance(signal, Tokens):
+        known = [key for key, each in settings.signals.items() if isinstance(each, Tokens)]
+        raise ConfigError(f"{name!r} is not a signal of tokens; there are {', '.join(known)}")
+    model = model_folder(ROOT, signal.of)
+    tokenizer = load_tokenizer(model)
+    examples = read_examples(prepared(ROOT, split))
+    folder = signal_folder(ROOT, name, split)
+    import_lines(
+        path,
+        encode(examples, tokenizer, settings.prompt),
+        [example_key(example) for example in examples],
+        signal,
+        vocabulary_size(model, tokenizer),
+        settings.capture.shard_examples,
+        folder,
+        {**identity_of(ROOT, settings, name), "vocabulary": vocabulary_digest(tokenizer)},
+    )
+    store = SignalStore(folder)
     typer.echo(f"{len(store.keys):,} examples, {len(store):,} tokens in {folder}")
-    if lacks:
-        typer.echo(f"missing: {lacks}; what needs it will refuse this store")
+    if lacks := ", ".join(store.manifest["incomplete"]):
+        typer.echo(f"incomplete: {lacks}; what needs it will refuse this store")

@@ -142,7 +142,7 @@ def _record_whole(root: Path, settings: Settings, tracking: Tracking, run_id: st
     client = tracking.client
     for name in ("dvc.lock", "params.yaml"):
         client.log_artifact(run_id, str(root / name))
-    evaluation = root / "data" / "evaluate" / settings.student_name
+    evaluation = root / "data" / "evaluate" / settings.record.student
     for name in ("metrics.json", "predictions.parquet", "calibration.json"):
         client.log_artifact(run_id, str(evaluation / name), "evaluation")
     client.log_artifacts(run_id, str(root / "data" / "report"), "report")

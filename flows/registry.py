@@ -201,18 +201,18 @@ def download_student(tracking: Tracking, version: ModelVersion, folder: Path) ->
                 f"{version.name} v{version.version} holds {file.relative_to(found)}, which no "
                 "student consists of, and is not loaded; find out who put it into the registry"
             )
-    return StudentFiles(found / version.tags["arm"], found / "calibration.json")
+    return StudentFiles(found / version.tags["student"], found / "calibration.json")
 
 
 def _log_model(root: Path, settings: Settings, run_id: str) -> ModelInfo:
     """Log the student as a model made from code and files."""
-    evaluation = root / "data" / "evaluate" / settings.student_name
+    evaluation = root / "data" / "evaluate" / settings.record.student
     with mlflow.start_run(run_id=run_id):
         model: ModelInfo = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("student_model.py")),
             artifacts={
-                "student": str(root / "data" / "distill" / settings.record.arm),
+                "student": str(root / "data" / "model" / settings.record.student),
                 "calibration": str(evaluation / "calibration.json"),
             },
             code_paths=[str(Path(firstkd.__file__).parent)],
@@ -229,8 +229,8 @@ def _pinned(name: str) -> str:
 
 
 def _tags(workspace: Workspace, settings: Settings) -> dict[str, Any]:
-    root, arm, git = workspace.root, settings.record.arm, workspace.git()
-    evaluated = read_json(root / "data" / "evaluate" / settings.student_name / "metrics.json")
+    root, student, git = workspace.root, settings.record.student, workspace.git()
+    evaluated = read_json(root / "data" / "evaluate" / settings.record.student / "metrics.json")
     headline = {
         f"{set_name}_{metric}": f"{values['calibrated'][metric]['value']:.4f}"
         for set_name, values in evaluated["sets"].items()
@@ -242,7 +242,6 @@ def _tags(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         "git_dirty": str(git.dirty).lower(),
         **({NOT_REPRODUCIBLE_TAG: problem} if problem else {}),
         "test_sha256": sha256_of(root / "data" / "prepare" / "test.parquet"),
-        "arm": arm,
-        "recalibration": settings.arms[arm].recalibration,
+        "student": student,
         **headline,
     }

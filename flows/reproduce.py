@@ -17,12 +17,12 @@ from ruamel.yaml import YAML
 
 from firstkd.errors import PipelineError
 from firstkd.files import sha256_of
+from firstkd.settings import load_settings
 from flows.processes import OutputSink
 from flows.registry import NOT_REPRODUCIBLE_TAG, run_of
 from flows.tracking import Tracking
 from flows.workspace import GitError, Workspace
 
-FETCH, FETCHED = "fetch", "data/fetch"
 """The stage that depends on what is not in the commit, and its output."""
 
 
@@ -92,14 +92,21 @@ def _bring_back(there: Workspace, sources: Path, rebuild: bool, sink: OutputSink
     if not rebuild and there.restore(sink):
         return "DVC had a copy of everything"
     stages, taken = there.stages(), "what was fetched then"
-    if there.restore(sink, FETCHED):
-        stages.remove(FETCH)
+    fetched = _fetched(there.root)
+    if there.restore(sink, *fetched.values()):
+        stages = [stage for stage in stages if stage not in fetched]
     else:
         shutil.copytree(sources, there.root / "sources", dirs_exist_ok=True)
         taken = "the sources of today"
     there.reproduce_each(stages, sink, force=rebuild)
     again = "every stage ran again" if rebuild else "what DVC had no copy of was built again"
     return f"{again}, from {taken}"
+
+
+def _fetched(root: Path) -> dict[str, str]:
+    """Return the stages that bring something from elsewhere, and what each writes."""
+    roots = load_settings(root / "params.yaml").lineage.roots
+    return {"fetch": "data/fetch"} | {f"model-{name}": f"data/model/{name}" for name in roots}
 
 
 def _compare(
@@ -109,17 +116,15 @@ def _compare(
     recorded, found = _outputs(kept / "dvc.lock"), _outputs(root / "dvc.lock")
     for path in sorted(recorded.keys() | found.keys()):
         yield _verdict(path, recorded.get(path, "nothing"), found.get(path, "nothing"))
-    models = _read_yaml(root / "params.yaml")["evaluate"]["models"]
-    arm = version.tags["arm"]
-    name = next(name for name, folder in models.items() if folder == f"distill/{arm}")
+    student = version.tags["student"]
     for file in sorted((kept / "evaluation").iterdir()):
-        again = root / "data" / "evaluate" / name / file.name
+        again = root / "data" / "evaluate" / student / file.name
         yield _verdict(f"evaluation/{file.name}", sha256_of(file), sha256_of(again))
     with TemporaryDirectory() as scratch:
         model = f"models:/{version.name}/{version.version}"
         with tracking.as_default():
-            registered = download_artifacts(f"{model}/artifacts/{arm}", dst_path=scratch)
-        again = root / "data" / "distill" / arm
+            registered = download_artifacts(f"{model}/artifacts/{student}", dst_path=scratch)
+        again = root / "data" / "model" / student
         yield _verdict("the registered student", sha256_of(Path(registered)), sha256_of(again))
 
 

@@ -1,8 +1,8 @@
 """Fit the recalibrations that make the teacher's confidence honest.
 
-Reads   data/extract/calibration/, data/prepare/calibration.parquet
-Writes  data/calibrate/RECALIBRATION.json, metrics.json, reliability.png
-Run as  python -m tasks.calibrate   (normally through `dvc repro calibrate`)
+Reads   data/signal/NAME/calibration/, data/prepare/calibration.parquet
+Writes  data/calibrate/NAME/RECALIBRATION.json, metrics.json, reliability.png
+Run as  python -m tasks.calibrate NAME   (normally through `dvc repro calibrate-NAME`)
 """
 
 import logging
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from firstkd.data.examples import read_examples
-from firstkd.data.prompts import Question, encode
+from firstkd.data.prompts import encode
+from firstkd.errors import ConfigError
 from firstkd.files import atomic_folder, write_json
 from firstkd.measure.metrics import Predictions
 from firstkd.measure.plots import save_reliability
@@ -26,49 +27,48 @@ from firstkd.recalibration.kinds import (
 )
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
-from firstkd.signals.knowledge import Kind, Knowledge, KnowledgeStore
-from tasks.identity import knowledge_identity
+from firstkd.signals.knowledge import Knowledge
+from firstkd.signals.store import SignalStore
+from tasks.layout import model_folder, prepared, signal_folder
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
 
 
-def main(root: Path = Path(".")) -> None:
+def main(root: Path, name: str) -> None:
     settings = load_settings(root / "params.yaml")
+    if name not in settings.signals:
+        raise ConfigError(f"there is no signals.{name}; there are {', '.join(settings.signals)}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
-    tokenizer = load_tokenizer(root / "data/finetune")
-    examples = read_examples(root / "data/prepare/calibration.parquet")
-    questions = encode(examples, tokenizer, settings.prompt)
-    fitted: dict[str, dict[str, Any]] = {name: {} for name in RECALIBRATIONS}
+    signal = settings.signals[name]
+    tokenizer = load_tokenizer(model_folder(root, settings.lineage.read_with(name)))
+    questions = encode(read_examples(prepared(root, "calibration")), tokenizer, settings.prompt)
+    store = SignalStore(signal_folder(root, name, "calibration"))
+    knowledge, right = signal.decisions(store.whole(), store.facts), signal.right(questions)
+    if signal.has_token_ids:
+        store.require("gold_logprob")
+    elif len(knowledge):
+        knowledge = Knowledge.of_choices(knowledge.top_logprobs, right)
+    is_right = knowledge.is_right(right)
+    fitted: dict[str, dict[str, Any]] = {}
     metrics: dict[str, Any] = {}
     diagrams: dict[str, Predictions] = {}
-    made_from = knowledge_identity(root, "calibration")
-    for kind in stored_kinds(root / "data/extract/calibration"):
-        store = KnowledgeStore(root / "data/extract/calibration" / kind)
-        store.check(made_from, questions)
-        store.require("gold_logprob")
-        knowledge = store.decoded()
-        is_right = knowledge.is_right(gold_ids(kind, questions))
-        metrics[kind] = {}
-        for name, recalibration in RECALIBRATIONS.items():
-            if recalibration is VocabularyTemperature and lacks_bends(knowledge):
-                continue
-            best = recalibration.fit(knowledge, is_right, settings.calibrate)
-            fitted[name][kind] = to_json(best)
-            after = predictions(best, knowledge, is_right)
-            metrics[kind][name] = after.values()
-            diagrams[f"{kind}: {name}"] = after
-        low, high = temperature_interval(
-            knowledge, is_right, settings.calibrate, settings.runtime.seed
-        )
-        value = fitted["temperature"][kind]["temperature"]
-        metrics[kind]["temperature"]["temperature"] = {"value": value, "low": low, "high": high}
-        log.info("%s decisions, T = %.2f (%.2f–%.2f):", kind, value, low, high)
-        for line in table(metrics[kind]):
-            log.info("  %s", line)
-    with atomic_folder(root / "data/calibrate") as folder:
-        for name, by_kind in fitted.items():
-            write_json(folder / f"{name}.json", by_kind)
+    for kind, recalibration in RECALIBRATIONS.items():
+        if recalibration is VocabularyTemperature and lacks_bends(knowledge):
+            continue
+        best = recalibration.fit(knowledge, is_right, settings.calibrate)
+        fitted[kind] = to_json(best)
+        diagrams[kind] = predictions(best, knowledge, is_right)
+        metrics[kind] = diagrams[kind].values()
+    low, high = temperature_interval(knowledge, is_right, settings.calibrate, settings.runtime.seed)
+    value = fitted["temperature"]["temperature"]
+    metrics["temperature"]["temperature"] = {"value": value, "low": low, "high": high}
+    log.info("signals.%s, T = %.2f (%.2f–%.2f):", name, value, low, high)
+    for line in table(metrics):
+        log.info("  %s", line)
+    with atomic_folder(root / "data/calibrate" / name) as folder:
+        for kind, best_found in fitted.items():
+            write_json(folder / f"{kind}.json", best_found)
         write_json(folder / "metrics.json", metrics)
         save_reliability(folder / "reliability.png", diagrams)
 
@@ -80,18 +80,6 @@ def table(metrics: dict[str, Any]) -> list[str]:
     for name, found in metrics.items():
         lines.append(f"{name:23}" + "".join(f"{found[metric]:10.3f}" for metric in shown))
     return lines
-
-
-def stored_kinds(folder: Path) -> list[Kind]:
-    kinds: list[Kind] = ["choice", "token"]
-    return [kind for kind in kinds if (folder / kind).exists()]
-
-
-def gold_ids(kind: Kind, questions: list[Question]) -> torch.Tensor:
-    """Return per decision of the split what is right: the token's id, or the choice's index."""
-    if kind == "choice":
-        return torch.tensor([q.gold for q in questions if len(q.responses) > 1])
-    return torch.tensor([token for q in questions for token in q.responses[q.gold or 0]])
 
 
 def lacks_bends(knowledge: Knowledge) -> bool:
@@ -116,4 +104,4 @@ def predictions(
 
 
 if __name__ == "__main__":
-    run_stage(main, "calibrate")
+    run_stage(main, "calibrate", "name")

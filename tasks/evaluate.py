@@ -3,10 +3,10 @@
 Its own temperature is fitted on the calibration split, and goes with it wherever it is served.
 Of questions with choices the answer counts, of open text every token, given those before it.
 
-Reads   data/FOLDER/ (the model, from params.yaml: evaluate.models),
+Reads   data/model/MODEL/,
         data/prepare/{calibration,test}.parquet, data/prepare/ood_*.parquet
 Writes  data/evaluate/MODEL/metrics.json, predictions.parquet, calibration.json
-Run as  python -m tasks.evaluate MODEL   (normally through `dvc repro evaluate@MODEL`)
+Run as  python -m tasks.evaluate MODEL   (normally through `dvc repro evaluate-MODEL`)
 """
 
 import logging
@@ -35,6 +35,7 @@ from firstkd.recalibration.settings import CalibrateSettings
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
 from firstkd.signals.knowledge import Knowledge
+from tasks.layout import model_folder
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def main(root: Path, model: str) -> None:
         names = ", ".join(settings.evaluate.models)
         raise ConfigError(f"{model!r} is no model of evaluate.models; there are {names}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
-    folder = root / "data" / settings.evaluate.models[model]
+    folder = model_folder(root, model)
     subject = Subject.load(model, folder, settings.prompt, settings.evaluate)
     prepared, seed = root / "data/prepare", settings.runtime.seed
     calibration, tests = prepared / "calibration.parquet", test_files(prepared)

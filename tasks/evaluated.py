@@ -12,17 +12,14 @@ import pyarrow.parquet as pq
 from firstkd.errors import ArtifactError
 from firstkd.files import read_json
 from firstkd.measure.metrics import Predictions
-from firstkd.measure.settings import EvaluateSettings
-
-TEACHER = "finetune"
-"""Its folder in `evaluate.models`."""
+from firstkd.settings import Settings
 
 
 @dataclass(frozen=True)
 class Evaluated:
     name: str
-    folder: str
-    """Of the model, under data/."""
+    is_student: bool
+    """Whether it is no teacher of the student that is registered."""
     metrics: dict[str, Any]
     rows: pa.Table
     """predictions.parquet: one row per question of each set."""
@@ -36,10 +33,6 @@ class Evaluated:
     @property
     def temperature(self) -> float:
         return float(self.metrics["temperature"])
-
-    @property
-    def is_student(self) -> bool:
-        return self.folder.startswith("distill/")
 
     def of_set(self, name: str) -> pa.Table:
         return self.rows.filter(pc.equal(self.rows["set"], name))
@@ -59,17 +52,20 @@ class Evaluated:
         return Predictions.of_choices(scores / temperature, rows["answer_index"].to_numpy())
 
 
-def load_evaluated(root: Path, settings: EvaluateSettings) -> dict[str, Evaluated]:
+def load_evaluated(root: Path, settings: Settings) -> dict[str, Evaluated]:
     """Read the models of `evaluate.models`, in that order; other folders there are of old ones.
 
     Raises ArtifactError when one is missing or was measured on other questions than the rest.
     """
     models = {}
-    for name, folder in settings.models.items():
+    for name in settings.evaluate.models:
         results = root / "data/evaluate" / name
         metrics = read_json(results / "metrics.json")
         models[name] = Evaluated(
-            name, folder, metrics, pq.read_table(results / "predictions.parquet")
+            name,
+            name not in settings.teachers,
+            metrics,
+            pq.read_table(results / "predictions.parquet"),
         )
     first, *others = models.values()
     for other in others:

@@ -14,7 +14,9 @@ from firstkd.measure.figures import (
     draw_training,
 )
 from firstkd.measure.metrics import expected_calibration_error
+from firstkd.settings import Settings
 from tasks.evaluated import Evaluated
+from tasks.layout import signal_folder
 from tasks.page import figure_id, inline
 
 Models = Mapping[str, Evaluated]
@@ -67,23 +69,26 @@ def histograms(models: Models) -> list[dict[str, Any]]:
     return found
 
 
-def knowledge(root: Path) -> dict[str, Any]:
-    """How concentrated the teacher's probability is, and what keeping only its top-k saves."""
-    metrics = read_json(root / "data/extract/metrics.json")
+def knowledge(root: Path, settings: Settings) -> dict[str, Any] | None:
+    """How concentrated the teacher's probability is, and what keeping only its top-k saves.
+
+    Of the first signal of tokens; None if there is none.
+    """
+    described = (read_json(signal_folder(root, name) / "metrics.json") for name in settings.signals)
+    metrics = next((found for found in described if "cumulative_mass" in found["train"]), None)
+    if metrics is None:
+        return None
     mass = {split: list(found["cumulative_mass"].values()) for split, found in metrics.items()}
-    store = root / "data/extract/train/token"
-    stored = sum(file.stat().st_size for file in store.glob("*.safetensors"))
-    vocabulary = read_json(store / "manifest.json")["vocabulary_size"]
-    tokens = metrics["train"]["tokens"]
+    tokens = metrics["train"]["records"]
     label = "Share of the teacher's probability by number of tokens kept, one line a split"
     return {
         "svg": inline(draw_concentration(mass), "concentration", label),
         "splits": list(mass),
         "by_tokens": list(zip(*mass.values(), strict=True)),
         "tokens": tokens,
-        "vocabulary": vocabulary,
-        "bytes_per_token": stored / tokens,
-        "dense_bytes_per_token": 2 * vocabulary,  # every log-probability, as float16
+        "vocabulary": metrics["train"]["vocabulary_size"],
+        "bytes_per_token": metrics["train"]["bytes"] / tokens,
+        "dense_bytes_per_token": metrics["train"]["dense_bytes"] / tokens,  # as float16
     }
 
 

@@ -1,6 +1,6 @@
 """Bring all examples into one schema and split them by hash of their id.
 
-Reads   data/fetch/raw/
+Reads   data/fetch/
 Writes  data/prepare/{train,calibration,test}.parquet, data/prepare/ood_NAME.parquet for each
         out-of-domain data set, data/prepare/summary.json (counts, and what was dropped)
 Run as  python -m tasks.prepare   (normally through `dvc repro prepare`)
@@ -37,7 +37,7 @@ def main(root: Path = Path(".")) -> None:
     examples = [
         assign(example, datasets[name], settings.prepare.fractions)
         for name in tqdm(datasets, desc="data sets")
-        for example in read_dataset(root / "data/fetch/raw", name, datasets[name])
+        for example in read_dataset(root / "data/fetch", name, datasets[name])
     ]
     splits, dropped = divide(examples, settings.prepare)
     for name, dataset in datasets.items():

@@ -1,7 +1,7 @@
 """Put the models side by side: one page that a person looks at, and the numbers for DVC's plots.
 
-Reads   data/evaluate/MODEL/ of every model of params.yaml, data/prepare/, data/extract/
-        (metrics.json, train/token/), data/finetune/training.jsonl, data/distill/ARM/training.jsonl
+Reads   data/evaluate/MODEL/ and data/model/MODEL/training.jsonl of every model in evaluate.models,
+        data/signal/NAME/metrics.json, data/prepare/
 Writes  data/report/index.html (self-contained), metrics.json, table.json, reliability.png,
         plots/{reliability,coverage,training}/MODEL.csv
 Run as  python -m tasks.report   (normally through `dvc repro report`)
@@ -16,7 +16,7 @@ from firstkd.data.examples import read_examples
 from firstkd.files import atomic_file, atomic_folder, read_json_lines, sha256_of, write_json
 from firstkd.measure.plots import save_reliability
 from firstkd.settings import Settings, load_settings
-from tasks.evaluated import TEACHER, load_evaluated
+from tasks.evaluated import load_evaluated
 from tasks.illustrations import (
     ANSWERED,
     Curves,
@@ -28,6 +28,7 @@ from tasks.illustrations import (
     reliability_figures,
     training_figures,
 )
+from tasks.layout import model_folder
 from tasks.mistakes import confident_mistakes
 from tasks.page import render, table_rows
 from tasks.report_numbers import headline_metrics, table, write_plots
@@ -37,8 +38,8 @@ from tasks.verdict import judge
 
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
-    models = load_evaluated(root, settings.evaluate)
-    curves = training_curves(root, models)
+    models = load_evaluated(root, settings)
+    curves = training_curves(root, settings, models)
     page = build_page(root, settings, models, curves)
     with atomic_folder(root / "data/report") as folder:
         write_json(folder / "table.json", table(models))
@@ -57,7 +58,7 @@ def build_page(root: Path, settings: Settings, models: Models, curves: Curves) -
     prepared = sorted((root / "data/prepare").glob("*.parquet"))
     splits = {path.stem: read_examples(path) for path in prepared}
     examples = {example.id: example for split in splits.values() for example in split}
-    student = models[settings.student_name]
+    student = models[settings.record.student]
     return render(
         student=student,
         models=models,
@@ -68,7 +69,7 @@ def build_page(root: Path, settings: Settings, models: Models, curves: Curves) -
         answered=ANSWERED,
         accuracy_at=accuracy_at(models),
         histograms=histograms(models),
-        knowledge=knowledge(root),
+        knowledge=knowledge(root, settings),
         training=training_figures(curves),
         mistakes=[
             mistake
@@ -82,12 +83,12 @@ def build_page(root: Path, settings: Settings, models: Models, curves: Curves) -
     )
 
 
-def training_curves(root: Path, models: Models) -> Curves:
-    """Return the training of the teacher and of each student that is evaluated."""
+def training_curves(root: Path, settings: Settings, models: Models) -> Curves:
+    """Return the training of each evaluated model that learned anything."""
     return {
-        model.name: read_json_lines(root / "data" / model.folder / "training.jsonl")
-        for model in models.values()
-        if model.is_student or model.folder == TEACHER
+        name: read_json_lines(model_folder(root, name) / "training.jsonl")
+        for name in models
+        if settings.models[name].learn is not None
     }
 
 

@@ -18,6 +18,8 @@ from firstkd.files import write_json
 from firstkd.settings import load_settings
 from firstkd.train.distributed import present_ranks
 from firstkd.train.launch import end_with_parent, is_rank, launch, needs_launch, tell
+from tasks.graph import check_graph
+from tasks.layout import log_folder
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,13 @@ def run_stage(
     """
 
     def stage(root: Path, *values: str) -> None:
+        check_graph(root, load_settings(root / "params.yaml"))
         if parallel and _launched(root, name, values):
             return  # the first of those processes has written the cost
         started = time.monotonic()
         main(root, *values)
         if present_ranks().is_first:
-            _write_cost(log_folder(root, "@".join([name, *values])), time.monotonic() - started)
+            _write_cost(log_folder(root, "-".join([name, *values])), time.monotonic() - started)
 
     run_program(stage, name, [argument] if argument else [])
 
@@ -81,7 +84,7 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
 def _launched(root: Path, name: str, values: Sequence[str]) -> bool:
     """Run the stage as several processes, if it is to be; whether that was done."""
     settings = load_settings(root / "params.yaml")
-    processes = getattr(settings, name).processes
+    processes = settings.machine.processes
     if not needs_launch(processes):
         return False
     launch(f"tasks.{name}", values, processes, settings.runtime.threads)
@@ -105,8 +108,3 @@ def training_cost(live_curve: Path) -> dict[str, float]:
     tokens = sum(point["tokens"] for point in points)
     seconds = sum(point["tokens"] / point["tokens_per_second"] for point in points)
     return {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}
-
-
-def log_folder(root: Path, stage: str) -> Path:
-    """Return where a stage (`distill@first`) logs what is not reproducible: times, live curves."""
-    return root / "logs" / stage

@@ -1,4 +1,4 @@
-"""What both stages that train have in common: checkpoints, LoRA, and the folder they write.
+"""Let a model learn its terms.
 
 Checkpoints lie in data/.train/STAGE-DIGEST, where DVC does not look, and are gone when the stage
 is done. The digest is of everything that decides the result, so that nothing else goes on there.
@@ -7,63 +7,112 @@ is done. The digest is of everything that decides the result, so that nothing el
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from firstkd.data.prompts import Question
-from firstkd.files import atomic_folder, sha256_of, write_json, write_json_lines
-from firstkd.models.folders import load_model, save_model
+from firstkd.data.examples import Example, example_key, read_examples
+from firstkd.data.prompts import Question, encode
+from firstkd.errors import ConfigError
+from firstkd.files import atomic_folder, read_json, sha256_of, write_json, write_json_lines
+from firstkd.models.folders import load_model, load_tokenizer, save_model
+from firstkd.models.init.base import Given
 from firstkd.models.lora import add_lora
-from firstkd.models.settings import LoraSettings
+from firstkd.models.settings import ModelSettings
+from firstkd.models.tokenizers import vocabulary_digest
+from firstkd.recalibration.kinds import from_json
+from firstkd.settings import Settings
+from firstkd.signals.store import SignalStore
+from firstkd.signals.target import Stored
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import deepspeed_config
-from firstkd.train.loop import Loss, train
-from firstkd.train.settings import TrainingSettings
-from tasks.stage import log_folder
-
-NOT_RESULTS = {"processes", "checkpoint_steps"}
-"""Settings that a training may go on under when they have changed."""
+from firstkd.train.loop import train, training_plan
+from firstkd.train.player import Player
+from tasks.code import CODE
+from tasks.layout import log_folder, model_folder, recalibration_file, signal_folder
 
 
-def train_stage(
-    root: Path,
-    stage: str,
-    *,
-    start: Path,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    plan: Sequence[Sequence[int]],
-    loss: Loss,
-    settings: TrainingSettings,
-    inputs: Sequence[Path],
-    others: Any,
-    lora: LoraSettings | None = None,
-) -> None:
-    """Train the model in `start` and write it, with its curve, to the stage's folder under data/.
-
-    `inputs` are all files and folders that decide the result, `others` all other settings.
-    """
+def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
+    """Train the model `name` from its start and write it, with its curve, to its folder."""
     ranks = join_ranks()
-    made_from = [settings.model_dump(exclude=NOT_RESULTS), others]
-    checkpoints = checkpoint_folder(root, stage, made_from, [start, *inputs], ranks)
+    model, stage = settings.models[name], f"model-{name}"
+    assert model.train is not None
+    training, machine = settings.train[model.train], settings.machine
+    (start,) = (given.models[of] for of in model.init.models)
+    tokenizer = load_tokenizer(start)
+    examples = read_examples(given.examples)
+    questions = encode(examples, tokenizer, settings.prompt)
+    sources = open_sources(root, settings, name, examples, tokenizer)
+    check_terms(name, model, questions)
+    # of the whole questions, whatever a model needs of them: all models see the same batches
+    plan = training_plan(questions, training, settings.runtime.seed)
+    if not model.needs.choices:
+        questions = [question.gold_only() for question in questions]
+    others = [part.model_dump() for part in (model, training, settings.prompt, settings.runtime)]
+    inputs = [start, given.examples, *inputs_of(root, model)]
+    checkpoints = checkpoint_folder(root, stage, others, inputs, ranks)
     if not ranks.is_first:
         disable_progress_bar()
-    model = load_model(start, settings.precision)
-    tuned = add_lora(model, lora) if lora else None
+    network = load_model(start, training.precision)
+    tuned = add_lora(network, training.lora) if training.lora else None
+    player = Player(network, model.learn or {}, sources)
     live_curve = log_folder(root, stage) / "curve.jsonl"
-    curve = train(model, questions, plan, loss, settings, live_curve, checkpoints)
+    curve = train(player, questions, plan, training, machine, live_curve, checkpoints)
     if not ranks.is_first:
         return
     if tuned:
-        model = tuned.merge_and_unload()
-    with atomic_folder(root / "data" / stage.replace("@", "/")) as folder:
-        save_model(model, tokenizer, folder)
+        network = tuned.merge_and_unload()
+    with atomic_folder(model_folder(root, name)) as folder:
+        save_model(network, tokenizer, folder)
         write_json_lines(folder / "training.jsonl", curve)
-        write_json(folder / "deepspeed.json", deepspeed_config(settings, ranks.world_size))
+        write_json(folder / "deepspeed.json", deepspeed_config(training, machine, ranks.world_size))
     shutil.rmtree(checkpoints, ignore_errors=True)  # there may be none
+
+
+def inputs_of(root: Path, model: ModelSettings) -> Iterable[Path]:
+    """Yield what of its signals decides what a model becomes."""
+    for term in (model.learn or {}).values():
+        if term.signal is not None and term.recalibration is not None:
+            yield signal_folder(root, term.signal, "train")
+            yield recalibration_file(root, term.signal, term.recalibration)
+
+
+def open_sources(
+    root: Path, settings: Settings, name: str, examples: Sequence[Example], tokenizer: Any
+) -> dict[str, Stored]:
+    """Open what each term of a model is to match, by the term's name.
+
+    Raises ConfigError if ids of another tokenizer would be compared.
+    """
+    found = {}
+    keys, ids = [example_key(example) for example in examples], [e.id for e in examples]
+    for term_name, term in (settings.models[name].learn or {}).items():
+        if term.signal is None or term.recalibration is None:
+            continue
+        signal = settings.signals[term.signal]
+        store = SignalStore(signal_folder(root, term.signal, "train"))
+        if signal.has_token_ids and store.identity["vocabulary"] != vocabulary_digest(tokenizer):
+            raise ConfigError(
+                f"params.yaml: models.{name}.learn.{term_name}.from: signals.{term.signal} holds "
+                f"token ids of another tokenizer than {name}'s; learn from a signal of choices, "
+                "whose texts mean the same to both"
+            )
+        fitted = read_json(recalibration_file(root, term.signal, term.recalibration))
+        positions = store.positions(keys, ids)
+        found[term_name] = Stored(signal, store, from_json(fitted), positions)
+    return found
+
+
+def check_terms(name: str, model: ModelSettings, questions: Sequence[Question]) -> None:
+    """Raise ConfigError for a term that no training question has anything for."""
+    for term_name, term in (model.learn or {}).items():
+        if not any(map(term.count, questions)):
+            raise ConfigError(
+                f"params.yaml: models.{name}.learn.{term_name}: no training question has what "
+                f"{term.kind} compares (choices, or a right answer); remove the term"
+            )
 
 
 def checkpoint_folder(
@@ -83,4 +132,4 @@ def checkpoint_folder(
 
 
 def _modules(package: str) -> list[Path]:
-    return sorted((Path(__file__).parents[1] / package).rglob("*.py"))
+    return sorted((CODE / package).rglob("*.py"))

@@ -1,6 +1,6 @@
 """Check the examples with Great Expectations; a failed expectation stops the pipeline.
 
-Reads   data/prepare/*.parquet, data/fetch/base/ (its tokenizer)
+Reads   data/prepare/*.parquet, the tokenizers of the models that were made elsewhere
 Writes  data/validate/summary.json; Data Docs as HTML, untracked, in logs/validate/data_docs/
 Run as  python -m tasks.validate   (normally through `dvc repro validate`)
 
@@ -9,6 +9,7 @@ Warnings (passages that two splits share, choices given twice) are counted and l
 
 import logging
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from firstkd.data.frames import flat_frames
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError, DataValidationError
-from firstkd.files import atomic_folder, read_json, write_json
+from firstkd.files import atomic_folder, write_json
 from firstkd.imports import unimportable
-from firstkd.models.settings import PruneSettings
-from firstkd.settings import load_settings
-from tasks.stage import log_folder, run_stage
+from firstkd.models.tokenizers import vocabulary_digest
+from firstkd.settings import Settings, load_settings
+from tasks.layout import log_folder, model_folder
+from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +38,12 @@ def main(root: Path = Path(".")) -> None:
     from tasks.expectations import run
 
     settings = load_settings(root / "params.yaml")
-    check_depth(root / "data/fetch/base", settings.prune)
+    tokenizers = {name: load_tokenizer(model_folder(root, name)) for name in settings.lineage.roots}
+    check_tokenizers(settings, tokenizers)
     files = {file.stem: file for file in sorted((root / "data/prepare").glob("*.parquet"))}
     splits = {split: read_examples(file) for split, file in files.items()}
     log.info("counting the tokens of %s examples", f"{sum(map(len, splits.values())):,}")
-    lengths = token_lengths(splits, root / "data/fetch/base", settings.prompt)
+    lengths = token_lengths(splits, tokenizers.values(), settings.prompt)
     frames = flat_frames(splits, lengths)
     docs = log_folder(root, "validate") / "data_docs"
     outcomes = run(frames, settings.validate_, docs)
@@ -49,28 +52,47 @@ def main(root: Path = Path(".")) -> None:
         write_json(folder / "summary.json", summary(frames, outcomes))
 
 
-def check_depth(model: Path, prune: PruneSettings) -> None:
-    """Raise ConfigError where prune would, after hours of fine-tuning."""
-    present = read_json(model / "config.json")["num_hidden_layers"]
-    if prune.layers > present:
-        raise ConfigError(f"prune.layers: {prune.layers}, but the model has {present}")
+def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Any]) -> None:
+    """Raise ConfigError where ids of two tokenizers would be compared."""
+    for name, model in settings.models.items():
+        own = settings.lineage.root(name)
+        for term_name, term in (model.learn or {}).items():
+            if term.signal is None or not term.asks_ids:
+                continue
+            other = settings.lineage.root(settings.lineage.read_with(term.signal))
+            if vocabulary_digest(tokenizers[own]) != vocabulary_digest(tokenizers[other]):
+                raise ConfigError(
+                    f"params.yaml: models.{name}.learn.{term_name}.from: signals.{term.signal} "
+                    f"holds token ids of {other}'s tokenizer, and {name} has {own}'s; learn from "
+                    "a signal of choices, whose texts mean the same to both"
+                )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def token_lengths(
-    splits: dict[str, list[Example]], model: Path, prompt: PromptSettings
+    splits: dict[str, list[Example]], tokenizers: Iterable[Any], prompt: PromptSettings
 ) -> dict[str, list[tuple[int, int]]]:
-    """Count the tokens of prompt and longest response, as the model will be given them."""
-    from transformers import AutoTokenizer
+    """Count the tokens of prompt and longest response, by the tokenizer that makes most.
 
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    As the models will be given them, but not cut.
+    """
     whole = prompt.model_copy(update={"max_length": UNLIMITED})
-    return {
-        split: [
-            (len(question.prompt), max(map(len, question.responses)))
-            for question in (encode(examples, tokenizer, whole) if examples else [])
-        ]
-        for split, examples in splits.items()
+    found: dict[str, list[tuple[int, int]]] = {
+        split: [(0, 0)] * len(examples) for split, examples in splits.items()
     }
+    for tokenizer in tokenizers:
+        for split, examples in splits.items():
+            questions = encode(examples, tokenizer, whole) if examples else []
+            found[split] = [
+                (max(prompt, len(q.prompt)), max(response, *map(len, q.responses)))
+                for (prompt, response), q in zip(found[split], questions, strict=True)
+            ]
+    return found
 
 
 def report(outcomes: dict[str, dict[str, Any]], docs: Path) -> None:

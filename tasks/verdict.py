@@ -10,7 +10,7 @@ import numpy as np
 
 from firstkd.measure.comparison import Difference, paired_differences
 from firstkd.settings import Settings
-from tasks.evaluated import TEACHER, Evaluated
+from tasks.evaluated import Evaluated
 from tasks.page import signed
 
 
@@ -36,7 +36,7 @@ class Verdict:
 
 def judge(models: Mapping[str, Evaluated], settings: Settings) -> Verdict:
     """Compare the student that is registered with every other model, in words with some."""
-    student = models[settings.student_name]
+    student = models[settings.record.student]
     others = [model for model in models.values() if model is not student]
     comparisons = [
         compare(student, other, test_set, settings) for test_set in student.sets for other in others
@@ -63,12 +63,13 @@ def _references(others: list[Evaluated], settings: Settings) -> dict[str, str]:
     """Return whom the headline compares with, by what they are and not by their names."""
     found = {}
     for model in others:
-        arm = settings.arms.get(model.folder.removeprefix("distill/"))
-        if model.is_student and arm and arm.choices == arm.tokens == 0:
+        named = settings.models[model.name]
+        if model.is_student and named.learn is not None and not named.signals:
             found[model.name] = f"the student fine-tuned on gold labels (“{model.name}”)"
     for model in others:
-        if model.folder == TEACHER:
-            found[model.name] = "the teacher"
+        if model.name in settings.teachers:
+            several = len(settings.teachers) > 1
+            found[model.name] = f"the teacher “{model.name}”" if several else "the teacher"
     return found
 
 

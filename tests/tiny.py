@@ -11,6 +11,9 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from firstkd.settings import load_settings
+from tasks.graph import write_graph
+
 REPOSITORY = Path(__file__).parent.parent
 
 HOMES = {
@@ -98,7 +101,6 @@ def write_tiny_project(root: Path) -> dict[str, str]:
 
     Returns the environment in which its commands run: `dvc repro` finds this very Python.
     """
-    shutil.copy(REPOSITORY / "dvc.yaml", root)
     for package in ("tasks", "firstkd"):
         shutil.copytree(
             REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__")
@@ -107,6 +109,7 @@ def write_tiny_project(root: Path) -> dict[str, str]:
     write_tiny_questions(root / "sources/questions.jsonl", 80, seed=1)
     write_tiny_questions(root / "sources/elsewhere.jsonl", 20, seed=2)
     write_tiny_params(root)
+    write_graph(root, load_settings(root / "params.yaml"))
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -122,7 +125,7 @@ def write_tiny_params(root: Path) -> None:
     """Write the shipped params.yaml with small numbers and the sources of the tiny project."""
     yaml = YAML()
     params = yaml.load(REPOSITORY / "params.yaml")
-    params["fetch"]["model"] = {"source": "path:sources/model"}
+    params["models"]["base"]["init"] = {"kind": "source", "source": "path:sources/model"}
     params["fetch"]["datasets"] = {
         "questions": {
             "source": "path:sources/questions.jsonl",
@@ -138,9 +141,10 @@ def write_tiny_params(root: Path) -> None:
     params["prepare"]["fractions"] = {"train": 0.5, "calibration": 0.25, "test": 0.25}
     params["validate"]["min_examples"] = {"train": 10, "calibration": 5, "test": 5}
     params["validate"]["min_answer_share"] = 0
-    for stage in ("finetune", "distill"):
-        params[stage].update({"epochs": 1, "micro_batch_size": 8, "precision": "fp32"})
-    params["prune"]["layers"] = 1
+    for training in params["train"].values():
+        training.update({"epochs": 1, "micro_batch_size": 8, "precision": "fp32"})
+    params["capture"]["precision"] = "fp32"
+    params["models"]["start"]["init"]["layers"] = 1
     params["runtime"]["threads"] = 1
     params["retrain"]["retry_delay_seconds"] = 0
     params["evaluate"]["bootstrap_samples"] = 100

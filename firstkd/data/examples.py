@@ -86,6 +86,16 @@ def common_choices(examples: Iterable[Example]) -> list[str] | None:
     return [*listed[0]] if len({frozenset(choices) for choices in listed}) == 1 else None
 
 
+def example_key(example: Example) -> int:
+    """Return 64 bits that name an example by what is asked and what may be answered.
+
+    Whatever tokenizer reads it, and wherever it stands, it is the same example.
+    """
+    content = [example.prompt, example.choices, example.response]
+    digest = hashlib.sha256(json.dumps(content).encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
 def _fields(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 

@@ -79,7 +79,6 @@ class DatasetSource(Source):
 
 
 class FetchSettings(Section):
-    model: Source
     datasets: Annotated[dict[Name, DatasetSource], Field(min_length=1)]
 
 

@@ -10,5 +10,5 @@ from firstkd.section import Name, Positive, Section
 class EvaluateSettings(Section):
     micro_batch_size: Positive
     bootstrap_samples: Annotated[int, Field(ge=100)]
-    models: Annotated[dict[Name, str], Field(min_length=1)]
-    """Name of each model to evaluate: its folder under data/."""
+    models: Annotated[list[Name], Field(min_length=1)]
+    """Names of the models to evaluate, in the order of the tables."""

@@ -1,14 +1,13 @@
 """Settings of models."""
 
-from firstkd.section import Positive, Section
+from typing import Self
 
+from pydantic import model_validator
 
-class PruneSettings(Section):
-    layers: Positive
-    """Of the base model's decoder layers, so many are kept."""
-    examples: Positive
-    """Training examples on which each layer's influence is measured."""
-    micro_batch_size: Positive
+from firstkd.models.init.kinds import AnyInit
+from firstkd.models.needs import Needs
+from firstkd.section import Name, Positive, Section
+from firstkd.terms.kinds import Learn
 
 
 class LoraSettings(Section):
@@ -17,3 +16,38 @@ class LoraSettings(Section):
     rank: Positive
     alpha: Positive
     """What they add counts alpha / rank times."""
+
+
+class ModelSettings(Section):
+    """A named network: how it starts, and what it learns if it learns anything."""
+
+    init: AnyInit
+    train: Name | None = None
+    """The section of `train` that says how it is trained."""
+    learn: Learn | None = None
+
+    @model_validator(mode="after")
+    def _learning_is_training(self) -> Self:
+        if (self.train is None) != (self.learn is None):
+            given, lacking = ("learn", "train") if self.train is None else ("train", "learn")
+            raise ValueError(f"{given} without {lacking}: a model needs both to be trained")
+        if self.learn is not None and not self.init.can_learn:
+            raise ValueError(
+                f"a model of kind {self.init.kind} is made once and learns nothing itself; let "
+                "another model learn that starts with `init: { kind: copy, of: … }`"
+            )
+        return self
+
+    @property
+    def signals(self) -> list[str]:
+        """Names of the signals that it learns from, each once."""
+        terms = (self.learn or {}).values()
+        return list(dict.fromkeys(term.signal for term in terms if term.signal is not None))
+
+    @property
+    def needs(self) -> Needs:
+        """What its terms ask of a forward pass, together."""
+        needs = Needs()
+        for term in (self.learn or {}).values():
+            needs |= term.needs
+        return needs

@@ -17,6 +17,10 @@ RecalibrationName = Literal[
 ]
 
 
+NEED_TAIL_NODES = frozenset({"vocabulary_temperature"})
+"""Recalibrations that temper what lies outside the candidates, too."""
+
+
 class CalibrateSettings(Section):
     criterion: Literal["nll", "ece"]
     max_temperature: Annotated[float, Field(gt=1)]

@@ -17,26 +17,23 @@ import torch
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file, atomic_folder
-from firstkd.signals.knowledge import (
-    Knowledge,
-    KnowledgeStore,
-    Layout,
-    example_key,
-    write_manifest,
-    write_shard,
-)
+from firstkd.signals.knowledge import Knowledge
+from firstkd.signals.store import SignalStore, write_manifest, write_shard
+from firstkd.signals.tokens import Tokens
+from firstkd.signals.top_k import packed, token_decisions
 
 Position = dict[int, float]
 
 
-def export_lines(store: KnowledgeStore, path: Path) -> None:
+def export_lines(store: SignalStore, path: Path) -> None:
     """Write a store's token decisions to `path`; tail masses and what else it has are left out."""
-    if store.layout.kind != "token":
-        raise ArtifactError(f"{store.folder} holds choice decisions; only token decisions have ids")
+    if "top_ids" not in store.layout:
+        raise ArtifactError(f"{store.folder} holds no token ids; only a signal of tokens does")
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for example in range(len(store.keys)):
             records = store.of_examples(torch.tensor([example]))
-            ids, values = records.top_ids.tolist(), records.top_logprobs.tolist()
+            decisions = token_decisions(records, store.facts["vocabulary_size"])
+            ids, values = decisions.top_ids.tolist(), decisions.top_logprobs.tolist()
             positions = [_position(*position) for position in zip(ids, values, strict=True)]
             file.write(json.dumps(positions) + "\n")
 
@@ -49,31 +46,37 @@ def _position(ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, float]
 def import_lines(
     path: Path,
     questions: Sequence[Question],
-    layout: Layout,
+    keys: Sequence[int],
+    signal: Tokens,
+    vocabulary_size: int,
     shard_examples: int,
     folder: Path,
     identity: dict[str, Any],
 ) -> None:
-    """Write the store `folder` from the lines of `path`, one per question.
+    """Write the store `folder` from the lines of `path`, one per question; `keys` name these.
 
-    Of each position the `layout.top_k` most probable are kept; the rest of 1 is the tail's. Where
-    the right token is none of those given, its probability stays unknown (NaN). Raises
-    ArtifactError naming the line that does not fit its question.
+    Of each position the most probable tokens are kept, as many as the signal selects; the rest
+    of 1 is the tail's. Where the right token is none of those given, its probability stays unknown
+    (NaN). Raises ArtifactError naming the line that does not fit its question.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")
+    if lines[-1] == "":
+        lines.pop()
     if len(lines) != len(questions):
         raise ArtifactError(f"{path}: {len(lines)} lines for {len(questions)} examples")
+    layout = signal.layout(vocabulary_size)
     with atomic_folder(folder) as temporary:
         for number, start in enumerate(range(0, len(questions), shard_examples)):
             block = questions[start : start + shard_examples]
-            records: list[tuple[Position, int]] = []
+            found: list[tuple[Position, int]] = []
             for offset, question in enumerate(block):
                 where = f"{path}, line {start + offset + 1}"
-                records += _positions(where, lines[start + offset], question, layout)
-            keys = torch.tensor([example_key(question) for question in block])
-            counts = torch.tensor([len(_response(q)) for q in block], dtype=torch.int32)
-            write_shard(temporary, number, layout, _knowledge(records, layout), keys, counts)
-        write_manifest(temporary, layout, identity)
+                found += _positions(where, lines[start + offset], question, vocabulary_size)
+            knowledge = _knowledge(found, signal.select.k, vocabulary_size)
+            records = packed(knowledge, torch.tensor([len(_response(q)) for q in block]))
+            write_shard(temporary, number, layout, records, keys[start : start + shard_examples])
+        facts = signal.facts(vocabulary_size)
+        write_manifest(temporary, layout, signal.kind, identity, **facts)
 
 
 def _response(question: Question) -> list[int]:
@@ -82,7 +85,7 @@ def _response(question: Question) -> list[int]:
 
 
 def _positions(
-    where: str, line: str, question: Question, layout: Layout
+    where: str, line: str, question: Question, vocabulary_size: int
 ) -> list[tuple[Position, int]]:
     """Each position's tokens, and the id of the right one."""
     try:
@@ -103,10 +106,9 @@ def _positions(
     for position in read:
         if not position:
             raise ArtifactError(f"{where}: a position without tokens")
-        if wrong := [token for token in position if not 0 <= token < layout.vocabulary_size]:
+        if wrong := [token for token in position if not 0 <= token < vocabulary_size]:
             raise ArtifactError(
-                f"{where}: token id {wrong[0]} is outside the vocabulary of "
-                f"{layout.vocabulary_size:,}"
+                f"{where}: token id {wrong[0]} is outside the vocabulary of {vocabulary_size:,}"
             )
         mass = math.fsum(map(math.exp, position.values()))
         if mass > 1.01 or max(position.values()) > 0:
@@ -116,12 +118,14 @@ def _positions(
     return list(zip(read, response, strict=True))
 
 
-def _knowledge(records: Sequence[tuple[Position, int]], layout: Layout) -> Knowledge:
-    top_ids = torch.zeros(len(records), layout.top_k, dtype=torch.int64)
-    top_logprobs = torch.full((len(records), layout.top_k), -torch.inf, dtype=torch.float64)
+def _knowledge(
+    records: Sequence[tuple[Position, int]], top_k: int, vocabulary_size: int
+) -> Knowledge:
+    top_ids = torch.zeros(len(records), top_k, dtype=torch.int64)
+    top_logprobs = torch.full((len(records), top_k), -torch.inf, dtype=torch.float64)
     gold = torch.full((len(records),), torch.nan)
     for row, (position, right) in enumerate(records):
-        kept = sorted(position.items(), key=lambda item: (-item[1], item[0]))[: layout.top_k]
+        kept = sorted(position.items(), key=lambda item: (-item[1], item[0]))[:top_k]
         top_ids[row, : len(kept)] = torch.tensor([token for token, _ in kept])
         top_logprobs[row, : len(kept)] = torch.tensor([value for _, value in kept])
         gold[row] = position.get(right, math.nan)
@@ -132,5 +136,5 @@ def _knowledge(records: Sequence[tuple[Position, int]], layout: Layout) -> Knowl
         log_tail_mass=tail.log().float(),
         gold_logprob=gold,
         tail_bends=torch.empty(len(records), 0),
-        vocabulary_size=layout.vocabulary_size,
+        vocabulary_size=vocabulary_size,
     )

@@ -1,21 +1,14 @@
-"""Settings of captured knowledge."""
+"""How signals are captured, whatever they are."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from firstkd.section import Positive, Section, Share
+from firstkd.section import Positive, Section
 
 
-class ExtractSettings(Section):
-    top_k: Annotated[int, Field(ge=1, le=64)]
-    tail_nodes: Literal[0, 8]
-    """Values kept of each token's tail (2 bytes each), with which it can be tempered exactly over
-    the whole vocabulary; 0 for none."""
+class CaptureSettings(Section):
+    precision: Literal["bf16", "fp32"]
+    """Of the teacher's weights in the forward pass; what is kept is computed in float32."""
     micro_batch_size: Positive
+    """Examples per forward pass, at most."""
     shard_examples: Positive
-    """Examples per file of the knowledge store: so much knowledge memory has to hold."""
-    processes: Positive
-    """On this host, each with the whole teacher; they share out the files, not a result."""
-    min_top_k_mass: Share
-    """Of the teacher's probability: where the top-k hold less on average, extract warns."""
+    """Examples per file of a store: memory has to hold the records of so many."""

@@ -14,59 +14,56 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from firstkd.data.packing import Batch, pack, packed_length, shuffled_batches
+from firstkd.data.packing import pack, packed_length, shuffled_batches
 from firstkd.data.prompts import Question
 from firstkd.errors import ConfigError, OutOfMemoryError, TrainingDivergedError
-from firstkd.models.scoring import ResponseScorer
+from firstkd.terms.base import Sum
 from firstkd.train.checkpoints import Checkpoints
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import end_engine, make_engine
-from firstkd.train.settings import TrainingSettings
+from firstkd.train.player import Player
+from firstkd.train.settings import MachineSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
-
-Loss = Callable[[ResponseScorer, Batch, float], tuple[Tensor, dict[str, Tensor]]]
-"""From the model, a batch and the share of the steps that are done to the mean loss of the batch's
-questions, and what else is to be shown."""
-
 
 SPEEDS = {"tokens", "tokens_per_second"}
 """Of the live curve only: another run has others."""
 
 
-class Passed(NamedTuple):
-    """What one micro-batch has shown."""
+class Part(NamedTuple):
+    """What a micro-batch adds to one number of the step."""
 
-    share: float
-    """Of the step's questions."""
-    loss: float
+    total: float
+    units: int
+
+
+class MicroBatchResult(NamedTuple):
     tokens: int
-    measures: dict[str, float]
+    losses: dict[str, Part]
+    """Of each term."""
+    measures: dict[str, Part]
 
 
 def train(
-    model: PreTrainedModel,
+    player: Player,
     questions: Sequence[Question],
     plan: Sequence[Sequence[int]],
-    loss: Loss,
     settings: TrainingSettings,
+    machine: MachineSettings,
     live_curve: Path,
     checkpoints: Path | None = None,
 ) -> list[dict[str, float]]:
-    """Train `model` in place and return its curve: step, loss, learning rate, gradient norm, and
-    the loss's own measures as means over the micro-batches that have them.
+    """Train the player's model in place and return its curve: step, loss, learning rate, gradient
+    norm, the loss of each term by its name, and the terms' measures.
 
     `plan` is every micro-batch in order, as indices of questions (`training_plan`). With ZeRO 3
     only the first process has the model's whole weights in the end.
@@ -83,24 +80,26 @@ def train(
     seed = torch.initial_seed()
     saver = Checkpoints(checkpoints, ranks) if checkpoints else None
     saved = saver.newest() if saver else None
-    scorer = ResponseScorer(model)
     if saved:
-        saved.load_weights(scorer)
+        saved.load_weights(player)
     with _memory_explained("with the optimizer's states"):
-        engine = make_engine(scorer, settings, ranks)
+        engine = make_engine(player, settings, machine, ranks)
     if saved:
         saved.load_optimizer(engine)
         log.info("going on after step %d of %d", saved.step, steps)
     done, curve = (saved.step, saved.points) if saved else (0, [])
-    interval = settings.checkpoint_steps or steps + 1
+    interval = machine.checkpoint_steps or steps + 1
     with _live(live_curve, curve, steps, ranks) as show, _sigterm(held=bool(saver)) as asked:
         for step in range(done, steps):
             started = time.monotonic()
             learning_rate = _set_learning_rate(engine, settings, step, steps)
             first = step * per_step
             indices = plan[first : first + per_step]
-            passed = _step(engine, questions, indices, first, loss, step / steps, ranks, seed)
-            value = sum(micro_batch.share * micro_batch.loss for micro_batch in passed)
+            results = _step(engine, player, questions, indices, first, step / steps, ranks, seed)
+            losses = _per_unit(result.losses for result in results)
+            value = sum(
+                term.weight_at(step / steps) * losses[name] for name, term in player.learn.items()
+            )
             norm = float(engine.get_global_grad_norm())
             _check_finite(value, norm, step, learning_rate, questions, indices)
             point = {
@@ -109,9 +108,10 @@ def train(
                 "learning_rate": learning_rate,
                 "gradient_norm": norm,
                 "loss_scale": float(engine.loss_scale()),
-                **_mean_measures(passed),
+                **losses,
+                **_per_unit(result.measures for result in results),
             }
-            tokens = sum(micro_batch.tokens for micro_batch in passed)
+            tokens = sum(result.tokens for result in results)
             speed = tokens / (time.monotonic() - started)
             curve.append({**point, "tokens": tokens, "tokens_per_second": speed})
             show(curve[-1])
@@ -169,20 +169,23 @@ def _number_of_steps(plan: Sequence[Any], settings: TrainingSettings, ranks: Ran
 
 def _step(
     engine: Any,
+    player: Player,
     questions: Sequence[Question],
     indices: Sequence[Sequence[int]],
     first: int,
-    loss: Loss,
     progress: float,
     ranks: Ranks,
     seed: int,
-) -> list[Passed]:
+) -> list[MicroBatchResult]:
     """Make one optimizer step on the micro-batches `indices`, the plan's from `first` on.
 
-    Each counts by its number of questions, so that the step is one of all of them together.
-    Returns what each has shown, on every process that of all of them.
+    Each term's sum is divided by its count over the whole step, so that the step is one of all
+    micro-batches together, however they are cut. Returns what every process's have shown.
     """
-    examples = sum(map(len, indices))
+    counts = {
+        name: sum(term.count(questions[i]) for index in indices for i in index)
+        for name, term in player.learn.items()
+    }
     mine = []
     for position in range(ranks.rank, len(indices), ranks.world_size):
         index = indices[position]
@@ -191,24 +194,41 @@ def _step(
         length = max(packed_length(questions[i]) for i in index)
         with _memory_explained(f"with a micro-batch of {len(index)} × {length} tokens"):
             batch = pack(questions, index).to(engine.device)
-            value, measures = loss(engine, batch, progress)
-            engine.backward(value * (len(index) * len(indices) / examples))
+            sums = engine(batch, player.targets(batch))
+            loss = sum(
+                term.weight_at(progress) * (sums[name].total / max(1, counts[name]))
+                for name, term in player.learn.items()
+            )
+            # DeepSpeed takes the mean over micro-batches and processes
+            engine.backward(loss * len(indices))
             engine.step()
-        measured = {name: measure.item() for name, measure in measures.items()}
-        mine.append(Passed(len(index) / examples, value.item(), batch.tokens, measured))
-    return [passed for turn in zip(*ranks.gather(mine), strict=True) for passed in turn]
+        mine.append(_result(batch.tokens, sums))
+    return [result for turn in zip(*ranks.gather(mine), strict=True) for result in turn]
+
+
+def _result(tokens: int, sums: Mapping[str, Sum]) -> MicroBatchResult:
+    losses = {name: Part(found.total.item(), found.units) for name, found in sums.items()}
+    measures = {
+        f"{name}_{measure}": Part(total.item(), found.units)
+        for name, found in sums.items()
+        for measure, total in found.measures.items()
+    }
+    return MicroBatchResult(tokens, losses, measures)
 
 
 def _seed_of(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _mean_measures(passed: Sequence[Passed]) -> dict[str, float]:
-    found: defaultdict[str, list[float]] = defaultdict(list)
-    for micro_batch in passed:
-        for name, measure in micro_batch.measures.items():
-            found[name].append(measure)
-    return {name: fmean(values) for name, values in found.items()}
+def _per_unit(parts: Iterable[Mapping[str, Part]]) -> dict[str, float]:
+    """Add up the micro-batches' parts and divide by their units."""
+    totals: defaultdict[str, float] = defaultdict(float)
+    units: defaultdict[str, int] = defaultdict(int)
+    for part in parts:
+        for name, found in part.items():
+            totals[name] += found.total
+            units[name] += found.units
+    return {name: total / max(1, units[name]) for name, total in totals.items()}
 
 
 @contextmanager

@@ -1,0 +1,131 @@
+"""Which models and signals are made from which, as params.yaml says: checked, and in an order."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import NamedTuple
+
+from firstkd.models.settings import ModelSettings
+from firstkd.section import listed
+from firstkd.signals.kinds import AnySignal
+
+
+class Node(NamedTuple):
+    section: str
+    """`models` or `signals`."""
+    name: str
+
+
+class Lineage:
+    def __init__(
+        self, models: Mapping[str, ModelSettings], signals: Mapping[str, AnySignal]
+    ) -> None:
+        """Raises ValueError, naming the key, for what does not exist or does not fit."""
+        self._models, self._signals = models, signals
+        for key, section, name in self._mentions():
+            known = models if section == "models" else signals
+            if name not in known:
+                raise ValueError(
+                    f"{key}: there is no {name!r} among {section}; "
+                    f"allowed: {listed(set(known)) or 'none, since there are none'}"
+                )
+        for key, problem in self._misfits():
+            raise ValueError(f"{key}: {problem}")
+        try:
+            self.order = self._sorted()
+        except CycleError as error:
+            cycle = " → ".join(f"{node.section}.{node.name}" for node in reversed(error.args[1]))
+            raise ValueError(f"a cycle: {cycle}; one of them must come first") from error
+
+    def reads(self, node: Node) -> list[Node]:
+        """Return the models and signals that a model or signal is made from."""
+        if node.section == "models":
+            model = self._models[node.name]
+            return [
+                *(Node("models", name) for name in model.init.models),
+                *(Node("signals", name) for name in model.signals),
+            ]
+        signal = self._signals[node.name]
+        return [
+            *(Node("models", name) for name in signal.models),
+            *(Node("signals", name) for name in signal.signals),
+        ]
+
+    @property
+    def roots(self) -> list[str]:
+        """Return the models that are made from no other."""
+        return [name for name, model in self._models.items() if not model.init.models]
+
+    def teachers(self, model: str) -> list[str]:
+        """Return the models whose signals a model learns from, also those that were pooled."""
+        return self._run_for(self._models[model].signals)
+
+    def read_with(self, signal: str) -> str:
+        """Return the model whose tokenizer the examples of a signal are read with."""
+        return self._run_for([signal])[0]
+
+    def root(self, model: str) -> str:
+        """Return the model, made elsewhere, that a model goes back to: they share a tokenizer."""
+        while origins := self._models[model].init.models:
+            model = origins[0]
+        return model
+
+    def _run_for(self, signals: Sequence[str]) -> list[str]:
+        found: list[str] = []
+        waiting = [*signals]
+        while waiting:
+            signal = self._signals[waiting.pop(0)]
+            found += signal.models
+            waiting += signal.signals
+        return list(dict.fromkeys(found))
+
+    def _mentions(self) -> Iterator[tuple[str, str, str]]:
+        """Yield key, section and name of everything that is referred to."""
+        for name, model in self._models.items():
+            for other in model.init.models:
+                yield f"models.{name}.init.of", "models", other
+            for term_name, term in (model.learn or {}).items():
+                if term.signal is not None:
+                    yield f"models.{name}.learn.{term_name}.from", "signals", term.signal
+        for name, signal in self._signals.items():
+            for other in signal.models:
+                yield f"signals.{name}.of", "models", other
+            for other in signal.signals:
+                yield f"signals.{name}.of", "signals", other
+
+    def _misfits(self) -> Iterator[tuple[str, str]]:
+        for name, signal in self._signals.items():
+            if problem := signal.check(self._signals):
+                yield f"signals.{name}", problem
+        for name, model in self._models.items():
+            for term_name, term in (model.learn or {}).items():
+                if term.signal and (problem := term.misfit(self._signals[term.signal])):
+                    yield f"models.{name}.learn.{term_name}", problem
+
+    def _sorted(self) -> list[Node]:
+        """Return all nodes, each after those it reads: sources first, and what trains last.
+
+        So whatever is wrong with a source or a start shows before the first long training.
+        """
+        nodes = [
+            *(Node("models", name) for name in self._models),
+            *(Node("signals", name) for name in self._signals),
+        ]
+        sorter = TopologicalSorter({node: self.reads(node) for node in nodes})
+        sorter.prepare()
+        order: list[Node] = []
+        ready: list[Node] = []
+
+        def rank(node: Node) -> tuple[int, int]:
+            return self._effort(node), nodes.index(node)
+
+        while sorter.is_active():
+            ready = sorted([*ready, *sorter.get_ready()], key=rank)
+            order.append(ready.pop(0))
+            sorter.done(order[-1])
+        return order
+
+    def _effort(self, node: Node) -> int:
+        """Return 0 for sources, 2 for trainings, 1 for everything between."""
+        if node.section == "models" and self._models[node.name].learn is not None:
+            return 2
+        return int(bool(self.reads(node)))

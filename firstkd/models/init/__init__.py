@@ -1,0 +1,1 @@
+"""How a model starts, before it learns anything."""

@@ -1,0 +1,38 @@
+"""What every kind of start has in common. A start is its own settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from firstkd.data.settings import PromptSettings
+from firstkd.section import Section
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a start can be made from."""
+
+    project: Path
+    """The project's folder, against which relative sources are resolved."""
+    models: Mapping[str, Path]
+    """Folders of other models, by name."""
+    examples: Path
+    """The prepared training examples."""
+    prompt: PromptSettings
+
+
+class Init(Section):
+    kind: str
+    reads_examples: ClassVar[bool] = False
+    can_learn: ClassVar[bool] = False
+    """Whether a model that starts so may be trained; the others are made once, and copied."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that it is made from."""
+        return ()
+
+    def make(self, folder: Path, given: Given) -> None:
+        """Write the start as a model folder that transformers can load."""
+        raise NotImplementedError

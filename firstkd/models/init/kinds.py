@@ -1,0 +1,13 @@
+"""The kinds of starts, one module each."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from firstkd.models.init.copy import CopyInit
+from firstkd.models.init.prune import PruneInit
+from firstkd.models.init.source import SourceInit
+
+KINDS = (SourceInit, CopyInit, PruneInit)
+
+AnyInit = Annotated[SourceInit | CopyInit | PruneInit, Field(discriminator="kind")]

@@ -1,0 +1,49 @@
+"""A model that starts as another without the layers that matter least (depth pruning)."""
+
+import logging
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from firstkd.errors import ConfigError
+from firstkd.models.init.base import Given, Init
+from firstkd.section import Name, Positive
+
+log = logging.getLogger(__name__)
+
+
+class PruneInit(Init):
+    kind: Literal["prune"]
+    reads_examples: ClassVar[bool] = True
+
+    of: Name
+    layers: Positive
+    """Of the other model's decoder layers, so many are kept."""
+    examples: Positive = 128
+    """Training examples on which each layer's influence is measured."""
+    micro_batch_size: Positive = 32
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.of,)
+
+    def make(self, folder: Path, given: Given) -> None:
+        """Raise ConfigError if the model has fewer layers than are to be kept."""
+        from firstkd.data.examples import read_examples
+        from firstkd.data.prompts import encode
+        from firstkd.files import write_json
+        from firstkd.models.folders import keep_layers, load_model, load_tokenizer, save_model
+        from firstkd.models.pruning import block_influence, most_influential
+
+        base = given.models[self.of]
+        tokenizer, model = load_tokenizer(base), load_model(base, "bf16")
+        present = model.config.num_hidden_layers
+        if self.layers > present:
+            raise ConfigError(f"layers: {self.layers}, but {self.of} has {present}")
+        examples = read_examples(given.examples)[: self.examples]
+        questions = [q.gold_only() for q in encode(examples, tokenizer, given.prompt)]
+        influence = block_influence(model, questions, self.micro_batch_size)
+        kept = most_influential(influence, self.layers)
+        log.info("keeping layers %s of %d", kept, present)
+        keep_layers(model, kept)
+        save_model(model, tokenizer, folder)
+        write_json(folder / "metrics.json", {"kept": kept, "influence": influence.tolist()})

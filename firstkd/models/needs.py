@@ -1,0 +1,15 @@
+"""What is asked of a model's forward pass. Free of torch, since settings are read without it."""
+
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What some terms or signals ask of one forward pass; their union is computed once."""
+
+    choices: bool = False
+    """The scores of all of a question's choices, not of its right response alone."""
+
+    def __or__(self, other: "Needs") -> Self:
+        return type(self)(choices=self.choices or other.choices)

@@ -1,0 +1,64 @@
+"""One forward pass of a model over a batch, and what is asked of it."""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from torch import Tensor
+
+from firstkd.data.packing import Batch
+from firstkd.models.head import HeadScores, choice_scores
+from firstkd.models.scoring import ResponseScorer
+
+
+class View:
+    """What one pass shows; nothing is computed before it is asked for, and nothing twice.
+
+    `asked` holds, by the name of a term, the token ids [R, K] to be scored at each of the R tokens
+    of the batch's right responses. The first of them costs no pass over the head of its own.
+    """
+
+    def __init__(
+        self, scorer: ResponseScorer, batch: Batch, asked: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.scorer = scorer
+        self.batch = batch
+        self._asked = asked or {}
+        self._names = [*self._asked] or [""]
+
+    @cached_property
+    def hidden_NH(self) -> Tensor:
+        """Last hidden states at the supervised positions."""
+        return self.scorer.hidden(self.batch)
+
+    @cached_property
+    def logprobs_M(self) -> Tensor:
+        """Log-probabilities of the batch's scored tokens."""
+        return self._heads[self._names[0]].logprobs_M
+
+    @cached_property
+    def choice_scores_BC(self) -> Tensor:
+        """Scores of each question's choices, −inf where it has no such choice."""
+        batch = self.batch
+        return choice_scores(self.logprobs_M, batch.response_of_M, batch.choice_mask_BC)
+
+    def tokens(self, name: str) -> HeadScores:
+        """Return the scores of the ids that were asked for under this name."""
+        return self._heads[name]
+
+    @cached_property
+    def _heads(self) -> dict[str, HeadScores]:
+        batch, head = self.batch, self.scorer.head
+        decisions_R = batch.rows_M[batch.is_gold_M]
+        none_R = decisions_R[:0]
+        found = {}
+        for name in self._names:
+            ids_RK = self._asked.get(name)
+            is_first = name == self._names[0]
+            found[name] = head(
+                self.hidden_NH,
+                batch.rows_M if is_first else batch.rows_M[:0],
+                batch.targets_M if is_first else batch.targets_M[:0],
+                none_R if ids_RK is None else decisions_R,
+                none_R[:, None] if ids_RK is None else ids_RK,
+            )
+        return found

@@ -1,0 +1,92 @@
+"""What a signal is: what is known of a model, or of several, on some examples.
+
+A signal is its own settings; a kind of signal is a subclass in a module of its own. Whatever it is
+made of, its records are read as decisions (`Knowledge`): that is what recalibrations are fitted on
+and what terms compare a student with.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from firstkd.data.prompts import Question
+from firstkd.models.needs import Needs
+from firstkd.section import Section
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from firstkd.models.view import View
+    from firstkd.signals.knowledge import Knowledge
+    from firstkd.signals.store import Layout, Records, SignalStore
+
+Facts = Mapping[str, Any]
+"""What the manifest of a store says beside its columns, such as the vocabulary's size."""
+
+
+class Signal(Section):
+    kind: str
+    needs: ClassVar[Needs] = Needs()
+    decides: ClassVar[str]
+    """`token`: the next token at a response token; `choice`: the answer to a question."""
+    has_token_ids: ClassVar[bool] = False
+    """Whether its records hold ids, which mean something to one tokenizer only."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that are run for it."""
+        return ()
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Names of the signals that it is combined from."""
+        return ()
+
+    @property
+    def keeps_tails(self) -> bool:
+        """Whether what lies outside the candidates, if anything does, can be tempered exactly."""
+        return True
+
+    def check(self, others: "Mapping[str, Signal]") -> str | None:
+        """Return what is wrong with the signals it is combined from, if anything."""
+        return None
+
+    def layout(self, vocabulary_size: int) -> "Layout":
+        raise NotImplementedError
+
+    def facts(self, vocabulary_size: int) -> dict[str, Any]:
+        """Return what readers have to know of the store as a whole."""
+        return {}
+
+    def describe(self, store: "SignalStore") -> dict[str, Any]:
+        """Return what is worth knowing of a store, for the report and the records."""
+        return {"examples": len(store.keys), "records": len(store), "bytes": store.bytes}
+
+    def warning(self, described: Mapping[str, Any]) -> str | None:
+        """Return what a user should hear about a store that `describe` describes, if anything."""
+        return None
+
+    def decisions(self, records: "Records", facts: Facts) -> "Knowledge":
+        """Return the decisions in these records, in their order."""
+        raise NotImplementedError
+
+    def right(self, questions: Sequence[Question]) -> "Tensor":
+        """Return per decision of these questions which candidate or token is right."""
+        raise NotImplementedError
+
+
+class CapturedSignal(Signal):
+    """A signal that one forward pass of one model shows."""
+
+    def capture(self, view: "View", vocabulary_size: int) -> "Records":
+        """Return the records of the batch's questions, in its order."""
+        raise NotImplementedError
+
+
+class CombinedSignal(Signal):
+    """A signal that is computed from the stores of others."""
+
+    def combine(self, members: "Sequence[Path]") -> "Records":
+        """Return the records of the examples that the stores of the members hold, in order."""
+        raise NotImplementedError

@@ -1,0 +1,83 @@
+"""The signal `choices`: a model's log-probabilities of each question's choices.
+
+Choices are strings, so that this signal teaches students with any tokenizer.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from firstkd.data.prompts import Question
+from firstkd.models.needs import Needs
+from firstkd.section import Name
+from firstkd.signals.base import CapturedSignal, Facts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from firstkd.models.view import View
+    from firstkd.signals.knowledge import Knowledge
+    from firstkd.signals.store import Layout, Records
+
+
+class Choices(CapturedSignal):
+    kind: Literal["choices"]
+    needs: ClassVar[Needs] = Needs(choices=True)
+    decides: ClassVar[str] = "choice"
+
+    of: Name
+    """The model that is asked."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.of,)
+
+    def layout(self, vocabulary_size: int) -> "Layout":
+        return choice_layout()
+
+    def capture(self, view: "View", vocabulary_size: int) -> "Records":
+        return choice_records(view.choice_scores_BC.log_softmax(-1))
+
+    def decisions(self, records: "Records", facts: Facts) -> "Knowledge":
+        return choice_decisions(records)
+
+    def right(self, questions: Sequence[Question]) -> "Tensor":
+        return right_choices(questions)
+
+
+def choice_layout() -> "Layout":
+    import torch
+
+    from firstkd.signals.store import Column
+
+    return {"logprob": Column(torch.float32)}
+
+
+def choice_records(logprobs_BC: "Tensor") -> "Records":
+    """Return one record per choice; −inf where a question has no such choice.
+
+    A question with a single response decides nothing and has no record.
+    """
+    from firstkd.signals.store import Records
+
+    exists = logprobs_BC.isfinite()
+    exists = exists & (exists.sum(-1, keepdim=True) > 1)
+    return Records({"logprob": logprobs_BC[exists].cpu()}, exists.sum(-1).cpu())
+
+
+def choice_decisions(records: "Records") -> "Knowledge":
+    """Return one decision per question that has choices, padded to the most choices of any."""
+    import torch
+
+    from firstkd.signals.knowledge import Knowledge
+
+    counts = records.counts[records.counts > 0]
+    width = int(counts.max()) if len(counts) else 0
+    logprobs = torch.full((len(counts), width), -torch.inf)
+    logprobs[torch.arange(width) < counts[:, None]] = records.columns["logprob"]
+    return Knowledge.of_choices(logprobs)
+
+
+def right_choices(questions: Sequence[Question]) -> "Tensor":
+    import torch
+
+    return torch.tensor([q.gold for q in questions if len(q.responses) > 1])

@@ -1,0 +1,71 @@
+"""The signal `mean`: several teachers pooled, as the mean of their probabilities.
+
+Probabilities and not logits, and a temperature is fitted after pooling (Rahaman and Thiery 2021,
+arXiv 2007.08792): pooling makes a calibrated ensemble under-confident.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from firstkd.data.prompts import Question
+from firstkd.errors import ArtifactError
+from firstkd.section import Name
+from firstkd.signals.base import CombinedSignal, Facts, Signal
+from firstkd.signals.choices import choice_decisions, choice_layout, right_choices
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from firstkd.signals.knowledge import Knowledge
+    from firstkd.signals.store import Layout, Records
+
+
+class Mean(CombinedSignal):
+    kind: Literal["mean"]
+    decides: ClassVar[str] = "choice"
+
+    of: Annotated[list[Name], Field(min_length=2)]
+    """The signals to pool, each of choices."""
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return tuple(self.of)
+
+    def check(self, others: Mapping[str, Signal]) -> str | None:
+        for name in self.of:
+            if others[name].decides != self.decides:
+                return (
+                    f"of: {name!r} is of {others[name].decides}s; only signals of choices can be "
+                    "pooled, since the top tokens of two models differ"
+                )
+        return None
+
+    def layout(self, vocabulary_size: int) -> "Layout":
+        return choice_layout()
+
+    def combine(self, members: Sequence[Path]) -> "Records":
+        import torch
+
+        from firstkd.signals.store import Records, SignalStore
+
+        stores = [SignalStore(folder) for folder in members]
+        first = stores[0].whole()
+        parts = [first.columns["logprob"].double()]
+        for store in stores[1:]:
+            if not torch.equal(store.keys, stores[0].keys):
+                raise ArtifactError(
+                    f"{store.folder} holds other examples than {stores[0].folder}; run its stage "
+                    "again"
+                )
+            parts.append(store.whole().columns["logprob"].double())
+        pooled = torch.stack(parts).exp().mean(0).log()
+        return Records({"logprob": pooled.float()}, first.counts)
+
+    def decisions(self, records: "Records", facts: Facts) -> "Knowledge":
+        return choice_decisions(records)
+
+    def right(self, questions: Sequence[Question]) -> "Tensor":
+        return right_choices(questions)

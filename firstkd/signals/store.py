@@ -1,0 +1,236 @@
+"""The signal store: what a model said about some examples, as columns of ragged records.
+
+A store is a folder of safetensors shards and a manifest; docs/signal-format.md describes every
+byte. A record is one decision of the model (a response token, a choice), and an example has zero
+or more of them, in order. Shards hold whole examples, each under a key of its content, so that a
+reader needs neither the order nor the tokenizer that the store was written with.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from firstkd.errors import ArtifactError
+from firstkd.files import atomic_file, read_json, sha256_of, write_json
+
+FORMAT_VERSION = 3
+MANIFEST = "manifest.json"
+KEYS, COUNTS = "example_key", "example_records"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number, or `width` numbers, per record."""
+
+    dtype: torch.dtype
+    width: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"dtype": str(self.dtype).removeprefix("torch."), "width": self.width}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(getattr(torch, value["dtype"]), value["width"])
+
+
+Layout = Mapping[str, Column]
+
+
+@dataclass(frozen=True)
+class Records:
+    """The R records of E examples, one example's after the other's."""
+
+    columns: Mapping[str, Tensor]
+    """[R] or [R, width] each."""
+    counts: Tensor
+    """[E] records of each example."""
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def example_R(self) -> Tensor:
+        """[R] index of the example that each record belongs to."""
+        index_E = torch.arange(len(self.counts), device=self.counts.device)
+        return index_E.repeat_interleave(self.counts)
+
+    def reordered(self, order: Tensor) -> Self:
+        """Return the records of the examples `order`, in that order."""
+        rows, counts = rows_of(self.counts, order)
+        return type(self)({name: column[rows] for name, column in self.columns.items()}, counts)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        columns = {
+            name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns
+        }
+        return cls(columns, torch.cat([part.counts for part in parts]))
+
+
+def rows_of(counts: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows that belong to the examples `index`, and how many each of them has."""
+    ends = counts.long().cumsum(0)
+    chosen = counts.long()[index]
+    first = chosen.cumsum(0) - chosen
+    total = int(chosen.sum())
+    offsets = (ends[index] - chosen - first).repeat_interleave(chosen, output_size=total)
+    return torch.arange(total) + offsets, chosen
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05}.safetensors"
+
+
+def write_shard(
+    folder: Path, number: int, layout: Layout, records: Records, keys: Sequence[int]
+) -> None:
+    """Write the records of some examples, named by their `keys`."""
+    tensors = {
+        name: records.columns[name].to(column.dtype).contiguous() for name, column in layout.items()
+    }
+    tensors |= {KEYS: torch.tensor(keys), COUNTS: records.counts.to(torch.int32)}
+    with atomic_file(shard_path(folder, number)) as temporary:
+        save_file(tensors, temporary)
+
+
+def write_manifest(
+    folder: Path, layout: Layout, kind: str, identity: Mapping[str, Any], **facts: Any
+) -> None:
+    """Describe the folder's shards: what they hold, and what they were made from.
+
+    `facts` are what readers of this kind of signal need to know, such as the vocabulary's size.
+    """
+    shards = []
+    incomplete: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as shard:
+            counts = shard.get_tensor(COUNTS)
+            for name, column in layout.items():
+                if column.dtype.is_floating_point and shard.get_tensor(name).isnan().any():
+                    incomplete.add(name)
+        shards.append(
+            {
+                "file": path.name,
+                "sha256": sha256_of(path),
+                "examples": len(counts),
+                "records": int(counts.sum()),
+            }
+        )
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "columns": {name: column.to_json() for name, column in layout.items()},
+        "incomplete": sorted(incomplete),
+        "facts": facts,
+        "identity": dict(identity),
+        "shards": shards,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+class SignalStore:
+    """An open store: memory-mapped shards, addressed by example."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ArtifactError when the store is missing, damaged or of another version."""
+        self.folder = folder
+        self.manifest: dict[str, Any] = read_json(folder / MANIFEST)
+        version = self.manifest["format_version"]
+        if version != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{folder}: signal format {version}, but this version reads {FORMAT_VERSION}; "
+                f"rebuild it with `dvc repro --force` of the stage that writes {folder}"
+            )
+        self.layout = {
+            name: Column.from_json(column) for name, column in self.manifest["columns"].items()
+        }
+        self.shards = [self._open(shard) for shard in self.manifest["shards"]]
+        self.keys = torch.cat([shard[KEYS] for shard in self.shards])
+        counts = torch.cat([shard[COUNTS] for shard in self.shards]).long()
+        self.starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        self._shard_ends = torch.tensor([int(shard[COUNTS].sum()) for shard in self.shards]).cumsum(
+            0
+        )
+
+    def _open(self, shard: Mapping[str, Any]) -> dict[str, Tensor]:
+        path = self.folder / shard["file"]
+        if not path.exists():
+            raise ArtifactError(f"{path} is missing; run the stage that writes it again")
+        if (found := sha256_of(path)) != shard["sha256"]:
+            raise ArtifactError(
+                f"{path} is damaged: sha256 {found}, but the manifest says {shard['sha256']}; "
+                "run the stage that writes it again"
+            )
+        return load_file(path)
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return int(self.starts[-1])
+
+    @property
+    def bytes(self) -> int:
+        return sum(
+            (self.folder / shard["file"]).stat().st_size for shard in self.manifest["shards"]
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.manifest["facts"]
+        return found
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.manifest["identity"]
+        return found
+
+    def require(self, column: str) -> None:
+        """Raise ArtifactError if a record lacks a column that its reader needs."""
+        if column in self.manifest["incomplete"] or column not in self.layout:
+            raise ArtifactError(
+                f"{self.folder} lacks {column}, which is needed here; capture it again, or give it "
+                "in what is imported"
+            )
+
+    def positions(self, keys: Sequence[int], names: Sequence[str]) -> Tensor:
+        """Return where the examples with these keys are in the store; `names` are their ids.
+
+        Raises ArtifactError for an example that the store does not hold.
+        """
+        place = {key: position for position, key in enumerate(self.keys.tolist())}
+        missing = [name for key, name in zip(keys, names, strict=True) if key not in place]
+        if missing:
+            raise ArtifactError(
+                f"{self.folder} holds nothing of {len(missing)} examples, {missing[0]} among them; "
+                "the data have changed since it was written: run its stage again"
+            )
+        return torch.tensor([place[key] for key in keys])
+
+    def of_examples(self, positions_B: Tensor) -> Records:
+        """Return the records of the examples at these positions, in this order."""
+        rows, counts = rows_of(self.starts.diff(), positions_B)
+        return Records(self._gather(rows), counts)
+
+    def whole(self) -> Records:
+        """Return all records."""
+        return Records(self._gather(torch.arange(len(self))), self.starts.diff())
+
+    def _gather(self, rows: Tensor) -> dict[str, Tensor]:
+        shard_of = torch.bucketize(rows, self._shard_ends, right=True)
+        numbers = shard_of.unique().tolist() or [0]
+        parts, places = [], []
+        for number in numbers:
+            inside = (shard_of == number).nonzero()[:, 0]
+            shard = self.shards[number]
+            local = rows[inside] - (self._shard_ends[number] - int(shard[COUNTS].sum()))
+            parts.append({name: shard[name][local] for name in self.layout})
+            places.append(inside)
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.cat(places).argsort()
+        return {name: torch.cat([part[name] for part in parts])[order] for name in self.layout}

@@ -1,0 +1,39 @@
+"""What a term is to match: a signal's decisions on a batch, recalibrated."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from firstkd.data.packing import Batch
+from firstkd.recalibration.kinds import Recalibration
+from firstkd.signals.base import Signal
+from firstkd.signals.store import SignalStore
+
+
+class Target(NamedTuple):
+    """R decisions with K candidates each."""
+
+    ids_RK: Tensor
+    """Token ids, or the choices' indices."""
+    probabilities_RK: Tensor
+    """0 where there is no candidate."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A signal whose records lie in a store."""
+
+    signal: Signal
+    store: SignalStore
+    recalibration: Recalibration
+    positions_Q: Tensor
+    """Of each training question, where its example is in the store."""
+
+    def of(self, batch: Batch) -> Target:
+        """Return the decisions on the batch's questions, on the batch's device."""
+        records = self.store.of_examples(self.positions_Q[batch.index_B.cpu()])
+        decisions = self.signal.decisions(records, self.store.facts)
+        probabilities = self.recalibration.apply(decisions)
+        device = batch.input_ids_BL.device
+        return Target(decisions.top_ids.to(device), probabilities.to(device))

@@ -1,0 +1,134 @@
+"""The most probable tokens of each position, found, stored and read back.
+
+Ids take 16 bits, and 4 more for vocabularies above 65,536; log-probabilities are float16.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from firstkd.models.head import chunks, pieces, widened, within
+from firstkd.models.view import View
+from firstkd.signals.knowledge import FIELDS, Knowledge
+from firstkd.signals.store import Records
+from firstkd.signals.tail import bends
+
+BLOCK = 128
+"""Of neighbouring tokens, of which only the largest is looked at first in the search for top-k."""
+
+
+def top_k_records(view: View, top_k: int, tail_nodes: int, vocabulary_size: int) -> Records:
+    """Return the token decisions of the batch's right responses, packed as they are stored."""
+    knowledge = head_with_top_k(view, top_k, tail_nodes, vocabulary_size)
+    batch = view.batch
+    question_M = batch.response_of_M[batch.is_gold_M] // batch.choice_mask_BC.shape[1]
+    return packed(knowledge, question_M.bincount(minlength=len(batch.index_B)).cpu())
+
+
+def packed(knowledge: Knowledge, counts: Tensor) -> Records:
+    """Return decisions as records, of which each example has so many; ids split as stored."""
+    columns = {name: getattr(knowledge, name) for name in FIELDS}
+    if knowledge.vocabulary_size > 2**16:
+        columns["top_ids_high"] = _pack_nibbles(knowledge.top_ids >> 16)
+        columns["top_ids"] = knowledge.top_ids & 0xFFFF
+    return Records(columns, counts)
+
+
+def token_decisions(records: Records, vocabulary_size: int) -> Knowledge:
+    """Return int64 ids and float32 reals."""
+    stored = records.columns
+    top_ids = stored["top_ids"].long()
+    if "top_ids_high" in stored:
+        top_ids |= _unpack_nibbles(stored["top_ids_high"], top_ids.shape[1]) << 16
+    rest = {name: stored[name].float() for name in FIELDS[1:] if name in stored}
+    rest.setdefault("tail_bends", torch.empty(len(top_ids), 0))
+    return Knowledge(top_ids=top_ids, vocabulary_size=vocabulary_size, **rest)
+
+
+def _pack_nibbles(values_RK: Tensor) -> Tensor:
+    """Two values below 16 a byte, the first in the low half; uint8 [R, ⌈K/2⌉]."""
+    padded = torch.nn.functional.pad(values_RK, (0, values_RK.shape[1] % 2))
+    return (padded[:, 0::2] | padded[:, 1::2] << 4).to(torch.uint8)
+
+
+def _unpack_nibbles(packed: Tensor, count: int) -> Tensor:
+    wide = packed.long()
+    return torch.stack([wide & 15, wide >> 4], dim=-1).flatten(1)[:, :count]
+
+
+def head_with_top_k(view: View, top_k: int, tail_nodes: int, vocabulary_size: int) -> Knowledge:
+    """Return the token decisions of the right responses.
+
+    One pass of the head over the N supervised positions; a chunk of its logits is all that ever
+    exists, and what is computed on it stays in the cache.
+    """
+    batch, hidden_NH, head = view.batch, view.hidden_NH, view.scorer.head
+    weight_VH = head.weight[:vocabulary_size]
+    bias_V = None if head.bias is None else head.bias[:vocabulary_size]
+    logprobs_M = hidden_NH.new_empty(len(batch.rows_M), dtype=torch.float32)
+    is_gold_N = torch.zeros(len(hidden_NH), dtype=torch.bool, device=hidden_NH.device)
+    gold_rows = batch.rows_M[batch.is_gold_M]
+    is_gold_N[gold_rows] = True
+    # of the right responses' tokens, which lie in the order of their positions
+    parts = []
+    log_partition_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
+    for start, end in chunks(len(hidden_NH)):
+        chunk = F.linear(hidden_NH[start:end], weight_VH, bias_V)
+        for first, last in pieces(start, chunk):
+            logits = widened(chunk[first - start : last - start], head.softcap)
+            log_partition = logits.logsumexp(-1)
+            log_partition_N[first:last] = log_partition
+            is_gold = is_gold_N[first:last]
+            found = logits[is_gold].sub_(log_partition[is_gold, None])
+            parts.append(knowledge_of(found, top_k, tail_nodes))
+        inside = within(batch.rows_M, start, end)
+        rows = batch.rows_M[inside]
+        scored = widened(chunk[rows - start, batch.targets_M[inside]], head.softcap)
+        logprobs_M[inside] = scored - log_partition_N[rows]
+    gold_logprob = logprobs_M[batch.is_gold_M]
+    return replace(Knowledge.concatenate(parts), gold_logprob=gold_logprob).cpu()
+
+
+def knowledge_of(logprobs_RV: Tensor, top_k: int, tail_nodes: int) -> Knowledge:
+    """What is kept of these log-probabilities, which are overwritten.
+
+    Of the right token nothing is known here: its log-probability is NaN.
+    """
+    vocabulary_size = logprobs_RV.shape[1]
+    top_logprobs, top_ids = _top_k(logprobs_RV, top_k)
+    tail = logprobs_RV.scatter_(1, top_ids, -torch.inf)
+    log_tail_mass = tail.logsumexp(-1)
+    return Knowledge(
+        top_ids=top_ids,
+        top_logprobs=top_logprobs,
+        log_tail_mass=log_tail_mass,
+        gold_logprob=torch.full_like(log_tail_mass, torch.nan),
+        tail_bends=bends(tail, log_tail_mass, top_k, tail_nodes),
+        vocabulary_size=vocabulary_size,
+    )
+
+
+def _top_k(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their indices, largest first.
+
+    They all lie in the k blocks of neighbours with the largest maxima, so one cheap pass finds
+    where to look, which torch.topk alone takes many for.
+    """
+    size = values_NV.shape[1]
+    blocks = size // BLOCK
+    if blocks <= 2 * k:
+        values, ids = values_NV.topk(k)
+        return values, ids
+    blocked = values_NV[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
+    best = blocked.amax(-1).topk(k).indices
+    candidates = blocked.gather(1, best[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
+    offsets = torch.arange(BLOCK, device=best.device)
+    ids = (best[:, :, None] * BLOCK + offsets).flatten(1)
+    if rest := size - blocks * BLOCK:  # a last block that is not full
+        candidates = torch.cat([candidates, values_NV[:, -rest:]], dim=1)
+        last = torch.arange(size - rest, size, device=ids.device)
+        ids = torch.cat([ids, last.expand(len(ids), -1)], dim=1)
+    values, where = candidates.topk(k)
+    return values, ids.gather(1, where)

@@ -1,0 +1,106 @@
+"""What a term is: it compares a student with a signal, or with gold, and returns sums.
+
+A term is its own settings. It says of each question how many units it counts there (tokens,
+questions), which is known from the data alone, so that a step's loss is divided by the count of
+the whole step: no choice of micro-batches or processes changes what is learned.
+"""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+
+from pydantic import Field
+
+from firstkd.data.prompts import Question
+from firstkd.models.needs import Needs
+from firstkd.recalibration.settings import NEED_TAIL_NODES, RecalibrationName
+from firstkd.section import Name, Section, Weight
+from firstkd.signals.base import Signal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from firstkd.models.view import View
+    from firstkd.signals.target import Target
+
+
+class Sum(NamedTuple):
+    """A term over a micro-batch; divided by the units of the whole step it is the term's loss."""
+
+    total: "Tensor"
+    units: int
+    measures: "dict[str, Tensor]"
+    """What else the pass shows, summed over the same units; without gradient."""
+
+
+class Ramp(Section):
+    """A weight that changes linearly over the training."""
+
+    start: Annotated[float, Field(ge=0, alias="from")]
+    to: Annotated[float, Field(ge=0)]
+
+    def at(self, progress: float) -> float:
+        return self.start * (1 - progress) + self.to * progress
+
+
+class Term(Section):
+    """One term of an objective; a kind of term is a subclass in a module of its own."""
+
+    kind: str
+    needs: ClassVar[Needs] = Needs()
+    decides: ClassVar[str | None] = None
+    """The kind of decisions it compares (`Signal.decides`); None for terms on gold labels."""
+    asks_ids: ClassVar[bool] = False
+    """Whether the student is to score the token ids of the target's candidates."""
+
+    weight: Weight | Ramp = 1.0
+
+    @property
+    def signal(self) -> str | None:
+        """Name of the signal that it learns from; None for gold labels."""
+        return None
+
+    @property
+    def recalibration(self) -> str | None:
+        """How what it learns from is recalibrated; None for gold labels."""
+        return None
+
+    def misfit(self, signal: Signal) -> str | None:
+        """Return why it cannot learn from this signal, if so."""
+        if signal.decides == self.decides:
+            return None
+        return f"it compares {self.decides}s, but signals.{self.signal} is of {signal.decides}s"
+
+    def weight_at(self, progress: float) -> float:
+        """Return the weight at this share of the training's steps."""
+        return self.weight.at(progress) if isinstance(self.weight, Ramp) else self.weight
+
+    def count(self, question: Question) -> int:
+        """Return how many units of a question it counts; 0 where it has nothing to say."""
+        raise NotImplementedError
+
+    def __call__(self, view: "View", name: str, target: "Target | None") -> Sum:
+        """Compare what the student shows with the target; `name` is the term's own in `learn`."""
+        raise NotImplementedError
+
+
+class SignalTerm(Term):
+    """A term that compares the student with a signal."""
+
+    from_: Annotated[Name, Field(alias="from")]
+    recalibrate: RecalibrationName = "temperature"
+    """How the signal's probabilities are recalibrated before the student is to match them."""
+
+    @property
+    def signal(self) -> str:
+        return self.from_
+
+    @property
+    def recalibration(self) -> str:
+        return self.recalibrate
+
+    def misfit(self, signal: Signal) -> str | None:
+        if self.recalibrate in NEED_TAIL_NODES and not signal.keeps_tails:
+            return (
+                f"recalibrate: {self.recalibrate} needs the tail's nodes; set "
+                f"signals.{self.from_}.tail_nodes to 8"
+            )
+        return super().misfit(signal)

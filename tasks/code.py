@@ -1,0 +1,75 @@
+"""Which of the project's modules a module depends on, from its imports."""
+
+import ast
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+CODE = Path(__file__).parents[1]
+"""The folder of firstkd/ and tasks/."""
+PACKAGES = ("firstkd", "tasks")
+NOT_RESULTS = {
+    "firstkd/errors.py",
+    "firstkd/files.py",
+    "firstkd/lineage.py",
+    "firstkd/section.py",
+    "tasks/code.py",
+    "tasks/graph.py",
+    "tasks/layout.py",
+    "tasks/stage.py",
+}
+"""What these change shows in errors, paths or the graph itself, not in results."""
+
+
+def code_of(modules: Iterable[str], without: Iterable[str] = ()) -> list[str]:
+    """Return the files of these modules and all that they import, directly or through others.
+
+    Settings are left out: what they change is in the settings themselves. So is what is imported
+    through `without` alone.
+    """
+    found: set[str] = set()
+    waiting = {_file(module) for module in modules}
+    excluded = {_file(module) for module in without}
+    while waiting:
+        file = waiting.pop()
+        if file is None or file in found or file in excluded or _is_no_result(file):
+            continue
+        found.add(file)
+        waiting |= _imported(file)
+    return sorted(found)
+
+
+def _is_no_result(file: str) -> bool:
+    return file in NOT_RESULTS or file.endswith("settings.py")
+
+
+def _file(module: str) -> str | None:
+    """Return a module's file, relative to the code; None for what is not the project's."""
+    if module.partition(".")[0] not in PACKAGES:
+        return None
+    path = module.replace(".", "/")
+    for file in (f"{path}.py", f"{path}/__init__.py"):
+        if (CODE / file).exists():
+            return file
+    return None
+
+
+@cache
+def _imported(file: str) -> frozenset[str | None]:
+    names: set[str] = set()
+    for node in _executed(ast.parse((CODE / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(_file(name) for name in names)
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes but those that only type checkers see."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        types_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not types_only:
+            yield from _executed(child)

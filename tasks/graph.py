@@ -1,0 +1,248 @@
+"""The stage graph: dvc.yaml as it follows from params.yaml.
+
+DVC cannot expand a list into the dependencies of a stage, so a graph whose stages depend on what
+params.yaml names is written out in full, in the order in which the stages run.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from firstkd.errors import ConfigError
+from firstkd.files import atomic_file
+from firstkd.lineage import Node
+from firstkd.settings import Settings
+from tasks.code import code_of
+
+HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
+LEARNING = "tasks.training"
+"""What only the stages of models that learn depend on."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    desc: str
+    command: str
+    params: list[str]
+    code: list[str]
+    inputs: list[str]
+    output: str
+
+    def entry(self) -> dict[str, Any]:
+        deps = [*self.code, *dict.fromkeys(self.inputs)]
+        return {
+            "desc": self.desc,
+            "cmd": self.command,
+            "params": sorted(self.params),
+            "deps": deps,
+            "outs": [self.output],
+        }
+
+
+def render(settings: Settings) -> str:
+    """Return dvc.yaml: the same settings and code give the same text."""
+    yaml = YAML()
+    yaml.width = 1000
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    text = StringIO()
+    stages = {stage.name: stage.entry() for stage in stages_of(settings)}
+    yaml.dump({"stages": stages, **PLOTS}, text)
+    return HEAD + text.getvalue()
+
+
+PLOTS: dict[str, Any] = {
+    "metrics": ["data/report/metrics.json"],
+    "plots": [
+        {f"data/report/plots/{name}": {"x": x, "y": y, "template": "linear"}}
+        for name, x, y in (
+            ("reliability", "confidence", "accuracy"),
+            ("coverage", "coverage", "accuracy"),
+            ("training", "step", "loss"),
+        )
+    ],
+}
+"""For `dvc metrics diff`, `dvc plots diff` and `dvc exp show`: files that report writes."""
+
+
+def write_graph(root: Path, settings: Settings) -> bool:
+    """Write dvc.yaml if it is not what it should be; return whether it was not."""
+    text, file = render(settings), root / "dvc.yaml"
+    if file.exists() and file.read_text(encoding="utf-8") == text:
+        return False
+    with atomic_file(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return True
+
+
+def check_graph(root: Path, settings: Settings) -> None:
+    """Raise ConfigError unless dvc.yaml is what params.yaml and the code make of it."""
+    file = root / "dvc.yaml"
+    if not file.exists() or file.read_text(encoding="utf-8") != render(settings):
+        raise ConfigError(
+            f"{file} does not follow from params.yaml and the code (edited by hand, or out of "
+            "date): run `firstkd graph`, which writes it"
+        )
+
+
+def stages_of(settings: Settings) -> Iterator[Stage]:
+    """Yield all stages in the order in which they run."""
+    yield _fetch()
+    yield _prepare()
+    validated = False
+    for node in settings.lineage.order:
+        if not validated and settings.lineage.reads(node):
+            yield _validate(settings)
+            validated = True
+        if node.section == "models":
+            yield _model(settings, node)
+        else:
+            yield _signal(settings, node)
+            yield _calibrate(settings, node.name)
+    for name in settings.evaluate.models:
+        yield _evaluate(name)
+    yield _report(settings)
+
+
+def _fetch() -> Stage:
+    return Stage(
+        "fetch",
+        "Fetch the data sets, pinned by SHA-256",
+        "python -m tasks.fetch",
+        ["fetch"],
+        code_of(["tasks.fetch"]),
+        ["sources"],  # so that a changed file of one's own is noticed
+        "data/fetch",
+    )
+
+
+def _prepare() -> Stage:
+    return Stage(
+        "prepare",
+        "Bring all examples into one schema and split them",
+        "python -m tasks.prepare",
+        ["prepare", "fetch.datasets"],
+        code_of(["tasks.prepare"]),
+        ["data/fetch"],
+        "data/prepare",
+    )
+
+
+def _validate(settings: Settings) -> Stage:
+    return Stage(
+        "validate",
+        "Check the examples, and every model that was made elsewhere; a failure stops the pipeline",
+        "python -m tasks.validate",
+        ["validate", "prompt", "models", "signals"],
+        code_of(["tasks.validate"]),
+        ["data/prepare", *(f"data/model/{name}" for name in settings.lineage.roots)],
+        "data/validate",
+    )
+
+
+def _model(settings: Settings, node: Node) -> Stage:
+    name = node.name
+    model = settings.models[name]
+    kinds = [type(model.init).__module__]
+    params, inputs = [f"models.{name}"], [f"data/model/{of}" for of in model.init.models]
+    if not model.init.models:
+        inputs.append("sources")
+    if model.init.reads_examples or model.learn:
+        params += ["prompt", "runtime"]
+        inputs += ["data/prepare/train.parquet", "data/validate/summary.json"]
+    for term in (model.learn or {}).values():
+        kinds.append(type(term).__module__)
+        if term.signal is not None:
+            kinds.append(type(settings.signals[term.signal]).__module__)
+            inputs.append(f"data/signal/{term.signal}/train")
+            inputs.append(f"data/calibrate/{term.signal}/{term.recalibration}.json")
+    if model.learn is None:
+        what, code = "Make", code_of(["tasks.model", *kinds], without=[LEARNING])
+    else:
+        what, code = "Train", code_of(["tasks.model", LEARNING, *kinds])
+        params.append(f"train.{model.train}")
+    return Stage(
+        f"model-{name}",
+        f"{what} the model “{name}”",
+        f"python -m tasks.model {name}",
+        params,
+        code,
+        inputs,
+        f"data/model/{name}",
+    )
+
+
+def _signal(settings: Settings, node: Node) -> Stage:
+    name = node.name
+    signal = settings.signals[name]
+    inputs = [f"data/model/{of}" for of in signal.models]
+    inputs += [f"data/signal/{of}" for of in signal.signals]
+    examples = [f"data/prepare/{split}.parquet" for split in ("calibration", "train")]
+    return Stage(
+        f"signal-{name}",
+        f"Keep the signal “{name}” of {', '.join([*signal.models, *signal.signals])}",
+        f"python -m tasks.signal {name}",
+        [f"signals.{name}", "capture", "prompt", "runtime"],
+        code_of(["tasks.signal", type(signal).__module__]),
+        inputs + examples,
+        f"data/signal/{name}",
+    )
+
+
+def _calibrate(settings: Settings, name: str) -> Stage:
+    return Stage(
+        f"calibrate-{name}",
+        f"Fit the recalibrations of the signal “{name}” on the calibration split",
+        f"python -m tasks.calibrate {name}",
+        ["calibrate", f"signals.{name}", "prompt", "runtime"],
+        code_of(["tasks.calibrate", type(settings.signals[name]).__module__]),
+        [
+            f"data/signal/{name}/calibration",
+            f"data/model/{settings.lineage.read_with(name)}",  # its tokenizer
+            "data/prepare/calibration.parquet",
+        ],
+        f"data/calibrate/{name}",
+    )
+
+
+def _evaluate(name: str) -> Stage:
+    return Stage(
+        f"evaluate-{name}",
+        f"Measure the model “{name}” on the test sets, and fit a temperature of its own",
+        f"python -m tasks.evaluate {name}",
+        [
+            "calibrate.criterion",
+            "calibrate.max_temperature",
+            "evaluate.bootstrap_samples",
+            "evaluate.micro_batch_size",
+            "prompt",
+            "runtime",
+        ],
+        code_of(["tasks.evaluate"]),
+        ["data/prepare", f"data/model/{name}"],
+        f"data/evaluate/{name}",
+    )
+
+
+def _report(settings: Settings) -> Stage:
+    evaluated = settings.evaluate.models
+    trained = [name for name in evaluated if settings.models[name].learn is not None]
+    return Stage(
+        "report",
+        "Put the models side by side in one page",
+        "python -m tasks.report",
+        ["evaluate", "models", "record.student", "runtime.seed", "signals"],
+        code_of(["tasks.report"]),
+        [
+            "tasks/templates",
+            "data/prepare",
+            *(f"data/evaluate/{name}" for name in evaluated),
+            *(f"data/model/{name}/training.jsonl" for name in trained),
+            *(f"data/signal/{name}/metrics.json" for name in settings.signals),
+        ],
+        "data/report",
+    )

@@ -1,0 +1,31 @@
+"""Where everything lies under data/: one folder a stage, named as in params.yaml."""
+
+from pathlib import Path
+
+SPLITS = ("train", "calibration", "test")
+
+
+def prepared(root: Path, split: str) -> Path:
+    return root / "data/prepare" / f"{split}.parquet"
+
+
+def model_folder(root: Path, name: str) -> Path:
+    return root / "data/model" / name
+
+
+def signal_folder(root: Path, name: str, split: str | None = None) -> Path:
+    folder = root / "data/signal" / name
+    return folder if split is None else folder / split
+
+
+def recalibration_file(root: Path, signal: str, kind: str) -> Path:
+    return root / "data/calibrate" / signal / f"{kind}.json"
+
+
+def evaluation_folder(root: Path, model: str) -> Path:
+    return root / "data/evaluate" / model
+
+
+def log_folder(root: Path, stage: str) -> Path:
+    """Return where a stage (`model-first`) logs what is not reproducible: times, live curves."""
+    return root / "logs" / stage

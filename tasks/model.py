@@ -1,0 +1,43 @@
+"""Make a named model: how it starts, and what it learns.
+
+Reads   what models.NAME of params.yaml names: data/model/OTHER/, data/signal/SIGNAL/train/ with
+        data/calibrate/SIGNAL/, data/prepare/train.parquet
+Writes  data/model/NAME/ (a model folder; with what it learned, training.jsonl and deepspeed.json)
+Run as  python -m tasks.model NAME   (normally through `dvc repro model-NAME`)
+
+It starts itself as several processes if machine.processes asks for them.
+"""
+
+from pathlib import Path
+
+from firstkd.errors import ConfigError
+from firstkd.files import atomic_folder
+from firstkd.models.init.base import Given
+from firstkd.reproducibility import deterministic
+from firstkd.settings import load_settings
+from tasks.layout import model_folder, prepared
+from tasks.stage import run_stage
+
+
+def main(root: Path, name: str) -> None:
+    settings = load_settings(root / "params.yaml")
+    if name not in settings.models:
+        raise ConfigError(f"there is no models.{name}; there are {', '.join(settings.models)}")
+    deterministic(settings.runtime.seed, settings.runtime.threads)
+    given = Given(
+        project=root,
+        models={other: model_folder(root, other) for other in settings.models},
+        examples=prepared(root, "train"),
+        prompt=settings.prompt,
+    )
+    if settings.models[name].learn is not None:
+        from tasks.training import learn
+
+        learn(root, settings, name, given)
+        return
+    with atomic_folder(model_folder(root, name)) as folder:
+        settings.models[name].init.make(folder, given)
+
+
+if __name__ == "__main__":
+    run_stage(main, "model", "name", parallel=True)

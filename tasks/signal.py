@@ -1,0 +1,134 @@
+"""Keep what is known of a model, or of several, on the examples.
+
+Reads   data/model/OF/ or data/signal/OTHER/, as signals.NAME of params.yaml says,
+        data/prepare/{train,calibration}.parquet
+Writes  data/signal/NAME/{train,calibration}/ (stores), data/signal/NAME/metrics.json
+Run as  python -m tasks.signal NAME   (normally through `dvc repro signal-NAME`)
+
+It starts itself as several processes if machine.processes asks for them. What an interrupted run
+has captured lies in data/.signal/, from which the next run goes on.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from firstkd.data.examples import example_key, read_examples
+from firstkd.data.prompts import encode
+from firstkd.errors import ConfigError
+from firstkd.files import replace_folder, sha256_of, write_json
+from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.tokenizers import vocabulary_digest, vocabulary_size
+from firstkd.reproducibility import deterministic
+from firstkd.settings import Settings, load_settings
+from firstkd.signals.base import CapturedSignal, CombinedSignal
+from firstkd.signals.capture import Capture
+from firstkd.signals.store import SignalStore, write_manifest, write_shard
+from firstkd.train.distributed import Ranks, join_ranks
+from tasks.code import CODE, code_of
+from tasks.layout import model_folder, prepared, signal_folder
+from tasks.stage import run_stage
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "calibration")
+
+
+def main(root: Path, name: str) -> None:
+    settings = load_settings(root / "params.yaml")
+    if name not in settings.signals:
+        raise ConfigError(f"there is no signals.{name}; there are {', '.join(settings.signals)}")
+    deterministic(settings.runtime.seed, settings.runtime.threads)
+    ranks, signal = join_ranks(), settings.signals[name]
+    identity = identity_of(root, settings, name)
+    partial = partial_folder(root, name, [identity, settings.capture.model_dump()], ranks)
+    if isinstance(signal, CombinedSignal):
+        if ranks.is_first:
+            combine(root, signal, partial, identity)
+    else:
+        capture(root, settings, signal, partial, identity, ranks)
+    ranks.barrier()
+    if not ranks.is_first:
+        return
+    metrics = {}
+    for split in SPLITS:
+        metrics[split] = signal.describe(SignalStore(partial / split))
+        if warning := signal.warning(metrics[split]):
+            log.warning("signals.%s, %s: %s", name, split, warning)
+    write_json(partial / "metrics.json", metrics)
+    replace_folder(partial, signal_folder(root, name))
+
+
+def capture(
+    root: Path,
+    settings: Settings,
+    signal: CapturedSignal,
+    partial: Path,
+    identity: dict[str, Any],
+    ranks: Ranks,
+) -> None:
+    """Run the signal's model over both splits."""
+    (of,) = signal.models
+    tokenizer = load_tokenizer(model_folder(root, of))
+    model = load_model(model_folder(root, of), settings.capture.precision)
+    size = vocabulary_size(model_folder(root, of), tokenizer)
+    if signal.has_token_ids:
+        identity = {**identity, "vocabulary": vocabulary_digest(tokenizer)}
+    run = Capture(signal, size, settings.capture, ranks)
+    for split in SPLITS:
+        examples = read_examples(prepared(root, split))
+        questions = encode(examples, tokenizer, settings.prompt)
+        run.write(model, questions, [example_key(e) for e in examples], partial / split)
+    ranks.barrier()
+    if ranks.is_first:
+        for split in SPLITS:
+            run.finish(partial / split, identity)
+
+
+def combine(root: Path, signal: CombinedSignal, partial: Path, identity: dict[str, Any]) -> None:
+    """Compute the signal from the stores of others."""
+    for split in SPLITS:
+        (partial / split).mkdir(parents=True, exist_ok=True)
+        members = [signal_folder(root, member, split) for member in signal.signals]
+        keys = SignalStore(members[0]).keys.tolist()
+        layout = signal.layout(0)
+        write_shard(partial / split, 0, layout, signal.combine(members), keys)
+        write_manifest(partial / split, layout, signal.kind, identity)
+
+
+def identity_of(root: Path, settings: Settings, name: str) -> dict[str, Any]:
+    """Return everything that decides what a signal is."""
+    signal = settings.signals[name]
+    inputs = [model_folder(root, of) for of in signal.models]
+    inputs += [signal_folder(root, of) for of in signal.signals]
+    inputs += [prepared(root, split) for split in SPLITS]
+    return {
+        "signal": signal.model_dump(),
+        "inputs": {path.relative_to(root).as_posix(): sha256_of(path) for path in inputs},
+        "prompt": settings.prompt.model_dump(),
+        "precision": settings.capture.precision,
+    }
+
+
+def partial_folder(root: Path, name: str, made_from: Any, ranks: Ranks) -> Path:
+    """Return the folder of what was captured so far of exactly this, and drop all other."""
+    code = code_of(["tasks.signal"])
+    hashes = {file: sha256_of(CODE / file) for file in code}
+    text = json.dumps([made_from, hashes], sort_keys=True)
+    folder = root / "data/.signal" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if ranks.is_first and folder.parent.exists():
+        for stale in set(folder.parent.glob(f"{name}-*")) - {folder}:
+            shutil.rmtree(stale)
+        for half_written in folder.rglob(".*"):  # by us or by safetensors
+            half_written.unlink()
+    ranks.barrier()
+    if folder.exists():
+        log.info("going on from the shards that an interrupted run has left")
+    return folder
+
+
+if __name__ == "__main__":
+    run_stage(main, "signal", "name", parallel=True)
