@@ -19,7 +19,7 @@ from firstkd.recalibration.settings import CalibrateSettings
 from firstkd.section import Name, Positive, Section, Share, listed
 from firstkd.signals.settings import ExtractSettings
 from firstkd.terms.settings import Arm
-from firstkd.train.settings import FinetuneSettings, TrainingSettings
+from firstkd.train.settings import MachineSettings, TrainingSettings
 
 
 class RuntimeSettings(Section):
@@ -85,11 +85,12 @@ class PublishSettings(Section):
 
 class Settings(Section):
     runtime: RuntimeSettings
+    machine: MachineSettings
     prompt: PromptSettings
     fetch: FetchSettings
     prepare: PrepareSettings
     validate_: Annotated[ValidateSettings, Field(alias="validate")]
-    finetune: FinetuneSettings
+    finetune: TrainingSettings
     extract: ExtractSettings
     calibrate: CalibrateSettings
     prune: PruneSettings

@@ -2,10 +2,10 @@
 
 Reads   data/prune/ (the student's start), data/prepare/train.parquet, data/extract/train/,
         data/calibrate/RECALIBRATION.json
-Writes  data/distill/ARM/ (a model folder, training.jsonl, deepspeed.json)
+Writes  data/distill/ARM/ (a model folder, training.jsonl)
 Run as  python -m tasks.distill ARM   (normally through `dvc repro distill@ARM`)
 
-It starts itself as several processes where distill.processes asks for them.
+It starts itself as several processes if machine.processes asks for them.
 """
 
 from pathlib import Path
@@ -49,6 +49,7 @@ def main(root: Path, arm: str) -> None:
         plan=plan,
         loss=loss,
         settings=settings.distill,
+        machine=settings.machine,
         inputs=[data, root / "data/extract/train", recalibration_file(root, settings.arms[arm])],
         others=[s.model_dump() for s in (settings.arms[arm], settings.prompt, settings.runtime)],
     )

@@ -5,7 +5,7 @@ Writes  data/extract/{train,calibration}/{token,choice}/ (knowledge stores), met
         concentration.png
 Run as  python -m tasks.extract   (normally through `dvc repro extract`)
 
-It starts itself as several processes where extract.processes asks for them. What an interrupted run
+It starts itself as several processes if machine.processes asks for them. What an interrupted run
 has captured lies in data/.extract/, where the next run goes on.
 """
 
@@ -43,7 +43,7 @@ def main(root: Path = Path(".")) -> None:
     deterministic(settings.runtime.seed, settings.runtime.threads)
     ranks = join_ranks()
     identities = {split: knowledge_identity(root, split) for split in SPLITS}
-    made_from = [identities, settings.extract.model_dump(exclude={"processes"})]
+    made_from = [identities, settings.extract.model_dump()]
     partial = partial_folder(root, made_from, ranks)
     teacher = root / "data/finetune"
     tokenizer = load_tokenizer(teacher)

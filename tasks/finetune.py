@@ -1,10 +1,10 @@
 """Fine-tune the base model on the training examples; the result is the teacher.
 
 Reads   data/fetch/base/, data/prepare/train.parquet
-Writes  data/finetune/ (a model folder, training.jsonl, deepspeed.json)
+Writes  data/finetune/ (a model folder, training.jsonl)
 Run as  python -m tasks.finetune   (normally through `dvc repro finetune`)
 
-It starts itself as several processes where finetune.processes asks for them.
+It starts itself as several processes if machine.processes asks for them.
 """
 
 from pathlib import Path
@@ -35,9 +35,9 @@ def main(root: Path = Path(".")) -> None:
         plan=training_plan(questions, settings.finetune, settings.runtime.seed),
         loss=cross_entropy,
         settings=settings.finetune,
+        machine=settings.machine,
         inputs=[data],
         others=[settings.prompt.model_dump(), settings.runtime.model_dump()],
-        lora=settings.finetune.lora,
     )
 
 

@@ -28,7 +28,7 @@ def run_stage(
     """Run `main(root)` or `main(root, value)` for `python -m tasks.NAME [value]`, then exit.
 
     The stage's wall time and peak memory go to logs/STAGE/cost.json, which is not tracked: they
-    differ from run to run. With `parallel`, it runs in as many processes as its section says.
+    differ from run to run. With `parallel`, it runs in `machine.processes` processes.
     """
 
     def stage(root: Path, *values: str) -> None:
@@ -81,7 +81,7 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
 def _launched(root: Path, name: str, values: Sequence[str]) -> bool:
     """Run the stage as several processes, if it is to be; whether that was done."""
     settings = load_settings(root / "params.yaml")
-    processes = getattr(settings, name).processes
+    processes = settings.machine.processes
     if not needs_launch(processes):
         return False
     launch(f"tasks.{name}", values, processes, settings.runtime.threads)

@@ -17,15 +17,11 @@ from firstkd.data.prompts import Question
 from firstkd.files import atomic_folder, sha256_of, write_json, write_json_lines
 from firstkd.models.folders import load_model, save_model
 from firstkd.models.lora import add_lora
-from firstkd.models.settings import LoraSettings
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import deepspeed_config
 from firstkd.train.loop import Loss, train
-from firstkd.train.settings import TrainingSettings
+from firstkd.train.settings import MachineSettings, TrainingSettings
 from tasks.stage import log_folder
-
-NOT_RESULTS = {"processes", "checkpoint_steps"}
-"""Settings that a training may go on under when they have changed."""
 
 
 def train_stage(
@@ -38,23 +34,25 @@ def train_stage(
     plan: Sequence[Sequence[int]],
     loss: Loss,
     settings: TrainingSettings,
+    machine: MachineSettings,
     inputs: Sequence[Path],
     others: Any,
-    lora: LoraSettings | None = None,
 ) -> None:
     """Train the model in `start` and write it, with its curve, to the stage's folder under data/.
 
     `inputs` are all files and folders that decide the result, `others` all other settings.
     """
     ranks = join_ranks()
-    made_from = [settings.model_dump(exclude=NOT_RESULTS), others]
+    made_from = [settings.model_dump(), others]
     checkpoints = checkpoint_folder(root, stage, made_from, [start, *inputs], ranks)
     if not ranks.is_first:
         disable_progress_bar()
     model = load_model(start, settings.precision)
-    tuned = add_lora(model, lora) if lora else None
-    live_curve = log_folder(root, stage) / "curve.jsonl"
-    curve = train(model, questions, plan, loss, settings, live_curve, checkpoints)
+    tuned = add_lora(model, settings.lora) if settings.lora else None
+    logs = log_folder(root, stage)
+    curve = train(
+        model, questions, plan, loss, settings, machine, logs / "curve.jsonl", checkpoints
+    )
     if not ranks.is_first:
         return
     if tuned:
@@ -62,7 +60,8 @@ def train_stage(
     with atomic_folder(root / "data" / stage.replace("@", "/")) as folder:
         save_model(model, tokenizer, folder)
         write_json_lines(folder / "training.jsonl", curve)
-        write_json(folder / "deepspeed.json", deepspeed_config(settings, ranks.world_size))
+    # of this machine, so it is logged, not an output
+    write_json(logs / "deepspeed.json", deepspeed_config(settings, machine, ranks.world_size))
     shutil.rmtree(checkpoints, ignore_errors=True)  # there may be none
 
 

@@ -15,7 +15,5 @@ class ExtractSettings(Section):
     micro_batch_size: Positive
     shard_examples: Positive
     """Examples per file of the knowledge store: so much knowledge memory has to hold."""
-    processes: Positive
-    """On this host, each with the whole teacher; they share out the files, not a result."""
     min_top_k_mass: Share
     """Of the teacher's probability: where the top-k hold less on average, extract warns."""

@@ -13,7 +13,7 @@ import torch
 from firstkd.imports import unimportable
 from firstkd.models.scoring import ResponseScorer
 from firstkd.train.distributed import Ranks
-from firstkd.train.settings import TrainingSettings
+from firstkd.train.settings import MachineSettings, TrainingSettings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for others, and says so
@@ -31,23 +31,25 @@ WHOLE_BELOW = 10_000
 """Elements below which ZeRO 3 leaves a weight whole: norms, which are not worth a message."""
 
 
-def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, Any]:
+def deepspeed_config(
+    settings: TrainingSettings, machine: MachineSettings, world_size: int
+) -> dict[str, Any]:
     """Return DeepSpeed's own configuration.
 
     Without any ZeRO stage it tells no gradient norm in float32, so there stage 1 takes the place
     of 0; in one process it computes the same.
     """
     zero: dict[str, Any] = {
-        "stage": max(settings.zero_stage, int(settings.precision == "fp32")),
+        "stage": max(machine.zero_stage, int(settings.precision == "fp32")),
         "reduce_bucket_size": BUCKET_ELEMENTS,
         "allgather_bucket_size": BUCKET_ELEMENTS,
     }
-    if settings.zero_stage == 3:
+    if machine.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = WHOLE_BELOW
-    if settings.cpu_offload:
+    if machine.cpu_offload:
         offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         zero["offload_optimizer"] = offload
-        if settings.zero_stage == 3:
+        if machine.zero_stage == 3:
             zero["offload_param"] = offload
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
@@ -61,10 +63,12 @@ def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, A
     }
 
 
-def make_engine(scorer: ResponseScorer, settings: TrainingSettings, ranks: Ranks) -> Any:
+def make_engine(
+    scorer: ResponseScorer, settings: TrainingSettings, machine: MachineSettings, ranks: Ranks
+) -> Any:
     """Return DeepSpeed's engine; the parameters stay the model's own."""
     scorer.train()
-    if settings.gradient_checkpointing:
+    if machine.gradient_checkpointing:
         # The reentrant kind runs the modules' hooks again, by which ZeRO 3 gathers weights. It
         # passes gradients on only where its input wants them.
         backbone: Any = scorer.backbone
@@ -85,9 +89,8 @@ def make_engine(scorer: ResponseScorer, settings: TrainingSettings, ranks: Ranks
         betas=(0.9, 0.95),
         fused=True,
     )
-    engine, *_ = deepspeed.initialize(
-        model=scorer, optimizer=optimizer, config=deepspeed_config(settings, ranks.world_size)
-    )
+    config = deepspeed_config(settings, machine, ranks.world_size)
+    engine, *_ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=config)
     for state in optimizer.state.values():
         state["step"].zero_()
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:

@@ -33,7 +33,7 @@ from firstkd.models.scoring import ResponseScorer
 from firstkd.train.checkpoints import Checkpoints
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import end_engine, make_engine
-from firstkd.train.settings import TrainingSettings
+from firstkd.train.settings import MachineSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def train(
     plan: Sequence[Sequence[int]],
     loss: Loss,
     settings: TrainingSettings,
+    machine: MachineSettings,
     live_curve: Path,
     checkpoints: Path | None = None,
 ) -> list[dict[str, float]]:
@@ -87,12 +88,12 @@ def train(
     if saved:
         saved.load_weights(scorer)
     with _memory_explained("with the optimizer's states"):
-        engine = make_engine(scorer, settings, ranks)
+        engine = make_engine(scorer, settings, machine, ranks)
     if saved:
         saved.load_optimizer(engine)
         log.info("going on after step %d of %d", saved.step, steps)
     done, curve = (saved.step, saved.points) if saved else (0, [])
-    interval = settings.checkpoint_steps or steps + 1
+    interval = machine.checkpoint_steps or steps + 1
     with _live(live_curve, curve, steps, ranks) as show, _sigterm(held=bool(saver)) as asked:
         for step in range(done, steps):
             started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Settings of training."""
+"""Settings of training: what decides its result, and what the machine decides."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,6 +9,8 @@ from firstkd.section import Positive, Section, Share, Weight
 
 
 class TrainingSettings(Section):
+    """What decides the weights that a training ends with."""
+
     epochs: Positive
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
     micro_batch_size: Positive
@@ -24,25 +26,28 @@ class TrainingSettings(Section):
     """Largest norm of a step's gradient."""
     precision: Literal["bf16", "fp32"]
     """Of the weights in the passes; the optimizer always keeps float32 ones."""
-    gradient_checkpointing: bool
-    """Whether layers are computed again for the backward pass, instead of kept in memory."""
+    lora: LoraSettings | None = None
+    """For a model too large to tune in full; null to tune all weights."""
+
+
+class MachineSettings(Section):
+    """How this machine trains and captures. No stage depends on it: a change alters results by
+    rounding at most, reruns nothing, and lets an interrupted stage resume."""
+
     processes: Positive
-    """On this host; torchrun starts them where there are more than one."""
+    """Processes of a stage on this host, one per GPU; torchrun starts them if there are several."""
     zero_stage: Literal[0, 1, 2, 3]
     """What is sharded over processes: nothing, optimizer states, gradients too, weights too."""
     cpu_offload: bool
     """Whether optimizer states, with ZeRO 3 also weights, wait in the host's memory."""
+    gradient_checkpointing: bool
+    """Whether layers are computed again for the backward pass, instead of kept in memory."""
     checkpoint_steps: Positive | None
-    """After so many steps training is saved, to go on there when it is killed; null for never,
-    except at SIGTERM."""
+    """Steps between checkpoints, from which a killed training resumes; null to save only at
+    SIGTERM."""
 
     @model_validator(mode="after")
     def _offload_needs_zero(self) -> Self:
         if self.cpu_offload and not self.zero_stage:
             raise ValueError("cpu_offload needs a zero_stage of 1, 2 or 3, not 0")
         return self
-
-
-class FinetuneSettings(TrainingSettings):
-    lora: LoraSettings | None
-    """For a teacher too large to tune in full; null to tune all weights."""
