@@ -53,7 +53,6 @@ def settings(tail_nodes: int = 0) -> ExtractSettings:
         tail_nodes=tail_nodes,  # type: ignore[arg-type]
         micro_batch_size=BATCH,
         shard_examples=QUESTIONS,
-        processes=1,
         min_top_k_mass=0,
     )
 

@@ -25,16 +25,16 @@ def measure(task: str, size: int) -> float:
 
 
 def run(task: str, size: int) -> None:
+    from firstkd.terms.distillation import DistillationLoss, Lessons
+    from firstkd.terms.settings import Arm
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from benchmarks.models import SETTINGS
+    from benchmarks.models import MACHINE, SETTINGS
     from firstkd.data.prompts import Question
     from firstkd.recalibration.kinds import Identity
     from firstkd.signals.capture import capture, finish
     from firstkd.signals.knowledge import KnowledgeStore
     from firstkd.signals.settings import ExtractSettings
-    from firstkd.terms.distillation import DistillationLoss, Lessons
-    from firstkd.terms.settings import Arm
     from firstkd.train.distributed import Ranks
     from firstkd.train.loop import train, training_plan
 
@@ -49,7 +49,7 @@ def run(task: str, size: int) -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         settings = ExtractSettings(
-            top_k=5, tail_nodes=0, micro_batch_size=64, shard_examples=500, processes=1,
+            top_k=5, tail_nodes=0, micro_batch_size=64, shard_examples=500,
             min_top_k_mass=0,
         )  # fmt: skip
         knowledge = Path(folder) / "knowledge"
@@ -63,7 +63,8 @@ def run(task: str, size: int) -> None:
             )
             training = SETTINGS.model_copy(update={"micro_batch_size": 128, "precision": "fp32"})
             plan = training_plan(questions, training, seed=0)
-            train(model, questions, plan, loss, training, Path(folder) / "stage/curve.jsonl")
+            live = Path(folder) / "stage/curve.jsonl"
+            train(model, questions, plan, loss, training, MACHINE, live)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

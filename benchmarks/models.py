@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from firstkd.train.settings import TrainingSettings
+from firstkd.train.settings import MachineSettings, TrainingSettings
 
 SETTINGS = TrainingSettings(
     epochs=1,
@@ -16,10 +16,12 @@ SETTINGS = TrainingSettings(
     weight_decay=0.0,
     gradient_clipping=1.0,
     precision="bf16",
-    gradient_checkpointing=False,
+)
+MACHINE = MachineSettings(
     processes=1,
     zero_stage=0,
     cpu_offload=False,
+    gradient_checkpointing=False,
     checkpoint_steps=None,
 )
 

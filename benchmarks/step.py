@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from firstkd.terms.distillation import DistillationLoss, Lessons
+from firstkd.terms.settings import Arm
 from torch import Tensor
 
-from benchmarks.models import SETTINGS, larger_random_model, random_model
+from benchmarks.models import MACHINE, SETTINGS, larger_random_model, random_model
 from firstkd.data.packing import Batch, pack
 from firstkd.data.prompts import Question
 from firstkd.models.scoring import ResponseScorer, cross_entropy
@@ -31,8 +33,6 @@ from firstkd.reproducibility import deterministic
 from firstkd.signals.capture import capture, finish
 from firstkd.signals.knowledge import KnowledgeStore
 from firstkd.signals.settings import ExtractSettings
-from firstkd.terms.distillation import DistillationLoss, Lessons
-from firstkd.terms.settings import Arm
 from firstkd.train.distributed import present_ranks
 from firstkd.train.loop import Loss, train
 
@@ -43,7 +43,8 @@ STEPS = 4
 def seconds_per_step(questions: list[Question], loss: Loss, folder: Path) -> float:
     """Seconds of the fastest step, as the training loop itself tells them."""
     live_curve = folder / "benchmark/curve.jsonl"
-    train(random_model(20), questions, [list(range(QUESTIONS))] * STEPS, loss, SETTINGS, live_curve)
+    plan = [list(range(QUESTIONS))] * STEPS
+    train(random_model(20), questions, plan, loss, SETTINGS, MACHINE, live_curve)
     points = [json.loads(line) for line in live_curve.read_text().splitlines()]
     return min(point["tokens"] / point["tokens_per_second"] for point in points)
 
@@ -54,7 +55,6 @@ def first(questions: list[Question], teacher: Any, folder: Path) -> Distillation
         tail_nodes=0,
         micro_batch_size=QUESTIONS,
         shard_examples=QUESTIONS,
-        processes=1,
         min_top_k_mass=0.0,
     )
     knowledge = folder / "knowledge"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.models import SETTINGS, random_model
+from benchmarks.models import MACHINE, SETTINGS, random_model
 from firstkd.data.packing import pack, packed_length
 from firstkd.data.prompts import Question
 from firstkd.models.scoring import ResponseScorer, cross_entropy
@@ -46,7 +46,7 @@ def questions_of_many_lengths(count: int) -> list[Question]:
 def engine_seconds(model: Any, questions: Sequence[Question], plan: Any, settings: Any) -> float:
     with tempfile.TemporaryDirectory() as folder:
         live_curve = Path(folder) / "benchmark/curve.jsonl"
-        train(model, questions, plan, cross_entropy, settings, live_curve)
+        train(model, questions, plan, cross_entropy, settings, MACHINE, live_curve)
         points = [json.loads(line) for line in live_curve.read_text().splitlines()]
     second = points[len(points) // 2 :]
     return sum(point["tokens"] / point["tokens_per_second"] for point in second)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.models import SETTINGS, random_model
+from benchmarks.models import MACHINE, SETTINGS, random_model
 from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
 from firstkd.models.scoring import ResponseScorer, cross_entropy
@@ -37,9 +37,9 @@ def measure(stage: int, layers: int, ranks: Ranks) -> dict[str, float]:
     deterministic(seed=0, threads=1)
     ids = torch.randint(3, 49_152, (QUESTIONS, PROMPT + RESPONSE)).tolist()
     questions = [Question(str(i), row[:PROMPT], [row[PROMPT:]], 0) for i, row in enumerate(ids)]
-    update = {"zero_stage": stage, "micro_batches_per_step": MICRO_BATCHES}
-    settings = SETTINGS.model_copy(update=update)
-    engine = make_engine(ResponseScorer(random_model(layers)), settings, ranks)
+    settings = SETTINGS.model_copy(update={"micro_batches_per_step": MICRO_BATCHES})
+    machine = MACHINE.model_copy(update={"zero_stage": stage})
+    engine = make_engine(ResponseScorer(random_model(layers)), settings, machine, ranks)
     size = QUESTIONS // MICRO_BATCHES
     fastest, gradients = float("inf"), 0
     for _ in range(STEPS):

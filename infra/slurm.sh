@@ -1,7 +1,7 @@
 #!/bin/bash
 # Fine-tune on several hosts under SLURM, from the project's folder on a shared file system:
 #   sbatch infra/slurm.sh
-# Not tested on a cluster. finetune.processes in params.yaml is the number of GPUs of one host.
+# Not tested on a cluster. machine.processes in params.yaml is the number of GPUs of one host.
 #SBATCH --job-name=firstkd-finetune
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

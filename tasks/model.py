@@ -2,7 +2,7 @@
 
 Reads   what models.NAME of params.yaml names: data/model/OTHER/, data/signal/SIGNAL/train/ with
         data/calibrate/SIGNAL/, data/prepare/train.parquet
-Writes  data/model/NAME/ (a model folder; with what it learned, training.jsonl and deepspeed.json)
+Writes  data/model/NAME/ (a model folder, with training.jsonl if it learns)
 Run as  python -m tasks.model NAME   (normally through `dvc repro model-NAME`)
 
 It starts itself as several processes if machine.processes asks for them.

@@ -30,7 +30,7 @@ def run_stage(
     """Run `main(root)` or `main(root, value)` for `python -m tasks.NAME [value]`, then exit.
 
     The stage's wall time and peak memory go to logs/STAGE/cost.json, which is not tracked: they
-    differ from run to run. With `parallel`, it runs in as many processes as its section says.
+    differ from run to run. With `parallel`, it runs in `machine.processes` processes.
     """
 
     def stage(root: Path, *values: str) -> None:

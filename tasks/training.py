@@ -58,8 +58,8 @@ def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
     network = load_model(start, training.precision)
     tuned = add_lora(network, training.lora) if training.lora else None
     player = Player(network, model.learn or {}, sources)
-    live_curve = log_folder(root, stage) / "curve.jsonl"
-    curve = train(player, questions, plan, training, machine, live_curve, checkpoints)
+    logs = log_folder(root, stage)
+    curve = train(player, questions, plan, training, machine, logs / "curve.jsonl", checkpoints)
     if not ranks.is_first:
         return
     if tuned:
@@ -67,7 +67,8 @@ def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
     with atomic_folder(model_folder(root, name)) as folder:
         save_model(network, tokenizer, folder)
         write_json_lines(folder / "training.jsonl", curve)
-        write_json(folder / "deepspeed.json", deepspeed_config(training, machine, ranks.world_size))
+    # of this machine, so it is logged and not an output
+    write_json(logs / "deepspeed.json", deepspeed_config(training, machine, ranks.world_size))
     shutil.rmtree(checkpoints, ignore_errors=True)  # there may be none
 
 

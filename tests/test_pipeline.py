@@ -15,7 +15,7 @@ from tests.tiny import write_tiny_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-EPOCHS_ALLOWED = "allowed: checkpoint_steps, cpu_offload, epochs, gradient_checkpointing, "
+EPOCHS_ALLOWED = "allowed: epochs, gradient_clipping, learning_rate, lora, "
 FIRSTKD = Path(sys.executable).with_name("firstkd")
 
 

@@ -65,6 +65,11 @@ def test_params_of_a_stage_are_settings(stage):
     assert {param.split(".")[0] for param in definition(stage)["params"]} <= sections
 
 
+def test_no_stage_depends_on_the_machine():
+    used = {param.split(".")[0] for stage in STAGES for param in definition(stage)["params"]}
+    assert "machine" not in used
+
+
 def test_the_shipped_settings_are_valid():
     settings = load_settings(REPOSITORY / "params.yaml")
     assert settings.record.arm in settings.arms

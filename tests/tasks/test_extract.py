@@ -76,7 +76,7 @@ def test_killed_and_run_again_gives_the_same_bytes(project, undisturbed, shards)
 def test_two_processes_make_the_store_that_one_makes(project, undisturbed):
     yaml = YAML()
     params = yaml.load(project / "params.yaml")
-    params["extract"]["processes"] = 2
+    params["machine"]["processes"] = 2
     (project / "params.yaml").unlink()  # a link
     yaml.dump(params, project / "params.yaml")
     subprocess.run(STAGE, cwd=project, env=ENVIRONMENT, check=True)

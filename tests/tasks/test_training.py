@@ -17,6 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from firstkd.files import read_json_lines, sha256_of
+from firstkd.train.settings import MachineSettings
 from tasks import prepare
 from tests.tiny import REPOSITORY, write_tiny_model, write_tiny_params, write_tiny_questions
 
@@ -54,7 +55,8 @@ class Project:
     def change(self, **settings: object) -> None:
         yaml = YAML()
         params = yaml.load(self.root / "params.yaml")
-        params["finetune"].update(settings)
+        for key, value in settings.items():
+            params["machine" if key in MachineSettings.model_fields else "finetune"][key] = value
         yaml.dump(params, self.root / "params.yaml")
 
     def checkpoints(self) -> list[str]:
@@ -200,13 +202,23 @@ def test_sigterm_saves_the_step_it_comes_in(project, undisturbed, processes):
     assert project.run() == result(undisturbed[processes])
 
 
-def test_what_two_processes_began_one_goes_on_with(project, undisturbed):
-    project.change(processes=2, checkpoint_steps=None)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"processes": 2}, {"processes": 1}),
+        ({"zero_stage": 0}, {"zero_stage": 2, "gradient_checkpointing": True}),
+        ({"zero_stage": 1}, {"zero_stage": 3, "cpu_offload": True}),
+    ],
+)
+def test_a_training_resumes_under_other_settings_of_the_machine(
+    project, undisturbed, before, after
+):
+    project.change(**before, checkpoint_steps=None)
     process = project.start()
     project.reach(process, lambda: project.steps_done() >= 12)
     process.terminate()
     process.communicate(timeout=SECONDS_TO_END)
-    project.change(processes=1)
+    project.change(**after)
     process = project.start()
     _, said = process.communicate()
     assert process.returncode == 0, said
@@ -365,7 +377,7 @@ def test_lora_is_merged_into_an_ordinary_model(project):
     assert before.keys() == after.keys()
     changed = {n for n in before if not before[n].bfloat16().equal(after[n].bfloat16())}
     assert changed == {n for n in before if "_proj" in n}
-    config = json.loads((project.root / "data/finetune/deepspeed.json").read_text())
+    config = json.loads((project.root / "logs/finetune/deepspeed.json").read_text())
     assert config["gradient_clipping"] == 1.0
 
 

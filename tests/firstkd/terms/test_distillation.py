@@ -1,6 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from firstkd.terms.distillation import DistillationLoss, Lessons
+from firstkd.terms.settings import Arm
 
 from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
@@ -10,8 +12,6 @@ from firstkd.recalibration.kinds import Identity, Temperature
 from firstkd.signals.capture import capture, finish
 from firstkd.signals.knowledge import KnowledgeStore
 from firstkd.signals.settings import ExtractSettings
-from firstkd.terms.distillation import DistillationLoss, Lessons
-from firstkd.terms.settings import Arm
 from firstkd.train.distributed import Ranks
 from tests.tiny import write_tiny_model
 
@@ -35,7 +35,7 @@ def student(tmp_path):
 @pytest.fixture
 def stores(teacher, tmp_path):
     settings = ExtractSettings(
-        top_k=5, tail_nodes=0, micro_batch_size=2, shard_examples=8, processes=1, min_top_k_mass=0
+        top_k=5, tail_nodes=0, micro_batch_size=2, shard_examples=8, min_top_k_mass=0
     )
     found = capture(teacher, QUESTIONS, settings, 400, tmp_path / "knowledge", Ranks())
     finish(tmp_path / "knowledge", found, identity={})

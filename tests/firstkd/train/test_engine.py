@@ -7,7 +7,7 @@ from firstkd.data.packing import pack
 from firstkd.models.folders import load_model
 from firstkd.models.scoring import ResponseScorer, cross_entropy
 from firstkd.train.loop import learning_rate_at, train
-from tests.firstkd.train.trainings import QUESTIONS, SETTINGS
+from tests.firstkd.train.trainings import QUESTIONS, changed
 
 PLAN = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
@@ -15,10 +15,10 @@ PLAN = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_steps_are_those_of_adamw(tiny_model, tmp_path, precision, zero_stage):
-    update = {"precision": precision, "zero_stage": zero_stage, "weight_decay": 0.5}
-    settings = SETTINGS.model_copy(update=update)
+    settings, machine = changed(precision=precision, zero_stage=zero_stage, weight_decay=0.5)
     model = load_model(tiny_model, precision)
-    train(model, QUESTIONS, PLAN, cross_entropy, settings, tmp_path / "stage/curve.jsonl")
+    live = tmp_path / "stage/curve.jsonl"
+    train(model, QUESTIONS, PLAN, cross_entropy, settings, machine, live)
     reference = with_adamw(tiny_model, settings)
     for found, expected in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)

@@ -14,7 +14,15 @@ from firstkd.models.scoring import cross_entropy
 from firstkd.train.distributed import Ranks
 from firstkd.train.engine import deepspeed_config
 from firstkd.train.loop import learning_rate_at, train, training_plan
-from tests.firstkd.train.trainings import QUESTIONS, SETTINGS, SHARED, TRAININGS, trained
+from tests.firstkd.train.trainings import (
+    MACHINE,
+    QUESTIONS,
+    SETTINGS,
+    SHARED,
+    TRAININGS,
+    changed,
+    trained,
+)
 from tests.tiny import REPOSITORY
 
 
@@ -62,7 +70,7 @@ def test_the_curve_shows_the_losss_own_measures_as_means_of_micro_batches(tiny_m
 
     model = load_model(tiny_model, "fp32")
     plan = [[1, 2], [3, 4], [5, 6], [7, 8]]
-    curve = train(model, QUESTIONS, plan, loss, settings, tmp_path / "stage/curve.jsonl")
+    curve = train(model, QUESTIONS, plan, loss, settings, MACHINE, tmp_path / "stage/curve.jsonl")
     assert [point["first"] for point in curve] == [2, 6]
     assert [point["rare"] for point in curve] == [3, 6]
 
@@ -77,7 +85,7 @@ def test_the_loss_is_told_the_share_of_the_steps_that_are_done(tiny_model, tmp_p
     settings = SETTINGS.model_copy(update={"micro_batches_per_step": 2})
     plan = [[i] for i in range(8)]
     model = load_model(tiny_model, "fp32")
-    train(model, QUESTIONS, plan, loss, settings, tmp_path / "stage/curve.jsonl")
+    train(model, QUESTIONS, plan, loss, settings, MACHINE, tmp_path / "stage/curve.jsonl")
     assert told == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
 
 
@@ -85,7 +93,15 @@ def test_divergence_stops_with_the_step_and_the_examples(tiny_model, tmp_path):
     model = load_model(tiny_model, "fp32")
     model.base_model.norm.weight.data[0] = torch.nan
     with pytest.raises(TrainingDivergedError, match=r"step 1: loss nan.* lower learning_rate"):
-        train(model, QUESTIONS, [[0, 1]], cross_entropy, SETTINGS, tmp_path / "stage/curve.jsonl")
+        train(
+            model,
+            QUESTIONS,
+            [[0, 1]],
+            cross_entropy,
+            SETTINGS,
+            MACHINE,
+            tmp_path / "stage/curve.jsonl",
+        )
 
 
 def test_the_plan_takes_every_question_once_an_epoch():
@@ -110,7 +126,9 @@ def test_micro_batches_of_other_sizes_still_make_one_large_batch(tiny_model, tmp
     model = load_model(tiny_model, "fp32")
     plan = [list(range(25)), list(range(25, 35)), list(range(35, 40))]
     settings = SETTINGS.model_copy(update={"micro_batches_per_step": 3})
-    parts = train(model, QUESTIONS, plan, cross_entropy, settings, tmp_path / "stage/curve.jsonl")
+    parts = train(
+        model, QUESTIONS, plan, cross_entropy, settings, MACHINE, tmp_path / "stage/curve.jsonl"
+    )
     assert whole[0]["loss"] == pytest.approx(parts[0]["loss"], rel=1e-5)
     assert whole[0]["gradient_norm"] == pytest.approx(parts[0]["gradient_norm"], rel=1e-4)
 
@@ -136,7 +154,9 @@ def test_dropout_repeats(tiny_model, tmp_path):
         for layer in model.base_model.layers:
             layer.self_attn.attention_dropout = 0.5
         torch.manual_seed(5)
-        return train(model, QUESTIONS, [[0, 1], [2, 3]], cross_entropy, SETTINGS, tmp_path / name)
+        return train(
+            model, QUESTIONS, [[0, 1], [2, 3]], cross_entropy, SETTINGS, MACHINE, tmp_path / name
+        )
 
     curve = with_dropout("a/curve.jsonl")
     torch.rand(7)  # what else drew random numbers before is of no consequence
@@ -147,7 +167,7 @@ def test_dropout_repeats(tiny_model, tmp_path):
 def trained_without_dropout(tiny_model, tmp_path):
     model = load_model(tiny_model, "fp32")
     live = tmp_path / "stage/curve.jsonl"
-    return train(model, QUESTIONS, [[0, 1], [2, 3]], cross_entropy, SETTINGS, live)
+    return train(model, QUESTIONS, [[0, 1], [2, 3]], cross_entropy, SETTINGS, MACHINE, live)
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +227,8 @@ def test_micro_batches_that_cannot_be_shared_out_are_refused(tiny_model, tmp_pat
 
 
 def test_the_settings_become_one_configuration():
-    update = {"zero_stage": 3, "cpu_offload": True, "micro_batches_per_step": 8}
-    found = deepspeed_config(SETTINGS.model_copy(update=update), world_size=2)
+    settings, machine = changed(zero_stage=3, cpu_offload=True, micro_batches_per_step=8)
+    found = deepspeed_config(settings, machine, world_size=2)
     assert found["gradient_accumulation_steps"] == 4
     assert found["zero_optimization"]["stage"] == 3
     for offloaded in ("offload_param", "offload_optimizer"):

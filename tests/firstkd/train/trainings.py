@@ -15,7 +15,7 @@ from firstkd.models.scoring import cross_entropy
 from firstkd.reproducibility import deterministic
 from firstkd.train.distributed import join_ranks
 from firstkd.train.loop import train, training_plan
-from firstkd.train.settings import TrainingSettings
+from firstkd.train.settings import MachineSettings, TrainingSettings
 
 SETTINGS = TrainingSettings(
     epochs=4,
@@ -27,10 +27,12 @@ SETTINGS = TrainingSettings(
     weight_decay=0.01,
     gradient_clipping=1.0,
     precision="fp32",
-    gradient_checkpointing=False,
+)
+MACHINE = MachineSettings(
     processes=1,
     zero_stage=1,
     cpu_offload=False,
+    gradient_checkpointing=False,
     checkpoint_steps=None,
 )
 # what follows is decided by the prompt's last token; some prompts are longer
@@ -55,14 +57,20 @@ TRAININGS = {
 }
 
 
+def changed(**changes):
+    """Return the settings of training and of the machine, each with its own changes."""
+    of_machine = {key: changes.pop(key) for key in MachineSettings.model_fields if key in changes}
+    return SETTINGS.model_copy(update=changes), MACHINE.model_copy(update=of_machine)
+
+
 def trained(tiny_model, folder, checkpoints=None, questions=QUESTIONS, **changes):
-    """Train the tiny model; return it and its curve."""
+    """Train the tiny model under changed settings of either kind; return it and its curve."""
     deterministic(seed=1, threads=1)
-    settings = SETTINGS.model_copy(update=changes)
+    settings, machine = changed(**changes)
     model = load_model(tiny_model, settings.precision)
     plan = training_plan(questions, settings, seed=1)
     live = folder / "stage/curve.jsonl"
-    curve = train(model, questions, plan, cross_entropy, settings, live, checkpoints)
+    curve = train(model, questions, plan, cross_entropy, settings, machine, live, checkpoints)
     return model, curve
 
 
