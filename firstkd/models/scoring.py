@@ -14,12 +14,12 @@ from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.models.head import (
     HeadScores,
-    choice_scores,
     chunks,
     head_logits,
     head_scores,
     within,
 )
+from firstkd.terms.divergences import choice_scores
 
 
 class ScoringHead(nn.Module):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from firstkd.data.packing import Batch, batches_by_length, pack, packed_length
 from firstkd.data.prompts import Question
-from firstkd.models.head import choice_scores, chunks, pieces, widened, within
+from firstkd.models.head import chunks, pieces, widened, within
 from firstkd.models.scoring import ResponseScorer
 from firstkd.signals.knowledge import (
     Knowledge,
@@ -25,6 +25,7 @@ from firstkd.signals.knowledge import (
 )
 from firstkd.signals.settings import ExtractSettings
 from firstkd.signals.tail import bends
+from firstkd.terms.divergences import choice_scores
 from firstkd.train.distributed import Ranks
 
 BLOCK = 128

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from firstkd.data.packing import Batch
-from firstkd.models.head import HeadScores, choice_kl, choice_scores, sparse_kl
+from firstkd.models.head import HeadScores
 from firstkd.models.scoring import ResponseScorer
 from firstkd.recalibration.kinds import Recalibration
 from firstkd.signals.knowledge import KnowledgeStore
+from firstkd.terms.divergences import choice_kl, choice_scores, sparse_kl
 from firstkd.terms.settings import Arm
 
 Measures = dict[str, Tensor]
@@ -22,12 +23,15 @@ class Lessons:
     knowledge: KnowledgeStore
     recalibration: Recalibration
 
-    def of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Candidates' ids [R, K] and target probabilities [R, K] of the batch's questions."""
+    def of(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates' ids [R, K], their target probabilities [R, K], and the tail's [R]."""
         found = self.knowledge.of_examples(batch.index_B.cpu())
         target = self.recalibration.apply(found)
+        # the tail gains what a recalibration takes from the candidates together
+        taken = found.top_logprobs.exp().sum(-1) - target.sum(-1)
+        tail = (found.tail_mass + taken).clamp_min(0)
         device = batch.input_ids_BL.device
-        return found.top_ids.to(device), target.to(device)
+        return found.top_ids.to(device), target.to(device), tail.to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class DistillationLoss:
     ) -> tuple[Tensor, Measures]:
         """The loss at this share of the steps, and what the same pass shows of each term."""
         arm = self.arm
-        top_ids, token_target = self.tokens.of(batch) if self.tokens else (None, None)
+        top_ids, token_target, tail = self.tokens.of(batch) if self.tokens else (None,) * 3
         found: HeadScores = scorer(batch, top_ids)
         loss = found.logprobs_M.new_zeros(())
         measures: Measures = {}
@@ -58,7 +62,7 @@ class DistillationLoss:
             measures["gold_cross_entropy"] = cross_entropy.detach()
             loss = loss + arm.gold_tokens * cross_entropy
         if self.choices:
-            _, target = self.choices.of(batch)
+            _, target, _ = self.choices.of(batch)
             scores = choice_scores(found.logprobs_M, batch.response_of_M, batch.choice_mask_BC)
             scores = scores[batch.choice_mask_BC.sum(-1) > 1]  # open text decides no choice
             target = target[:, : scores.shape[1]]
@@ -68,9 +72,9 @@ class DistillationLoss:
                 measures["choice_kl"] = divergence.detach()
                 measures["choice_agreement"] = agree.float().mean()
             loss = loss + arm.choices * divergence
-        if token_target is not None:
+        if token_target is not None and tail is not None:
             divergence = sparse_kl(
-                token_target, found.top_logprobs_RK, found.log_tail_R, arm.tail
+                token_target, tail, found.top_logprobs_RK, found.log_tail_R, arm.tail
             ).mean()
             measures |= {"token_kl": divergence.detach(), **token_measures(found, token_target)}
             loss = loss + arm.tokens * (1 - progress if arm.choices else 1) * divergence

@@ -5,8 +5,8 @@ import torch
 from firstkd.data.packing import batches_by_length, pack, packed_length, shuffled_batches
 from firstkd.data.prompts import Question
 from firstkd.models.folders import load_model
-from firstkd.models.head import choice_scores
 from firstkd.models.scoring import ResponseScorer
+from firstkd.terms.divergences import choice_scores
 
 QUESTIONS = [
     Question("a", [5, 6, 7], [[8], [9, 10], [11, 12, 13]], 1),

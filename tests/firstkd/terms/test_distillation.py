@@ -6,7 +6,7 @@ from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
 from firstkd.models.folders import load_model
 from firstkd.models.scoring import ResponseScorer, score_questions
-from firstkd.recalibration.kinds import Identity, Temperature
+from firstkd.recalibration.kinds import Identity, Paper, Temperature
 from firstkd.signals.capture import capture, finish
 from firstkd.signals.knowledge import KnowledgeStore
 from firstkd.signals.settings import ExtractSettings
@@ -140,3 +140,13 @@ def test_a_hook_on_the_head_sees_every_use_of_it(student, stores):
     scorer.head.register_forward_hook(lambda *_: seen.append(True))
     scorer(pack(QUESTIONS, [0]), stores["token"].of_examples(torch.tensor([0])).top_ids)
     assert seen == [True]
+
+
+def test_the_target_of_the_tail_is_the_stored_mass(stores):
+    batch = pack(QUESTIONS, [0, 1])
+    found = stores["token"].of_examples(torch.tensor([0, 1]))
+    _, target, tail = Lessons(stores["token"], Temperature(2.0)).of(batch)
+    torch.testing.assert_close(tail, found.tail_mass, rtol=0, atol=1e-6)
+    assert ((1 - target.sum(-1)) - found.tail_mass).abs().max() > 1e-6  # rounded to float16
+    tempered = Lessons(stores["token"], Paper(0.5)).of(batch)
+    torch.testing.assert_close(tempered[2], 1 - tempered[1].sum(-1), rtol=0, atol=1e-3)
