@@ -49,8 +49,8 @@ def run(task: str, size: int) -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         settings = ExtractSettings(
-            top_k=5, tail_nodes=0, micro_batch_size=64, shard_examples=500, processes=1,
-            min_top_k_mass=0,
+            top_k=5, tail_nodes=0, micro_batch_size=64, micro_batch_tokens=8192, shard_examples=500,
+            processes=1, min_top_k_mass=0,
         )  # fmt: skip
         knowledge = Path(folder) / "knowledge"
         stores = capture(model, questions, settings, config.vocab_size, knowledge, Ranks())

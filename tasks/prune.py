@@ -8,12 +8,20 @@ Run as  python -m tasks.prune   (normally through `dvc repro prune`)
 import logging
 from pathlib import Path
 
+import torch
+
 from firstkd.data.examples import read_examples
 from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError
 from firstkd.files import atomic_folder, write_json
-from firstkd.models.folders import keep_layers, load_model, load_tokenizer, save_model
-from firstkd.models.pruning import block_influence, most_influential
+from firstkd.models.folders import load_model, load_tokenizer, save_model
+from firstkd.models.pruning import (
+    block_influence,
+    check_same_logits,
+    keep_layers,
+    logits_without,
+    most_influential,
+)
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
 from tasks.stage import run_stage
@@ -31,12 +39,19 @@ def main(root: Path = Path(".")) -> None:
         raise ConfigError(f"prune.layers: {settings.prune.layers}, but the model has {present}")
     examples = read_examples(root / "data/prepare/train.parquet")[: settings.prune.examples]
     questions = [q.gold_only() for q in encode(examples, tokenizer, settings.prompt)]
-    influence = block_influence(model, questions, settings.prune.micro_batch_size)
+    influence = block_influence(
+        model, questions, settings.prune.micro_batch_size, settings.prune.micro_batch_tokens
+    )
     kept = most_influential(influence, settings.prune.layers)
     log.info("keeping layers %s of %d", kept, present)
+    probe = torch.tensor([questions[0].prompt], device=model.device)
+    expected = logits_without(model, kept, probe)
     keep_layers(model, kept)
     with atomic_folder(root / "data/prune") as folder:
         save_model(model, tokenizer, folder)
+        saved = load_model(folder, "bf16")
+        found = logits_without(saved, range(len(kept)), probe)
+        check_same_logits(expected, found, model.config.model_type)
         write_json(folder / "metrics.json", {"kept": kept, "influence": influence.tolist()})
 
 

@@ -9,6 +9,8 @@ class PruneSettings(Section):
     examples: Positive
     """Training examples on which each layer's influence is measured."""
     micro_batch_size: Positive
+    micro_batch_tokens: Positive
+    """Tokens per forward pass, at most, padding included."""
 
 
 class LoraSettings(Section):

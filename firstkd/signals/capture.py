@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from firstkd.data.packing import Batch, batches_by_length, pack, packed_length
 from firstkd.data.prompts import Question
+from firstkd.memory import memory_explained
 from firstkd.models.head import chunks, pieces, widened, within
 from firstkd.models.scoring import ResponseScorer
 from firstkd.signals.knowledge import (
@@ -65,7 +66,7 @@ def capture(
     so-many-th block of examples. Memory holds one block, whatever the number of examples.
     `vocabulary_size` is the tokenizer's; rows that pad the head beyond it are no tokens.
     """
-    scorer = ResponseScorer(model).eval()
+    scorer = ResponseScorer(model, exact=True).eval()
     stores = layouts(questions, settings, vocabulary_size)
     for layout in stores:
         (folder / layout.kind).mkdir(parents=True, exist_ok=True)
@@ -93,6 +94,7 @@ def finish(folder: Path, stores: Sequence[Layout], identity: dict[str, Any]) -> 
         write_manifest(folder / layout.kind, layout, identity)
 
 
+@memory_explained("while knowledge was captured")
 def _capture_block(
     scorer: ResponseScorer,
     block: Sequence[Question],
@@ -104,7 +106,7 @@ def _capture_block(
     device = scorer.head.weight.device
     tokens, choices = [], []
     order_tokens, order_choices = [], []
-    for index in batches_by_length(block, settings.micro_batch_size):
+    for index in batches_by_length(block, settings.micro_batch_size, settings.micro_batch_tokens):
         batch = pack(block, index).to(device)
         logprobs, knowledge = head_with_topk(scorer, batch, stores[0])
         tokens.append(knowledge)
@@ -142,9 +144,10 @@ def head_with_topk(
     One pass of the head over the N supervised positions serves both; a chunk of its logits is all
     that ever exists, and what is computed on it stays in the cache.
     """
-    hidden_NH, head = scorer.hidden(batch), scorer.head
-    weight_VH = head.weight[: layout.vocabulary_size]
-    bias_V = None if head.bias is None else head.bias[: layout.vocabulary_size]
+    head = scorer.head
+    hidden_NH, weight_VH, bias_V = head.operands(scorer.hidden(batch))
+    weight_VH = weight_VH[: layout.vocabulary_size]
+    bias_V = None if bias_V is None else bias_V[: layout.vocabulary_size]
     logprobs_M = hidden_NH.new_empty(len(batch.rows_M), dtype=torch.float32)
     is_gold_N = torch.zeros(len(hidden_NH), dtype=torch.bool, device=hidden_NH.device)
     gold_rows = batch.rows_M[batch.is_gold_M]

@@ -13,6 +13,8 @@ class ExtractSettings(Section):
     """Values kept of each token's tail (2 bytes each), with which it can be tempered exactly over
     the whole vocabulary; 0 for none."""
     micro_batch_size: Positive
+    micro_batch_tokens: Positive
+    """Tokens per forward pass, at most, padding included."""
     shard_examples: Positive
     """Examples per file of the knowledge store: so much knowledge memory has to hold."""
     processes: Positive

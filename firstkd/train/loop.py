@@ -28,7 +28,8 @@ from transformers import PreTrainedModel
 
 from firstkd.data.packing import Batch, pack, packed_length, shuffled_batches
 from firstkd.data.prompts import Question
-from firstkd.errors import ConfigError, OutOfMemoryError, TrainingDivergedError
+from firstkd.errors import ConfigError, TrainingDivergedError
+from firstkd.memory import memory_explained
 from firstkd.models.scoring import ResponseScorer
 from firstkd.train.checkpoints import Checkpoints
 from firstkd.train.distributed import Ranks, join_ranks
@@ -44,6 +45,13 @@ questions, and what else is to be shown."""
 
 SPEEDS = {"tokens", "tokens_per_second"}
 """Of the live curve only: another run has others."""
+
+
+REMEDY = (
+    "lower micro_batch_size or micro_batch_tokens and raise micro_batches_per_step, or set "
+    "gradient_checkpointing, a higher zero_stage or cpu_offload"
+)
+"""Against running out of memory."""
 
 
 class Passed(NamedTuple):
@@ -86,7 +94,7 @@ def train(
     scorer = ResponseScorer(model)
     if saved:
         saved.load_weights(scorer)
-    with _memory_explained("with the optimizer's states"):
+    with memory_explained("with the optimizer's states", REMEDY):
         engine = make_engine(scorer, settings, ranks)
     if saved:
         saved.load_optimizer(engine)
@@ -189,7 +197,7 @@ def _step(
         # the random numbers (dropout) belong to the micro-batch, whoever computes it and when
         torch.manual_seed(_seed_of(seed, first + position))
         length = max(packed_length(questions[i]) for i in index)
-        with _memory_explained(f"with a micro-batch of {len(index)} × {length} tokens"):
+        with memory_explained(f"with a micro-batch of {len(index)} × {length} tokens", REMEDY):
             batch = pack(questions, index).to(engine.device)
             value, measures = loss(engine, batch, progress)
             engine.backward(value * (len(index) * len(indices) / examples))
@@ -248,22 +256,6 @@ def _sigterm(held: bool) -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _memory_explained(when: str) -> Iterator[None]:
-    """Turn every way of running out of memory into one error that says what to lower."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch raises a plain RuntimeError on CPU
-        on_gpu_or_numpy = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not on_gpu_or_numpy and "DefaultCPUAllocator" not in str(error):
-            raise
-        raise OutOfMemoryError(
-            f"memory ran out {when}; lower "
-            "micro_batch_size or micro_batch_tokens and raise micro_batches_per_step, or set "
-            "gradient_checkpointing, a higher zero_stage or cpu_offload"
-        ) from error
 
 
 def _set_learning_rate(engine: Any, settings: TrainingSettings, step: int, steps: int) -> float:

@@ -27,7 +27,13 @@ def captured(model, folder, **changes):
 
 
 def extract_settings(**changes):
-    settings = {"top_k": 5, "tail_nodes": 0, "micro_batch_size": 2, "shard_examples": 2}
+    settings = {
+        "top_k": 5,
+        "tail_nodes": 0,
+        "micro_batch_size": 2,
+        "micro_batch_tokens": 8192,
+        "shard_examples": 2,
+    }
     return ExtractSettings(**{**settings, "processes": 1, "min_top_k_mass": 0, **changes})
 
 

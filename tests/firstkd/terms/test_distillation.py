@@ -35,7 +35,13 @@ def student(tmp_path):
 @pytest.fixture
 def stores(teacher, tmp_path):
     settings = ExtractSettings(
-        top_k=5, tail_nodes=0, micro_batch_size=2, shard_examples=8, processes=1, min_top_k_mass=0
+        top_k=5,
+        tail_nodes=0,
+        micro_batch_size=2,
+        micro_batch_tokens=8192,
+        shard_examples=8,
+        processes=1,
+        min_top_k_mass=0,
     )
     found = capture(teacher, QUESTIONS, settings, 400, tmp_path / "knowledge", Ranks())
     finish(tmp_path / "knowledge", found, identity={})
