@@ -52,6 +52,7 @@ def settings(tail_nodes: int = 0) -> ExtractSettings:
         top_k=TOP_K,
         tail_nodes=tail_nodes,  # type: ignore[arg-type]
         micro_batch_size=BATCH,
+        micro_batch_tokens=8192,
         shard_examples=QUESTIONS,
         min_top_k_mass=0,
     )

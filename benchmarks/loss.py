@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firstkd.models.head import head_scores, sparse_kl
+from firstkd.models.head import head_scores
+from firstkd.terms.divergences import sparse_kl
 
 TOKENS, HIDDEN, TOP_K = 4096, 576, 5  # hidden size and dtype of the default model
 VOCABULARIES = (49_152, 151_936)
@@ -39,7 +40,8 @@ def losses(vocabulary: int) -> dict[str, Callable[[], Tensor]]:
 
     def fused() -> Tensor:
         found = head_scores(hidden, weight, no_row, no_row, rows, top_ids)
-        return sparse_kl(top, found.top_logprobs_RK, found.log_tail_R, "ghost").mean()
+        tail = 1 - top.sum(-1)
+        return sparse_kl(top, tail, found.top_logprobs_RK, found.log_tail_R, "ghost").mean()
 
     def cross_entropy() -> Tensor:
         found = head_scores(hidden, weight, rows, targets, no_row, no_row[:, None])

@@ -21,11 +21,12 @@ from firstkd.data.packing import Batch, batches_by_length, pack
 from firstkd.data.prompts import Question, encode
 from firstkd.measure.metrics import Predictions
 from firstkd.models.folders import load_model, load_tokenizer
-from firstkd.models.head import choice_scores, chunks, within
+from firstkd.models.head import chunks, within
 from firstkd.models.scoring import ResponseScorer
 from firstkd.recalibration.kinds import Temperature
 from firstkd.settings import load_settings
 from firstkd.signals.knowledge import Knowledge
+from firstkd.terms.divergences import choice_scores
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0)
 SHOWN = ("accuracy", "ece", "nll")

@@ -104,14 +104,14 @@ class Subject:
     network: PreTrainedModel
     tokenizer: Any
     prompt: PromptSettings
-    batch_size: int
+    settings: EvaluateSettings
 
     @classmethod
     def load(
         cls, name: str, folder: Path, prompt: PromptSettings, settings: EvaluateSettings
     ) -> Self:
         network, tokenizer = load_model(folder, "bf16"), load_tokenizer(folder)
-        return cls(name, network, tokenizer, prompt, settings.micro_batch_size)
+        return cls(name, network, tokenizer, prompt, settings)
 
     def score(self, file: Path) -> "Scored | None":
         """Score the choices of the questions that have any; None where none has."""
@@ -121,7 +121,11 @@ class Subject:
         return Scored(
             ids=[question.id for question in questions],
             scores=score_questions(
-                self.network, questions, self.batch_size, f"{self.name} on {file.stem}"
+                self.network,
+                questions,
+                self.settings.micro_batch_size,
+                f"{self.name} on {file.stem}",
+                self.settings.micro_batch_tokens,
             ),
             answer_index=torch.tensor([question.gold for question in questions]),
             by_one_token=all(len(r) == 1 for q in questions for r in q.responses),
@@ -133,7 +137,8 @@ class Subject:
         if not questions:
             return None
         title = f"{self.name} on {file.stem}, open text"
-        return len(questions), score_tokens(self.network, questions, self.batch_size, title)
+        size, tokens = self.settings.micro_batch_size, self.settings.micro_batch_tokens
+        return len(questions), score_tokens(self.network, questions, size, title, tokens)
 
     def _questions(self, file: Path) -> list[Question]:
         return encode(read_examples(file), self.tokenizer, self.prompt)

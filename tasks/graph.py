@@ -219,6 +219,7 @@ def _evaluate(name: str) -> Stage:
             "calibrate.max_temperature",
             "evaluate.bootstrap_samples",
             "evaluate.micro_batch_size",
+            "evaluate.micro_batch_tokens",
             "prompt",
             "runtime",
         ],

@@ -14,6 +14,11 @@ from torch import Tensor
 
 from firstkd.data.prompts import Question
 
+BATCH_TOKENS = 8192
+"""Of a forward pass, at most, where no setting says otherwise."""
+PROMPT, PADDING = -1, -2
+"""Segments that are not a response's: what all see, and what only padding sees."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -27,8 +32,9 @@ class Batch:
     """Of the questions, in the sequence they were taken from."""
     input_ids_BL: Tensor
     position_ids_BL: Tensor
-    attention_mask_B1LL: Tensor | None
-    """True where a token may look; None where plain causal attention does."""
+    """Those of each response go on from the prompt's."""
+    segment_BL: Tensor
+    """Number of the response that a token is in; −1: prompt, −2: padding."""
     positions_N: Tensor
     """Into the flattened [B·L] hidden states."""
     rows_M: Tensor
@@ -43,8 +49,16 @@ class Batch:
     """True where the question has such a response."""
     gold_B: Tensor
     """Index of the right response, −1 where unknown."""
-    is_token_BL: Tensor
-    """False at padding."""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a question has several responses; plain causal attention does if none has."""
+        return self.choice_mask_BC.shape[1] > 1
+
+    @property
+    def is_token_BL(self) -> Tensor:
+        """False at padding."""
+        return self.segment_BL != PADDING
 
     @property
     def tokens(self) -> int:
@@ -67,14 +81,19 @@ def packed_length(question: Question) -> int:
 
 
 def pack(questions: Sequence[Question], index: Sequence[int]) -> Batch:
-    """Pack `questions[i] for i in index` into one batch; padding is token 0, which none sees."""
+    """Pack `questions[i] for i in index` into one batch; padding is token 0, which is masked out.
+
+    Where no question has several responses, the positions of padding go on: restarting ones make
+    transformers take the row for several sequences and leave the fast path of attention.
+    """
     chosen = [questions[i] for i in index]
     length = max(map(packed_length, chosen))
-    num_responses = max(len(question.responses) for question in chosen)
+    num_responses = max(1, *(len(question.responses) for question in chosen))
     input_ids = np.zeros((len(chosen), length), np.int64)
     position_ids = np.zeros((len(chosen), length), np.int64)
-    # of each token its response; −1: prompt, seen by all; −2: padding, which sees only padding
-    segment = np.full((len(chosen), length), -2, np.int64)
+    if num_responses == 1:
+        position_ids[:] = np.arange(length)
+    segment = np.full((len(chosen), length), PADDING, np.int64)
     choice_mask = np.zeros((len(chosen), num_responses), bool)
     positions: list[int] = []
     scored: list[tuple[int, int, int, bool]] = []
@@ -82,7 +101,7 @@ def pack(questions: Sequence[Question], index: Sequence[int]) -> Batch:
         prompt_end = len(question.prompt)
         input_ids[b, :prompt_end] = question.prompt
         position_ids[b, :prompt_end] = range(prompt_end)
-        segment[b, :prompt_end] = -1
+        segment[b, :prompt_end] = PROMPT
         prompt_row = len(positions)
         positions.append(b * length + prompt_end - 1)
         start = prompt_end
@@ -104,7 +123,7 @@ def pack(questions: Sequence[Question], index: Sequence[int]) -> Batch:
         index_B=torch.tensor(index),
         input_ids_BL=torch.from_numpy(input_ids),
         position_ids_BL=torch.from_numpy(position_ids),
-        attention_mask_B1LL=_attention_mask(segment) if num_responses > 1 else None,
+        segment_BL=torch.from_numpy(segment),
         positions_N=torch.tensor(positions),
         rows_M=torch.tensor(rows, dtype=torch.int64),
         targets_M=torch.tensor(targets, dtype=torch.int64),
@@ -112,24 +131,48 @@ def pack(questions: Sequence[Question], index: Sequence[int]) -> Batch:
         is_gold_M=torch.tensor(is_gold, dtype=torch.bool),
         choice_mask_BC=torch.from_numpy(choice_mask),
         gold_B=torch.tensor([-1 if q.gold is None else q.gold for q in chosen]),
-        is_token_BL=torch.from_numpy(segment != -2),
     )
 
 
-def _attention_mask(segment_BL: np.ndarray) -> Tensor:
-    segment = torch.from_numpy(segment_BL)
-    query, key = segment[:, :, None], segment[:, None, :]
-    causal = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril()
-    return (causal & ((key == query) | (key == -1)))[:, None]
+def unpack(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return rows [R, L'] of prompt and one response each, and `positions_N` in them, flattened.
+
+    For models that cannot pack: the prompt is computed as often as it has responses.
+    """
+    question_R, response_R = batch.choice_mask_BC.nonzero(as_tuple=True)
+    segment_RL = batch.segment_BL[question_R]
+    kept_RL = (segment_RL == PROMPT) | (segment_RL == response_R[:, None])
+    length = int(kept_RL.sum(-1).max())
+    order_RL = (~kept_RL).to(torch.uint8).argsort(dim=-1, stable=True)[:, :length]
+    input_ids_RL = batch.input_ids_BL[question_R].gather(1, order_RL)
+    input_ids_RL = input_ids_RL.masked_fill(~kept_RL.gather(1, order_RL), 0)
+    # the first row of a question stands for its prompt, which is the same in all
+    row_BC = (batch.choice_mask_BC.flatten().cumsum(0) - 1).view_as(batch.choice_mask_BC)
+    width = batch.segment_BL.shape[1]
+    question_N = batch.positions_N // width
+    response_N = batch.segment_BL.flatten()[batch.positions_N].clamp_min(0)
+    place_N = batch.position_ids_BL.flatten()[batch.positions_N]
+    return input_ids_RL, row_BC[question_N, response_N] * length + place_N
 
 
-def batches_by_length(questions: Sequence[Question], batch_size: int) -> list[list[int]]:
+def batches_by_length(
+    questions: Sequence[Question], batch_size: int, batch_tokens: int = BATCH_TOKENS
+) -> list[list[int]]:
     """Indices of all questions in batches of similar length, longest first.
 
-    The longest first: memory that does not suffice shows at once, not at the end.
+    A batch has at most `batch_size` questions and `batch_tokens` tokens, padding included; a
+    question longer than that is a batch of its own. The longest first: running out of memory shows
+    at once, not at the end.
     """
-    order = sorted(range(len(questions)), key=lambda i: (-packed_length(questions[i]), i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    lengths = [packed_length(question) for question in questions]
+    batches: list[list[int]] = []
+    for i in sorted(range(len(questions)), key=lambda i: (-lengths[i], i)):
+        batch = batches[-1] if batches else []
+        longest = lengths[batch[0]] if batch else 0
+        if not batch or len(batch) == batch_size or (len(batch) + 1) * longest > batch_tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 BUCKET = 16

@@ -9,6 +9,8 @@ from firstkd.section import Name, Positive, Section
 
 class EvaluateSettings(Section):
     micro_batch_size: Positive
+    micro_batch_tokens: Positive
+    """Tokens per forward pass, at most, padding included."""
     bootstrap_samples: Annotated[int, Field(ge=100)]
     models: Annotated[list[Name], Field(min_length=1)]
     """Names of the models to evaluate, in the order of the tables."""

@@ -1,7 +1,7 @@
-"""What the student is trained on: log-probabilities of chosen tokens, and divergences over them.
+"""The head: log-probabilities of chosen tokens without the logits of all.
 
 Legend: N supervised positions, H hidden size, V vocabulary, M (position, token) pairs, R token
-decisions, each at a position of its own, K top-k, B questions, C choices.
+decisions, each at a position of its own, K top-k.
 """
 
 from typing import Any, NamedTuple
@@ -130,9 +130,11 @@ class _HeadScores(torch.autograd.Function):
         of_tail_N[decisions_R] += gradient_tail_R
         of_head_RK = gradient_RK - total_N[decisions_R, None] * top_logprobs_RK.exp()
         log_rest_N = log_tail_N + log_partition_N
-        gradient_hidden = torch.empty_like(hidden_NH)
-        gradient_weight = torch.zeros_like(weight_VH, dtype=total_N.dtype)
-        gradient_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=total_N.dtype)
+        # a frozen head, as with LoRA, asks for none of its own: [V, H] would be made for nothing
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        gradient_hidden = torch.empty_like(hidden_NH) if of_hidden else None
+        gradient_weight = torch.zeros_like(weight_VH, dtype=total_N.dtype) if of_weight else None
+        gradient_bias = torch.zeros_like(bias_V, dtype=total_N.dtype) if of_bias else None
         for chunk_start, chunk_end in chunks(len(hidden_NH)):
             hidden = hidden_NH[chunk_start:chunk_end]
             is_last = chunk_end == len(hidden_NH)
@@ -154,11 +156,13 @@ class _HeadScores(torch.autograd.Function):
                 if gradient_bias is not None:
                     gradient_bias += gradient.sum(0)
                 of_logits[piece] = gradient
-            gradient_hidden[chunk_start:chunk_end] = of_logits @ weight_VH
-            gradient_weight += of_logits.T @ hidden
+            if gradient_hidden is not None:
+                gradient_hidden[chunk_start:chunk_end] = of_logits @ weight_VH
+            if gradient_weight is not None:
+                gradient_weight += of_logits.T @ hidden
         return (
             gradient_hidden,
-            gradient_weight.to(weight_VH.dtype),
+            None if gradient_weight is None else gradient_weight.to(weight_VH.dtype),
             None if gradient_bias is None else gradient_bias.to(bias_V.dtype),
             *[None] * 5,
         )
@@ -193,42 +197,3 @@ def pieces(start: int, chunk: Tensor) -> list[tuple[int, int]]:
 def within(rows: Tensor, start: int, end: int) -> Tensor:
     """Indices of the rows in [start, end)."""
     return ((rows >= start) & (rows < end)).nonzero()[:, 0]
-
-
-def choice_scores(logprobs_M: Tensor, response_of_M: Tensor, choice_mask_BC: Tensor) -> Tensor:
-    """Scores [B, C]: the mean log-probability of each choice's tokens, −inf where there is none.
-
-    The mean, not the sum, which would favour short choices (benchmarks/choice_score.py).
-    """
-    sums = logprobs_M.new_zeros(choice_mask_BC.numel()).index_add(0, response_of_M, logprobs_M)
-    counts = response_of_M.bincount(minlength=choice_mask_BC.numel()).clamp_min(1)
-    return (sums / counts).view_as(choice_mask_BC).masked_fill(~choice_mask_BC, -torch.inf)
-
-
-def choice_kl(target_BC: Tensor, scores_BC: Tensor) -> Tensor:
-    """KL(target ‖ softmax(scores)) per question [B]; choices that do not exist score −inf."""
-    log_student = F.log_softmax(scores_BC, dim=-1)
-    exists = torch.isfinite(scores_BC)
-    log_student = torch.where(exists, log_student, 0.0)
-    return (torch.xlogy(target_BC, target_BC) - target_BC * log_student).sum(-1)
-
-
-def sparse_kl(
-    target_NK: Tensor, logprobs_NK: Tensor, log_tail_N: Tensor, tail_policy: str
-) -> Tensor:
-    """Forward KL per position [N] from a teacher known by its top-k probabilities alone.
-
-    `ghost` adds one bin for everything outside the top-k, so the student matches the head and the
-    total mass of the tail: Σ t·log(t/p) + (1−S_t)·log((1−S_t)/(1−S_p)).
-    `renormalise` compares the conditional distributions on the head (the published loss); the
-    student's mass on the head receives no gradient.
-    """
-    if tail_policy == "renormalise":
-        target = target_NK / target_NK.sum(-1, keepdim=True)
-        student = F.log_softmax(logprobs_NK, dim=-1)
-        return (torch.xlogy(target, target) - target * student).sum(-1)
-    target_tail = (1 - target_NK.sum(-1)).clamp_min(0)
-    head = (torch.xlogy(target_NK, target_NK) - target_NK * logprobs_NK).sum(-1)
-    # −inf: the head is the whole vocabulary, and what the target lacks to 1 is rounding
-    student_tail = log_tail_N.masked_fill(log_tail_N == -torch.inf, 0.0)
-    return head + torch.xlogy(target_tail, target_tail) - target_tail * student_tail

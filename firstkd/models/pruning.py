@@ -1,29 +1,35 @@
-"""Depth pruning: which of a model's layers matter least."""
+"""Depth pruning: which of a model's layers matter least, and the model without them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from firstkd.data.packing import Batch, batches_by_length, pack
+from firstkd.data.packing import BATCH_TOKENS, Batch, batches_by_length, pack
 from firstkd.data.prompts import Question
+from firstkd.errors import ArtifactError
+from firstkd.memory import memory_explained
 from firstkd.models.scoring import ResponseScorer
 
 
+@memory_explained("while the influence of layers was measured")
 @torch.inference_mode()
 def block_influence(
-    model: PreTrainedModel, questions: Sequence[Question], batch_size: int
+    model: PreTrainedModel,
+    questions: Sequence[Question],
+    batch_size: int,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Tensor:
     """Return for each layer 1 − mean cosine of its input and output (Men et al. 2024, eq. 1).
 
     What a layer hardly turns, it hardly changes. The mean is over the questions' tokens.
     """
     scorer = ResponseScorer(model).eval()
-    layers: Any = model.base_model.layers
+    layers = decoder_layers(model)
     total = torch.zeros(len(layers), dtype=torch.float64)
     current: list[Batch] = []
 
@@ -34,14 +40,16 @@ def block_influence(
     # hooks, since the last of the model's own hidden states has been through the final norm
     hooks = [
         layer.register_forward_hook(
-            lambda _, inputs, output, i=i: add_cosine(
-                i, inputs[0], output[0] if isinstance(output, tuple) else output
-            )
+            lambda _, inputs, named, output, i=i: add_cosine(
+                i, _hidden(inputs, named), output[0] if isinstance(output, tuple) else output
+            ),
+            with_kwargs=True,
         )
         for i, layer in enumerate(layers)
     ]
     tokens = 0
-    for index in tqdm(batches_by_length(questions, batch_size), desc="layer influence"):
+    batches = batches_by_length(questions, batch_size, batch_tokens)
+    for index in tqdm(batches, desc="layer influence"):
         current[:] = [pack(questions, index).to(model.device)]
         scorer.hidden(current[0])
         tokens += current[0].tokens
@@ -53,3 +61,101 @@ def block_influence(
 def most_influential(influence: Tensor, layers: int) -> list[int]:
     """Return the indices, ascending, of the layers to keep."""
     return sorted(influence.topk(layers).indices.tolist())
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """Return the list of all decoder layers, whatever the family calls it.
+
+    Raises ArtifactError where no list, or more than one, could be it.
+    """
+    count = model.config.num_hidden_layers
+    lists = {
+        name: module
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    depth = min((name.count(".") for name in lists), default=0)
+    outermost = [module for name, module in lists.items() if name.count(".") == depth]
+    if len(outermost) != 1:
+        raise ArtifactError(
+            f"{model.config.model_type}: {len(outermost)} lists of {count} modules in the model, "
+            "not one of decoder layers, so it cannot be pruned; choose another student"
+        )
+    return outermost[0]
+
+
+@torch.inference_mode()
+def logits_without(model: Any, layers: Sequence[int], input_ids_BL: Tensor) -> Tensor:
+    """Logits [B, L, V] of the model with all other layers than these passed over."""
+    hooks = [
+        layer.register_forward_hook(
+            lambda _, inputs, named, output: (
+                (_hidden(inputs, named), *output[1:])
+                if isinstance(output, tuple)
+                else _hidden(inputs, named)
+            ),
+            with_kwargs=True,
+        )
+        for i, layer in enumerate(decoder_layers(model))
+        if i not in layers
+    ]
+    logits: Tensor = model(input_ids=input_ids_BL, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    return logits
+
+
+def _hidden(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """The hidden states that a layer was given."""
+    hidden: Tensor = inputs[0] if inputs else named["hidden_states"]
+    return hidden
+
+
+def keep_layers(model: Any, layers: Sequence[int]) -> None:
+    """Remove all decoder layers but these, in place, and what config.json says of them.
+
+    Raises ArtifactError as `decoder_layers` does.
+    """
+    all_layers, config = decoder_layers(model), model.config
+    kept = [all_layers[i] for i in layers]
+    for position, layer in enumerate(kept):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                vars(module)["layer_idx"] = position
+    for name, value in cut_lists(config.to_dict(), config.num_hidden_layers, layers).items():
+        setattr(config, name, value)
+    config.num_hidden_layers = len(kept)
+    del all_layers[len(kept) :]
+    for position, layer in enumerate(kept):
+        all_layers[position] = layer
+
+
+def cut_lists(config: dict[str, Any], count: int, layers: Sequence[int]) -> dict[str, list[Any]]:
+    """Return the lists of a config that are about layers, for these layers of `count` alone.
+
+    One entry a layer (`layer_types`, `no_rope_layers`), or the numbers of some layers
+    (`mlp_only_layers`), which are renumbered.
+    """
+    found: dict[str, list[Any]] = {}
+    for name, value in config.items():
+        if not isinstance(value, list):
+            continue
+        numbers = all(type(entry) is int and 0 <= entry < count for entry in value)
+        ascending = numbers and value == sorted(set(value))
+        if len(value) == count and not (ascending and count > 2):
+            found[name] = [value[i] for i in layers]
+        elif value and ascending and ("layer" in name or "idx" in name):
+            found[name] = [new for new, old in enumerate(layers) if old in value]
+    return found
+
+
+def check_same_logits(expected: Tensor, found: Tensor, family: str) -> None:
+    """Raise ArtifactError unless a pruned model that was saved and loaded gives these logits."""
+    eps = max(torch.finfo(t.dtype).eps for t in (expected, found))
+    scale = float(expected.abs().max())
+    difference = float((expected.float() - found.float()).abs().max())
+    if difference > 4 * eps * scale:
+        raise ArtifactError(
+            f"{family}: the pruned model's logits differ by {difference:.3g} from the base model's "
+            "without those layers, so this family cannot be pruned; choose another student"
+        )

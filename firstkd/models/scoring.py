@@ -1,7 +1,8 @@
 """A causal language model as a scorer of responses: from a packed batch to log-probabilities."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,31 +10,41 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from firstkd.data.packing import Batch, batches_by_length, pack
+from firstkd.data.packing import BATCH_TOKENS, Batch, batches_by_length, pack, unpack
 from firstkd.data.prompts import Question
-from firstkd.errors import ArtifactError
+from firstkd.memory import memory_explained
+from firstkd.models.folders import vocabulary_size
 from firstkd.models.head import (
     HeadScores,
-    choice_scores,
     chunks,
     head_logits,
     head_scores,
     within,
 )
+from firstkd.models.masks import attention_masks, can_pack
+from firstkd.terms.divergences import choice_scores
 
 
 class ScoringHead(nn.Module):
     """The output embedding, asked for some log-probabilities instead of all logits.
 
-    A module of its own, and called as one, so that what hooks into modules (ZeRO, data
-    parallelism) sees its use.
+    Rows that pad it beyond the tokenizer's ids are no tokens and get no probability. A module of
+    its own, and called as one, so that what hooks into modules (ZeRO, data parallelism) sees its
+    use.
     """
 
-    def __init__(self, head: Any, softcap: float | None) -> None:
+    def __init__(self, model: Any, exact: bool) -> None:
         super().__init__()
-        self.weight = head.weight
-        self.bias = head.bias
-        self.softcap = softcap
+        head, config = model.get_output_embeddings(), model.config
+        self.vocabulary_size = vocabulary_size(model)
+        weight, bias = head.weight, getattr(head, "bias", None)
+        if exact:  # a copy, unless it is float32 already
+            weight, bias = widest(weight), None if bias is None else widest(bias)
+        self.weight: Tensor = weight
+        self.bias: Tensor | None = bias
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.scale: float = getattr(config, "logit_scale", None) or 1.0  # Cohere
+        self.scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
 
     def forward(
         self,
@@ -43,46 +54,61 @@ class ScoringHead(nn.Module):
         decisions_R: Tensor,
         top_ids_RK: Tensor,
     ) -> HeadScores:
+        hidden_NH, weight_VH, bias_V = self.operands(hidden_NH)
         return head_scores(
-            hidden_NH, self.weight, rows_M, targets_M, decisions_R, top_ids_RK,
-            self.bias, self.softcap,
-        )  # fmt: skip
+            hidden_NH, weight_VH, rows_M, targets_M, decisions_R, top_ids_RK, bias_V, self.softcap
+        )
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] in float32: for few positions at a time."""
-        return head_logits(hidden_NH, self.weight, self.bias, self.softcap)
+        return head_logits(*self.operands(hidden_NH), self.softcap)
+
+    def operands(self, hidden_NH: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What F.linear makes the logits of, before the soft cap."""
+        hidden_NH = hidden_NH.to(self.weight.dtype)
+        bias_V = None if self.bias is None else self.bias[: self.vocabulary_size]
+        if self.scale != 1:  # of the logits; this is H numbers a position, not V
+            hidden_NH = hidden_NH * self.scale
+            bias_V = None if bias_V is None else bias_V * self.scale
+        return hidden_NH, self.weight[: self.vocabulary_size], bias_V
+
+
+def widest(weight: Tensor) -> Tensor:
+    """Return a weight in float32 at least, without gradient."""
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
 
 
 class ResponseScorer(nn.Module):
     """Wraps a causal language model; its parameters are the model's own."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Raises ArtifactError for a model whose logits are more than its head's, soft-capped."""
+    def __init__(self, model: PreTrainedModel, exact: bool = False) -> None:
+        """`exact` is for numbers that are kept: the head computes in float32.
+
+        bfloat16 logits lie 0.125 apart at 16 to 32, which moves probabilities by up to 6 %. The
+        float32 copy of a bfloat16 head takes 4 · V · H bytes (113 MB for the default model) as
+        long as the scorer lives. Training goes on in bfloat16: its loss over a random head of
+        49,152 × 576 is off by less than 2·10⁻⁴ of itself, rounding that averages out.
+        """
         super().__init__()
-        for name in ("logits_scaling", "logit_scale"):  # Granite's, Cohere's
-            if (scale := getattr(model.config, name, None)) not in (None, 1.0):
-                raise ArtifactError(
-                    f"the model's config.json has {name}: {scale}; models that scale their logits "
-                    "are not supported, choose another for fetch.model"
-                )
-        self.backbone = model.base_model
-        softcap = getattr(model.config, "final_logit_softcapping", None)
-        self.head = ScoringHead(model.get_output_embeddings(), softcap)
+        self.backbone: Any = model.base_model
+        self.head = ScoringHead(model, exact)
+        takes_positions = "position_ids" in signature(self.backbone.forward).parameters
+        self.can_pack = can_pack(model.config, model._is_stateful, takes_positions)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [N, H] at the supervised positions."""
-        mask = batch.attention_mask_B1LL
-        if mask is not None:
-            # added to the attention scores: the one form that every implementation takes
-            dtype = self.head.weight.dtype
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-        hidden_BLH: Tensor = self.backbone(
-            input_ids=batch.input_ids_BL,
-            position_ids=batch.position_ids_BL,
-            attention_mask=mask,
-            use_cache=False,
+        input_ids, positions_N = batch.input_ids_BL, batch.positions_N
+        more: dict[str, Any] = {}
+        if batch.is_packed and self.can_pack:
+            config, dtype = self.backbone.config, self.backbone.dtype
+            masks = attention_masks(config, batch.segment_BL, batch.position_ids_BL, dtype)
+            more = {"attention_mask": masks, "position_ids": batch.position_ids_BL}
+        elif batch.is_packed:
+            input_ids, positions_N = unpack(batch)
+        hidden: Tensor = self.backbone(
+            input_ids=input_ids, use_cache=False, **more
         ).last_hidden_state
-        return hidden_BLH.flatten(0, 1)[batch.positions_N]
+        return hidden.flatten(0, 1)[positions_N]
 
     def forward(self, batch: Batch, top_ids_RK: Tensor | None = None) -> HeadScores:
         """Score the batch's M tokens, and `top_ids_RK` at each of the R tokens of right responses.
@@ -106,31 +132,41 @@ def cross_entropy(
     return -scorer(batch).logprobs_M[batch.is_gold_M].mean(), {}
 
 
+@memory_explained("while questions were scored")
 @torch.inference_mode()
 def score_questions(
-    model: PreTrainedModel, questions: Sequence[Question], batch_size: int, title: str = ""
+    model: PreTrainedModel,
+    questions: Sequence[Question],
+    batch_size: int,
+    title: str = "",
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Tensor:
     """Choice scores [E, C] in float32, −inf where a question has fewer choices.
 
-    With a title, progress is shown under it.
+    With a title, progress is shown under it. Raises OutOfMemoryError.
     """
-    scorer = ResponseScorer(model).eval()
+    scorer = ResponseScorer(model, exact=True).eval()
     num_choices = max(len(question.responses) for question in questions)
     scores_EC = torch.full((len(questions), num_choices), -torch.inf)
-    for index in _with_progress(batches_by_length(questions, batch_size), len(questions), title):
-        batch = pack(questions, index).to(model.device)
+    for index, batch in _batches(model, questions, batch_size, title, batch_tokens):
         logprobs = scorer(batch).logprobs_M
         scores = choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)
         scores_EC[index, : scores.shape[1]] = scores.cpu()
     return scores_EC
 
 
-def _with_progress(
-    batches: Iterable[list[int]], num_questions: int, title: str
-) -> Iterator[list[int]]:
-    with tqdm(total=num_questions, desc=title, unit="question", disable=not title) as progress:
+def _batches(
+    model: PreTrainedModel,
+    questions: Sequence[Question],
+    batch_size: int,
+    title: str,
+    batch_tokens: int,
+) -> Iterator[tuple[list[int], Batch]]:
+    """Every batch with its questions' indices, on the model's device."""
+    batches = batches_by_length(questions, batch_size, batch_tokens)
+    with tqdm(total=len(questions), desc=title, unit="question", disable=not title) as progress:
         for index in batches:
-            yield index
+            yield index, pack(questions, index).to(model.device)
             progress.update(len(index))
 
 
@@ -148,19 +184,23 @@ class TokenScores:
     """Index of the question whose response it is in."""
 
 
+@memory_explained("while tokens were scored")
 @torch.inference_mode()
 def score_tokens(
-    model: PreTrainedModel, questions: Sequence[Question], batch_size: int, title: str = ""
+    model: PreTrainedModel,
+    questions: Sequence[Question],
+    batch_size: int,
+    title: str = "",
+    batch_tokens: int = BATCH_TOKENS,
 ) -> TokenScores:
     """Score every token of the right responses, teacher-forced, in float32.
 
-    With a title, progress is shown under it.
+    With a title, progress is shown under it. Raises OutOfMemoryError.
     """
-    scorer = ResponseScorer(model).eval()
+    scorer = ResponseScorer(model, exact=True).eval()
     questions = [question.gold_only() for question in questions]
     parts = []
-    for index in _with_progress(batches_by_length(questions, batch_size), len(questions), title):
-        batch = pack(questions, index).to(model.device)
+    for index, batch in _batches(model, questions, batch_size, title, batch_tokens):
         hidden = scorer.hidden(batch)
         for start, end in chunks(len(hidden)):
             inside = within(batch.rows_M, start, end)

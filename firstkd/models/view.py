@@ -6,8 +6,9 @@ from functools import cached_property
 from torch import Tensor
 
 from firstkd.data.packing import Batch
-from firstkd.models.head import HeadScores, choice_scores
+from firstkd.models.head import HeadScores
 from firstkd.models.scoring import ResponseScorer
+from firstkd.terms.divergences import choice_scores
 
 
 class View:

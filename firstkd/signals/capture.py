@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from firstkd.data.packing import batches_by_length, pack, packed_length
 from firstkd.data.prompts import Question
+from firstkd.memory import memory_explained
 from firstkd.models.scoring import ResponseScorer
 from firstkd.models.view import View
 from firstkd.signals.base import CapturedSignal
@@ -29,6 +30,7 @@ class Capture:
     settings: CaptureSettings
     ranks: Ranks
 
+    @memory_explained("while a signal was captured", "lower capture.micro_batch_tokens")
     @torch.inference_mode()
     def write(
         self,
@@ -45,7 +47,7 @@ class Capture:
         layout, size = self.signal.layout(self.vocabulary_size), self.settings.shard_examples
         if not self.signal.needs.choices:
             questions = [question.gold_only() for question in questions]
-        scorer = ResponseScorer(model).eval()
+        scorer = ResponseScorer(model, exact=True).eval()
         folder.mkdir(parents=True, exist_ok=True)
         shards = [
             (number, slice(start, start + size))
@@ -67,7 +69,8 @@ class Capture:
     ) -> Records:
         """Return the records of the questions, in their order."""
         parts, order = [], []
-        for index in batches_by_length(questions, self.settings.micro_batch_size):
+        size, tokens = self.settings.micro_batch_size, self.settings.micro_batch_tokens
+        for index in batches_by_length(questions, size, tokens):
             batch = pack(questions, index).to(scorer.head.weight.device)
             parts.append(self.signal.capture(View(scorer, batch), self.vocabulary_size))
             order += index

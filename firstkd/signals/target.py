@@ -18,6 +18,8 @@ class Target(NamedTuple):
     """Token ids, or the choices' indices."""
     probabilities_RK: Tensor
     """0 where there is no candidate."""
+    tail_R: Tensor
+    """Probability of everything that is no candidate."""
 
 
 @dataclass(frozen=True)
@@ -35,5 +37,8 @@ class Stored:
         records = self.store.of_examples(self.positions_Q[batch.index_B.cpu()])
         decisions = self.signal.decisions(records, self.store.facts)
         probabilities = self.recalibration.apply(decisions)
-        device = batch.input_ids_BL.device
-        return Target(decisions.top_ids.to(device), probabilities.to(device))
+        # the tail gains what a recalibration takes from the candidates together
+        taken = decisions.top_logprobs.exp().sum(-1) - probabilities.sum(-1)
+        tail = (decisions.tail_mass + taken).clamp_min(0)
+        found = Target(decisions.top_ids, probabilities, tail)
+        return Target(*(tensor.to(batch.input_ids_BL.device) for tensor in found))

@@ -64,16 +64,15 @@ def head_with_top_k(view: View, top_k: int, tail_nodes: int, vocabulary_size: in
     One pass of the head over the N supervised positions; a chunk of its logits is all that ever
     exists, and what is computed on it stays in the cache.
     """
-    batch, hidden_NH, head = view.batch, view.hidden_NH, view.scorer.head
-    weight_VH = head.weight[:vocabulary_size]
-    bias_V = None if head.bias is None else head.bias[:vocabulary_size]
-    logprobs_M = hidden_NH.new_empty(len(batch.rows_M), dtype=torch.float32)
+    batch, head = view.batch, view.scorer.head
+    hidden_NH, weight_VH, bias_V = head.operands(view.hidden_NH)
+    logprobs_M = hidden_NH.new_empty(len(batch.rows_M))
     is_gold_N = torch.zeros(len(hidden_NH), dtype=torch.bool, device=hidden_NH.device)
     gold_rows = batch.rows_M[batch.is_gold_M]
     is_gold_N[gold_rows] = True
     # of the right responses' tokens, which lie in the order of their positions
     parts = []
-    log_partition_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
+    log_partition_N = hidden_NH.new_empty(len(hidden_NH))
     for start, end in chunks(len(hidden_NH)):
         chunk = F.linear(hidden_NH[start:end], weight_VH, bias_V)
         for first, last in pieces(start, chunk):

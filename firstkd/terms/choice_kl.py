@@ -22,7 +22,7 @@ class ChoiceKl(SignalTerm):
         return int(len(question.responses) > 1)
 
     def __call__(self, view: "View", name: str, target: "Target | None") -> Sum:
-        from firstkd.models.head import choice_kl
+        from firstkd.terms.divergences import choice_kl
 
         assert target is not None
         scores = view.choice_scores_BC[view.batch.choice_mask_BC.sum(-1) > 1]

@@ -26,11 +26,13 @@ class SparseKl(SignalTerm):
     def __call__(self, view: "View", name: str, target: "Target | None") -> Sum:
         import torch
 
-        from firstkd.models.head import sparse_kl
+        from firstkd.terms.divergences import sparse_kl
 
         assert target is not None
         found, wanted = view.tokens(name), target.probabilities_RK
-        divergence = sparse_kl(wanted, found.top_logprobs_RK, found.log_tail_R, self.tail)
+        divergence = sparse_kl(
+            wanted, target.tail_R, found.top_logprobs_RK, found.log_tail_R, self.tail
+        )
         with torch.no_grad():
             best = torch.maximum(found.top_logprobs_RK.amax(-1), found.best_of_tail_R)
             of_target = found.top_logprobs_RK.gather(-1, wanted.argmax(-1, keepdim=True))[:, 0]

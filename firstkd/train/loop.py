@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from firstkd.data.packing import pack, packed_length, shuffled_batches
 from firstkd.data.prompts import Question
-from firstkd.errors import ConfigError, OutOfMemoryError, TrainingDivergedError
+from firstkd.errors import ConfigError, TrainingDivergedError
+from firstkd.memory import memory_explained
 from firstkd.terms.base import Sum
 from firstkd.train.checkpoints import Checkpoints
 from firstkd.train.distributed import Ranks, join_ranks
@@ -37,6 +38,13 @@ log = logging.getLogger(__name__)
 
 SPEEDS = {"tokens", "tokens_per_second"}
 """Of the live curve only: another run has others."""
+
+
+REMEDY = (
+    "lower micro_batch_size or micro_batch_tokens and raise micro_batches_per_step, or set "
+    "gradient_checkpointing, a higher zero_stage or cpu_offload under machine"
+)
+"""Against running out of memory."""
 
 
 class Part(NamedTuple):
@@ -82,7 +90,7 @@ def train(
     saved = saver.newest() if saver else None
     if saved:
         saved.load_weights(player)
-    with _memory_explained("with the optimizer's states"):
+    with memory_explained("with the optimizer's states", REMEDY):
         engine = make_engine(player, settings, machine, ranks)
     if saved:
         saved.load_optimizer(engine)
@@ -192,7 +200,7 @@ def _step(
         # the random numbers (dropout) belong to the micro-batch, whoever computes it and when
         torch.manual_seed(_seed_of(seed, first + position))
         length = max(packed_length(questions[i]) for i in index)
-        with _memory_explained(f"with a micro-batch of {len(index)} × {length} tokens"):
+        with memory_explained(f"with a micro-batch of {len(index)} × {length} tokens", REMEDY):
             batch = pack(questions, index).to(engine.device)
             sums = engine(batch, player.targets(batch))
             loss = sum(
@@ -268,22 +276,6 @@ def _sigterm(held: bool) -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _memory_explained(when: str) -> Iterator[None]:
-    """Turn every way of running out of memory into one error that says what to lower."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch raises a plain RuntimeError on CPU
-        on_gpu_or_numpy = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not on_gpu_or_numpy and "DefaultCPUAllocator" not in str(error):
-            raise
-        raise OutOfMemoryError(
-            f"memory ran out {when}; lower "
-            "micro_batch_size or micro_batch_tokens and raise micro_batches_per_step, or set "
-            "gradient_checkpointing, a higher zero_stage or cpu_offload"
-        ) from error
 
 
 def _set_learning_rate(engine: Any, settings: TrainingSettings, step: int, steps: int) -> float:

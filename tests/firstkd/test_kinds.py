@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, StableLmConfig, StableLmForCausalLM
 
 from firstkd.data.examples import Example, example_key
 from firstkd.data.packing import pack
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
-from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.folders import load_tokenizer
 from firstkd.models.tokenizers import vocabulary_size
 from firstkd.recalibration.kinds import Identity
 from firstkd.signals import kinds as signal_kinds
@@ -33,7 +34,9 @@ EXAMPLES = [
     Example("a/2", "Where is it?", "here", ("here", "in the old sea", "there"), 0, "a"),
     Example("a/3", "Where does the mole live?", "in a nest", ("in a cave", "in a nest"), 1, "a"),
 ]
-SETTINGS = CaptureSettings(precision="fp32", micro_batch_size=2, shard_examples=3)
+SETTINGS = CaptureSettings(
+    precision="fp32", micro_batch_size=2, micro_batch_tokens=8192, shard_examples=3
+)
 TOP_K = {"kind": "top_k", "k": 5}
 MADE = {
     "choices": {"of": "teacher"},
@@ -63,15 +66,28 @@ class World:
     stores: dict
 
 
+def float64_model(tokens: int, seed: int) -> PreTrainedModel:
+    """A random model that computes in float64 throughout: norms and attention of Llama's do not."""
+    config = StableLmConfig(
+        vocab_size=tokens,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
+    config._attn_implementation = "sdpa"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return StableLmForCausalLM(config).double().eval()
+
+
 @pytest.fixture(scope="module")
 def world(tiny_model, tmp_path_factory):
     tokenizer = load_tokenizer(tiny_model)
     questions = encode(EXAMPLES, tokenizer, PromptSettings(format="cloze", max_length=100))
-    student, teacher = (load_model(tiny_model, "fp32").double().eval() for _ in range(2))
-    generator = torch.Generator().manual_seed(0)
-    for parameter in teacher.parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.data += 0.1 * noise
+    student, teacher = float64_model(len(tokenizer), seed=0), float64_model(len(tokenizer), seed=1)
     size = vocabulary_size(tiny_model, tokenizer)
     folder, stores = tmp_path_factory.mktemp("stores"), {}
     keys = [example_key(example) for example in EXAMPLES]
@@ -180,7 +196,7 @@ def dense_sparse_kl(world, target):
     wanted = target.probabilities_RK.double()
     head = student.gather(-1, target.ids_RK)
     tail = (1 - head.exp().sum(-1)).log()
-    tail_wanted = 1 - wanted.sum(-1)
+    tail_wanted = target.tail_R
     divergence = (wanted * (wanted.log() - head)).sum(-1)
     return (divergence + tail_wanted * (tail_wanted.log() - tail)).sum()
 
@@ -208,7 +224,9 @@ def test_value_and_gradient_of_a_term_are_the_dense_ones(world, name):
         questions = [question.gold_only() for question in questions]
     batch = pack(questions, [*everything])
     targets = {
-        key: target._replace(probabilities_RK=target.probabilities_RK.double())
+        key: target._replace(
+            probabilities_RK=target.probabilities_RK.double(), tail_R=target.tail_R.double()
+        )
         for key, target in player.targets(batch).items()
     }
 

@@ -21,6 +21,9 @@ class PruneInit(Init):
     examples: Positive = 128
     """Training examples on which each layer's influence is measured."""
     micro_batch_size: Positive = 32
+    """Examples per forward pass, at most."""
+    micro_batch_tokens: Positive = 8192
+    """Tokens per forward pass, at most, padding included."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -28,11 +31,19 @@ class PruneInit(Init):
 
     def make(self, folder: Path, given: Given) -> None:
         """Raise ConfigError if the model has fewer layers than are to be kept."""
+        import torch
+
         from firstkd.data.examples import read_examples
         from firstkd.data.prompts import encode
         from firstkd.files import write_json
-        from firstkd.models.folders import keep_layers, load_model, load_tokenizer, save_model
-        from firstkd.models.pruning import block_influence, most_influential
+        from firstkd.models.folders import load_model, load_tokenizer, save_model
+        from firstkd.models.pruning import (
+            block_influence,
+            check_same_logits,
+            keep_layers,
+            logits_without,
+            most_influential,
+        )
 
         base = given.models[self.of]
         tokenizer, model = load_tokenizer(base), load_model(base, "bf16")
@@ -41,9 +52,15 @@ class PruneInit(Init):
             raise ConfigError(f"layers: {self.layers}, but {self.of} has {present}")
         examples = read_examples(given.examples)[: self.examples]
         questions = [q.gold_only() for q in encode(examples, tokenizer, given.prompt)]
-        influence = block_influence(model, questions, self.micro_batch_size)
+        influence = block_influence(
+            model, questions, self.micro_batch_size, self.micro_batch_tokens
+        )
         kept = most_influential(influence, self.layers)
         log.info("keeping layers %s of %d", kept, present)
+        probe = torch.tensor([questions[0].prompt], device=model.device)
+        expected = logits_without(model, kept, probe)
         keep_layers(model, kept)
         save_model(model, tokenizer, folder)
+        found = logits_without(load_model(folder, "bf16"), range(len(kept)), probe)
+        check_same_logits(expected, found, model.config.model_type)
         write_json(folder / "metrics.json", {"kept": kept, "influence": influence.tolist()})

@@ -5,8 +5,8 @@ import torch
 from firstkd.data.packing import batches_by_length, pack, packed_length, shuffled_batches
 from firstkd.data.prompts import Question
 from firstkd.models.folders import load_model
-from firstkd.models.head import choice_scores
 from firstkd.models.scoring import ResponseScorer
+from firstkd.terms.divergences import choice_scores
 
 QUESTIONS = [
     Question("a", [5, 6, 7], [[8], [9, 10], [11, 12, 13]], 1),
@@ -47,9 +47,9 @@ def test_missing_choices_score_minus_infinity(model):
     assert torch.isfinite(scores[1]).all()
 
 
-def test_open_text_needs_no_mask_and_scores_the_same(model):
+def test_open_text_needs_no_packing_and_scores_the_same(model):
     alone = [Question(q.id, q.prompt, [q.responses[0]], 0) for q in QUESTIONS]
-    assert pack(alone, [0, 1, 2]).attention_mask_B1LL is None
+    assert not pack(alone, [0, 1, 2]).is_packed
     with torch.no_grad():
         torch.testing.assert_close(
             scores_of(model, alone, [0, 1, 2])[:, 0], scores_of(model, QUESTIONS, [0, 1, 2])[:, 0]

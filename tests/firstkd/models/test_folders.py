@@ -4,8 +4,8 @@ import torch
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.files import sha256_of
-from firstkd.models.folders import keep_layers, load_model, load_tokenizer, save_model
-from firstkd.models.pruning import block_influence, most_influential
+from firstkd.models.folders import load_model, load_tokenizer, save_model
+from firstkd.models.pruning import block_influence, keep_layers, most_influential
 from tests.tiny import write_tiny_model
 
 QUESTIONS = [Question(str(i), [4 + i, 9, 12], [[20 + i], [30, 31]], 0) for i in range(5)]

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from firstkd.data.prompts import Question
-from firstkd.errors import ArtifactError
 from firstkd.models import head as objective
 from firstkd.models.folders import load_model
 from firstkd.models.scoring import ResponseScorer, score_tokens
@@ -44,10 +43,3 @@ def test_a_models_soft_cap_bounds_its_logits(model):
     model.config.final_logit_softcapping = 3.0
     capped = ResponseScorer(model).head.logits(hidden)
     torch.testing.assert_close(capped, 3 * (plain / 3).tanh())
-
-
-@pytest.mark.parametrize("name", ["logits_scaling", "logit_scale"])
-def test_a_model_that_scales_its_logits_is_refused(model, name):
-    setattr(model.config, name, 8.0)
-    with pytest.raises(ArtifactError, match=f"{name}: 8.0"):
-        ResponseScorer(model)

@@ -1,0 +1,62 @@
+"""Which tokens of a packed row may look at which, for each kind of attention layer.
+
+A mask of one's own replaces the model's: in layers with a sliding window it must hold the window,
+too. Distances are counted in positions, which restart with each response, not in places within the
+row; so a response sees of the prompt and itself what it would see alone.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WINDOW = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+"""Kinds of layers that do not see everything before them, and the config's name of their size."""
+ATTENTION = {"full_attention", *WINDOW}
+"""Kinds of layers whose view is all in the mask."""
+
+
+def layer_kinds(config: Any) -> set[str]:
+    """The kinds of layers that a model has; without a list of them all are of one kind."""
+    if kinds := getattr(config, "layer_types", None):
+        return set(kinds)
+    return {"sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"}
+
+
+def can_pack(config: Any, is_stateful: bool, takes_positions: bool) -> bool:
+    """Whether several responses can share a row, each as if it were alone behind the prompt.
+
+    Not in layers that carry a state from token to token (recurrent, convolutional), nor where
+    distances are those within the row (ALiBi, no positions to pass).
+    """
+    return (
+        not is_stateful
+        and takes_positions
+        and layer_kinds(config) <= ATTENTION
+        and not getattr(config, "alibi", False)
+    )
+
+
+def attention_masks(
+    config: Any, segment_BL: Tensor, position_ids_BL: Tensor, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """What to add to the attention scores [B, 1, L, L], by kind of layer if there are several.
+
+    transformers' models take a mask of four dimensions as it is, and those whose layers differ a
+    dictionary by kind. `segment_BL` is the batch's (firstkd/data/packing.py).
+    """
+    length = segment_BL.shape[1]
+    query, key = segment_BL[:, :, None], segment_BL[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_BL.device).tril()
+    seen = causal & ((key == query) | (key == -1))
+    masks = {}
+    for kind in sorted(layer_kinds(config)):
+        visible = seen
+        if kind in WINDOW:
+            size = getattr(config, WINDOW[kind])
+            at, of = position_ids_BL[:, :, None], position_ids_BL[:, None, :]
+            near = at - of < size if kind == "sliding_attention" else at // size == of // size
+            visible = seen & near
+        hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        masks[kind] = hidden.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+    return masks if len(masks) > 1 else masks.popitem()[1]
