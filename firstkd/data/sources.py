@@ -79,7 +79,7 @@ def _from_path(rest: str, sha256: str | None, project: Path) -> Path:
     if sha256 is None and not folder.resolve().is_relative_to((project / "sources").resolve()):
         raise SourceError(
             f"path:{rest} is {folder.resolve()}, where no change would be noticed: put it into "
-            "sources/ itself, or pin it with a sha256 (a wrong one is told the right one)"
+            "sources/ itself, or pin it with a sha256 (the error prints the actual one)"
         )
     return found
 

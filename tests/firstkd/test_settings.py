@@ -36,7 +36,7 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         (
             ("fetch", "datasets", "openbookqa", "columns"),
             {"question": "q"},
-            r"openbookqa: columns and first_index are for `format: questions` alone",
+            r"openbookqa: columns: only for `format: questions`",
         ),
         (("fetch", "model", "source"), "ftp:x", r"fetch.model.source: 'ftp:x' is not allowed"),
     ],
