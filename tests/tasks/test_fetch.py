@@ -121,8 +121,9 @@ def test_data_that_are_a_git_lfs_pointer_are_named(project: Path) -> None:
 def test_an_error_starts_on_a_line_of_its_own(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Not behind the progress bar, where whatever classifies errors would not find it."""
+    """Not behind the progress bar, which must be closed while the error is still being handled."""
     (project / "sources/elsewhere.jsonl").unlink()
-    with pytest.raises(SourceError):
+    with pytest.raises(SourceError) as caught:
         fetch.main(project)
-    assert capfd.readouterr().err.endswith("\n")
+    assert "data sets:" in (written := capfd.readouterr().err)
+    assert written.endswith("\n"), caught
