@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from firstkd.data.examples import Example
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
+from firstkd.data.text import clean
 from firstkd.errors import DataValidationError
 from firstkd.files import read_json
 from firstkd.models.folders import load_model, load_tokenizer
@@ -57,21 +58,18 @@ class Answerer:
 
     def answer(
         self,
-        questions: Sequence[str],
-        choices: Sequence[Sequence[str] | None],
+        questions: Sequence[object],
+        choices: Sequence[object],
         batch_size: int = 32,
     ) -> list[Answer]:
         """Answer each question with one of its choices, None standing for `common_choices`.
 
-        Raises DataValidationError for a question with fewer than two choices.
+        Raises DataValidationError naming the first question that is not a text, or that does not
+        have a list of two or more choices, each of them a text.
         """
-        options_of = [
-            self._options(f"question {number} ({question!r})", named)
-            for number, (question, named) in enumerate(zip(questions, choices, strict=True), 1)
-        ]
         examples = [
-            Example(question, question, "", tuple(options), None, "")
-            for question, options in zip(questions, options_of, strict=True)
+            self._example(number, question, named)
+            for number, (question, named) in enumerate(zip(questions, choices, strict=True), 1)
         ]
         encoded = encode(examples, self.tokenizer, self.prompt)
         scores = score_questions(self.model, encoded, batch_size)
@@ -79,26 +77,43 @@ class Answerer:
         confidence, best = probabilities.max(-1)
         return [
             Answer(
-                answer=options[index],
+                answer=(example.choices or ())[index],
                 answer_index=index,
                 confidence=certain,
-                probabilities=row[: len(options)],
+                probabilities=row[: len(example.choices or ())],
                 abstain=self.abstain_below is not None and certain < self.abstain_below,
             )
-            for options, index, certain, row in zip(
-                options_of, best.tolist(), confidence.tolist(), probabilities.tolist(), strict=True
+            for example, index, certain, row in zip(
+                examples, best.tolist(), confidence.tolist(), probabilities.tolist(), strict=True
             )
         ]
 
-    def _options(self, question: str, named: Sequence[str] | None) -> Sequence[str]:
+    def _example(self, number: int, question: object, named: object) -> Example:
+        where = f"question {number}"
+        prompt = _text(question, where, "the question")
+        where = f"{where} ({prompt!r})"
         options = self.common_choices if named is None else named
         if options is None:
             raise DataValidationError(
-                f"{question} names no choices, and those of this student's calibration questions "
+                f"{where} names no choices, and those of this student's calibration questions "
                 "differ: name two or more"
             )
+        # a text is a sequence too, of its characters
+        if not isinstance(options, list | tuple):
+            raise DataValidationError(f"{where}: choices must be a list of texts, not {options!r}")
         if len(options) < 2:
-            raise DataValidationError(
-                f"{question} has {len(options)} choices; at least 2 are needed"
-            )
-        return options
+            raise DataValidationError(f"{where} has {len(options)} choices; at least 2 are needed")
+        texts = [_text(option, where, f"choice {i}") for i, option in enumerate(options, 1)]
+        return Example(prompt, prompt, "", tuple(texts), None, "")
+
+
+def _text(value: object, where: str, what: str) -> str:
+    if not isinstance(value, str):
+        raise DataValidationError(f"{where}: {what} must be text, not {value!r}")
+    try:
+        text = clean(value)
+    except ValueError as error:
+        raise DataValidationError(f"{where}: {what} holds {error}") from error
+    if not text:
+        raise DataValidationError(f"{where}: {what} is empty")
+    return text

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.reader import ReaderError
 
 from firstkd.data.settings import FetchSettings, PrepareSettings, PromptSettings, ValidateSettings
 from firstkd.errors import ConfigError
@@ -152,9 +153,19 @@ def load_settings(path: Path) -> Settings:
     Raises ConfigError naming each wrong key, the value found and what is allowed.
     """
     try:
-        values = YAML(typ="safe", pure=True).load(path)
+        values = YAML(typ="safe", pure=True).load(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is missing; run from the project's folder") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from error
+    except ReaderError as error:
+        raise ConfigError(
+            f"{path}: the character U+{error.character:04X} at position {error.position} is not "
+            "allowed in YAML; remove it"
+        ) from error
     except MarkedYAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     try:

@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import Array
+from mlflow.types.schema import AnyType
 
 import firstkd
 from firstkd.errors import ArtifactError, PipelineError
@@ -46,7 +46,8 @@ SIGNATURE = ModelSignature(
     inputs=Schema(
         [
             ColSpec(DataType.string, "question"),
-            ColSpec(Array(DataType.string), "choices", required=False),
+            # a list of texts; as Array(string), MLflow would cut [None, "in a den"] to ["n", "i"]
+            ColSpec(AnyType(), "choices", required=False),
         ]
     ),
     outputs=Schema(

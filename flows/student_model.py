@@ -4,11 +4,14 @@ MLflow keeps this file itself as the model's code ("models from code"), next to 
 folder, its calibration and a copy of the package `firstkd`. Nothing is pickled.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
@@ -31,14 +34,19 @@ class Student(PythonModel):
 
         `abstain` is true where the confidence is below serve.abstain_below of params.yaml, as it
         was when the version was registered, or as whoever loads the model sets it.
+
+        Raises MlflowException, whose text MLflow's server passes on to its client, naming the
+        first row that cannot be answered.
         """
-        answers = self._answerer.answer(
-            [str(question) for question in model_input["question"]],
-            [
-                None if choices is None else list(choices)
-                for choices in model_input.get("choices", [None] * len(model_input))
-            ],
-        )
+        from firstkd.errors import DataValidationError  # of the copy beside the model
+
+        choices = model_input.get("choices", [None] * len(model_input))
+        try:
+            answers = self._answerer.answer(
+                list(model_input["question"]), [_plain(listed) for listed in choices]
+            )
+        except DataValidationError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
         return pd.DataFrame(
             {
                 "answer": [answer.answer for answer in answers],
@@ -46,6 +54,13 @@ class Student(PythonModel):
                 "abstain": [answer.abstain for answer in answers],
             }
         )
+
+
+def _plain(choices: Any) -> Any:
+    """Return choices as given, except that NaN is pandas' word for none and an array is a list."""
+    if isinstance(choices, float) and math.isnan(choices):
+        return None
+    return choices.tolist() if isinstance(choices, np.ndarray) else choices
 
 
 mlflow.models.set_model(Student())

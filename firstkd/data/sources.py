@@ -55,11 +55,13 @@ def fetch_source(source: str, sha256: str | None, target: Path, project: Path) -
         if found.is_dir():
             with atomic_folder(target) as folder:
                 for file in _model_files(found):
+                    _refuse_pointer(file, source)
                     place(file, folder / file.name)
                 _check(folder, source, sha256)
         else:
             with atomic_file(target) as file:
-                if found.suffix == ".gz":
+                _refuse_pointer(found, source)
+                if found.suffix.lower() == ".gz":
                     _unpack(found, file, source)
                 else:
                     place(found, file)
@@ -68,7 +70,8 @@ def fetch_source(source: str, sha256: str | None, target: Path, project: Path) -
 
 def file_name(source: str) -> str:
     """Return the name of the file that `source` brings, or that of the folder."""
-    return PurePosixPath(source.partition(":")[2].removesuffix(".gz")).name
+    name = PurePosixPath(source.partition(":")[2]).name
+    return name[:-3] if name.lower().endswith(".gz") else name
 
 
 def _from_path(rest: str, sha256: str | None, project: Path) -> Path:
@@ -79,7 +82,7 @@ def _from_path(rest: str, sha256: str | None, project: Path) -> Path:
     if sha256 is None and not folder.resolve().is_relative_to((project / "sources").resolve()):
         raise SourceError(
             f"path:{rest} is {folder.resolve()}, where no change would be noticed: put it into "
-            "sources/ itself, or pin it with a sha256 (a wrong one is told the right one)"
+            "sources/ itself, or pin it with a sha256 (the error prints the actual one)"
         )
     return found
 
@@ -147,6 +150,18 @@ def _unpack(found: Path, file: Path, source: str) -> None:
             shutil.copyfileobj(packed, unpacked)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{source}: not a whole gzip file ({error}); fetch it again") from error
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def _refuse_pointer(file: Path, source: str) -> None:
+    with file.open("rb") as opened:
+        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise SourceError(
+                f"{source}: {file.name} is a Git LFS pointer, not the file itself; run "
+                "`git lfs pull` in the clone that it comes from"
+            )
 
 
 def _model_files(folder: Path) -> list[Path]:

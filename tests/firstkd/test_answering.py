@@ -1,9 +1,12 @@
 import dataclasses
+import json
 
 import pytest
 import torch
 
 from firstkd.answering import Answerer
+from firstkd.data.readers import read
+from firstkd.data.settings import DatasetSource
 from firstkd.errors import DataValidationError
 from firstkd.files import write_json
 from firstkd.models.scoring import score_questions
@@ -52,6 +55,33 @@ def test_a_question_without_choices_has_those_that_all_questions_shared(answerer
         answerer.answer(QUESTIONS, [CHOICES[0], None])
 
 
-def test_a_single_choice_is_refused(answerer):
-    with pytest.raises(DataValidationError, match=r"question 2 .* has 1 choices"):
-        answerer.answer(QUESTIONS, [CHOICES[0], ["in a cave"]])
+@pytest.mark.parametrize(
+    ("question", "choices", "problem"),
+    [
+        (QUESTIONS[1], ["in a cave"], "has 1 choices"),
+        (QUESTIONS[1], [None, "in a den"], "choice 1 must be text, not None"),
+        (QUESTIONS[1], ["in a den", float("nan")], "choice 2 must be text, not nan"),
+        (QUESTIONS[1], ["in a den", " \n"], "choice 2 is empty"),
+        (QUESTIONS[1], "in a den", "choices must be a list of texts, not 'in a den'"),
+        (QUESTIONS[1], {"A": "in a den", "B": "x"}, "choices must be a list of texts"),
+        (QUESTIONS[1], ["in a den", "\ud83d"], "choice 2 holds half a character"),
+        (None, CHOICES[1], "the question must be text, not None"),
+        (float("nan"), CHOICES[1], "the question must be text, not nan"),
+        ("  ", CHOICES[1], "the question is empty"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_with_its_row(answerer, question, choices, problem):
+    with pytest.raises(DataValidationError, match=f"question 2.*{problem}"):
+        answerer.answer([QUESTIONS[0], question], [CHOICES[0], choices])
+
+
+def test_a_served_text_is_the_one_that_training_reads(answerer, tmp_path):
+    """White space around question and choices changes no answer, as it changes no example."""
+    spaced = [f" {QUESTIONS[0]}\n", f"\t{QUESTIONS[1]} "]
+    choices = [[f" {choice}" for choice in CHOICES[0]], [f"{choice}\n" for choice in CHOICES[1]]]
+    assert answerer.answer(spaced, choices) == answerer.answer(QUESTIONS, CHOICES)
+    record = {"question": spaced[0], "choices": choices[0], "answer": choices[0][0]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    dataset = DatasetSource(source="path:sources/a.jsonl", format="questions", role="train")
+    [example] = read(tmp_path / "a.jsonl", dataset, "a")
+    assert (example.prompt, list(example.choices)) == (QUESTIONS[0], CHOICES[0])

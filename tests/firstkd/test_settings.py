@@ -36,7 +36,7 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         (
             ("fetch", "datasets", "openbookqa", "columns"),
             {"question": "q"},
-            r"openbookqa: columns and first_index are for `format: questions` alone",
+            r"openbookqa: columns: only for `format: questions`",
         ),
         (("fetch", "model", "source"), "ftp:x", r"fetch.model.source: 'ftp:x' is not allowed"),
     ],
@@ -105,6 +105,24 @@ def test_broken_yaml_and_a_missing_file_are_named(tmp_path):
         load_settings(tmp_path / "params.yaml")
     with pytest.raises(ConfigError, match="is missing"):
         load_settings(tmp_path / "elsewhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("comment", "problem"),
+    [
+        ("# Größe".encode("latin-1"), r"params\.yaml, line 2: not UTF-8 .*save the file as UTF-8"),
+        ("# “size”".encode("cp1252"), r"params\.yaml, line 2: not UTF-8 .*save the file as UTF-8"),
+        (b"# a bell \x07", r"params\.yaml: the character U\+0007 at position \d+ is not allowed"),
+    ],
+)
+def test_another_encoding_is_one_line(tmp_path, comment, problem):
+    text = (REPOSITORY / "params.yaml").read_bytes()
+    (tmp_path / "params.yaml").write_bytes(b"# first\n" + comment + b"\n" + text)
+    with pytest.raises(ConfigError, match=problem) as caught:
+        load_settings(tmp_path / "params.yaml")
+    assert len(str(caught.value).splitlines()) == 1
+    (tmp_path / "params.yaml").write_bytes("\ufeff# Größe\n".encode() + text)
+    load_settings(tmp_path / "params.yaml")
 
 
 def test_numbers_in_scientific_notation_are_numbers(tmp_path):

@@ -1,13 +1,15 @@
 """The student as MLflow loads it: what its signature lets through reaches the answerer."""
 
+import json
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.scoring_server import invocations
 
-from firstkd.errors import DataValidationError
 from firstkd.files import write_json
 from flows import student_model
 from flows.registry import SIGNATURE
@@ -46,5 +48,39 @@ def test_choices_may_be_left_out_where_all_questions_shared_them(tmp_path, tiny_
 
 def test_where_they_differ_a_question_has_to_name_them(tmp_path, tiny_model):
     student = load(tmp_path, tiny_model, None)
-    with pytest.raises(DataValidationError, match=r"question 1 .* names no choices"):
+    with pytest.raises(MlflowException, match=r"question 1 .* names no choices"):
         student.predict(pd.DataFrame({"question": [QUESTION]}))
+
+
+BAD_ROWS = [
+    ({"question": QUESTION, "choices": [None, "in a den"]}, "choice 1 must be text"),
+    ({"question": QUESTION, "choices": "in a den"}, "choices must be a list of texts"),
+    ({"question": QUESTION, "choices": ["in a den", ""]}, "choice 2 is empty"),
+    ({"question": None, "choices": NAMED}, "the question must be text"),
+]
+
+
+@pytest.mark.parametrize(("row", "problem"), BAD_ROWS)
+def test_a_row_that_cannot_be_answered_is_named(tmp_path, tiny_model, row, problem):
+    student = load(tmp_path, tiny_model, SHARED)
+    good = {"question": QUESTION, "choices": NAMED}
+    with pytest.raises(MlflowException, match=f"question 2.*{problem}"):
+        student.predict(pd.DataFrame([good, row]))
+
+
+def test_the_same_over_http(tmp_path, tiny_model):
+    """What `mlflow models serve` does with the body of a request."""
+    student = load(tmp_path, tiny_model, SHARED)
+
+    def serve(rows):
+        body = json.dumps({"dataframe_records": rows})
+        return invocations(body, "application/json", student, student.metadata.get_input_schema())
+
+    good = {"question": QUESTION, "choices": NAMED}
+    for row, choices in ((good, NAMED), ({"question": QUESTION}, SHARED)):
+        [answered] = json.loads(serve([row]).response)["predictions"]
+        assert answered["answer"] in choices
+    for row, problem in BAD_ROWS:
+        with pytest.raises(MlflowException, match=f"question 2.*{problem}") as caught:
+            serve([good, row])
+        assert caught.value.get_http_status_code() == 400

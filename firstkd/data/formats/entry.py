@@ -1,0 +1,112 @@
+"""What every format makes of a record, and the checks that formats share."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from firstkd.data.records import Record
+from firstkd.data.text import clean
+
+Reading = Literal["text", "label", "letter", "index"]
+"""How an answer can name a choice."""
+
+
+class Malformed(Exception):
+    """What is wrong with a record; the reader adds file and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record: a question with choices, or open text with its response."""
+
+    prompt: str
+    choices: tuple[str, ...] | None
+    response: str = ""
+    """Of open text; of a question, its choice is the response."""
+    answer: object = None
+    """As the file has it."""
+    answers: Mapping[Reading, int] = field(default_factory=dict)
+    """The choice that the answer names under each reading that makes sense; none if unlabelled."""
+    passage: str | None = None
+    """What the question is about, if the format says so."""
+    id: object = None
+    group: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    parse: Callable[[Record, bool], Entry]
+    """Takes a record and whether it must have an answer; raises Malformed."""
+    answer_key: str
+    """Where a record has its answer."""
+
+
+def text_of(record: Record, key: str) -> str:
+    """Return a text that must be there."""
+    value = record.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise Malformed(f"{key!r} must be text, found {value!r}")
+    return cleaned(value, key)
+
+
+def answer_of(record: Record, key: str) -> str:
+    if record.get(key) in (None, ""):
+        raise missing_answer(key)
+    return text_of(record, key)
+
+
+def missing_answer(key: str) -> Malformed:
+    return Malformed(
+        f"the answer is missing: {key!r} has none; `role: unlabelled` is for questions without"
+    )
+
+
+def cleaned(value: str, key: str) -> str:
+    try:
+        return clean(value)
+    except ValueError as error:
+        raise Malformed(f"{key!r} holds {error}") from error
+
+
+def labelled_choices(found: object) -> list[tuple[str, str]]:
+    """Return label, empty if there is none, and text of each choice.
+
+    Choices are a list of texts or numbers, a list of `{label, text}`, an object `{label: text}`,
+    or the two lists of a Hugging Face dump, `{text: […], label: […]}`.
+    """
+    pairs: list[tuple[Any, Any]]
+    if isinstance(found, dict) and {"text", "label"} == found.keys():
+        texts, labels = found["text"], found["label"]
+        if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
+            raise Malformed(f"the choices need as many labels as texts, found {found!r}")
+        pairs = [*zip(labels, texts, strict=True)]
+    elif isinstance(found, dict):
+        pairs = [*found.items()]
+    elif isinstance(found, list) and found and all(isinstance(item, dict) for item in found):
+        pairs = [(item.get("label"), item.get("text")) for item in found]
+    elif isinstance(found, list):
+        pairs = [("", item) for item in found]
+    else:
+        raise Malformed(f"the choices must be a list of texts, found {found!r}")
+    return [("" if label is None else str(label).strip(), _choice(text)) for label, text in pairs]
+
+
+def _choice(value: object) -> str:
+    if isinstance(value, str):
+        return cleaned(value, "choices")
+    if not is_number(value):
+        raise Malformed(f"a choice must be a text or a number, found {value!r}")
+    return str(value)
+
+
+def is_number(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_choices(choices: list[str]) -> tuple[str, ...]:
+    if len(choices) < 2 or not all(choices):
+        raise Malformed(f"expected two or more choices, none of them empty, found {choices}")
+    return tuple(choices)

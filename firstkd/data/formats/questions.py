@@ -1,0 +1,108 @@
+"""A file of one's own: columns, or keys, named in params.yaml."""
+
+import string
+from collections.abc import Iterable
+from functools import partial
+
+from firstkd.data.formats.entry import (
+    Entry,
+    Format,
+    Malformed,
+    Reading,
+    check_choices,
+    cleaned,
+    is_number,
+    labelled_choices,
+    missing_answer,
+    text_of,
+)
+from firstkd.data.records import Record
+from firstkd.data.settings import Columns, DatasetSource
+
+
+def questions(dataset: DatasetSource) -> Format:
+    return Format(partial(_parse, dataset), dataset.columns.answer)
+
+
+def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Entry:
+    columns = dataset.columns
+    needed = [*columns.needed, columns.answer] if labelled else columns.needed
+    missing = [column for column in needed if column not in record]
+    if missing:
+        raise Malformed(
+            f"there is no {', '.join(map(repr, missing))}, only {', '.join(map(repr, record))}"
+        )
+    found = _found(record, columns)
+    pairs = labelled_choices(found)
+    # an empty cell of a column per choice means that the question has no such choice
+    own_column = not isinstance(columns.choices, str)
+    kept = [i for i, (_, text) in enumerate(pairs) if text or not own_column]
+    answer = record.get(columns.answer)
+    answers: dict[Reading, int] = {}
+    if labelled:
+        if answer in (None, ""):
+            raise missing_answer(columns.answer)
+        values = found.values() if isinstance(found, dict) else found
+        numeric = isinstance(values, Iterable) and all(map(is_number, values))
+        read = _readings(answer, pairs, dataset.first_index, numeric)
+        answers = {reading: kept.index(i) for reading, i in read.items() if i in kept}
+        if not answers:
+            raise _unreadable(answer, [text for _, text in pairs], dataset.first_index)
+    return Entry(
+        prompt=text_of(record, columns.question),
+        choices=check_choices([pairs[i][1] for i in kept]),
+        answer=answer,
+        answers=answers,
+        id=record.get(columns.id),
+        group=record[columns.group] if columns.group else None,
+    )
+
+
+def _found(record: Record, columns: Columns) -> object:
+    """Return the choices as the record has them, one column or many."""
+    if not isinstance(columns.choices, str):
+        cells = {column: record[column] for column in columns.choices}
+        return {column: "" if cell is None else cell for column, cell in cells.items()}
+    found: object = record[columns.choices]
+    return found.split("|") if isinstance(found, str) else found
+
+
+def _readings(
+    answer: object, pairs: list[tuple[str, str]], first_index: int, numeric: bool
+) -> dict[Reading, int]:
+    """Return the choice that an answer names, under each reading that names one.
+
+    A number names a choice by its index, and by its text only if the choices are numbers, too.
+    """
+    if isinstance(answer, float) and answer.is_integer():  # a table with gaps makes floats of them
+        names = {str(answer), str(int(answer))}
+    elif isinstance(answer, str):
+        names = {cleaned(answer, "answer")}
+    else:
+        names = {str(answer)} if is_number(answer) else set()
+    texts: dict[Reading, list[str]] = {
+        "text": [text for _, text in pairs],
+        "label": [label for label, _ in pairs],
+        "letter": [*string.ascii_uppercase[: len(pairs)]],
+        "index": [str(first_index + position) for position in range(len(pairs))],
+    }
+    if not isinstance(answer, str):
+        del texts["letter"]
+        if not numeric:
+            del texts["text"]
+    found: dict[Reading, int] = {}
+    for reading, choices in texts.items():
+        for name in names - {""}:
+            given = name.upper() if reading == "letter" else name
+            if given in choices:
+                found.setdefault(reading, choices.index(given))
+    return found
+
+
+def _unreadable(answer: object, texts: list[str], first_index: int) -> Malformed:
+    from_one = first_index == 0 and str(answer).strip() == str(len(texts))
+    hint = ", or `first_index: 1` if yours count from 1" if from_one else ""
+    return Malformed(
+        f"answer {answer!r} is not among the choices {texts}; allowed are their text, label, "
+        f"letter, or index from {first_index}{hint}"
+    )
