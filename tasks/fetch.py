@@ -20,10 +20,10 @@ from tasks.stage import run_stage
 
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml").fetch
-    with atomic_folder(root / "data/fetch") as folder:
-        with tqdm(settings.datasets.items(), desc="data sets") as datasets:  # closed by an error
-            for name, dataset in datasets:
-                fetch_dataset(name, dataset, folder, root)
+    datasets = tqdm(settings.datasets.items(), desc="data sets")
+    with atomic_folder(root / "data/fetch") as folder, datasets:  # which an error closes, too
+        for name, dataset in datasets:
+            fetch_dataset(name, dataset, folder, root)
 
 
 def fetch_dataset(name: str, dataset: DatasetSource, folder: Path, project: Path) -> None:
