@@ -66,7 +66,7 @@ def token_lengths(
     whole = prompt.model_copy(update={"max_length": UNLIMITED})
     return {
         split: [
-            (len(question.prompt), max(map(len, question.responses)))
+            (len(question.prompt), max(map(len, question.responses), default=0))
             for question in (encode(examples, tokenizer, whole) if examples else [])
         ]
         for split, examples in splits.items()

@@ -15,8 +15,10 @@ from firstkd.errors import ArtifactError, ConfigError, DataValidationError
 
 
 class Tokenizer(Protocol):
-    eos_token_id: int | None
-    is_fast: bool
+    eos_token_id: int
+
+    @property
+    def is_fast(self) -> bool: ...
 
     def __call__(
         self,
@@ -154,12 +156,13 @@ def _gold(example: Example) -> int | None:
 
 
 def _end_of_text(tokenizer: Tokenizer) -> int:
-    if tokenizer.eos_token_id is None:
+    end: int | None = tokenizer.eos_token_id
+    if end is None:
         raise ArtifactError(
             "the model's tokenizer has no end-of-text token (eos_token), which open text needs; "
             "name one in tokenizer_config.json"
         )
-    return tokenizer.eos_token_id
+    return end
 
 
 def _render(example: Example, prompt_format: str) -> tuple[str, list[str]]:
