@@ -44,7 +44,7 @@ def import_knowledge(name: Name, split: Split, path: Lines) -> None:
 
     Example: firstkd import-knowledge tokens train captured.jsonl
     """
-    from firstkd.data.examples import example_key, read_examples
+    from firstkd.data.examples import example_key, read_all
     from firstkd.data.prompts import encode
     from firstkd.models.folders import load_tokenizer
     from firstkd.models.tokenizers import vocabulary_digest, vocabulary_size
@@ -52,8 +52,8 @@ def import_knowledge(name: Name, split: Split, path: Lines) -> None:
     from firstkd.signals.interchange import import_lines
     from firstkd.signals.store import SignalStore
     from firstkd.signals.tokens import Tokens
-    from tasks.layout import model_folder, prepared, signal_folder
-    from tasks.signal import identity_of
+    from tasks.layout import model_folder, signal_folder
+    from tasks.signal import files_of, identity_of
 
     settings = load_settings(ROOT / "params.yaml")
     signal = settings.signals.get(name)
@@ -62,7 +62,7 @@ def import_knowledge(name: Name, split: Split, path: Lines) -> None:
         raise ConfigError(f"{name!r} is not a signal of tokens; there are {', '.join(known)}")
     model = model_folder(ROOT, signal.of)
     tokenizer = load_tokenizer(model)
-    examples = read_examples(prepared(ROOT, split))
+    examples = read_all(files_of(ROOT, settings)[split])
     folder = signal_folder(ROOT, name, split)
     import_lines(
         path,

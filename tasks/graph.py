@@ -17,6 +17,7 @@ from firstkd.files import atomic_file
 from firstkd.lineage import Node
 from firstkd.settings import Settings
 from tasks.code import code_of
+from tasks.layout import learned_from
 
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
 LEARNING = "tasks.training"
@@ -153,7 +154,7 @@ def _model(settings: Settings, node: Node) -> Stage:
         inputs.append("sources")
     if model.init.reads_examples or model.learn:
         params += ["prompt", "runtime"]
-        inputs += ["data/prepare/train.parquet", "data/validate/summary.json"]
+        inputs += [*_learned_from(settings), "data/validate/summary.json"]
     for term in (model.learn or {}).values():
         kinds.append(type(term).__module__)
         if term.signal is not None:
@@ -176,12 +177,16 @@ def _model(settings: Settings, node: Node) -> Stage:
     )
 
 
+def _learned_from(settings: Settings) -> list[str]:
+    return [path.as_posix() for path in learned_from(Path(), settings)]
+
+
 def _signal(settings: Settings, node: Node) -> Stage:
     name = node.name
     signal = settings.signals[name]
     inputs = [f"data/model/{of}" for of in signal.models]
     inputs += [f"data/signal/{of}" for of in signal.signals]
-    examples = [f"data/prepare/{split}.parquet" for split in ("calibration", "train")]
+    examples = ["data/prepare/calibration.parquet", *_learned_from(settings)]
     return Stage(
         f"signal-{name}",
         f"Keep the signal “{name}” of {', '.join([*signal.models, *signal.signals])}",

@@ -2,11 +2,18 @@
 
 from pathlib import Path
 
-SPLITS = ("train", "calibration", "test")
+from firstkd.settings import Settings
 
 
 def prepared(root: Path, split: str) -> Path:
     return root / "data/prepare" / f"{split}.parquet"
+
+
+def learned_from(root: Path, settings: Settings) -> list[Path]:
+    """Return the files of examples that models learn from: labelled ones, then any others."""
+    roles = {dataset.role for dataset in settings.fetch.datasets.values()}
+    splits = ["train", *(["unlabelled"] if "unlabelled" in roles else [])]
+    return [prepared(root, split) for split in splits]
 
 
 def model_folder(root: Path, name: str) -> Path:

@@ -15,7 +15,7 @@ from firstkd.files import atomic_folder
 from firstkd.models.init.base import Given
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
-from tasks.layout import model_folder, prepared
+from tasks.layout import learned_from, model_folder
 from tasks.stage import run_stage
 
 
@@ -27,7 +27,7 @@ def main(root: Path, name: str) -> None:
     given = Given(
         project=root,
         models={other: model_folder(root, other) for other in settings.models},
-        examples=prepared(root, "train"),
+        examples=learned_from(root, settings),
         prompt=settings.prompt,
     )
     if settings.models[name].learn is not None:

@@ -1,7 +1,7 @@
 """Keep what is known of a model, or of several, on the examples.
 
 Reads   data/model/OF/ or data/signal/OTHER/, as signals.NAME of params.yaml says,
-        data/prepare/{train,calibration}.parquet
+        data/prepare/{train,unlabelled,calibration}.parquet
 Writes  data/signal/NAME/{train,calibration}/ (stores), data/signal/NAME/metrics.json
 Run as  python -m tasks.signal NAME   (normally through `dvc repro signal-NAME`)
 
@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from firstkd.data.examples import example_key, read_examples
+from firstkd.data.examples import example_key, read_all
 from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError
 from firstkd.files import replace_folder, sha256_of, write_json
@@ -29,12 +29,10 @@ from firstkd.signals.capture import Capture
 from firstkd.signals.store import SignalStore, write_manifest, write_shard
 from firstkd.train.distributed import Ranks, join_ranks
 from tasks.code import CODE, code_of
-from tasks.layout import model_folder, prepared, signal_folder
+from tasks.layout import learned_from, model_folder, prepared, signal_folder
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
-
-SPLITS = ("train", "calibration")
 
 
 def main(root: Path, name: str) -> None:
@@ -47,14 +45,15 @@ def main(root: Path, name: str) -> None:
     partial = partial_folder(root, name, [identity, settings.capture.model_dump()], ranks)
     if isinstance(signal, CombinedSignal):
         if ranks.is_first:
-            combine(root, signal, partial, identity)
+            for split in files_of(root, settings):
+                combine(root, signal, split, partial / split, identity)
     else:
         capture(root, settings, signal, partial, identity, ranks)
     ranks.barrier()
     if not ranks.is_first:
         return
     metrics = {}
-    for split in SPLITS:
+    for split in files_of(root, settings):
         metrics[split] = signal.describe(SignalStore(partial / split))
         if warning := signal.warning(metrics[split]):
             log.warning("signals.%s, %s: %s", name, split, warning)
@@ -78,25 +77,34 @@ def capture(
     if signal.has_token_ids:
         identity = {**identity, "vocabulary": vocabulary_digest(tokenizer)}
     run = Capture(signal, size, settings.capture, ranks)
-    for split in SPLITS:
-        examples = read_examples(prepared(root, split))
+    splits = files_of(root, settings)
+    for split, files in splits.items():
+        examples = read_all(files)
         questions = encode(examples, tokenizer, settings.prompt)
         run.write(model, questions, [example_key(e) for e in examples], partial / split)
     ranks.barrier()
     if ranks.is_first:
-        for split in SPLITS:
+        for split in splits:
             run.finish(partial / split, identity)
 
 
-def combine(root: Path, signal: CombinedSignal, partial: Path, identity: dict[str, Any]) -> None:
-    """Compute the signal from the stores of others."""
-    for split in SPLITS:
-        (partial / split).mkdir(parents=True, exist_ok=True)
-        members = [signal_folder(root, member, split) for member in signal.signals]
-        keys = SignalStore(members[0]).keys.tolist()
-        layout = signal.layout(0)
-        write_shard(partial / split, 0, layout, signal.combine(members), keys)
-        write_manifest(partial / split, layout, signal.kind, identity)
+def combine(
+    root: Path, signal: CombinedSignal, split: str, folder: Path, identity: dict[str, Any]
+) -> None:
+    """Compute the signal of a split from the stores of others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    members = [signal_folder(root, member, split) for member in signal.signals]
+    keys, layout = SignalStore(members[0]).keys.tolist(), signal.layout(0)
+    write_shard(folder, 0, layout, signal.combine(members), keys)
+    write_manifest(folder, layout, signal.kind, identity)
+
+
+def files_of(root: Path, settings: Settings) -> dict[str, list[Path]]:
+    """Return the files of examples that each split of a signal is about."""
+    return {
+        "train": learned_from(root, settings),
+        "calibration": [prepared(root, "calibration")],
+    }
 
 
 def identity_of(root: Path, settings: Settings, name: str) -> dict[str, Any]:
@@ -104,7 +112,7 @@ def identity_of(root: Path, settings: Settings, name: str) -> dict[str, Any]:
     signal = settings.signals[name]
     inputs = [model_folder(root, of) for of in signal.models]
     inputs += [signal_folder(root, of) for of in signal.signals]
-    inputs += [prepared(root, split) for split in SPLITS]
+    inputs += [file for files in files_of(root, settings).values() for file in files]
     return {
         "signal": signal.model_dump(),
         "inputs": {path.relative_to(root).as_posix(): sha256_of(path) for path in inputs},

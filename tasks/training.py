@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from firstkd.data.examples import Example, example_key, read_examples
+from firstkd.data.examples import Example, example_key, read_all
 from firstkd.data.prompts import Question, encode
 from firstkd.errors import ConfigError
 from firstkd.files import atomic_folder, read_json, sha256_of, write_json, write_json_lines
@@ -38,26 +38,29 @@ def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
     """Train the model `name` from its start and write it, with its curve, to its folder."""
     ranks = join_ranks()
     model, stage = settings.models[name], f"model-{name}"
-    assert model.train is not None
+    assert model.train is not None and model.learn is not None
+    terms = model.learn
     training, machine = settings.train[model.train], settings.machine
     (start,) = (given.models[of] for of in model.init.models)
     tokenizer = load_tokenizer(start)
-    examples = read_examples(given.examples)
+    examples = read_all(given.examples)
     questions = encode(examples, tokenizer, settings.prompt)
-    sources = open_sources(root, settings, name, examples, tokenizer)
     check_terms(name, model, questions)
+    useful = [i for i, q in enumerate(questions) if any(t.count(q) for t in terms.values())]
+    questions, examples = [questions[i] for i in useful], [examples[i] for i in useful]
+    sources = open_sources(root, settings, name, examples, tokenizer)
     # of the whole questions, whatever a model needs of them: all models see the same batches
     plan = training_plan(questions, training, settings.runtime.seed)
     if not model.needs.choices:
         questions = [question.gold_only() for question in questions]
     others = [part.model_dump() for part in (model, training, settings.prompt, settings.runtime)]
-    inputs = [start, given.examples, *inputs_of(root, model)]
+    inputs = [start, *given.examples, *inputs_of(root, model)]
     checkpoints = checkpoint_folder(root, stage, others, inputs, ranks)
     if not ranks.is_first:
         disable_progress_bar()
     network = load_model(start, training.precision)
     tuned = add_lora(network, training.lora) if training.lora else None
-    player = Player(network, model.learn or {}, sources)
+    player = Player(network, terms, sources)
     logs = log_folder(root, stage)
     curve = train(player, questions, plan, training, machine, logs / "curve.jsonl", checkpoints)
     if not ranks.is_first:

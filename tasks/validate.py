@@ -8,7 +8,6 @@ Warnings (choices given twice) are counted and logged.
 """
 
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.files import atomic_folder, write_json
-from firstkd.imports import unimportable
+from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.self_test import check_model
 from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.settings import Settings, load_settings
 from tasks.layout import log_folder, model_folder
@@ -42,6 +42,7 @@ def main(root: Path = Path(".")) -> None:
     check_tokenizers(settings, tokenizers)
     files = {file.stem: file for file in sorted((root / "data/prepare").glob("*.parquet"))}
     splits = {split: read_examples(file) for split, file in files.items()}
+    check_models(root, settings, tokenizers, splits)
     log.info("counting the tokens of %s examples", f"{sum(map(len, splits.values())):,}")
     lengths = token_lengths(splits, tokenizers.values(), settings.prompt)
     frames = flat_frames(splits, lengths)
@@ -68,10 +69,18 @@ def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Any]) -> None:
                 )
 
 
-def load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+def check_models(
+    root: Path,
+    settings: Settings,
+    tokenizers: Mapping[str, Any],
+    splits: Mapping[str, list[Example]],
+) -> None:
+    """Raise ArtifactError unless each model that was made elsewhere is scored right here."""
+    examples = [example for split in splits.values() for example in split]
+    for name, tokenizer in tokenizers.items():
+        log.info("checking how the model “%s” is scored", name)
+        questions = encode(examples, tokenizer, settings.prompt)
+        check_model(load_model(model_folder(root, name), "fp32"), tokenizer, questions)
 
 
 def token_lengths(
@@ -89,7 +98,7 @@ def token_lengths(
         for split, examples in splits.items():
             questions = encode(examples, tokenizer, whole) if examples else []
             found[split] = [
-                (max(prompt, len(q.prompt)), max(response, *map(len, q.responses)))
+                (max(prompt, len(q.prompt)), max([response, *map(len, q.responses)]))
                 for (prompt, response), q in zip(found[split], questions, strict=True)
             ]
     return found
@@ -136,9 +145,4 @@ def summary(frames: dict[str, pd.DataFrame], outcomes: dict[str, dict[str, Any]]
 
 
 if __name__ == "__main__":
-    # Counting tokens needs no torch, whose import takes seconds. transformers looks for it once,
-    # and would advise to install it.
-    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
-    with unimportable("torch"):
-        from transformers import AutoTokenizer  # noqa: F401
     run_stage(main, "validate")

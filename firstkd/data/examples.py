@@ -83,6 +83,11 @@ def read_examples(path: Path) -> list[Example]:
     ]
 
 
+def read_all(paths: Iterable[Path]) -> list[Example]:
+    """Read several files of examples, one after the other."""
+    return [example for path in paths for example in read_examples(path)]
+
+
 def common_choices(examples: Iterable[Example]) -> list[str] | None:
     """Return the choices that all questions share, in any order, as where all are yes or no.
 

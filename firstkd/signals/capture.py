@@ -67,15 +67,20 @@ class Capture:
     def _shard(
         self, scorer: ResponseScorer, questions: Sequence[Question], progress: Any
     ) -> Records:
-        """Return the records of the questions, in their order."""
+        """Return the records of the questions, in their order; none where nothing is answered."""
+        asked = [i for i, question in enumerate(questions) if question.responses]
         parts, order = [], []
         size, tokens = self.settings.micro_batch_size, self.settings.micro_batch_tokens
-        for index in batches_by_length(questions, size, tokens):
+        for within in batches_by_length([questions[i] for i in asked], size, tokens):
+            index = [asked[i] for i in within]
             batch = pack(questions, index).to(scorer.head.weight.device)
             parts.append(self.signal.capture(View(scorer, batch), self.vocabulary_size))
             order += index
             progress.update(sum(packed_length(questions[i]) for i in index))
-        return Records.concatenate(parts).reordered(torch.tensor(order).argsort())
+        found = Records.concatenate(parts).reordered(torch.tensor(order).argsort())
+        counts = torch.zeros(len(questions), dtype=torch.int64)
+        counts[asked] = found.counts.long()
+        return Records(found.columns, counts)
 
     def finish(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Turn what all ranks have captured into a store: list each shard in its manifest."""

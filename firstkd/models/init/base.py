@@ -1,6 +1,6 @@
 """What every kind of start has in common. A start is its own settings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,8 +17,8 @@ class Given:
     """The project's folder, against which relative sources are resolved."""
     models: Mapping[str, Path]
     """Folders of other models, by name."""
-    examples: Path
-    """The prepared training examples."""
+    examples: Sequence[Path]
+    """Files of the prepared examples that models learn from, the labelled ones first."""
     prompt: PromptSettings
 
 

@@ -50,7 +50,7 @@ class PruneInit(Init):
         present = model.config.num_hidden_layers
         if self.layers > present:
             raise ConfigError(f"layers: {self.layers}, but {self.of} has {present}")
-        examples = read_examples(given.examples)[: self.examples]
+        examples = read_examples(given.examples[0])[: self.examples]
         questions = [q.gold_only() for q in encode(examples, tokenizer, given.prompt)]
         influence = block_influence(
             model, questions, self.micro_batch_size, self.micro_batch_tokens

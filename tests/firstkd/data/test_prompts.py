@@ -3,10 +3,21 @@ from dataclasses import replace
 import pytest
 
 from firstkd.data.examples import Example
-from firstkd.data.prompts import encode
+from firstkd.data.prompts import encode, starting_ids
 from firstkd.data.settings import PromptSettings
-from firstkd.errors import ConfigError, DataValidationError
+from firstkd.errors import ArtifactError, ConfigError, DataValidationError
 from firstkd.models.folders import load_tokenizer
+from tests.firstkd.data.tokenizers_of_kinds import (
+    CONTROL,
+    KINDS,
+    bos_and_eos_by_post_processor,
+    bos_by_post_processor,
+    byte_level,
+    merging,
+    metaspace,
+    pad_is_eos,
+    prepending,
+)
 
 CHOICES = ["in a den", "in a hive"]
 EXAMPLE = Example("a", "Where does the fox live?", CHOICES[1], tuple(CHOICES), 1, "source")
@@ -67,3 +78,104 @@ def test_gold_only_leaves_the_right_response(tokenizer):
     alone = question.gold_only()
     assert alone.responses == [question.responses[1]]
     assert alone.gold == 0
+
+
+CLOZE = PromptSettings(format="cloze", max_length=200)
+LETTER = PromptSettings(format="letter", max_length=200)
+PROMPT = "Question: Where does the fox live?\nAnswer:"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("settings", [CLOZE, LETTER], ids=["cloze", "letter"])
+def test_prompt_and_response_are_the_ids_of_their_joint_text(kind, settings):
+    tokenizer = kind()
+    example = replace(EXAMPLE, choices=("in a den", "the sea", "12 times", "désert"))
+    [question] = encode([example], tokenizer, settings)
+    if settings is CLOZE:
+        prompt, responses = PROMPT, [f" {choice}" for choice in example.choices]
+    else:
+        options = zip("ABCD", example.choices, strict=True)
+        listed = "".join(f"\n{letter}. {choice}" for letter, choice in options)
+        prompt = PROMPT.replace("\nAnswer", f"{listed}\nAnswer")
+        responses = [f" {letter}" for letter in "ABCD"]
+    for response, ids in zip(responses, question.responses, strict=True):
+        joint = tokenizer(prompt + response)["input_ids"]
+        assert question.prompt + ids == [i for i in joint if i != tokenizer.eos_token_id]
+    assert question.prompt.count(tokenizer.bos_token_id) == len(starting_ids(tokenizer))
+
+
+def test_ids_of_the_default_kind_are_those_of_each_text_alone(tokenizer):
+    choices = ("in a den", "12 %", "...", " two", "", "\n\tnew line", "déjà vu", "</s>")
+    example = replace(EXAMPLE, choices=choices)
+    for settings, texts in ((CLOZE, choices), (LETTER, "ABCDEFGH")):
+        [question] = encode([example], tokenizer, settings)
+        alone = tokenizer(
+            [f" {text}" for text in texts], add_special_tokens=False, split_special_tokens=True
+        )
+        assert question.responses == alone["input_ids"]
+    assert question.prompt[-2:] == tokenizer("\nAnswer:")["input_ids"][-2:]
+
+
+@pytest.mark.parametrize("kind", [prepending, metaspace])
+def test_a_response_starts_as_in_the_text_not_with_a_lone_space(kind):
+    tokenizer = kind()
+    [question] = encode([EXAMPLE], tokenizer, LETTER)
+    alone = tokenizer([" A", " B"], add_special_tokens=False)["input_ids"]
+    assert [len(ids) for ids in question.responses] == [1, 1]
+    if kind is prepending:  # what the texts alone would be
+        assert [len(ids) for ids in alone] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [(byte_level, []), (bos_by_post_processor, [1]), (bos_and_eos_by_post_processor, [1])],
+)
+def test_the_bos_is_the_post_processors_and_stays_when_the_prompt_is_cut(kind, expected):
+    tokenizer = kind()
+    assert starting_ids(tokenizer) == expected
+    [whole] = encode([EXAMPLE], tokenizer, CLOZE)
+    longest = max(map(len, whole.responses))
+    [cut] = encode([EXAMPLE], tokenizer, CLOZE.model_copy(update={"max_length": 10 + longest}))
+    room = 10 - len(expected)
+    assert cut.prompt == expected + whole.prompt[-room:]
+    assert 2 not in cut.prompt and all(2 not in response for response in cut.responses)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_control_tokens_that_users_write_stay_text(kind):
+    tokenizer = kind()
+    example = replace(EXAMPLE, prompt="He wrote </s> in <s>HTML", choices=("<pad>", "</s>"))
+    [question] = encode([example], tokenizer, CLOZE)
+    control = set(tokenizer.convert_tokens_to_ids(CONTROL))
+    rest = question.prompt[len(starting_ids(tokenizer)) :]
+    assert not control & {*rest, *(i for ids in question.responses for i in ids)}
+
+
+def test_what_merges_over_the_border_counts_to_the_response():
+    tokenizer = merging()
+    [question] = encode([EXAMPLE], tokenizer, CLOZE)
+    texts = [tokenizer.decode(question.prompt + ids) for ids in question.responses]
+    assert texts == [f"{PROMPT} {choice}" for choice in CHOICES]
+    assert len(tokenizer.decode(question.prompt)) < len(PROMPT)
+
+
+def test_what_nobody_has_answered_has_no_gold(tokenizer):
+    unlabelled = replace(EXAMPLE, answer_index=None, response="")
+    [question] = encode([unlabelled], tokenizer, CLOZE)
+    assert question.gold is None and len(question.responses) == 2
+    [question] = encode([replace(unlabelled, choices=None)], tokenizer, CLOZE)
+    assert question.gold is None and question.responses == []
+
+
+def test_padding_that_is_the_end_token_still_ends_a_response():
+    example = replace(EXAMPLE, choices=None, answer_index=None)
+    [question] = encode([example], pad_is_eos(), CLOZE)
+    assert question.responses[0][-1] == pad_is_eos().eos_token_id
+
+
+def test_open_text_without_an_end_token_is_named():
+    tokenizer = byte_level()
+    tokenizer.eos_token = None
+    example = replace(EXAMPLE, choices=None, answer_index=None)
+    with pytest.raises(ArtifactError, match="has no end-of-text token"):
+        encode([example], tokenizer, CLOZE)
