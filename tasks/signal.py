@@ -41,7 +41,8 @@ def main(root: Path, name: str) -> None:
         raise ConfigError(f"there is no signals.{name}; there are {', '.join(settings.signals)}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     ranks, signal = join_ranks(), settings.signals[name]
-    identity = identity_of(root, settings, name)
+    # a large teacher takes long to hash: one process does it for all
+    identity = ranks.gather(identity_of(root, settings, name) if ranks.is_first else {})[0]
     partial = partial_folder(root, name, [identity, settings.capture.model_dump()], ranks)
     if isinstance(signal, CombinedSignal):
         if ranks.is_first:

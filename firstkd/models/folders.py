@@ -9,6 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from firstkd.errors import ArtifactError
 
+if not torch.cuda.is_available():
+    # transformers imports DeepSpeed, which otherwise looks for other devices and says so
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 

@@ -5,7 +5,6 @@ is why the head is a module of its own (firstkd/models/scoring.py).
 """
 
 import logging
-import os
 from typing import Any
 
 import torch
@@ -15,8 +14,6 @@ from firstkd.train.distributed import Ranks
 from firstkd.train.player import Player
 from firstkd.train.settings import MachineSettings, TrainingSettings
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for others, and says so
 with unimportable("mlflow"):  # seconds, for an autotuner that nobody uses
     import deepspeed
 
