@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from firstkd.data.examples import UNLABELLED
 from firstkd.data.settings import ValidateSettings
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # decided when it is imported
@@ -28,43 +29,57 @@ NOT_BLANK = ("id", "prompt", "response")
 WARNING = FailureSeverity.WARNING
 MAX_IDS = 20  # named per failed expectation
 
-Expected = Iterator[tuple[str, Expectation]]
+DATA = "fetch.datasets"
+"""What governs an expectation that has no limit: the data themselves, their format and columns."""
+
+Expected = Iterator[tuple[str, str, Expectation]]
+"""Name, the setting of params.yaml that governs it, and expectation."""
 
 
 def expectations_for(split: str, frame: pd.DataFrame, settings: ValidateSettings) -> Expected:
-    """Yield name and expectation; the frame is one of firstkd.data.frames, for its columns."""
-    fewest = getattr(settings.min_examples, split, 1)  # an out-of-domain set: not empty
-    yield "enough_examples", gxe.ExpectTableRowCountToBeBetween(min_value=fewest)
+    """Yield what is expected of a frame of firstkd.data.frames, which has its columns."""
+    yield _enough(split, settings)
     for column in NOT_NULL:
-        yield f"{column}_not_null", gxe.ExpectColumnValuesToNotBeNull(column=column)
+        yield f"{column}_not_null", DATA, gxe.ExpectColumnValuesToNotBeNull(column=column)
     for column in NOT_BLANK:
-        blank = gxe.ExpectColumnValuesToNotMatchRegex(column=column, regex=r"^\s*$")
-        yield f"{column}_not_blank", blank
-    yield "id_unique", gxe.ExpectColumnValuesToBeUnique(column="id")
-    yield "split_as_file", gxe.ExpectColumnValuesToBeInSet(column="split", value_set=[split])
-    yield from _of_choices(frame, settings.min_answer_share)
-    for column, limit in (
-        ("prompt_tokens", settings.max_prompt_tokens),
-        ("response_tokens", settings.max_response_tokens),
+        if (split, column) != (UNLABELLED, "response"):
+            blank = gxe.ExpectColumnValuesToNotMatchRegex(column=column, regex=r"^\s*$")
+            yield f"{column}_not_blank", DATA, blank
+    yield "id_unique", DATA, gxe.ExpectColumnValuesToBeUnique(column="id")
+    yield "split_as_file", DATA, gxe.ExpectColumnValuesToBeInSet(column="split", value_set=[split])
+    yield from _of_choices()
+    yield from _unlabelled() if split == UNLABELLED else _of_answers(frame, settings)
+    for column, key in (
+        ("prompt_tokens", "max_prompt_tokens"),
+        ("response_tokens", "max_response_tokens"),
     ):
+        limit = getattr(settings, key)
         within = gxe.ExpectColumnValuesToBeBetween(column=column, min_value=1, max_value=limit)
-        yield f"{column}_within_limit", within
-    yield "id_in_one_split", gxe.ExpectColumnValuesToBeNull(column="same_id_in")
-    yield "question_in_one_split", gxe.ExpectColumnValuesToBeNull(column="same_question_in")
-    # A passage in two splits gives nothing away as long as its questions differ.
-    shared = gxe.ExpectColumnValuesToBeNull(column="shared_passage", severity=WARNING)
-    yield "passage_in_one_split", shared
+        yield f"{column}_within_limit", f"validate.{key} = {limit}", within
+    for shared in ("id", "question", "group"):
+        alone = gxe.ExpectColumnValuesToBeNull(column=f"same_{shared}_in")
+        yield f"{shared}_in_one_split", DATA, alone
 
 
-def _of_choices(frame: pd.DataFrame, min_answer_share: float) -> Expected:
+def _enough(split: str, settings: ValidateSettings) -> tuple[str, str, Expectation]:
+    fewest = getattr(settings.min_examples, split, None)
+    setting = f"validate.min_examples.{split} = {fewest}"
+    if fewest is None:  # an out-of-domain set, or the unlabelled questions: not empty
+        name = split.removeprefix("ood_")
+        fewest, setting = 1, DATA if split == UNLABELLED else f"{DATA}.{name}"
+    return "enough_examples", setting, gxe.ExpectTableRowCountToBeBetween(min_value=fewest)
+
+
+def _of_choices() -> Expected:
     """Of questions with choices; open text has nulls in these columns, which are passed over."""
     two = gxe.ExpectColumnValuesToBeBetween(column="num_choices", min_value=2)
-    yield "choices_two_or_more", two
+    yield "choices_two_or_more", DATA, two
     blank = gxe.ExpectColumnValuesToBeBetween(column="blank_choices", max_value=0)
-    yield "choices_not_blank", blank
+    yield "choices_not_blank", DATA, blank
     # Published data have such questions: 122 of CommonsenseQA's 9,741 repeat a choice.
     yield (
         "choices_distinct",
+        DATA,
         gxe.ExpectColumnPairValuesToBeEqual(
             column_A="num_choices",
             column_B="distinct_choices",
@@ -72,24 +87,41 @@ def _of_choices(frame: pd.DataFrame, min_answer_share: float) -> Expected:
             severity=WARNING,
         ),
     )
+
+
+def _unlabelled() -> Expected:
+    empty = gxe.ExpectColumnValuesToBeInSet(column="response", value_set=[""])
+    yield "response_empty", DATA, empty
+    yield "no_answer_index", DATA, gxe.ExpectColumnValuesToBeNull(column="answer_index")
+
+
+def _of_answers(frame: pd.DataFrame, settings: ValidateSettings) -> Expected:
     positive = gxe.ExpectColumnValuesToBeBetween(column="answer_index", min_value=0)
-    yield "answer_index_not_negative", positive
+    yield "answer_index_not_negative", DATA, positive
     yield (
         "answer_index_within_choices",
+        DATA,
         gxe.ExpectColumnPairValuesAToBeGreaterThanB(
             column_A="num_choices", column_B="answer_index", ignore_row_if="either_value_is_missing"
         ),
     )
     yield (
         "response_is_chosen_choice",
+        DATA,
         gxe.ExpectColumnPairValuesToBeEqual(
             column_A="response", column_B="chosen", ignore_row_if="either_value_is_missing"
         ),
     )
+    fewest, least = settings.min_answer_questions, settings.min_answer_share
+    setting = (
+        f"validate.min_answer_share = {least}, judged where validate.min_answer_questions = "
+        f"{fewest} questions have the choice"
+    )
     for column in frame.columns:
-        if column.startswith("answer_at_"):  # among the questions that have such a choice
-            share = gxe.ExpectColumnMeanToBeBetween(column=column, min_value=min_answer_share)
-            yield column.replace("_at_", "_share_"), share
+        # the column is null for a question without a choice at the position
+        if column.startswith("answer_at_") and frame[column].notna().sum() >= fewest:
+            share = gxe.ExpectColumnMeanToBeBetween(column=column, min_value=least)
+            yield column.replace("_at_", "_share_"), setting, share
 
 
 def run(
@@ -97,16 +129,17 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Validate each frame once and write Data Docs as HTML to `docs`.
 
-    Returns, per split and name of expectation, `success`, `severity` (critical or warning) and
-    what was seen: `observed`, or `unexpected` rows and up to 20 of their `ids`.
+    Returns, per split and name of expectation, `success`, `severity` (critical or warning), the
+    `setting` of params.yaml that governs it, and what was seen: `observed`, or `unexpected` rows
+    and up to 20 of their `ids`.
     """
     context = _context(docs)
     source = context.data_sources.add_pandas("examples")
     found = {}
     for split, frame in frames.items():
         suite = gx.ExpectationSuite(split)
-        for name, expectation in expectations_for(split, frame, settings):
-            expectation.meta = {"name": name}
+        for name, setting, expectation in expectations_for(split, frame, settings):
+            expectation.meta = {"name": name, "setting": setting}
             suite.add_expectation(expectation)
         whole = source.add_dataframe_asset(split).add_batch_definition_whole_dataframe(split)
         definition = gx.ValidationDefinition(
@@ -147,10 +180,18 @@ def _context(docs: Path) -> EphemeralDataContext:
 
 def _outcome(result: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     config, seen = result["expectation_config"], result["result"]
-    outcome = {"success": result["success"], "severity": config["severity"]}
+    outcome = {
+        "success": result["success"],
+        "severity": config["severity"],
+        "setting": config["meta"]["setting"],
+    }
     if "unexpected_count" not in seen:
         outcome["observed"] = seen["observed_value"]
     else:
         outcome["unexpected"] = seen["unexpected_count"]
-        outcome["ids"] = [row["id"] for row in seen.get("partial_unexpected_index_list", [])]
+        ids = [row["id"] for row in seen.get("partial_unexpected_index_list", [])]
+        outcome["ids"] = ids
+        if ids and outcome["setting"] == DATA:  # an id starts with the name of its data set
+            sources = sorted({str(identity).partition("/")[0] for identity in ids})
+            outcome["setting"] = ", ".join(f"{DATA}.{source}" for source in sources)
     return config["meta"]["name"], outcome

@@ -4,7 +4,7 @@ Reads   data/prepare/*.parquet, data/fetch/base/ (its tokenizer)
 Writes  data/validate/summary.json; Data Docs as HTML, untracked, in logs/validate/data_docs/
 Run as  python -m tasks.validate   (normally through `dvc repro validate`)
 
-Warnings (passages that two splits share, choices given twice) are counted and logged.
+Warnings (choices given twice) are counted and logged.
 """
 
 import logging
@@ -88,23 +88,25 @@ def report(outcomes: dict[str, dict[str, Any]], docs: Path) -> None:
     if failures:
         listed = "\n  ".join(failures)
         raise DataValidationError(
-            f"{len(failures)} expectations failed (limits: section validate of params.yaml; "
-            f"all results: {docs}):\n  {listed}"
+            f"{len(failures)} expectations failed; correct the data, or the setting of params.yaml "
+            f"in parentheses (all results: {docs}):\n  {listed}"
         )
 
 
 def _seen(outcome: dict[str, Any]) -> str:
+    """Say what was seen and which setting of params.yaml governs it."""
     if "observed" in outcome:
-        return f"observed {outcome['observed']}"
+        return f"observed {outcome['observed']} ({outcome['setting']})"
     more = " …" if outcome["unexpected"] > len(outcome["ids"]) else ""
-    return f"{outcome['unexpected']} rows: {', '.join(map(str, outcome['ids']))}{more}"
+    ids = ", ".join(map(str, outcome["ids"]))
+    return f"{outcome['unexpected']} rows: {ids}{more} ({outcome['setting']})"
 
 
 def summary(frames: dict[str, pd.DataFrame], outcomes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         split: {
             "examples": len(frame),
-            "shared_passages": int(frame["shared_passage"].nunique()),
+            "groups": int(frame["group"].nunique()),
             "expectations": outcomes[split],
         }
         for split, frame in frames.items()

@@ -119,6 +119,15 @@ def passage_group(passage: str) -> str:
     return f"passage/{hashlib.sha256(normalise(passage).encode()).hexdigest()[:16]}"
 
 
+UNLABELLED = "unlabelled"
+"""The split of questions without answers: learned from, as those of train are."""
+
+
+def side_of(split: str) -> str:
+    """Return the split itself, but train for unlabelled: nothing leaks from one to the other."""
+    return "train" if split == UNLABELLED else split
+
+
 def split_by_hash(identity: str, shares: Sequence[tuple[str, float]]) -> str:
     """Return the split of the example with this id or group, from (split, share) in a fixed order.
 

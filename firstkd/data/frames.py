@@ -10,13 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from firstkd.data.examples import SCHEMA, Example, normalise
+from firstkd.data.examples import SCHEMA, Example, normalise, side_of
 
 Examples = list[Example]
 
 OF_CHOICES = ["num_choices", "blank_choices", "distinct_choices", "chosen"]
-OF_SPLITS = ["same_id_in", "same_question_in", "shared_passage", "prompt_tokens", "response_tokens"]
-LONG_LINE = 200  # characters: a line of open text so long is a passage, not a phrase
+OF_SPLITS = ["same_id_in", "same_question_in", "same_group_in", "prompt_tokens", "response_tokens"]
 
 
 def flat_frames(
@@ -25,16 +24,13 @@ def flat_frames(
     """Return one frame of scalars per split; `lengths` are tokens of prompt and response."""
     ids: defaultdict[str, set[str]] = defaultdict(set)
     questions: defaultdict[str, set[str]] = defaultdict(set)
+    groups: defaultdict[str | None, set[str]] = defaultdict(set)
     for split, examples in splits.items():
         for example in examples:
             ids[example.id].add(split)
             questions[normalise(example.prompt)].add(split)
-    learned = {split: _passages_of(splits.get(split, [])) for split in ("train", "calibration")}
-    earlier = defaultdict(
-        lambda: learned["train"] | learned["calibration"],
-        train=set(),
-        calibration=learned["train"],
-    )
+            groups[example.group].add(side_of(split))
+    groups[None] = set()  # what has none shares none
     frames = {}
     for split, examples in splits.items():
         rows = [_scalars(example) for example in examples]
@@ -42,7 +38,7 @@ def flat_frames(
             row["prompt_tokens"], row["response_tokens"] = prompt, response
             row["same_id_in"] = _others(ids[example.id], split)
             row["same_question_in"] = _others(questions[normalise(example.prompt)], split)
-            row["shared_passage"] = next(iter(_passages(example) & earlier[split]), None)
+            row["same_group_in"] = _others(groups[example.group], side_of(split))
         frames[split] = pd.DataFrame(rows, columns=_columns(rows))
     return frames
 
@@ -73,15 +69,3 @@ def _scalars(example: Example) -> dict[str, Any]:
 
 def _others(owners: set[str], split: str) -> str | None:
     return ", ".join(sorted(owners - {split})) or None
-
-
-def _passages(example: Example) -> set[str]:
-    """What a question is about, above its last line; of open text, its long lines."""
-    if example.choices is None:
-        return {line for line in example.prompt.split("\n") if len(line) >= LONG_LINE}
-    passage, _, _ = example.prompt.rpartition("\n")
-    return {passage} - {""}
-
-
-def _passages_of(examples: Examples) -> set[str]:
-    return {passage for example in examples for passage in _passages(example)}

@@ -116,13 +116,3 @@ def test_data_that_are_a_git_lfs_pointer_are_named(project: Path) -> None:
     (project / "sources/questions.jsonl").write_text(pointer)
     with pytest.raises(SourceError, match=r"questions\.jsonl is a Git LFS pointer"):
         fetch.main(project)
-
-
-def test_an_error_starts_on_a_line_of_its_own(
-    project: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Not behind the progress bar, where whatever classifies errors would not find it."""
-    (project / "sources/elsewhere.jsonl").unlink()
-    with pytest.raises(SourceError):
-        fetch.main(project)
-    assert capfd.readouterr().err.endswith("\n")

@@ -1,15 +1,18 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from firstkd.data.examples import Example, normalise, read_examples
 from firstkd.data.settings import DatasetSource, Fractions, PrepareSettings, SplitLimits
 from firstkd.errors import ArtifactError, DataValidationError
 from firstkd.files import read_json, sha256_of
 from tasks import prepare
+from tasks.prepare import SPLITS
 from tests.tiny import write_tiny_params, write_tiny_questions
 
 FRACTIONS = Fractions(train=0.5, calibration=0.25, test=0.25)
@@ -100,6 +103,7 @@ def test_missing_data_are_named(project: Path) -> None:
         ("train", {"train", "calibration"}),
         ("test", {"test"}),
         ("out_of_domain", {"ood_a"}),
+        ("unlabelled", {"unlabelled"}),
     ],
 )
 def test_a_role_decides_the_splits(role: str, splits: set[str]) -> None:
@@ -159,16 +163,147 @@ def test_a_larger_training_set_contains_the_smaller_one() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["train", "calibration", "test", "ood_a"]),
+            st.sampled_from(["train", "calibration", "test", "ood_a", "unlabelled"]),
             st.sampled_from(["Where?", "where", "Who?", "When?"]),
             st.sampled_from(["xy", "xz"]),
+            st.sampled_from([None, "passage/1", "passage/2"]),
         )
     )
 )
-def test_whatever_comes_no_question_is_in_two_splits(rows: list[tuple[str, str, str]]) -> None:
-    examples = [example(f"a/{i}", *row) for i, row in enumerate(rows)]
+def test_whatever_comes_no_question_is_in_two_splits(
+    rows: list[tuple[str, str, str, str | None]],
+) -> None:
+    examples = [
+        replace(example(f"a/{i}", split, prompt, choices), group=group)
+        for i, (split, prompt, choices, group) in enumerate(rows)
+    ]
     splits, dropped = prepare.divide(examples, SETTINGS)
     questions = {split: {normalise(each.prompt) for each in splits[split]} for split in splits}
     assert sum(map(len, questions.values())) == len(set().union(*questions.values()))
+    groups = {split: {each.group for each in splits[split]} - {None} for split in splits}
+    groups["train"] |= groups.pop("unlabelled", set())
+    assert sum(map(len, groups.values())) == len(set().union(*groups.values()))
     kept = sum(map(len, splits.values()))
-    assert kept + len(dropped["duplicate"]) + len(dropped["in_another_split"]) == len(examples)
+    lost = ("duplicate", "in_another_split", "group_in_another_split")
+    assert kept + sum(len(dropped[reason]) for reason in lost) == len(examples)
+
+
+def test_an_error_starts_on_a_line_of_its_own(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not behind the progress bar, which must be closed while the error is still being handled."""
+    raw = project / "data/fetch/raw/elsewhere.jsonl"
+    raw.write_text(json.dumps({"question": "Who?", "choices": ["a", "b"], "answer": ["a"]}))
+    with pytest.raises(DataValidationError) as caught:
+        prepare.main(project)
+    written = capfd.readouterr().err
+    assert not written or written.endswith("\n"), caught
+
+
+def write_questions(file: Path, *questions: str, **more: object) -> None:
+    records = [{"question": asked, "choices": ["a", "b"], **more} for asked in questions]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def add_dataset(project: Path, name: str, role: str, **settings: object) -> Path:
+    yaml = YAML()
+    params = yaml.load(project / "params.yaml")
+    source = {"source": f"path:sources/{name}.jsonl", "format": "questions", "role": role}
+    params["fetch"]["datasets"][name] = {**source, **settings}
+    yaml.dump(params, project / "params.yaml")
+    return project / f"data/fetch/raw/{name}.jsonl"
+
+
+def test_a_passage_never_straddles_splits(project: Path) -> None:
+    passages = [f"Passage {number}. " + "It goes on and on. " * 20 for number in range(30)]
+    asked = [f"{passage}\nQuestion {i}?" for passage in passages for i in range(4)]
+    raw = project / "data/fetch/raw/questions.jsonl"
+    write_questions(raw, *asked, answer="a")
+    prepare.main(project)
+    found = {split: read_examples(project / f"data/prepare/{split}.parquet") for split in SPLITS}
+    assert sum(map(len, found.values())) == 120
+    groups = [{each.group for each in examples} for examples in found.values()]
+    assert all(groups) and sum(map(len, groups)) == len(set().union(*groups)) == 30
+
+
+def test_a_group_of_ones_own_never_straddles_splits(project: Path) -> None:
+    raw = add_dataset(project, "stories", "split", columns={"group": "story"})
+    records = [
+        {"question": f"Question {i} of {story}?", "choices": ["a", "b"], "answer": "a"}
+        | {"story": story}
+        for story in range(20)
+        for i in range(4)
+    ]
+    raw.write_text("".join(json.dumps(record) + "\n" for record in records))
+    prepare.main(project)
+    groups = [
+        {each.group for each in read_examples(project / f"data/prepare/{split}.parquet")} - {None}
+        for split in SPLITS
+    ]
+    assert all(groups) and sum(map(len, groups)) == len(set().union(*groups)) == 20
+
+
+def test_a_passage_of_two_data_sets_stays_where_it_is_tested() -> None:
+    examples = [
+        replace(example("train", "train", "Who?"), group="passage/1"),
+        replace(example("unlabelled", "unlabelled", "When?"), group="passage/1"),
+        replace(example("test", "test", "Where?"), group="passage/1"),
+        replace(example("other", "train", "What?"), group="passage/2"),
+        replace(example("with it", "unlabelled", "Why?"), group="passage/2"),
+    ]
+    splits, dropped = prepare.divide(examples, SETTINGS)
+    kept = {split: [each.id for each in found] for split, found in splits.items() if found}
+    assert kept == {"test": ["test"], "train": ["other"], "unlabelled": ["with it"]}
+    lost = dropped["group_in_another_split"]
+    assert lost == [{"id": "train", "kept": "test"}, {"id": "unlabelled", "kept": "test"}]
+
+
+def test_an_instruction_above_every_question_is_no_passage(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    instruction = "Read the question with care and choose what is right. " * 5
+    raw = project / "data/fetch/raw/questions.jsonl"
+    write_questions(raw, *[f"{instruction}\nNumber {i}?" for i in range(20)], answer="a")
+    prepare.main(project)
+    assert "questions.jsonl: 20 of 20 examples are one group, passage/" in caplog.text
+    assert "set fetch.datasets.questions.columns.group" in caplog.text
+
+
+def test_unlabelled_questions_have_a_file_of_their_own(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In no test set, and without the questions of any other split, however they are written."""
+    caplog.set_level("INFO")
+    prepare.main(project)
+    known = {
+        split: read_examples(project / f"data/prepare/{split}.parquet")
+        for split in (*SPLITS, "ood_elsewhere")
+    }
+    raw = add_dataset(project, "more", "unlabelled")
+    asked = [f"  {examples[0].prompt.upper()} " for examples in known.values()]
+    write_questions(raw, *asked, "New?", "Newer?", answer="a")
+    prepare.main(project)
+    found = read_examples(project / "data/prepare/unlabelled.parquet")
+    assert {each.prompt for each in found} == {"New?", "Newer?"}
+    assert all(each.answer_index is None and each.response == "" for each in found)
+    again = {
+        split: read_examples(project / f"data/prepare/{split}.parquet")
+        for split in (*SPLITS, "ood_elsewhere")
+    }
+    assert again == known
+    dropped = read_json(project / "data/prepare/summary.json")["dropped"]["in_another_split"]
+    assert {each["kept"] for each in dropped} == {*SPLITS, "ood_elsewhere"}
+    assert "dropped as in_another_split: 4 examples" in caplog.text
+
+
+def test_without_unlabelled_data_there_is_no_such_file(project: Path) -> None:
+    prepare.main(project)
+    assert not (project / "data/prepare/unlabelled.parquet").exists()
+
+
+def test_unlabelled_questions_have_a_limit_of_their_own() -> None:
+    limits = LIMITS.model_copy(update={"unlabelled": 3, "out_of_domain": 1})
+    capped = SETTINGS.model_copy(update={"max_examples": limits})
+    examples = [example(f"a/{i}", "unlabelled", f"Number {i}?") for i in range(9)]
+    splits, dropped = prepare.divide(examples, capped)
+    assert len(splits["unlabelled"]) == 3 and dropped["over_max_examples"]["unlabelled"] == 6

@@ -36,6 +36,7 @@ def project(tmp_path: Path, tiny_model: Path) -> Path:
     (tmp_path / "data/fetch").mkdir(parents=True)
     (tmp_path / "data/fetch/base").symlink_to(tiny_model)
     write_tiny_params(tmp_path)
+    set_validate(tmp_path, min_answer_questions=20)
     return tmp_path
 
 
@@ -61,6 +62,7 @@ def test_good_examples_pass_with_the_same_bytes_each_time(project: Path) -> None
         "ood_b": 8,
     }
     assert summary["train"]["expectations"]["answer_share_0"]["observed"] == 0.25
+    assert "answer_share_0" not in summary["test"]["expectations"]  # of eight questions
     assert (project / "logs/validate/data_docs/index.html").is_file()
     assert list((project / "logs/validate/data_docs/validations/train").rglob("*.html"))
     check(project, good())
@@ -103,6 +105,8 @@ SPOILED: list[tuple[str, int, dict[str, Any], str]] = [
     ("test", 4, {"choices": ("w", "word " * 90)}, "response_tokens_within_limit: 1 rows: a/test4"),
     ("test", 3, {"split": "train"}, "split_as_file: 1 rows: a/test3"),
     ("ood_b", 0, {"prompt": "the test question 7"}, "question_in_one_split: 1 rows: a/ood_b0"),
+    ("ood_b", 1, {"group": "passage/1"}, "group_in_one_split: 1 rows: a/ood_b1"),
+    ("train", 7, {"group": "passage/1"}, "group_in_one_split: 1 rows: a/train7"),
 ]
 
 
@@ -114,21 +118,94 @@ def test_what_is_wrong_is_named_with_its_split_and_rows(project: Path) -> None:
     with pytest.raises(DataValidationError) as caught:
         check(project, splits)
     message = str(caught.value)
-    assert "data/prepare/ood_c.parquet: enough_examples: observed 0" in message
+    few = "data/prepare/ood_c.parquet: enough_examples: observed 0 (fetch.datasets.c)"
+    assert few in message
     for split, _, _, failure in SPOILED:
-        assert f"data/prepare/{split}.parquet: {failure}\n" in f"{message}\n"
+        line = next(line for line in message.splitlines() if failure in line)
+        assert line.startswith(f"  data/prepare/{split}.parquet: {failure} (")
+        governing = "validate.max_" if "tokens" in failure else "fetch.datasets.a)"
+        assert governing in line
     assert not (project / "data/validate").exists()
     assert (project / "logs/validate/data_docs/index.html").is_file()
 
 
-def test_answers_that_are_always_the_same_fail(project: Path) -> None:
+def set_validate(project: Path, **values: object) -> None:
     yaml = YAML()
     params = yaml.load(project / "params.yaml")
-    params["validate"]["min_answer_share"] = 0.1
+    params["validate"].update(values)
     yaml.dump(params, project / "params.yaml")
+
+
+def test_answers_that_are_always_the_same_fail(project: Path) -> None:
+    set_validate(project, min_answer_share=0.1, min_answer_questions=8)
     splits = good()
     splits["test"] = [replace(each, answer_index=2, response="y") for each in splits["test"]]
-    with pytest.raises(DataValidationError, match=r"test\.parquet: answer_share_0: observed 0"):
+    with pytest.raises(DataValidationError) as caught:
+        check(project, splits)
+    assert (
+        "test.parquet: answer_share_0: observed 0.0 (validate.min_answer_share = 0.1, judged where "
+        "validate.min_answer_questions = 8 questions have the choice)" in str(caught.value)
+    )
+
+
+@pytest.mark.parametrize("choices", ["vwxyz", "uvwxyz", "vwx"])
+def test_a_position_that_few_questions_have_is_left_unjudged(project: Path, choices: str) -> None:
+    """As ARC's test set, where 3 of 1,172 questions have five choices."""
+    set_validate(project, min_answer_share=0.1, min_answer_questions=8)
+    splits = good()
+    splits["test"] += [
+        replace(each, id=f"b/{i}", prompt=f"Odd {i}?", choices=tuple(choices), answer_index=1)
+        for i, each in enumerate(questions("test", 3))
+    ]
+    splits["test"][-3:] = [replace(each, response=choices[1]) for each in splits["test"][-3:]]
+    check(project, splits)
+    expectations = read_json(project / "data/validate/summary.json")["test"]["expectations"]
+    shares = {name for name in expectations if name.startswith("answer_share_")}
+    assert shares == {f"answer_share_{place}" for place in range(4)}
+
+
+def test_too_few_questions_name_their_setting(project: Path) -> None:
+    splits = good()
+    splits["calibration"] = splits["calibration"][:3]
+    with pytest.raises(DataValidationError, match=r"\(validate\.min_examples\.calibration = 5\)"):
+        check(project, splits)
+
+
+def unlabelled(count: int) -> list[Example]:
+    return [
+        replace(each, response="", answer_index=None) for each in questions("unlabelled", count)
+    ]
+
+
+def test_unlabelled_questions_pass_and_may_share_passages_with_train(project: Path) -> None:
+    splits = {**good(), "unlabelled": unlabelled(6)}
+    for split in ("train", "unlabelled"):
+        splits[split][0] = replace(splits[split][0], group="passage/1")
+    check(project, splits)
+    assert all(succeeded(project, "unlabelled"))
+    summary = read_json(project / "data/validate/summary.json")["unlabelled"]
+    assert "no_answer_index" in summary["expectations"]
+    assert not any(name.startswith("answer_share") for name in summary["expectations"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"answer_index": 0}, "no_answer_index: 1 rows: a/unlabelled2"),
+        ({"response": "w"}, "response_empty: 1 rows: a/unlabelled2"),
+        ({"prompt": "The TEST question 1"}, "question_in_one_split: 1 rows: a/unlabelled2"),
+        ({"prompt": "The train question 1?"}, "question_in_one_split: 1 rows: a/unlabelled2"),
+        ({"group": "passage/1"}, "group_in_one_split: 1 rows: a/unlabelled2"),
+        ({"choices": ("w",)}, "choices_two_or_more: 1 rows: a/unlabelled2"),
+    ],
+)
+def test_unlabelled_questions_with_answers_or_of_other_splits_fail(
+    project: Path, changes: dict[str, Any], problem: str
+) -> None:
+    splits = {**good(), "unlabelled": unlabelled(6)}
+    splits["calibration"][0] = replace(splits["calibration"][0], group="passage/1")
+    splits["unlabelled"][2] = replace(splits["unlabelled"][2], **changes)
+    with pytest.raises(DataValidationError, match=problem):
         check(project, splits)
 
 
@@ -140,24 +217,12 @@ def test_of_many_rows_twenty_are_named(project: Path) -> None:
     assert str(c.value).count("a/train") == 20
 
 
-def test_shared_passages_and_repeated_choices_only_warn(
-    project: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_repeated_choices_only_warn(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     splits = good()
-    for split, place in (("train", 0), ("train", 1), ("test", 0), ("test", 1)):
-        asked = splits[split][place]
-        splits[split][place] = replace(asked, prompt=f"A passage of both.\n{asked.prompt}")
-    line = "where does the happy fox live " * 7
-    for split in ("train", "calibration"):
-        opened = Example(f"b/{split}", f"{split}:\n{line}", "Yes.", None, None, "b", split)
-        splits[split].append(opened)
     splits["ood_b"][0] = replace(splits["ood_b"][0], choices=("w", "x", "x"))
     check(project, splits)
-    assert "test.parquet: passage_in_one_split: 2 rows: a/test0, a/test1" in caplog.text
-    assert "calibration.parquet: passage_in_one_split: 1 rows: b/calibration" in caplog.text
-    assert "ood_b.parquet: choices_distinct: 1 rows: a/ood_b0" in caplog.text
-    summary = read_json(project / "data/validate/summary.json")
-    assert summary["test"]["shared_passages"] == summary["calibration"]["shared_passages"] == 1
+    warned = "ood_b.parquet: choices_distinct: 1 rows: a/ood_b0 (fetch.datasets.a)"
+    assert warned in caplog.text
 
 
 def test_a_file_that_is_no_example_file_is_refused(project: Path) -> None:
