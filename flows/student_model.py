@@ -4,7 +4,6 @@ MLflow keeps this file itself as the model's code ("models from code"), next to 
 folder, its calibration and a copy of the package `firstkd`. Nothing is pickled.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,14 @@ class Student(PythonModel):
         Raises MlflowException, whose text MLflow's server passes on to its client, naming the
         first row that cannot be answered.
         """
-        from firstkd.errors import DataValidationError  # of the copy beside the model
+        from firstkd.errors import PipelineError  # of the copy beside the model
 
         choices = model_input.get("choices", [None] * len(model_input))
         try:
             answers = self._answerer.answer(
                 list(model_input["question"]), [_plain(listed) for listed in choices]
             )
-        except DataValidationError as error:
+        except PipelineError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         return pd.DataFrame(
             {
@@ -57,8 +56,8 @@ class Student(PythonModel):
 
 
 def _plain(choices: Any) -> Any:
-    """Return choices as given, except that NaN is pandas' word for none and an array is a list."""
-    if isinstance(choices, float) and math.isnan(choices):
+    """Return choices as given, except that pandas' own words for none are None, arrays lists."""
+    if pd.api.types.is_scalar(choices) and pd.isna(choices):
         return None
     return choices.tolist() if isinstance(choices, np.ndarray) else choices
 

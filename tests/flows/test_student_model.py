@@ -41,6 +41,9 @@ def test_choices_may_be_left_out_where_all_questions_shared_them(tmp_path, tiny_
     assert alone["answer"][0] in SHARED
     pd.testing.assert_frame_equal(alone, named)
 
+    for absent in (None, float("nan"), pd.NA):
+        asked = pd.DataFrame({"question": [QUESTION] * 2, "choices": [NAMED, absent]})
+        assert student.predict(asked)["answer"][1] == alone["answer"][0]
     mixed = pd.DataFrame({"question": [QUESTION, QUESTION], "choices": [np.array(NAMED), None]})
     answered = student.predict(mixed)
     assert answered["answer"][0] in NAMED and answered["answer"][1] == alone["answer"][0]

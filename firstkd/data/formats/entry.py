@@ -51,9 +51,11 @@ def text_of(record: Record, key: str) -> str:
 
 
 def answer_of(record: Record, key: str) -> str:
-    if record.get(key) in (None, ""):
+    """Return an answer in words or numbers as text; raises Malformed if there is none."""
+    answer = record.get(key)
+    if answer in (None, ""):
         raise missing_answer(key)
-    return text_of(record, key)
+    return str(answer) if is_number(answer) else text_of(record, key)
 
 
 def missing_answer(key: str) -> Malformed:

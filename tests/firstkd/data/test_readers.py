@@ -322,9 +322,10 @@ HUB = {
     [
         HUB,
         {**HUB, "choices": {"label": ["1", "2"], "text": ["here", "there"]}, "answerKey": "2"},
+        {**HUB, "choices": {"label": [1, 2], "text": ["here", "there"]}, "answerKey": 2},
         {**{k: v for k, v in HUB.items() if k != "question"}, "question_stem": " Where?"},
     ],
-    ids=["CommonsenseQA", "ARC, by numbers", "OpenBookQA"],
+    ids=["CommonsenseQA", "ARC, by numbers", "labels that are numbers", "OpenBookQA"],
 )
 def test_as_the_hugging_face_hub_publishes_it(tmp_path: Path, record: dict[str, Any]) -> None:
     expected = Example("set/7-980", "Where?", "there", ("here", "there"), 1, "set")
