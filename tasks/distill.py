@@ -9,6 +9,7 @@ It starts itself as several processes if machine.processes asks for them.
 """
 
 from pathlib import Path
+from typing import Any
 
 from firstkd.data.examples import read_examples
 from firstkd.data.prompts import Question, encode
@@ -21,6 +22,7 @@ from firstkd.settings import load_settings
 from firstkd.signals.knowledge import Kind, KnowledgeStore
 from firstkd.terms.distillation import DistillationLoss, Lessons
 from firstkd.terms.settings import Arm
+from firstkd.train.distributed import join_ranks
 from firstkd.train.loop import training_plan
 from tasks.identity import knowledge_identity
 from tasks.stage import run_stage
@@ -35,7 +37,9 @@ def main(root: Path, arm: str) -> None:
     start, data = root / "data/prune", root / "data/prepare/train.parquet"
     tokenizer = load_tokenizer(start)
     questions = encode(read_examples(data), tokenizer, settings.prompt)
-    loss = open_loss(root, arm, settings.arms[arm], questions)
+    ranks = join_ranks()
+    identity = ranks.from_first(lambda: knowledge_identity(root, "train"))
+    loss = open_loss(root, arm, settings.arms[arm], questions, identity)
     # of the whole questions, whatever an arm needs of them: all arms see the same batches
     plan = training_plan(questions, settings.distill, settings.runtime.seed)
     if loss.choices is None:
@@ -59,8 +63,12 @@ def recalibration_file(root: Path, arm: Arm) -> Path:
     return root / "data/calibrate" / f"{arm.recalibration}.json"
 
 
-def open_loss(root: Path, arm: str, weights: Arm, questions: list[Question]) -> DistillationLoss:
+def open_loss(
+    root: Path, arm: str, weights: Arm, questions: list[Question], identity: dict[str, Any]
+) -> DistillationLoss:
     """Open what of the teacher the arm learns from, and check that it is of these questions.
+
+    `identity` is what the knowledge must be made from (tasks/identity.py).
 
     Raises ConfigError where the arm learns from choices and no question has any.
     """
@@ -73,7 +81,7 @@ def open_loss(root: Path, arm: str, weights: Arm, questions: list[Question]) -> 
 
     def lessons(kind: Kind) -> Lessons:
         store = KnowledgeStore(root / "data/extract/train" / kind)
-        store.check(knowledge_identity(root, "train"), questions)
+        store.check(identity, questions)
         if kind not in fitted:
             raise DataValidationError(
                 f"data/calibrate/{weights.recalibration}.json has nothing for {kind} decisions: "

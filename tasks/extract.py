@@ -28,7 +28,7 @@ from firstkd.settings import load_settings
 from firstkd.signals.capture import capture, finish
 from firstkd.signals.knowledge import KnowledgeStore
 from firstkd.train.distributed import Ranks, join_ranks
-from tasks.identity import knowledge_identity
+from tasks.identity import code_sha256, knowledge_identity
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     ranks = join_ranks()
-    identities = {split: knowledge_identity(root, split) for split in SPLITS}
-    made_from = [identities, settings.extract.model_dump()]
+    identities = ranks.from_first(lambda: {s: knowledge_identity(root, s) for s in SPLITS})
+    made_from = [identities, settings.extract.model_dump(), code_sha256()]
     partial = partial_folder(root, made_from, ranks)
     teacher = root / "data/finetune"
     tokenizer = load_tokenizer(teacher)

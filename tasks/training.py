@@ -21,6 +21,7 @@ from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import deepspeed_config
 from firstkd.train.loop import Loss, train
 from firstkd.train.settings import MachineSettings, TrainingSettings
+from tasks.identity import code_sha256
 from tasks.stage import log_folder
 
 
@@ -69,17 +70,14 @@ def checkpoint_folder(
     root: Path, stage: str, made_from: Any, inputs: Sequence[Path], ranks: Ranks
 ) -> Path:
     """Return the folder for checkpoints of exactly this, and drop the stage's others."""
-    name = ""
+
+    def name() -> str:
+        hashes = [sha256_of(path) for path in inputs]
+        text = json.dumps([made_from, hashes, code_sha256()], sort_keys=True)
+        return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    folder = root / "data/.train" / ranks.from_first(name)
     if ranks.is_first:
-        code = [file for package in ("firstkd", "tasks") for file in _modules(package)]
-        hashes = {str(path): sha256_of(path) for path in [*inputs, *code]}
-        text = json.dumps([made_from, hashes], sort_keys=True)
-        name = f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        for stale in set((root / "data/.train").glob(f"{stage}-*")):
-            if stale.name != name:
-                shutil.rmtree(stale)
-    return root / "data/.train" / ranks.gather(name)[0]
-
-
-def _modules(package: str) -> list[Path]:
-    return sorted((Path(__file__).parents[1] / package).rglob("*.py"))
+        for stale in set(folder.parent.glob(f"{stage}-*")) - {folder}:
+            shutil.rmtree(stale)
+    return folder
