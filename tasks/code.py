@@ -1,9 +1,12 @@
 """Which of the project's modules a module depends on, from its imports."""
 
 import ast
+import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+
+from firstkd.files import sha256_of
 
 CODE = Path(__file__).parents[1]
 """The folder of firstkd/ and tasks/."""
@@ -37,6 +40,15 @@ def code_of(modules: Iterable[str], without: Iterable[str] = ()) -> list[str]:
         found.add(file)
         waiting |= _imported(file)
     return sorted(found)
+
+
+def code_sha256() -> str:
+    """Return the hash of all modules: what one version of the code began, no other goes on with."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for file in sorted((CODE / package).rglob("*.py")):
+            digest.update(f"{sha256_of(file)}  {file.relative_to(CODE).as_posix()}\n".encode())
+    return digest.hexdigest()
 
 
 def _is_no_result(file: str) -> bool:

@@ -28,7 +28,7 @@ from firstkd.signals.base import CapturedSignal, CombinedSignal
 from firstkd.signals.capture import Capture
 from firstkd.signals.store import SignalStore, write_manifest, write_shard
 from firstkd.train.distributed import Ranks, join_ranks
-from tasks.code import CODE, code_of
+from tasks.code import code_sha256
 from tasks.layout import learned_from, model_folder, prepared, signal_folder
 from tasks.stage import run_stage
 
@@ -42,7 +42,7 @@ def main(root: Path, name: str) -> None:
     deterministic(settings.runtime.seed, settings.runtime.threads)
     ranks, signal = join_ranks(), settings.signals[name]
     # a large teacher takes long to hash: one process does it for all
-    identity = ranks.gather(identity_of(root, settings, name) if ranks.is_first else {})[0]
+    identity = ranks.from_first(lambda: identity_of(root, settings, name))
     partial = partial_folder(root, name, [identity, settings.capture.model_dump()], ranks)
     if isinstance(signal, CombinedSignal):
         if ranks.is_first:
@@ -124,9 +124,7 @@ def identity_of(root: Path, settings: Settings, name: str) -> dict[str, Any]:
 
 def partial_folder(root: Path, name: str, made_from: Any, ranks: Ranks) -> Path:
     """Return the folder of what was captured so far of exactly this, and drop all other."""
-    code = code_of(["tasks.signal"])
-    hashes = {file: sha256_of(CODE / file) for file in code}
-    text = json.dumps([made_from, hashes], sort_keys=True)
+    text = json.dumps([made_from, code_sha256()], sort_keys=True)
     folder = root / "data/.signal" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if ranks.is_first and folder.parent.exists():
         for stale in set(folder.parent.glob(f"{name}-*")) - {folder}:

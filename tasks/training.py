@@ -30,7 +30,7 @@ from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import deepspeed_config
 from firstkd.train.loop import train, training_plan
 from firstkd.train.player import Player
-from tasks.code import CODE
+from tasks.code import code_sha256
 from tasks.layout import log_folder, model_folder, recalibration_file, signal_folder
 
 
@@ -123,17 +123,14 @@ def checkpoint_folder(
     root: Path, stage: str, made_from: Any, inputs: Sequence[Path], ranks: Ranks
 ) -> Path:
     """Return the folder for checkpoints of exactly this, and drop the stage's others."""
-    name = ""
-    if ranks.is_first:
-        code = [file for package in ("firstkd", "tasks") for file in _modules(package)]
-        hashes = {str(path): sha256_of(path) for path in [*inputs, *code]}
-        text = json.dumps([made_from, hashes], sort_keys=True)
-        name = f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        for stale in set((root / "data/.train").glob(f"{stage}-*")):
-            if stale.name != name:
-                shutil.rmtree(stale)
-    return root / "data/.train" / ranks.gather(name)[0]
 
+    def folder() -> Path:
+        hashes = {str(path): sha256_of(path) for path in inputs}
+        text = json.dumps([made_from, hashes, code_sha256()], sort_keys=True)
+        own = place / f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        for stale in set(place.glob(f"{stage}-*")) - {own}:
+            shutil.rmtree(stale)
+        return own
 
-def _modules(package: str) -> list[Path]:
-    return sorted((CODE / package).rglob("*.py"))
+    place = root / "data/.train"
+    return ranks.from_first(folder)

@@ -127,12 +127,12 @@ class Checkpoints:
 
         All processes must call.
         """
-        found = None
-        if self.ranks.is_first:
-            for half_written in self.folder.glob(".*.tmp"):
-                shutil.rmtree(half_written)
-            found = next((c for f in self._newest_first() if (c := _checked(f))), None)
-        return self.ranks.gather(found)[0]
+        return self.ranks.from_first(self._newest)
+
+    def _newest(self) -> Checkpoint | None:
+        for half_written in self.folder.glob(".*.tmp"):
+            shutil.rmtree(half_written)
+        return next((c for f in self._newest_first() if (c := _checked(f))), None)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)

@@ -4,8 +4,9 @@ torch is imported only where it is used: stages without it import this, too.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -32,6 +33,12 @@ class Ranks:
         gathered: list[T | None] = [None] * self.world_size
         torch.distributed.all_gather_object(gathered, value)
         return gathered  # type: ignore[return-value]
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Return what the first process makes, on every process; all of them must call."""
+        made: list[Any] = self.gather(make() if self.is_first else None)
+        value: T = made[0]
+        return value
 
 
 def present_ranks() -> Ranks:

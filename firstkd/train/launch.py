@@ -1,7 +1,8 @@
 """Several processes of one module, by torchrun, as if they were one.
 
 Torchrun reads its own options from the environment, too (PET_NNODES, PET_NODE_RANK,
-PET_RDZV_ENDPOINT, …): so several hosts are told of each other. A process that fails tells why in a
+PET_RDZV_ENDPOINT, …), which is how several hosts find each other; on one host the processes meet
+at a free port, so that launches never collide. A process that fails tells why in a
 file of torchrun's; when one has ended, torchrun ends the others, and the error that was the cause
 is the one that is shown.
 """
@@ -22,6 +23,8 @@ from firstkd.errors import PipelineError
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 ANOTHER_HOST = "PET_NNODES"
+ONE_HOST = ("--standalone", "--local-addr", "127.0.0.1")
+"""A host's own name need not have an address."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -48,8 +51,9 @@ def launch(module: str, arguments: Sequence[str], processes: int, threads: int) 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else torchrun sets 1, and says so
     logging.getLogger().setLevel(logging.CRITICAL)
     logging.disable(logging.ERROR)  # torchrun's own account of a failure; ours is shorter
+    place = () if ANOTHER_HOST in os.environ else ONE_HOST
     try:
-        run(parse_args(["--nproc-per-node", str(processes), "-m", module, *arguments]))
+        run(parse_args([*place, "--nproc-per-node", str(processes), "-m", module, *arguments]))
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
     except RendezvousError as error:

@@ -1,6 +1,7 @@
 """The stage as real processes: killed and resumed, and on two ranks."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,25 @@ def test_shards_of_other_settings_are_dropped(project, undisturbed):
     stale.mkdir(parents=True)
     (stale / "00000.safetensors").write_bytes(b"of another teacher")
     subprocess.run(STAGE, cwd=project, env=ENVIRONMENT, check=True)
+    assert sha256_of(project / "data/extract") == undisturbed
+
+
+def test_what_other_code_has_captured_is_dropped(project, undisturbed, tmp_path_factory):
+    changed = tmp_path_factory.mktemp("code")
+    for package in ("firstkd", "tasks"):
+        shutil.copytree(REPOSITORY / package, changed / package)
+    with (changed / "firstkd/models/head.py").open("a") as file:
+        file.write("# another version\n")
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(changed)}
+    process = subprocess.Popen(STAGE, cwd=project, env=environment)
+    while not list(project.glob("data/.extract/**/*.safetensors")):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(STAGE, cwd=project, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "going on from the shards" not in done.stderr
     assert sha256_of(project / "data/extract") == undisturbed
 
 

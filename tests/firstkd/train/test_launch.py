@@ -1,0 +1,35 @@
+"""Several processes of one module, as real processes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.tiny import REPOSITORY
+
+LAUNCH = """
+import sys
+from firstkd.train.launch import launch
+launch("tests.firstkd.train.meeting", sys.argv[1:], processes=2, threads=1)
+"""
+OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_launches_on_one_host_do_not_collide(tmp_path):
+    """Even with the one port for everybody that older versions of torchrun take by default."""
+    outside = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
+    launches = [
+        subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, tmp_path, name, "4"],
+            env={**outside, "PYTHONPATH": str(REPOSITORY), "PET_MASTER_PORT": "29500"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("first", "second")
+    ]
+    for launched in launches:
+        _, said = launched.communicate()
+        assert launched.returncode == 0, said
