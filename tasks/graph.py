@@ -24,6 +24,10 @@ LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
 
 
+def _names(files: list[Path]) -> list[str]:
+    return [file.as_posix() for file in files]
+
+
 @dataclass(frozen=True)
 class Stage:
     name: str
@@ -110,15 +114,9 @@ def stages_of(settings: Settings) -> Iterator[Stage]:
 
 
 def _fetch() -> Stage:
-    return Stage(
-        "fetch",
-        "Fetch the data sets, pinned by SHA-256",
-        "python -m tasks.fetch",
-        ["fetch"],
-        code_of(["tasks.fetch"]),
-        ["sources"],  # so that a changed file of one's own is noticed
-        "data/fetch",
-    )
+    what, sources = "Fetch the data sets, pinned by SHA-256", ["sources"]  # perhaps one's own files
+    code = code_of(["tasks.fetch"])
+    return Stage("fetch", what, "python -m tasks.fetch", ["fetch"], code, sources, "data/fetch")
 
 
 def _prepare() -> Stage:
@@ -154,7 +152,7 @@ def _model(settings: Settings, node: Node) -> Stage:
         inputs.append("sources")
     if model.init.reads_examples or model.learn:
         params += ["prompt", "runtime"]
-        inputs += [*_learned_from(settings), "data/validate/summary.json"]
+        inputs += [*_names(learned_from(Path(), settings)), "data/validate/summary.json"]
     for term in (model.learn or {}).values():
         kinds.append(type(term).__module__)
         if term.signal is not None:
@@ -177,16 +175,12 @@ def _model(settings: Settings, node: Node) -> Stage:
     )
 
 
-def _learned_from(settings: Settings) -> list[str]:
-    return [path.as_posix() for path in learned_from(Path(), settings)]
-
-
 def _signal(settings: Settings, node: Node) -> Stage:
     name = node.name
     signal = settings.signals[name]
     inputs = [f"data/model/{of}" for of in signal.models]
     inputs += [f"data/signal/{of}" for of in signal.signals]
-    examples = ["data/prepare/calibration.parquet", *_learned_from(settings)]
+    examples = ["data/prepare/calibration.parquet", *_names(learned_from(Path(), settings))]
     return Stage(
         f"signal-{name}",
         f"Keep the signal “{name}” of {', '.join([*signal.models, *signal.signals])}",

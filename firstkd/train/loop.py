@@ -6,29 +6,26 @@ computes what, not what is learned. The learning rate and the random numbers fol
 so that a checkpoint after it is all that going on needs.
 """
 
-import json
 import logging
 import math
 import signal
 import sys
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from firstkd.data.packing import pack, packed_length, shuffled_batches
 from firstkd.data.prompts import Question
 from firstkd.errors import ConfigError, TrainingDivergedError
 from firstkd.memory import memory_explained
-from firstkd.terms.base import Sum
 from firstkd.train.checkpoints import Checkpoints
+from firstkd.train.curve import SPEEDS, MicroBatchResult, per_unit, result_of, shown_live
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import end_engine, make_engine
 from firstkd.train.player import Player
@@ -36,29 +33,11 @@ from firstkd.train.settings import MachineSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
 
-SPEEDS = {"tokens", "tokens_per_second"}
-"""Of the live curve only: another run has others."""
-
-
 REMEDY = (
     "lower micro_batch_size or micro_batch_tokens and raise micro_batches_per_step, or set "
     "gradient_checkpointing, a higher zero_stage or cpu_offload under machine"
 )
 """Against running out of memory."""
-
-
-class Part(NamedTuple):
-    """What a micro-batch adds to one number of the step."""
-
-    total: float
-    units: int
-
-
-class MicroBatchResult(NamedTuple):
-    tokens: int
-    losses: dict[str, Part]
-    """Of each term."""
-    measures: dict[str, Part]
 
 
 def train(
@@ -97,14 +76,14 @@ def train(
         log.info("going on after step %d of %d", saved.step, steps)
     done, curve = (saved.step, saved.points) if saved else (0, [])
     interval = machine.checkpoint_steps or steps + 1
-    with _live(live_curve, curve, steps, ranks) as show, _sigterm(held=bool(saver)) as asked:
+    with shown_live(live_curve, curve, steps, ranks) as show, _sigterm(held=bool(saver)) as asked:
         for step in range(done, steps):
             started = time.monotonic()
             learning_rate = _set_learning_rate(engine, settings, step, steps)
             first = step * per_step
             indices = plan[first : first + per_step]
             results = _step(engine, player, questions, indices, first, step / steps, ranks, seed)
-            losses = _per_unit(result.losses for result in results)
+            losses = per_unit(result.losses for result in results)
             value = sum(
                 term.weight_at(step / steps) * losses[name] for name, term in player.learn.items()
             )
@@ -117,7 +96,7 @@ def train(
                 "gradient_norm": norm,
                 "loss_scale": float(engine.loss_scale()),
                 **losses,
-                **_per_unit(result.measures for result in results),
+                **per_unit(result.measures for result in results),
             }
             tokens = sum(result.tokens for result in results)
             speed = tokens / (time.monotonic() - started)
@@ -210,58 +189,12 @@ def _step(
             # DeepSpeed takes the mean over micro-batches and processes
             engine.backward(loss * len(indices))
             engine.step()
-        mine.append(_result(batch.tokens, sums))
+        mine.append(result_of(batch.tokens, sums))
     return [result for turn in zip(*ranks.gather(mine), strict=True) for result in turn]
-
-
-def _result(tokens: int, sums: Mapping[str, Sum]) -> MicroBatchResult:
-    losses = {name: Part(found.total.item(), found.units) for name, found in sums.items()}
-    measures = {
-        f"{name}_{measure}": Part(total.item(), found.units)
-        for name, found in sums.items()
-        for measure, total in found.measures.items()
-    }
-    return MicroBatchResult(tokens, losses, measures)
 
 
 def _seed_of(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _per_unit(parts: Iterable[Mapping[str, Part]]) -> dict[str, float]:
-    """Add up the micro-batches' parts and divide by their units."""
-    totals: defaultdict[str, float] = defaultdict(float)
-    units: defaultdict[str, int] = defaultdict(int)
-    for part in parts:
-        for name, found in part.items():
-            totals[name] += found.total
-            units[name] += found.units
-    return {name: total / max(1, units[name]) for name, total in totals.items()}
-
-
-@contextmanager
-def _live(
-    path: Path, so_far: Sequence[dict[str, float]], steps: int, ranks: Ranks
-) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Yield what shows a point of the curve, in a file and in a bar; the first process does."""
-    if not ranks.is_first:
-        yield lambda point: None
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    title = f"training {path.parent.name}"
-    with (
-        path.open("w", encoding="utf-8", buffering=1) as file,
-        tqdm(total=steps, initial=len(so_far), desc=title, unit="step") as progress,
-    ):
-        file.writelines(json.dumps(point) + "\n" for point in so_far)
-
-        def show(point: dict[str, float]) -> None:
-            file.write(json.dumps(point) + "\n")
-            speed = f"{point['tokens_per_second']:.0f}"
-            progress.set_postfix(loss=f"{point['loss']:.3f}", tokens_per_s=speed)
-            progress.update()
-
-        yield show
 
 
 @contextmanager

@@ -1,0 +1,76 @@
+"""The curve of a training: what each step has shown, and how it is watched while it grows."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from firstkd.terms.base import Sum
+from firstkd.train.distributed import Ranks
+
+SPEEDS = {"tokens", "tokens_per_second"}
+"""Of the live curve only: another run has others."""
+
+
+class Part(NamedTuple):
+    """What a micro-batch adds to one number of the step."""
+
+    total: float
+    units: int
+
+
+class MicroBatchResult(NamedTuple):
+    tokens: int
+    losses: dict[str, Part]
+    """Of each term."""
+    measures: dict[str, Part]
+
+
+def result_of(tokens: int, sums: Mapping[str, Sum]) -> MicroBatchResult:
+    losses = {name: Part(found.total.item(), found.units) for name, found in sums.items()}
+    measures = {
+        f"{name}_{measure}": Part(total.item(), found.units)
+        for name, found in sums.items()
+        for measure, total in found.measures.items()
+    }
+    return MicroBatchResult(tokens, losses, measures)
+
+
+def per_unit(parts: Iterable[Mapping[str, Part]]) -> dict[str, float]:
+    """Add up the micro-batches' parts and divide by their units."""
+    totals: defaultdict[str, float] = defaultdict(float)
+    units: defaultdict[str, int] = defaultdict(int)
+    for part in parts:
+        for name, found in part.items():
+            totals[name] += found.total
+            units[name] += found.units
+    return {name: total / max(1, units[name]) for name, total in totals.items()}
+
+
+@contextmanager
+def shown_live(
+    path: Path, so_far: Sequence[dict[str, float]], steps: int, ranks: Ranks
+) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Yield what shows a point of the curve, in a file and in a bar; the first process does."""
+    if not ranks.is_first:
+        yield lambda point: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"training {path.parent.name}"
+    with (
+        path.open("w", encoding="utf-8", buffering=1) as file,
+        tqdm(total=steps, initial=len(so_far), desc=title, unit="step") as progress,
+    ):
+        file.writelines(json.dumps(point) + "\n" for point in so_far)
+
+        def show(point: dict[str, float]) -> None:
+            file.write(json.dumps(point) + "\n")
+            speed = f"{point['tokens_per_second']:.0f}"
+            progress.set_postfix(loss=f"{point['loss']:.3f}", tokens_per_s=speed)
+            progress.update()
+
+        yield show
