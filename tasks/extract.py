@@ -22,7 +22,7 @@ from firstkd.data.examples import read_examples
 from firstkd.data.prompts import encode
 from firstkd.files import replace_folder, write_json
 from firstkd.measure.plots import save_concentration
-from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.folders import load_model, load_tokenizer, vocabulary_size
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
 from firstkd.signals.capture import capture, finish
@@ -48,13 +48,13 @@ def main(root: Path = Path(".")) -> None:
     teacher = root / "data/finetune"
     tokenizer = load_tokenizer(teacher)
     model = load_model(teacher, settings.finetune.precision)
-    vocabulary_size = min(len(tokenizer), model.config.vocab_size)  # embeddings may be padded
+    vocabulary = vocabulary_size(model)
     stores = {}
     for split in SPLITS:
         examples = read_examples(root / f"data/prepare/{split}.parquet")
         questions = encode(examples, tokenizer, settings.prompt)
         stores[split] = capture(
-            model, questions, settings.extract, vocabulary_size, partial / split, ranks
+            model, questions, settings.extract, vocabulary, partial / split, ranks
         )
     ranks.barrier()
     if not ranks.is_first:
