@@ -5,9 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+import transformers
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from firstkd.errors import ArtifactError
+from firstkd.files import read_json
 
 if not torch.cuda.is_available():
     # transformers imports DeepSpeed, which otherwise looks for other devices and says so
@@ -25,20 +34,17 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
     if not any(folder.glob("*.safetensors")):
         raise ArtifactError(f"{folder} holds no *.safetensors weights; run the stage that makes it")
     config = read_config(folder)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=DTYPES[precision],
-            attn_implementation=_attention(config),
-            ignore_mismatched_sizes=True,  # listed below
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-    except ValueError as error:  # a configuration that no causal language model has
-        raise ArtifactError(f"{folder}: {config.model_type}: {error}") from error
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=DTYPES[precision],
+        attn_implementation=_attention(config),
+        ignore_mismatched_sizes=True,  # listed below
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
     model, info = loaded
     _check_complete(folder, info)
     ids = tokenizer_ids(folder)
@@ -48,17 +54,23 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
 
 
 def read_config(folder: Path) -> Any:
-    """Raises ArtifactError for what is not a decoder of text alone."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if config.is_encoder_decoder:
+    """Raises ArtifactError for what is not a decoder of text alone, or not known here."""
+    family = read_json(folder / "config.json").get("model_type")
+    if family not in CONFIG_MAPPING:
+        kind = f"unknown to transformers {transformers.__version__}"
+    elif (config := _config(folder)).is_encoder_decoder:
         kind = "an encoder-decoder"
     elif config.get_text_config() is not config:
         kind = "a multimodal model"
+    elif family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        kind = "not a causal language model"
     else:
         return config
-    raise ArtifactError(
-        f"{folder}: {config.model_type} is {kind}; choose a causal language model of text alone"
-    )
+    raise ArtifactError(f"{folder}: {family} is {kind}; choose a causal language model of text")
+
+
+def _config(folder: Path) -> Any:
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def vocabulary_size(model: Any) -> int:

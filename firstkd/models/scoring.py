@@ -86,8 +86,9 @@ class ResponseScorer(nn.Module):
 
         bfloat16 logits lie 0.125 apart at 16 to 32, which moves probabilities by up to 6 %. The
         float32 copy of a bfloat16 head takes 4 · V · H bytes (113 MB for the default model) as
-        long as the scorer lives. Training goes on in bfloat16: its loss over a random head of
-        49,152 × 576 is off by less than 2·10⁻⁴ of itself, rounding that averages out.
+        long as the scorer lives, and on a CPU without bfloat16 arithmetic its products take a
+        fifth of the time. Training stays in bfloat16: on a random head of 49,152 × 576, single
+        tokens are off by up to 0.03 nats, their mean over 1,024 by 3·10⁻⁴.
         """
         super().__init__()
         self.backbone: Any = model.base_model

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from firstkd.data.packing import batches_by_length, pack, packed_length, shuffled_batches
+from firstkd.data.packing import (
+    batches_by_length,
+    pack,
+    packed_length,
+    shuffled_batches,
+    unpack,
+)
 from firstkd.data.prompts import Question
 from firstkd.models.folders import load_model
 from firstkd.models.scoring import ResponseScorer
@@ -77,3 +83,35 @@ def test_shuffled_batches_hold_each_question_once_and_repeat_with_the_seed():
 def test_batches_by_length_start_with_the_longest():
     batches = batches_by_length(QUESTIONS, 2)
     assert batches == [[2, 0], [1]]
+
+
+def test_batches_by_length_keep_to_their_tokens():
+    questions = [Question(str(n), [1] * n, [[2]], 0) for n in (3, 99, 40, 39, 12, 9)]
+    batches = batches_by_length(questions, 3, batch_tokens=81)
+    # 100 is more than 81 and alone; 2 × 41 is more, 2 × 40 is not; three at most
+    assert batches == [[1], [2], [3, 4], [5, 0]]
+    assert [len(batch) for batch in batches_by_length(questions, 3, 10_000)] == [3, 3]
+
+
+def test_the_positions_of_padding_go_on():
+    batch = pack([q.gold_only() for q in QUESTIONS], [0, 2])
+    assert batch.position_ids_BL.tolist() == [[*range(8)]] * 2
+    assert batch.is_token_BL.sum(-1).tolist() == [5, 8]
+
+
+def test_unpacked_rows_hold_the_prompt_and_one_response_each():
+    batch = pack(QUESTIONS, [1, 0])
+    rows, positions = unpack(batch)
+    expected = [q.prompt + r for q in (QUESTIONS[1], QUESTIONS[0]) for r in q.responses]
+    assert [row[: len(ids)] for row, ids in zip(rows.tolist(), expected, strict=True)] == expected
+    # of each supervised position, what precedes it is the same
+    width = batch.input_ids_BL.shape[1]
+    for packed, alone in zip(batch.positions_N.tolist(), positions.tolist(), strict=True):
+        place = int(batch.position_ids_BL[packed // width, packed % width])
+        assert alone % rows.shape[1] == place
+        assert rows.flatten()[alone] == batch.input_ids_BL.flatten()[packed]
+
+
+def test_a_question_without_responses_is_packed_as_its_prompt():
+    batch = pack([Question("unlabelled", [5, 6], [], None)], [0])
+    assert batch.input_ids_BL.tolist() == [[5, 6]] and len(batch.rows_M) == 0

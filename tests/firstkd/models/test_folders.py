@@ -1,11 +1,17 @@
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.files import sha256_of
-from firstkd.models.folders import load_model, load_tokenizer, save_model
+from firstkd.models.folders import load_model, load_tokenizer, save_model, vocabulary_size
 from firstkd.models.pruning import block_influence, keep_layers, most_influential
+from firstkd.models.scoring import ResponseScorer, cross_entropy, score_questions, score_tokens
 from tests.tiny import write_tiny_model
 
 QUESTIONS = [Question(str(i), [4 + i, 9, 12], [[20 + i], [30, 31]], 0) for i in range(5)]
@@ -56,3 +62,79 @@ def test_influence_does_not_depend_on_padding(deep_model):
         block_influence(model, QUESTIONS, batch_size=5),
         block_influence(model, QUESTIONS, batch_size=1),
     )
+
+
+def with_weights(source, folder, change):
+    """A copy of the folder whose tensors have been through `change`."""
+    shutil.copytree(source, folder)
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def without(name):
+    return lambda weights: {n: t for n, t in weights.items() if name not in n}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("layers.1.mlp.up_proj"), r"the weights lack model.layers.1.mlp.up_proj.weight$"),
+        (
+            lambda weights: {f"base_model.model.{n}": t for n, t in weights.items()},
+            r"the weights lack .* and \d+ more$",
+        ),
+        (
+            lambda weights: {**weights, "model.layers.0.extra": torch.ones(2)},
+            r"the model has no place for model.layers.0.extra$",
+        ),
+        (
+            lambda weights: {**weights, "model.norm.weight": torch.ones(31)},
+            r"the shape differs from config.json's for model.norm.weight$",
+        ),
+    ],
+    ids=["missing", "renamed", "unexpected", "mismatched"],
+)
+def test_weights_that_are_not_the_models_are_refused(tiny_model, tmp_path, change, message):
+    folder = with_weights(tiny_model, tmp_path / "changed", change)
+    with pytest.raises(ArtifactError, match=message):
+        load_model(folder, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "t5"}, "t5 is an encoder-decoder; choose a causal language model"),
+        ({"model_type": "gemma3"}, "gemma3 is a multimodal model; choose a causal language"),
+        ({"model_type": "newest"}, r"newest is unknown to transformers \d"),
+        ({"model_type": "vit"}, "vit is not a causal language model; choose"),
+    ],
+)
+def test_what_is_no_decoder_of_text_is_refused_in_one_line(tiny_model, tmp_path, config, message):
+    shutil.copy(tiny_model / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=message) as raised:
+        load_model(tmp_path, "fp32")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_head_padded_beyond_the_tokenizer_is_cut_everywhere(tiny_model, tmp_path):
+    model = load_model(tiny_model, "fp32").eval()
+    expected = score_questions(model, QUESTIONS, 5)
+    tokens = score_tokens(model, QUESTIONS, 5)
+    batch = pack(QUESTIONS, [0, 1, 2])
+    loss, _ = cross_entropy(ResponseScorer(model), batch)
+    model.resize_token_embeddings(464, mean_resizing=False)
+    weight = model.lm_head.weight.data
+    weight[400:] = 50 * weight[:64]  # each of them would win every comparison
+    model.save_pretrained(tmp_path)
+    load_tokenizer(tiny_model).save_pretrained(tmp_path)
+    padded = load_model(tmp_path, "fp32").eval()
+    assert vocabulary_size(padded) == 400
+    torch.testing.assert_close(score_questions(padded, QUESTIONS, 5), expected)
+    found = score_tokens(padded, QUESTIONS, 5)
+    torch.testing.assert_close(found.confidence_T, tokens.confidence_T)
+    again, _ = cross_entropy(ResponseScorer(padded), batch)
+    torch.testing.assert_close(again, loss)
+    again.backward()
+    assert padded.lm_head.weight.grad.shape == (464, 32)

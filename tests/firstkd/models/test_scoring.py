@@ -1,10 +1,13 @@
 import pytest
 import torch
 
+from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
+from firstkd.errors import OutOfMemoryError
 from firstkd.models import head as objective
 from firstkd.models.folders import load_model
-from firstkd.models.scoring import ResponseScorer, score_tokens
+from firstkd.models.scoring import ResponseScorer, score_questions, score_tokens
+from firstkd.terms.divergences import choice_scores
 
 QUESTIONS = [
     Question("a", [5, 6, 7], [[8], [9, 10], [11, 12, 13]], 1),
@@ -43,3 +46,42 @@ def test_a_models_soft_cap_bounds_its_logits(model):
     model.config.final_logit_softcapping = 3.0
     capped = ResponseScorer(model).head.logits(hidden)
     torch.testing.assert_close(capped, 3 * (plain / 3).tanh())
+
+
+def test_kept_numbers_come_from_a_float32_head_on_bfloat16_weights(tiny_model):
+    """Not from logits that were rounded to bfloat16 before they were widened."""
+    model = load_model(tiny_model, "bf16").eval()
+    model.lm_head.weight.data *= 40  # logits as large as a real model's
+    found = score_questions(model, QUESTIONS, 1)
+    scorer = ResponseScorer(model)
+    with torch.inference_mode():
+        for i, question in enumerate(QUESTIONS):
+            batch = pack(QUESTIONS, [i])
+            hidden = scorer.hidden(batch)
+            logits = hidden.double() @ model.lm_head.weight.double().T
+            logprobs = logits.log_softmax(-1)[batch.rows_M, batch.targets_M]
+            exact = choice_scores(logprobs, batch.response_of_M, batch.choice_mask_BC)[0]
+            rounded = scorer(batch).logprobs_M
+            off = choice_scores(rounded, batch.response_of_M, batch.choice_mask_BC)[0]
+            count = len(question.responses)
+            assert (found[i, :count] - exact).abs().max() < 1e-4
+            assert (off - exact).abs().max() > 1e-3
+    tokens = score_tokens(model, QUESTIONS[1:], 1)
+    with torch.inference_mode():
+        batch = pack(QUESTIONS, [1])
+        logits = scorer.hidden(batch).double() @ model.lm_head.weight.double().T
+    best = logits.softmax(-1).amax(-1).float()
+    torch.testing.assert_close(tokens.confidence_T, best, rtol=1e-4, atol=1e-6)
+
+
+def test_training_keeps_the_models_own_head(tiny_model):
+    model = load_model(tiny_model, "bf16")
+    assert ResponseScorer(model).head.weight is model.lm_head.weight
+    assert ResponseScorer(model, exact=True).head.weight.dtype == torch.float32
+    assert [*ResponseScorer(model, exact=True).head.parameters()] == []
+
+
+def test_scoring_that_runs_out_of_memory_names_the_settings_to_lower(model):
+    question = Question("long", [5] * 300_000, [[6], [7]], 0)  # a mask of 360 GB
+    with pytest.raises(OutOfMemoryError, match=r"scored; lower the stage's micro_batch_size or "):
+        score_questions(model, [question], 1)
