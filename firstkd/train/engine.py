@@ -33,11 +33,18 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """Return DeepSpeed's own configuration.
 
-    Without any ZeRO stage it tells no gradient norm in float32, so there stage 1 takes the place
-    of 0; in one process it computes the same.
+    Gradients of a step's micro-batches are summed in float32, over time and over processes. With
+    bfloat16 weights DeepSpeed 0.19 does so only from ZeRO stage 2 on: stage 0 refuses another type
+    than the weights' and rounds each partial sum to it; so does stage 1, or it becomes another
+    optimizer. So stage 2 takes the place of 0 and 1 if a step has several micro-batches. A single
+    one leaves nothing to sum: its bfloat16 gradient goes to the float32 optimizer as it is.
+
+    With float32 weights, stage 1 takes the place of 0, which reports no gradient norm there. In one
+    process, every stage computes the same.
     """
+    lowest = 1 if settings.precision == "fp32" else 2 if settings.micro_batches_per_step > 1 else 0
     zero: dict[str, Any] = {
-        "stage": max(machine.zero_stage, int(settings.precision == "fp32")),
+        "stage": max(machine.zero_stage, lowest),
         "reduce_bucket_size": BUCKET_ELEMENTS,
         "allgather_bucket_size": BUCKET_ELEMENTS,
     }
@@ -48,7 +55,12 @@ def deepspeed_config(
         zero["offload_optimizer"] = offload
         if machine.zero_stage == 3:
             zero["offload_param"] = offload
+    in_float32 = {
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
     return {
+        **(in_float32 if zero["stage"] >= 2 else {}),
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.micro_batches_per_step // world_size,
         "gradient_clipping": settings.gradient_clipping,

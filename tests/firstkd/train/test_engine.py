@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from firstkd.data.packing import pack
 from firstkd.models.folders import load_model
@@ -22,6 +23,58 @@ def test_steps_are_those_of_adamw(tiny_model, tmp_path, precision, zero_stage):
     reference = with_adamw(tiny_model, settings)
     for found, expected in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
+
+
+STAGES = [
+    {"zero_stage": 0},
+    {"zero_stage": 1},
+    {"zero_stage": 1, "cpu_offload": True},
+    {"zero_stage": 2},
+    {"zero_stage": 2, "cpu_offload": True},
+    {"zero_stage": 2, "gradient_checkpointing": True},
+    {"zero_stage": 3},
+    {"zero_stage": 3, "cpu_offload": True},
+    {"zero_stage": 3, "gradient_checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("machine", STAGES, ids=str)
+def test_bfloat16_gradients_of_micro_batches_are_summed_in_float32(tiny_model, tmp_path, machine):
+    found = first_gradient(tiny_model, tmp_path, 8, 4, **machine)
+    scorer = ResponseScorer(load_model(tiny_model, "bf16")).train()
+    expected = {name: torch.zeros(weight.shape) for name, weight in scorer.named_parameters()}
+    for index in range(8):
+        scorer.zero_grad()
+        questions = range(4 * index, 4 * index + 4)
+        (cross_entropy(scorer, pack(QUESTIONS, questions))[0] / 8).backward()
+        for name, weight in scorer.named_parameters():
+            expected[name] += weight.grad.float()
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient.flatten(), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("machine", STAGES, ids=str)
+def test_in_bfloat16_four_times_eight_is_once_thirty_two(tiny_model, tmp_path, machine):
+    """But for the rounding of each micro-batch's own gradient: 2⁻⁹ of an element at most."""
+    once = first_gradient(tiny_model, tmp_path / "once", 1, 32, **machine)
+    parts = first_gradient(tiny_model, tmp_path / "parts", 4, 8, **machine)
+    once, parts = (torch.cat([g[name] for name in sorted(g)]) for g in (once, parts))
+    assert (once - parts).norm() < 0.003 * once.norm()
+
+
+def first_gradient(tiny_model, folder, micro_batches, size, **machine):
+    """Return one step's gradient by weight, flat: ten times Adam's first moment."""
+    settings, machine = changed(
+        precision="bf16", micro_batches_per_step=micro_batches, gradient_clipping=1e9,
+        checkpoint_steps=1, **machine,
+    )  # fmt: skip
+    plan = [list(range(size * n, size * n + size)) for n in range(micro_batches)]
+    model, live = load_model(tiny_model, "bf16"), folder / "stage/curve.jsonl"
+    train(model, QUESTIONS, plan, cross_entropy, settings, machine, live, folder / "saved")
+    with safe_open(folder / "saved/step-00000001/rank-0.safetensors", "pt") as file:
+        pieces = [(key.split("|"), file.get_tensor(key)) for key in file.keys()]  # noqa: SIM118
+    return {name: moment * 10 for (name, kind, _), moment in pieces if kind == "exp_avg"}
 
 
 def with_adamw(tiny_model, settings):

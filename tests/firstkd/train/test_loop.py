@@ -236,6 +236,11 @@ def test_the_settings_become_one_configuration():
     assert json.loads(json.dumps(found)) == found
 
 
+def test_a_step_of_one_micro_batch_needs_no_sharding():
+    settings, machine = changed(precision="bf16", zero_stage=0)
+    assert deepspeed_config(settings, machine, world_size=1)["zero_optimization"]["stage"] == 0
+
+
 @pytest.mark.slow
 def test_memory_that_runs_out_names_the_settings_to_lower(tiny_model, tmp_path):
     script = f"""
