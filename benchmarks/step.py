@@ -46,7 +46,7 @@ def seconds_per_step(questions: list[Question], loss: Loss, folder: Path) -> flo
     plan = [list(range(QUESTIONS))] * STEPS
     train(random_model(20), questions, plan, loss, SETTINGS, MACHINE, live_curve)
     points = [json.loads(line) for line in live_curve.read_text().splitlines()]
-    return min(point["tokens"] / point["tokens_per_second"] for point in points)
+    return min(point["step_tokens"] / point["tokens_per_second"] for point in points)
 
 
 def first(questions: list[Question], teacher: Any, folder: Path) -> DistillationLoss:

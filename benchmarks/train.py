@@ -49,7 +49,7 @@ def engine_seconds(model: Any, questions: Sequence[Question], plan: Any, setting
         train(model, questions, plan, cross_entropy, settings, MACHINE, live_curve)
         points = [json.loads(line) for line in live_curve.read_text().splitlines()]
     second = points[len(points) // 2 :]
-    return sum(point["tokens"] / point["tokens_per_second"] for point in second)
+    return sum(point["step_tokens"] / point["tokens_per_second"] for point in second)
 
 
 def bare_seconds(model: Any, questions: Sequence[Question], plan: Any) -> float:

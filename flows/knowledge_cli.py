@@ -46,8 +46,8 @@ def import_knowledge(name: Name, split: Split, path: Lines) -> None:
     """
     from firstkd.data.examples import example_key, read_all
     from firstkd.data.prompts import encode
-    from firstkd.models.folders import load_tokenizer
-    from firstkd.models.tokenizers import vocabulary_digest, vocabulary_size
+    from firstkd.models.folders import load_model, load_tokenizer, vocabulary_size
+    from firstkd.models.tokenizers import vocabulary_digest
     from firstkd.settings import load_settings
     from firstkd.signals.interchange import import_lines
     from firstkd.signals.store import SignalStore
@@ -69,7 +69,7 @@ def import_knowledge(name: Name, split: Split, path: Lines) -> None:
         encode(examples, tokenizer, settings.prompt),
         [example_key(example) for example in examples],
         signal,
-        vocabulary_size(model, tokenizer),
+        vocabulary_size(load_model(model, "bf16")),
         settings.capture.shard_examples,
         folder,
         {**identity_of(ROOT, settings, name), "vocabulary": vocabulary_digest(tokenizer)},

@@ -20,8 +20,8 @@ from firstkd.data.examples import example_key, read_all
 from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError
 from firstkd.files import replace_folder, sha256_of, write_json
-from firstkd.models.folders import load_model, load_tokenizer
-from firstkd.models.tokenizers import vocabulary_digest, vocabulary_size
+from firstkd.models.folders import load_model, load_tokenizer, vocabulary_size
+from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.reproducibility import deterministic
 from firstkd.settings import Settings, load_settings
 from firstkd.signals.base import CapturedSignal, CombinedSignal
@@ -74,10 +74,9 @@ def capture(
     (of,) = signal.models
     tokenizer = load_tokenizer(model_folder(root, of))
     model = load_model(model_folder(root, of), settings.capture.precision)
-    size = vocabulary_size(model_folder(root, of), tokenizer)
     if signal.has_token_ids:
         identity = {**identity, "vocabulary": vocabulary_digest(tokenizer)}
-    run = Capture(signal, size, settings.capture, ranks)
+    run = Capture(signal, vocabulary_size(model), settings.capture, ranks)
     splits = files_of(root, settings)
     for split, files in splits.items():
         examples = read_all(files)

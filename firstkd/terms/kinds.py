@@ -2,15 +2,23 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from firstkd.section import Name
+from firstkd.section import Name, listed
 from firstkd.terms.choice_kl import ChoiceKl
 from firstkd.terms.gold import Gold
 from firstkd.terms.gold_choice import GoldChoice
 from firstkd.terms.sparse_kl import SparseKl
 
 KINDS = (Gold, GoldChoice, ChoiceKl, SparseKl)
+
+CURVE = frozenset(
+    {
+        *("step", "loss", "learning_rate", "gradient_norm", "loss_scale"),
+        *("step_tokens", "tokens_per_second"),
+    }
+)
+"""Columns of a training curve that no term can be named after."""
 
 AnyTerm = Annotated[Gold | GoldChoice | ChoiceKl | SparseKl, Field(discriminator="kind")]
 
@@ -25,5 +33,19 @@ def _kind_is_the_name(learn: Any) -> Any:
     }
 
 
-Learn = Annotated[dict[Name, AnyTerm], Field(min_length=1), BeforeValidator(_kind_is_the_name)]
+def _names_are_free(learn: dict[str, AnyTerm]) -> dict[str, AnyTerm]:
+    if taken := learn.keys() & CURVE:
+        raise ValueError(
+            f"{listed(set(taken))} is taken by a column of the training curve, in which each term "
+            "has one of its own; rename the term"
+        )
+    return learn
+
+
+Learn = Annotated[
+    dict[Name, AnyTerm],
+    Field(min_length=1),
+    BeforeValidator(_kind_is_the_name),
+    AfterValidator(_names_are_free),
+]
 """What a model learns from: its terms by their names."""

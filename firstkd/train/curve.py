@@ -12,7 +12,7 @@ from tqdm import tqdm
 from firstkd.terms.base import Sum
 from firstkd.train.distributed import Ranks
 
-SPEEDS = {"tokens", "tokens_per_second"}
+SPEEDS = {"step_tokens", "tokens_per_second"}
 """Of the live curve only: another run has others."""
 
 

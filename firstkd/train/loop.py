@@ -100,7 +100,7 @@ def train(
             }
             tokens = sum(result.tokens for result in results)
             speed = tokens / (time.monotonic() - started)
-            curve.append({**point, "tokens": tokens, "tokens_per_second": speed})
+            curve.append({**point, "step_tokens": tokens, "tokens_per_second": speed})
             show(curve[-1])
             if saver is None:
                 continue

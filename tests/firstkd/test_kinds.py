@@ -16,7 +16,6 @@ from firstkd.data.packing import pack
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
 from firstkd.models.folders import load_tokenizer
-from firstkd.models.tokenizers import vocabulary_size
 from firstkd.recalibration.kinds import Identity
 from firstkd.signals import kinds as signal_kinds
 from firstkd.signals.base import CombinedSignal
@@ -88,7 +87,7 @@ def world(tiny_model, tmp_path_factory):
     tokenizer = load_tokenizer(tiny_model)
     questions = encode(EXAMPLES, tokenizer, PromptSettings(format="cloze", max_length=100))
     student, teacher = float64_model(len(tokenizer), seed=0), float64_model(len(tokenizer), seed=1)
-    size = vocabulary_size(tiny_model, tokenizer)
+    size = len(tokenizer)
     folder, stores = tmp_path_factory.mktemp("stores"), {}
     keys = [example_key(example) for example in EXAMPLES]
     for name in SIGNALS:  # combined signals come last in the table

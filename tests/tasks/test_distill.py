@@ -3,7 +3,6 @@ import shutil
 import pytest
 from firstkd.terms.settings import Arm
 from tasks.distill import open_loss
-from tasks.identity import knowledge_identity
 
 from firstkd.data.examples import Example, read_examples, write_examples
 from firstkd.data.prompts import encode
@@ -38,15 +37,9 @@ def captured(root, tiny_model, choices):
     return encode(examples, load_tokenizer(root / "data/finetune"), prompt)
 
 
-def made_from(root):
-    return knowledge_identity(root, "train")
-
-
 def test_open_text_is_learned_from_tokens_alone(tmp_path, tiny_model):
     questions = captured(tmp_path, tiny_model, choices=None)
-    loss = open_loss(
-        tmp_path, "first", Arm(recalibration="none", tokens=1.0), questions, made_from(tmp_path)
-    )
+    loss = open_loss(tmp_path, "first", Arm(recalibration="none", tokens=1.0), questions)
     assert loss.choices is None and loss.tokens is not None
 
 
@@ -54,11 +47,11 @@ def test_choices_of_open_text_are_refused_by_the_setting(tmp_path, tiny_model):
     questions = captured(tmp_path, tiny_model, choices=None)
     arm = Arm(recalibration="none", choices=1.0, tokens=1.0)
     with pytest.raises(ConfigError, match=r"arms\.first\.choices: 1\.0, but no training question"):
-        open_loss(tmp_path, "first", arm, questions, made_from(tmp_path))
+        open_loss(tmp_path, "first", arm, questions)
 
 
 def test_choices_that_nothing_was_fitted_to_are_refused(tmp_path, tiny_model):
     questions = captured(tmp_path, tiny_model, choices=tuple(HOMES.values())[:4])
     arm = Arm(recalibration="none", choices=1.0)
     with pytest.raises(DataValidationError, match=r"none\.json has nothing for choice decisions"):
-        open_loss(tmp_path, "first", arm, questions, made_from(tmp_path))
+        open_loss(tmp_path, "first", arm, questions)

@@ -22,8 +22,8 @@ from firstkd.recalibration.kinds import (
     to_json,
 )
 from firstkd.recalibration.settings import CalibrateSettings
-from firstkd.signals.capture import knowledge_of
-from firstkd.signals.knowledge import Knowledge, Layout
+from firstkd.signals.knowledge import Knowledge
+from firstkd.signals.top_k import knowledge_of
 
 SETTINGS = CalibrateSettings(criterion="nll", max_temperature=20.0, bootstrap_samples=100)
 ONE_TO_ONE = ("platt", "isotonic")  # these rescale the top against the rest
@@ -111,10 +111,9 @@ def test_a_temperature_of_the_whole_vocabulary_is_found_from_what_is_kept(criter
     logits = torch.randn(4_000, vocabulary, generator=generator) * 2
     logits[:, :20] += torch.rand(4_000, 20, generator=generator) * 9
     gold = (logits / true_temperature).softmax(-1).multinomial(1, generator=generator)
-    layout = Layout(kind="token", top_k=5, vocabulary_size=vocabulary, tail_nodes=8)
     logprobs = logits.log_softmax(-1)
     gold_logprob = logprobs.gather(1, gold)[:, 0]
-    decisions = replace(knowledge_of(logprobs, layout), gold_logprob=gold_logprob)
+    decisions = replace(knowledge_of(logprobs, 5, 8), gold_logprob=gold_logprob)
     is_right = decisions.is_right(gold[:, 0])
     settings = SETTINGS.model_copy(update={"criterion": criterion})
     fitted = VocabularyTemperature.fit(decisions, is_right, settings)

@@ -7,28 +7,22 @@ from firstkd.data.prompts import Question
 from firstkd.files import sha256_of
 from firstkd.models import head as objective
 from firstkd.models.folders import load_model
-from firstkd.signals.capture import _top_k, capture, finish
-from firstkd.signals.knowledge import KnowledgeStore
-from firstkd.signals.settings import ExtractSettings
+from firstkd.signals.top_k import _top_k
 from firstkd.train.distributed import Ranks
+from tests.firstkd.signals.stores import (
+    CHOICES,
+    TOKENS,
+    VOCABULARY,
+    capture_into,
+    decisions_of,
+)
 
-VOCABULARY = 400
 QUESTIONS = [
     Question("a", [5, 6, 7], [[8], [9, 10], [11, 12, 13]], 1),
     Question("open", [4] * 9, [[21, 22, 23, 2]], 0),
     Question("b", [5, 9], [[20, 21, 22, 23], [24]], 0),
 ]
-
-
-def captured(model, folder, **changes):
-    settings = extract_settings(**changes)
-    finish(folder, capture(model, QUESTIONS, settings, VOCABULARY, folder, Ranks()), identity={})
-    return KnowledgeStore(folder / "token"), KnowledgeStore(folder / "choice")
-
-
-def extract_settings(**changes):
-    settings = {"top_k": 5, "tail_nodes": 0, "micro_batch_size": 2, "shard_examples": 2}
-    return ExtractSettings(**{**settings, "min_top_k_mass": 0, **changes})
+BOTH = pytest.mark.parametrize("signal", [TOKENS, CHOICES], ids=lambda signal: signal.kind)
 
 
 @pytest.fixture
@@ -46,11 +40,11 @@ def dense(model, prompt, response):
 @pytest.mark.parametrize("chunk_rows", [objective.CHUNK_ROWS, 3])
 def test_token_decisions_are_the_dense_top_k(model, tmp_path, monkeypatch, chunk_rows):
     monkeypatch.setattr(objective, "CHUNK_ROWS", chunk_rows)
-    store, _ = captured(model, tmp_path)
+    store = capture_into(tmp_path, TOKENS, model, QUESTIONS)
     for number, question in enumerate(QUESTIONS):
         response = question.responses[question.gold]
         expected = dense(model, question.prompt, response)
-        found = store.of_examples(torch.tensor([number]))
+        found = decisions_of(TOKENS, store, number)
         top = expected.topk(5)
         assert len(found) == len(response)
         torch.testing.assert_close(found.top_logprobs, top.values, atol=4e-3, rtol=0)
@@ -62,8 +56,8 @@ def test_token_decisions_are_the_dense_top_k(model, tmp_path, monkeypatch, chunk
 
 
 def test_choice_decisions_are_the_softmax_of_mean_log_probabilities(model, tmp_path):
-    _, store = captured(model, tmp_path)
-    assert len(store.of_examples(torch.tensor([1]))) == 0  # open text has no choices
+    store = capture_into(tmp_path, CHOICES, model, QUESTIONS)
+    assert len(decisions_of(CHOICES, store, 1)) == 0  # open text has no choices
     for number in (0, 2):
         question = QUESTIONS[number]
         scores = []
@@ -71,40 +65,52 @@ def test_choice_decisions_are_the_softmax_of_mean_log_probabilities(model, tmp_p
             logprobs = dense(model, question.prompt, response)
             scores.append(logprobs[range(len(response)), response].mean())
         expected = torch.stack(scores).log_softmax(-1)
-        found = store.of_examples(torch.tensor([number]))
-        torch.testing.assert_close(found.top_logprobs[0, : len(scores)], expected)
-        assert (found.top_logprobs[0, len(scores) :] == -torch.inf).all()
-        torch.testing.assert_close(found.gold_logprob[0], expected[question.gold])
+        found = decisions_of(CHOICES, store, number)
+        torch.testing.assert_close(found.top_logprobs[0], expected)
+    together = decisions_of(CHOICES, store, 2, 1, 0)
+    assert together.top_logprobs.shape == (2, 3)
+    assert together.top_logprobs[0, 2] == -torch.inf  # the question has two
 
 
-def test_the_same_questions_give_the_same_bytes(model, tmp_path):
-    captured(model, tmp_path / "first")
-    captured(model, tmp_path / "second")
-    first, second = tmp_path / "first", tmp_path / "second"
-    files = sorted(path.relative_to(first) for path in first.rglob("*.*"))
-    assert len(files) == 6  # two shards and a manifest of each kind
-    for file in files:
-        assert (first / file).read_bytes() == (second / file).read_bytes()
+@BOTH
+def test_the_right_ones_are_in_the_order_of_the_decisions(model, tmp_path, signal):
+    store = capture_into(tmp_path, signal, model, QUESTIONS)
+    right = signal.right(QUESTIONS)
+    assert len(right) == len(
+        store.whole() if signal is TOKENS else decisions_of(signal, store, 0, 2)
+    )
+    expected = {"tokens": [9, 10, 21, 22, 23, 2, 20, 21, 22, 23], "choices": [1, 0]}
+    assert right.tolist() == expected[signal.kind]
+
+
+@BOTH
+def test_the_same_questions_give_the_same_bytes(model, tmp_path, signal):
+    for name in ("first", "second"):
+        capture_into(tmp_path / name, signal, model, QUESTIONS)
+    assert len(list((tmp_path / "first").iterdir())) == 3  # two shards and a manifest
+    assert sha256_of(tmp_path / "first") == sha256_of(tmp_path / "second")
 
 
 def test_a_response_without_tokens_has_no_token_decisions(model, tmp_path):
     questions = [Question("empty", [5, 6], [[]], 0), Question("one", [5, 6], [[7]], 0)]
-    stores = capture(model, questions, extract_settings(), VOCABULARY, tmp_path, Ranks())
-    finish(tmp_path, stores, identity={})
-    store = KnowledgeStore(tmp_path / "token")
-    assert len(store.of_examples(torch.tensor([0]))) == 0
-    assert len(store.of_examples(torch.tensor([0, 1]))) == 1
+    store = capture_into(tmp_path, TOKENS, model, questions)
+    assert store.whole().counts.tolist() == [0, 1]
+    assert len(decisions_of(TOKENS, store, 0)) == 0
 
 
 def test_rows_that_pad_the_head_are_no_tokens(model, tmp_path):
-    store, _ = captured(model, tmp_path / "whole")
-    padded = load_padded(model)
-    found, _ = captured(padded, tmp_path / "padded")
-    torch.testing.assert_close(found.decoded().top_logprobs, store.decoded().top_logprobs)
-    assert int(found.decoded().top_ids.max()) < VOCABULARY
+    expected, found = (
+        TOKENS.decisions(store.whole(), store.facts)
+        for store in (
+            capture_into(tmp_path / "whole", TOKENS, model, QUESTIONS),
+            capture_into(tmp_path / "padded", TOKENS, padded(model), QUESTIONS),
+        )
+    )
+    torch.testing.assert_close(found.top_logprobs, expected.top_logprobs)
+    assert int(found.top_ids.max()) < VOCABULARY
 
 
-def load_padded(model):
+def padded(model):
     """The model with 64 rows more in its head, each of which would win every comparison."""
     padded = copy.deepcopy(model)
     padded.resize_token_embeddings(VOCABULARY + 64, mean_resizing=False)
@@ -122,22 +128,34 @@ def test_top_k_is_torchs(size):
     assert torch.equal(values.gather(1, ids), expected.values)
 
 
-def test_what_is_there_is_kept_and_the_rest_is_captured(model, tmp_path):
-    captured(model, tmp_path / "whole")
-    captured(model, tmp_path / "part")
-    kept = tmp_path / "part/choice/00000.safetensors"
-    (tmp_path / "part/token/00001.safetensors").unlink()
+@BOTH
+def test_what_is_there_is_kept_and_the_rest_is_captured(model, tmp_path, signal):
+    capture_into(tmp_path / "whole", signal, model, QUESTIONS)
+    capture_into(tmp_path / "part", signal, model, QUESTIONS)
+    kept = tmp_path / "part/00000.safetensors"
+    (tmp_path / "part/00001.safetensors").unlink()
     before = kept.stat().st_mtime_ns
-    captured(model, tmp_path / "part")
+    capture_into(tmp_path / "part", signal, model, QUESTIONS)
     assert kept.stat().st_mtime_ns == before
     assert sha256_of(tmp_path / "part") == sha256_of(tmp_path / "whole")
 
 
-def test_two_ranks_write_what_one_writes(model, tmp_path):
-    captured(model, tmp_path / "one")
-    for rank in (1, 0):
-        stores = capture(
-            model, QUESTIONS, extract_settings(), VOCABULARY, tmp_path / "two", Ranks(rank, 2)
-        )
-    finish(tmp_path / "two", stores, identity={})
+@BOTH
+def test_two_ranks_write_what_one_writes(model, tmp_path, signal):
+    capture_into(tmp_path / "one", signal, model, QUESTIONS)
+    capture_into(tmp_path / "two", signal, model, QUESTIONS, ranks=(Ranks(1, 2), Ranks(0, 2)))
     assert sha256_of(tmp_path / "two") == sha256_of(tmp_path / "one")
+
+
+def test_the_mass_that_is_kept_is_described_and_too_little_of_it_is_warned_of(model, tmp_path):
+    store = capture_into(tmp_path, TOKENS, model, QUESTIONS)
+    described = TOKENS.describe(store)
+    masses = [*described["cumulative_mass"].values()]
+    kept = decisions_of(TOKENS, store, 0, 1, 2).top_logprobs.exp().cumsum(-1).mean(0)
+    assert masses == pytest.approx(kept.tolist(), rel=1e-5)
+    assert described["records"] == 10 and described["dense_bytes"] == 10 * VOCABULARY * 2
+    lenient = TOKENS.model_copy(update={"min_mass": masses[-1]})
+    assert lenient.warning(described) is None
+    strict = TOKENS.model_copy(update={"min_mass": masses[-1] + 0.01})
+    assert "5 tokens hold only" in strict.warning(described)
+    assert "raise select.k" in strict.warning(described)

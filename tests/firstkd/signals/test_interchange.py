@@ -8,9 +8,12 @@ import torch
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.signals.interchange import export_lines, import_lines
-from firstkd.signals.knowledge import KnowledgeStore, Layout
+from firstkd.signals.knowledge import Knowledge
+from firstkd.signals.store import SignalStore
+from firstkd.signals.tokens import Tokens
+from tests.firstkd.signals.stores import CHOICES, decisions_of, write_choices
 
-LAYOUT = Layout(kind="token", top_k=2, vocabulary_size=100)
+SIGNAL = Tokens(kind="tokens", of="m", select={"kind": "top_k", "k": 2})
 QUESTIONS = [
     Question("a", [1, 2], [[8], [5, 6]], 1),
     Question("b", [3], [[7]], 0),
@@ -23,48 +26,61 @@ LINES = [
 ]
 
 
-def imported(folder: Path, lines: object = LINES, shard_examples: int = 2) -> KnowledgeStore:
+def imported(folder: Path, lines: object = LINES) -> SignalStore:
     text = "".join(json.dumps(line) + "\n" for line in lines)  # type: ignore[attr-defined]
     (folder / "lines.jsonl").write_text(text)
-    import_lines(
-        folder / "lines.jsonl", QUESTIONS, LAYOUT, shard_examples, folder / "store", {"by": "them"}
-    )
-    return KnowledgeStore(folder / "store")
+    return imported_from(folder / "lines.jsonl", folder / "store")
+
+
+def imported_from(lines: Path, folder: Path) -> SignalStore:
+    import_lines(lines, QUESTIONS, [7, 8, 9], SIGNAL, 100, 2, folder, {"by": "them"})
+    return SignalStore(folder)
+
+
+def whole(store: SignalStore) -> Knowledge:
+    return SIGNAL.decisions(store.whole(), store.facts)
 
 
 def test_the_most_probable_are_kept_and_the_rest_is_the_tail(tmp_path: Path) -> None:
     store = imported(tmp_path)
-    store.check({"by": "them"}, QUESTIONS)
-    first = store.of_examples(torch.tensor([0]))
+    assert store.identity == {"by": "them"} and store.keys.tolist() == [7, 8, 9]
+    first = decisions_of(SIGNAL, store, 0)
     assert first.top_ids[0].tolist() == [5, 9]
     probabilities = [[0.5, 0.3], [0.25, 0.0]]
     torch.testing.assert_close(
         first.top_logprobs.exp(), torch.tensor(probabilities), atol=1e-3, rtol=0
     )
     torch.testing.assert_close(first.tail_mass, torch.tensor([0.2, 0.75]), atol=1e-3, rtol=0)
-    assert len(store.of_examples(torch.tensor([2]))) == 0
+    assert len(decisions_of(SIGNAL, store, 2)) == 0
 
 
 def test_what_is_not_given_is_unknown_and_refused_where_it_is_needed(tmp_path: Path) -> None:
     store = imported(tmp_path)
-    assert store.decoded().gold_logprob.isnan().tolist() == [False, True, False]
-    assert store.manifest["missing"] == ["gold_logprob", "tail_bends"]
+    assert whole(store).gold_logprob.isnan().tolist() == [False, True, False]
+    assert store.manifest["incomplete"] == ["gold_logprob"]
     with pytest.raises(ArtifactError, match="lacks gold_logprob"):
         store.require("gold_logprob")
 
 
 def test_export_gives_back_what_was_kept(tmp_path: Path) -> None:
-    export_lines(imported(tmp_path), tmp_path / "out.jsonl")
+    store = imported(tmp_path)
+    export_lines(store, tmp_path / "out.jsonl")
     read = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [len(line) for line in read] == [2, 1, 0]
     assert read[0][0].keys() == {"5", "9"}
     assert read[0][1].keys() == {"1"}
     assert read[1][0]["2"] == pytest.approx(math.log(0.6), abs=1e-3)
-    again = tmp_path / "again"
-    again.mkdir()
-    import_lines(tmp_path / "out.jsonl", QUESTIONS, LAYOUT, 2, again / "store", {})
-    found = KnowledgeStore(again / "store").decoded()
-    torch.testing.assert_close(found.top_ids, KnowledgeStore(tmp_path / "store").decoded().top_ids)
+    again = imported_from(tmp_path / "out.jsonl", tmp_path / "again")
+    torch.testing.assert_close(whole(again).top_ids, whole(store).top_ids)
+    torch.testing.assert_close(whole(again).top_logprobs, whole(store).top_logprobs)
+
+
+def test_a_signal_without_token_ids_is_not_exported(tmp_path: Path) -> None:
+    logprobs = torch.tensor([[0.25, 0.75]]).log()
+    store = SignalStore(write_choices(tmp_path / CHOICES.kind, logprobs, [1]))
+    with pytest.raises(ArtifactError, match="choices holds no token ids; only a signal of tokens"):
+        export_lines(store, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.parametrize(

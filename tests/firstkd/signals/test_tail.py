@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from firstkd.signals.capture import knowledge_of
-from firstkd.signals.knowledge import Knowledge, Layout
+from firstkd.signals.knowledge import Knowledge
 from firstkd.signals.tail import NODES, TEMPERATURES, bends, temper
+from firstkd.signals.tokens import Tokens
+from firstkd.signals.top_k import knowledge_of
+from tests.firstkd.signals.stores import as_stored
 
 VOCABULARY, K = 20_000, 5
-LAYOUT = Layout(kind="token", top_k=K, vocabulary_size=VOCABULARY, tail_nodes=len(NODES))
+SIGNAL = Tokens(kind="tokens", of="m", select={"kind": "top_k", "k": K}, tail_nodes=len(NODES))
 
 
 def logits(kind: str) -> torch.Tensor:
@@ -20,8 +22,8 @@ def logits(kind: str) -> torch.Tensor:
 
 
 def stored(logprobs: torch.Tensor) -> Knowledge:
-    """What a store gives back: packed to its dtypes and unpacked."""
-    return LAYOUT.unpack(LAYOUT.pack(knowledge_of(logprobs, LAYOUT)))
+    """What a store gives back of the log-probabilities, which are overwritten."""
+    return as_stored(knowledge_of(logprobs, K, len(NODES)), SIGNAL)
 
 
 @pytest.mark.parametrize("kind", ["peaked", "flat"])

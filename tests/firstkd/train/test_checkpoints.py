@@ -8,29 +8,28 @@ import pytest
 import torch
 
 from firstkd.errors import ArtifactError
-from firstkd.models.scoring import cross_entropy
+from firstkd.terms.gold import Gold
 from firstkd.train.checkpoints import Checkpoints
 from firstkd.train.distributed import Ranks
-from tests.firstkd.train import trainings
 from tests.firstkd.train.trainings import trained
 
 STEPS = 20
 
 
-def stopped_in_step(step, monkeypatch, tiny_model, folder, checkpoints, **changes):
+def stopped_in_step(step, tiny_model, folder, checkpoints, **changes):
     """Train until SIGTERM comes in the middle of a step."""
     calls = []
 
-    def loss(scorer, batch, progress):
-        calls.append(batch)
-        if len(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return cross_entropy(scorer, batch)
+    class Interrupted(Gold):
+        def __call__(self, view, name, target):
+            calls.append(name)
+            if len(calls) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(view, name, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trainings, "cross_entropy", loss)
-        with pytest.raises(SystemExit) as stopped:
-            trained(tiny_model, folder, checkpoints, **changes)
+    with pytest.raises(SystemExit) as stopped:
+        learn = {"gold": Interrupted(kind="gold")}
+        trained(tiny_model, folder, checkpoints, learn=learn, **changes)
     assert stopped.value.code == 128 + signal.SIGTERM
     assert len(calls) == step  # the step was finished, and no other begun
 
@@ -51,13 +50,11 @@ def same(first, second):
         {"zero_stage": 3, "cpu_offload": True},
     ],
 )
-def test_sigterm_saves_and_the_next_run_goes_on_bit_for_bit(
-    tiny_model, tmp_path, monkeypatch, changes
-):
+def test_sigterm_saves_and_the_next_run_goes_on_bit_for_bit(tiny_model, tmp_path, changes):
     undisturbed = trained(tiny_model, tmp_path, **changes)
     checkpoints = tmp_path / "checkpoints"
-    stopped_in_step(7, monkeypatch, tiny_model, tmp_path, checkpoints, **changes)
-    stopped_in_step(3, monkeypatch, tiny_model, tmp_path, checkpoints, **changes)
+    stopped_in_step(7, tiny_model, tmp_path, checkpoints, **changes)
+    stopped_in_step(3, tiny_model, tmp_path, checkpoints, **changes)
     assert (checkpoints / "step-00000010").is_dir()
     same(undisturbed, trained(tiny_model, tmp_path, checkpoints, **changes))
     live = (tmp_path / "stage/curve.jsonl").read_text().splitlines()

@@ -6,9 +6,9 @@ from safetensors import safe_open
 
 from firstkd.data.packing import pack
 from firstkd.models.folders import load_model
-from firstkd.models.scoring import ResponseScorer, cross_entropy
-from firstkd.train.loop import learning_rate_at, train
-from tests.firstkd.train.trainings import QUESTIONS, changed
+from firstkd.train.loop import learning_rate_at
+from firstkd.train.player import Player
+from tests.firstkd.train.trainings import GOLD, QUESTIONS, changed, trained
 
 PLAN = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
@@ -16,11 +16,9 @@ PLAN = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_steps_are_those_of_adamw(tiny_model, tmp_path, precision, zero_stage):
-    settings, machine = changed(precision=precision, zero_stage=zero_stage, weight_decay=0.5)
-    model = load_model(tiny_model, precision)
-    live = tmp_path / "stage/curve.jsonl"
-    train(model, QUESTIONS, PLAN, cross_entropy, settings, machine, live)
-    reference = with_adamw(tiny_model, settings)
+    changes = {"precision": precision, "zero_stage": zero_stage, "weight_decay": 0.5}
+    model, _ = trained(tiny_model, tmp_path, plan=PLAN, **changes)
+    reference = with_adamw(tiny_model, changed(**changes)[0])
     for found, expected in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
 
@@ -79,7 +77,7 @@ def first_gradient(tiny_model, folder, micro_batches, size, **machine):
 
 def with_adamw(tiny_model, settings):
     model = load_model(tiny_model, settings.precision)
-    scorer = ResponseScorer(model).train()
+    player = Player(model, GOLD, {}).train()
     weights = list(model.parameters())
     masters = [weight.detach().float().clone() for weight in weights]
     groups = [
@@ -90,7 +88,8 @@ def with_adamw(tiny_model, settings):
     for step, index in enumerate(PLAN):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(settings, step, len(PLAN))
-        cross_entropy(scorer, pack(QUESTIONS, index))[0].backward()
+        found = player(pack(QUESTIONS, index), {})["gold"]
+        (found.total / found.units).backward()
         for weight, master in zip(weights, masters, strict=True):
             master.grad, weight.grad = weight.grad.float(), None
         torch.nn.utils.clip_grad_norm_(masters, settings.gradient_clipping)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from firstkd.data.prompts import Question
 from firstkd.models.folders import load_model
-from firstkd.models.scoring import cross_entropy
 from firstkd.reproducibility import deterministic
+from firstkd.terms.gold import Gold
 from firstkd.train.distributed import join_ranks
 from firstkd.train.loop import train, training_plan
+from firstkd.train.player import Player
 from firstkd.train.settings import MachineSettings, TrainingSettings
 
 SETTINGS = TrainingSettings(
@@ -35,6 +36,7 @@ MACHINE = MachineSettings(
     gradient_checkpointing=False,
     checkpoint_steps=None,
 )
+GOLD = {"gold": Gold(kind="gold")}
 # what follows is decided by the prompt's last token; some prompts are longer
 QUESTIONS = [
     Question(str(i), [4] * (i % 3) + [i % 7, 10 + i % 5], [[50 + i % 5]], 0) for i in range(40)
@@ -63,15 +65,16 @@ def changed(**changes):
     return SETTINGS.model_copy(update=changes), MACHINE.model_copy(update=of_machine)
 
 
-def trained(tiny_model, folder, checkpoints=None, questions=QUESTIONS, **changes):
+def trained(
+    tiny_model, folder, checkpoints=None, questions=QUESTIONS, plan=None, learn=GOLD, **changes
+):
     """Train the tiny model under changed settings of either kind; return it and its curve."""
     deterministic(seed=1, threads=1)
     settings, machine = changed(**changes)
     model = load_model(tiny_model, settings.precision)
-    plan = training_plan(questions, settings, seed=1)
-    live = folder / "stage/curve.jsonl"
-    curve = train(model, questions, plan, cross_entropy, settings, machine, live, checkpoints)
-    return model, curve
+    plan = plan or training_plan(questions, settings, seed=1)
+    live, player = folder / "stage/curve.jsonl", Player(model, learn, {})
+    return model, train(player, questions, plan, settings, machine, live, checkpoints)
 
 
 def main(tiny_model: Path, out: Path, names: list[str]) -> None:
