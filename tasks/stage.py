@@ -105,6 +105,6 @@ def training_cost(live_curve: Path) -> dict[str, float]:
     if not live_curve.exists():
         return {}
     points = [json.loads(line) for line in live_curve.read_text(encoding="utf-8").splitlines()]
-    tokens = sum(point["tokens"] for point in points)
-    seconds = sum(point["tokens"] / point["tokens_per_second"] for point in points)
+    tokens = sum(point["step_tokens"] for point in points)
+    seconds = sum(point["step_tokens"] / point["tokens_per_second"] for point in points)
     return {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}

@@ -35,7 +35,7 @@ from firstkd.train.settings import MachineSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
 
-SPEEDS = {"tokens", "tokens_per_second"}
+SPEEDS = {"step_tokens", "tokens_per_second"}
 """Of the live curve only: another run has others."""
 
 
@@ -113,7 +113,7 @@ def train(
             }
             tokens = sum(result.tokens for result in results)
             speed = tokens / (time.monotonic() - started)
-            curve.append({**point, "tokens": tokens, "tokens_per_second": speed})
+            curve.append({**point, "step_tokens": tokens, "tokens_per_second": speed})
             show(curve[-1])
             if saver is None:
                 continue

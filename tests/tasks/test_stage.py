@@ -29,7 +29,7 @@ def main(root, how):
         if how == "train":
             curve = log_folder(root, "demo@train") / "curve.jsonl"
             curve.parent.mkdir(parents=True)
-            curve.write_text('{"tokens": 100, "tokens_per_second": 50}\\n' * 2)
+            curve.write_text('{"step_tokens": 100, "tokens_per_second": 50}\\n' * 2)
 
 run_stage(main, "demo", "how")
 """
