@@ -1,6 +1,8 @@
 """The examples are whole, valid settings, and differ from the shipped ones only where they say."""
 
 import json
+import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +10,86 @@ import pytest
 from ruamel.yaml import YAML
 
 from firstkd.data.examples import read_examples
+from firstkd.files import read_json_lines
 from firstkd.settings import load_settings
 from tasks import fetch, prepare
-from tests.tiny import REPOSITORY
+from tasks.graph import stages_of
+from tests.tiny import REPOSITORY, shrink, write_tiny_model, write_tiny_questions
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
+OTHER_DATA = {"openbookqa"}
+"""What differs from the shipped settings in its data alone; the others are recipes."""
+RECIPES = [path for path in EXAMPLES if path.stem not in OTHER_DATA]
 
 
 def load(path: Path) -> Any:
     return YAML(typ="safe").load(path)
 
 
+def named(path: Path) -> str:
+    return path.stem
+
+
 def test_there_are_examples() -> None:
-    assert EXAMPLES
+    assert RECIPES and len(RECIPES) + len(OTHER_DATA) == len(EXAMPLES)
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_the_shipped_settings_with_other_data(path: Path) -> None:
-    load_settings(path)
+@pytest.mark.parametrize("path", EXAMPLES, ids=named)
+def test_an_example_differs_from_the_shipped_settings_only_where_it_says(path: Path) -> None:
     shipped, example = load(REPOSITORY / "params.yaml"), load(path)
     for settings in (shipped, example):
-        del settings["fetch"]["datasets"], settings["prepare"]["max_examples"]
+        if path.stem in OTHER_DATA:
+            del settings["fetch"]["datasets"], settings["prepare"]["max_examples"]
+        else:
+            del settings["evaluate"]["models"], settings["record"]["student"]
+            settings["train"] = settings["train"]["distill"]
+            del settings["models"], settings["signals"]
     assert example == shipped
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=named)
+def test_what_an_example_does_not_use_it_does_not_have(path: Path) -> None:
+    settings = load_settings(path)
+    trainings = {model.train for model in settings.models.values() if model.train}
+    learned = {signal for model in settings.models.values() for signal in model.signals}
+    pooled = {name for signal in settings.signals.values() for name in signal.signals}
+    assert set(settings.train) == trainings
+    assert set(settings.signals) == learned | pooled
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the examples are run on: two tiny models with tokenizers of their own, questions."""
+    folder = tmp_path_factory.mktemp("sources")
+    write_tiny_model(folder / "model")
+    write_tiny_model(folder / "student", layers=1, vocabulary=350)
+    write_tiny_questions(folder / "questions.jsonl", 80, seed=1)
+    write_tiny_questions(folder / "elsewhere.jsonl", 20, seed=2)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_a_recipe_runs_from_its_sources_to_its_report(
+    path: Path, sources: Path, tmp_path: Path
+) -> None:
+    yaml = YAML()
+    params = yaml.load(path)
+    shrink(params)
+    yaml.dump(params, tmp_path / "params.yaml")
+    (tmp_path / "tasks").symlink_to(REPOSITORY / "tasks")  # the report's templates
+    shutil.copytree(sources, tmp_path / "sources")
+    settings = load_settings(tmp_path / "params.yaml")
+    for stage in stages_of(settings):
+        _, _, module, *values = stage.command.split()
+        import_module(module).main(tmp_path, *values)
+        assert (tmp_path / stage.output).exists(), stage.name
+    for name, model in settings.models.items():
+        if model.learn is not None:
+            curve = read_json_lines(tmp_path / f"data/model/{name}/training.jsonl")
+            assert curve and all(term in point for point in curve for term in model.learn)
+    measured = {folder.name for folder in (tmp_path / "data/evaluate").iterdir()}
+    assert measured == set(settings.evaluate.models)
 
 
 def write_questions(path: Path, count: int) -> None:
@@ -55,7 +115,7 @@ def test_openbookqa_is_read_and_split_as_its_head_says(tmp_path: Path) -> None:
     yaml.dump(params, tmp_path / "params.yaml")
     settings = load_settings(tmp_path / "params.yaml")
     for name, dataset in settings.fetch.datasets.items():
-        fetch.fetch_dataset(name, dataset, tmp_path / "data/fetch/raw", tmp_path)
+        fetch.fetch_dataset(name, dataset, tmp_path / "data/fetch", tmp_path)
     prepare.main(tmp_path)
     sizes = {}
     for split in prepare.SPLITS:

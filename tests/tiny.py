@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -60,8 +61,8 @@ def write_tiny_questions(path: Path, count: int, seed: int) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
-def write_tiny_model(folder: Path, layers: int = 2) -> None:
-    """Write a random Llama (hidden size 32, float32) and a byte-level BPE tokenizer of 400."""
+def write_tiny_model(folder: Path, layers: int = 2, vocabulary: int = 400) -> None:
+    """Write a random Llama (hidden size 32, float32) and a byte-level BPE tokenizer."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -73,13 +74,13 @@ def write_tiny_model(folder: Path, layers: int = 2) -> None:
     trained = ByteLevelBPETokenizer()
     special = ["<pad>", "<s>", "</s>"]
     trained.train_from_iterator(
-        text.splitlines(), vocab_size=400, special_tokens=special, show_progress=False
+        text.splitlines(), vocab_size=vocabulary, special_tokens=special, show_progress=False
     )
     PreTrainedTokenizerFast(
         tokenizer_object=trained._tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=400,
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=layers,
@@ -125,7 +126,21 @@ def write_tiny_params(root: Path) -> None:
     """Write the shipped params.yaml with small numbers and the sources of the tiny project."""
     yaml = YAML()
     params = yaml.load(REPOSITORY / "params.yaml")
-    params["models"]["base"]["init"] = {"kind": "source", "source": "path:sources/model"}
+    shrink(params)
+    yaml.dump(params, root / "params.yaml")
+
+
+def shrink(params: Any) -> None:
+    """Give any params.yaml the tiny project's sources and numbers that run in seconds.
+
+    Models that are to lie in sources/ keep their place there.
+    """
+    for model in params["models"].values():
+        init = model["init"]
+        if init["kind"] == "prune":
+            init["layers"] = 1
+        elif init["kind"] == "source" and not init["source"].startswith("path:"):
+            model["init"] = {"kind": "source", "source": "path:sources/model"}
     params["fetch"]["datasets"] = {
         "questions": {
             "source": "path:sources/questions.jsonl",
@@ -144,11 +159,9 @@ def write_tiny_params(root: Path) -> None:
     for training in params["train"].values():
         training.update({"epochs": 1, "micro_batch_size": 8, "precision": "fp32"})
     params["capture"]["precision"] = "fp32"
-    params["models"]["start"]["init"]["layers"] = 1
     params["runtime"]["threads"] = 1
     params["retrain"]["retry_delay_seconds"] = 0
     params["evaluate"]["bootstrap_samples"] = 100
     params["calibrate"]["bootstrap_samples"] = 100
     params["promote"]["max_ece"] = 1.0  # what so small a student shows is chance
     params["promote"]["require_reproducible"] = False  # the project is outside git
-    yaml.dump(params, root / "params.yaml")

@@ -39,13 +39,13 @@ STAGES = [
 @pytest.mark.parametrize("machine", STAGES, ids=str)
 def test_bfloat16_gradients_of_micro_batches_are_summed_in_float32(tiny_model, tmp_path, machine):
     found = first_gradient(tiny_model, tmp_path, 8, 4, **machine)
-    scorer = ResponseScorer(load_model(tiny_model, "bf16")).train()
-    expected = {name: torch.zeros(weight.shape) for name, weight in scorer.named_parameters()}
+    player = Player(load_model(tiny_model, "bf16"), GOLD, {}).train()
+    expected = {name: torch.zeros(weight.shape) for name, weight in player.named_parameters()}
     for index in range(8):
-        scorer.zero_grad()
-        questions = range(4 * index, 4 * index + 4)
-        (cross_entropy(scorer, pack(QUESTIONS, questions))[0] / 8).backward()
-        for name, weight in scorer.named_parameters():
+        player.zero_grad()
+        sums = player(pack(QUESTIONS, range(4 * index, 4 * index + 4)), {})
+        (sums["gold"].total / 32).backward()
+        for name, weight in player.named_parameters():
             expected[name] += weight.grad.float()
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -63,13 +63,12 @@ def test_in_bfloat16_four_times_eight_is_once_thirty_two(tiny_model, tmp_path, m
 
 def first_gradient(tiny_model, folder, micro_batches, size, **machine):
     """Return one step's gradient by weight, flat: ten times Adam's first moment."""
-    settings, machine = changed(
-        precision="bf16", micro_batches_per_step=micro_batches, gradient_clipping=1e9,
-        checkpoint_steps=1, **machine,
-    )  # fmt: skip
     plan = [list(range(size * n, size * n + size)) for n in range(micro_batches)]
-    model, live = load_model(tiny_model, "bf16"), folder / "stage/curve.jsonl"
-    train(model, QUESTIONS, plan, cross_entropy, settings, machine, live, folder / "saved")
+    changes = {"precision": "bf16", "micro_batches_per_step": micro_batches, **machine}
+    trained(
+        tiny_model, folder, folder / "saved", plan=plan, gradient_clipping=1e9,
+        checkpoint_steps=1, **changes,
+    )  # fmt: skip
     with safe_open(folder / "saved/step-00000001/rank-0.safetensors", "pt") as file:
         pieces = [(key.split("|"), file.get_tensor(key)) for key in file.keys()]  # noqa: SIM118
     return {name: moment * 10 for (name, kind, _), moment in pieces if kind == "exp_avg"}
