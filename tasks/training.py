@@ -48,7 +48,7 @@ def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
     check_terms(name, model, questions)
     useful = [i for i, q in enumerate(questions) if any(t.count(q) for t in terms.values())]
     questions, examples = [questions[i] for i in useful], [examples[i] for i in useful]
-    sources = open_sources(root, settings, name, examples, tokenizer)
+    sources = open_sources(root, settings, name, examples, questions, tokenizer)
     # of the whole questions, whatever a model needs of them: all models see the same batches
     plan = training_plan(questions, training, settings.runtime.seed)
     if not model.needs.choices:
@@ -84,11 +84,17 @@ def inputs_of(root: Path, model: ModelSettings) -> Iterable[Path]:
 
 
 def open_sources(
-    root: Path, settings: Settings, name: str, examples: Sequence[Example], tokenizer: Any
+    root: Path,
+    settings: Settings,
+    name: str,
+    examples: Sequence[Example],
+    questions: Sequence[Question],
+    tokenizer: Any,
 ) -> dict[str, Stored]:
     """Open what each term of a model is to match, by the term's name.
 
-    Raises ConfigError if ids of another tokenizer would be compared.
+    Raises ConfigError if ids of another tokenizer would be compared, and ArtifactError for a store
+    of other examples.
     """
     found = {}
     keys, ids = [example_key(example) for example in examples], [e.id for e in examples]
@@ -105,6 +111,7 @@ def open_sources(
             )
         fitted = read_json(recalibration_file(root, term.signal, term.recalibration))
         positions = store.positions(keys, ids)
+        store.check_counts(positions, [signal.records_of(q) for q in questions], ids)
         found[term_name] = Stored(signal, store, from_json(fitted), positions)
     return found
 

@@ -71,6 +71,10 @@ class Signal(Section):
         """Return the decisions in these records, in their order."""
         raise NotImplementedError
 
+    def records_of(self, question: Question) -> int:
+        """Return how many records a question has."""
+        raise NotImplementedError
+
     def right(self, questions: Sequence[Question]) -> "Tensor":
         """Return per decision of these questions which candidate or token is right."""
         raise NotImplementedError

@@ -40,6 +40,9 @@ class Choices(CapturedSignal):
     def decisions(self, records: "Records", facts: Facts) -> "Knowledge":
         return choice_decisions(records)
 
+    def records_of(self, question: Question) -> int:
+        return records_of_choices(question)
+
     def right(self, questions: Sequence[Question]) -> "Tensor":
         return right_choices(questions)
 
@@ -75,6 +78,10 @@ def choice_decisions(records: "Records") -> "Knowledge":
     logprobs = torch.full((len(counts), width), -torch.inf)
     logprobs[torch.arange(width) < counts[:, None]] = records.columns["logprob"]
     return Knowledge.of_choices(logprobs)
+
+
+def records_of_choices(question: Question) -> int:
+    return len(question.responses) if len(question.responses) > 1 else 0
 
 
 def right_choices(questions: Sequence[Question]) -> "Tensor":

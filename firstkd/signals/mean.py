@@ -14,7 +14,12 @@ from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.section import Name
 from firstkd.signals.base import CombinedSignal, Facts, Signal
-from firstkd.signals.choices import choice_decisions, choice_layout, right_choices
+from firstkd.signals.choices import (
+    choice_decisions,
+    choice_layout,
+    records_of_choices,
+    right_choices,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +71,9 @@ class Mean(CombinedSignal):
 
     def decisions(self, records: "Records", facts: Facts) -> "Knowledge":
         return choice_decisions(records)
+
+    def records_of(self, question: Question) -> int:
+        return records_of_choices(question)
 
     def right(self, questions: Sequence[Question]) -> "Tensor":
         return right_choices(questions)

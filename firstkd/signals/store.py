@@ -211,6 +211,16 @@ class SignalStore:
             )
         return torch.tensor([place[key] for key in keys])
 
+    def check_counts(self, positions: Tensor, wanted: Sequence[int], names: Sequence[str]) -> None:
+        """Raise ArtifactError unless the examples at these positions have so many records."""
+        found = self.starts.diff()[positions].tolist()
+        for name, count, expected in zip(names, found, wanted, strict=True):
+            if count != expected:
+                raise ArtifactError(
+                    f"{self.folder} has {count} records of example {name}, but it has {expected} "
+                    "here: it was cut into other tokens; run its stage again"
+                )
+
     def of_examples(self, positions_B: Tensor) -> Records:
         """Return the records of the examples at these positions, in this order."""
         rows, counts = rows_of(self.starts.diff(), positions_B)

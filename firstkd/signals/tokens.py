@@ -119,6 +119,9 @@ class Tokens(CapturedSignal):
 
         return token_decisions(records, facts["vocabulary_size"])
 
+    def records_of(self, question: Question) -> int:
+        return 0 if question.gold is None else len(question.responses[question.gold])
+
     def right(self, questions: Sequence[Question]) -> "Tensor":
         import torch
 
