@@ -26,7 +26,7 @@ class Section(BaseModel):
     @classmethod
     def _keys_are_known(cls, values: Any) -> Any:
         allowed = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = sorted(set(values) - allowed) if isinstance(values, dict) else []
+        unknown = sorted(set(values) - allowed, key=str) if isinstance(values, dict) else []
         if unknown:
             found = ", ".join(f"{key!r} (value {values[key]!r})" for key in unknown)
             raise ValueError(f"unknown key {found}; allowed: {listed(allowed)}")

@@ -32,7 +32,9 @@ def capture_into(
     ranks: Sequence[Ranks] = (Ranks(),),
 ) -> SignalStore:
     """Capture the questions, two a shard, under their places as keys."""
-    settings = CaptureSettings(precision="fp32", micro_batch_size=2, shard_examples=2)
+    settings = CaptureSettings(
+        precision="fp32", micro_batch_size=2, micro_batch_tokens=8192, shard_examples=2
+    )
     for each in ranks:
         run = Capture(signal, VOCABULARY, settings, each)
         run.write(model, questions, range(len(questions)), folder)
