@@ -15,7 +15,7 @@ from firstkd.data.prompts import Question, encode
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.files import read_json
 from firstkd.models.folders import load_tokenizer
-from firstkd.recalibration.kinds import from_json
+from firstkd.recalibration.table import from_json
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
 from firstkd.signals.knowledge import Kind, KnowledgeStore

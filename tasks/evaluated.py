@@ -13,9 +13,21 @@ from firstkd.errors import ArtifactError
 from firstkd.files import read_json
 from firstkd.measure.metrics import Predictions
 from firstkd.measure.settings import EvaluateSettings
+from firstkd.settings import Settings
 
-TEACHER = "finetune"
-"""Its folder in `evaluate.models`."""
+TEACHER, STUDENTS = "finetune", "distill/"
+"""The teacher's folder in `evaluate.models`, and how those of students begin."""
+
+
+def teacher_name(settings: Settings) -> str | None:
+    """Return the name of the teacher in `evaluate.models`, if it is evaluated."""
+    return next((n for n, folder in settings.evaluate.models.items() if folder == TEACHER), None)
+
+
+def learns_from_gold_alone(folder: str, settings: Settings) -> bool:
+    """Whether a model is a student that no teacher taught."""
+    arm = settings.arms.get(folder.removeprefix(STUDENTS))
+    return folder.startswith(STUDENTS) and arm is not None and arm.choices == arm.tokens == 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,11 @@ class Evaluated:
 
     @property
     def is_student(self) -> bool:
-        return self.folder.startswith("distill/")
+        return self.folder.startswith(STUDENTS)
+
+    @property
+    def is_trained(self) -> bool:
+        return self.is_student or self.folder == TEACHER
 
     def of_set(self, name: str) -> pa.Table:
         return self.rows.filter(pc.equal(self.rows["set"], name))
@@ -55,8 +71,8 @@ class Evaluated:
     def _predictions(self, test_set: str, temperature: float) -> Predictions:
         rows = self.of_set(test_set)
         # where a question has fewer choices than another, the scores are −inf
-        scores = np.array(rows["scores"].to_pylist(), dtype=np.float64)
-        return Predictions.of_choices(scores / temperature, rows["answer_index"].to_numpy())
+        scores, is_right = (np.array(rows[name].to_pylist()) for name in ("scores", "is_right"))
+        return Predictions.of_choices(scores.astype(np.float64) / temperature, is_right)
 
 
 def load_evaluated(root: Path, settings: EvaluateSettings) -> dict[str, Evaluated]:

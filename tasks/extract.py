@@ -21,7 +21,7 @@ import torch
 from firstkd.data.examples import read_examples
 from firstkd.data.prompts import encode
 from firstkd.files import replace_folder, write_json
-from firstkd.measure.plots import save_concentration
+from firstkd.measure.figures import save_concentration
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings

@@ -8,7 +8,7 @@ from torch import Tensor
 from firstkd.data.packing import Batch
 from firstkd.models.head import HeadScores, choice_kl, choice_scores, sparse_kl
 from firstkd.models.scoring import ResponseScorer
-from firstkd.recalibration.kinds import Recalibration
+from firstkd.recalibration.base import Recalibration
 from firstkd.signals.knowledge import KnowledgeStore
 from firstkd.terms.settings import Arm
 

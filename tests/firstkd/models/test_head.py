@@ -7,7 +7,7 @@ from torch.autograd import gradcheck
 
 from firstkd.models import head as objective
 from firstkd.models.head import HeadScores, choice_kl, choice_scores, head_scores, sparse_kl
-from firstkd.recalibration.kinds import Temperature
+from firstkd.recalibration.temperature import Temperature
 from firstkd.signals.knowledge import Knowledge
 
 N, H, V = 7, 5, 23

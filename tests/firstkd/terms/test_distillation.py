@@ -6,7 +6,8 @@ from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
 from firstkd.models.folders import load_model
 from firstkd.models.scoring import ResponseScorer, score_questions
-from firstkd.recalibration.kinds import Identity, Temperature
+from firstkd.recalibration.none import Identity
+from firstkd.recalibration.temperature import Temperature
 from firstkd.signals.capture import capture, finish
 from firstkd.signals.knowledge import KnowledgeStore
 from firstkd.signals.settings import ExtractSettings
