@@ -29,8 +29,8 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from firstkd.files import write_json
+from firstkd.measure.figures import save_reliability
 from firstkd.measure.metrics import Predictions, Summary
-from firstkd.measure.plots import save_reliability
 from firstkd.settings import load_settings
 from tasks.evaluated import Evaluated, load_evaluated
 

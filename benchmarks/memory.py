@@ -31,7 +31,7 @@ def run(task: str, size: int) -> None:
 
     from benchmarks.models import MACHINE, SETTINGS
     from firstkd.data.prompts import Question
-    from firstkd.recalibration.kinds import Identity
+    from firstkd.recalibration.none import Identity
     from firstkd.signals.capture import capture, finish
     from firstkd.signals.knowledge import KnowledgeStore
     from firstkd.signals.settings import ExtractSettings

@@ -28,7 +28,7 @@ from benchmarks.models import MACHINE, SETTINGS, larger_random_model, random_mod
 from firstkd.data.packing import Batch, pack
 from firstkd.data.prompts import Question
 from firstkd.models.scoring import ResponseScorer, cross_entropy
-from firstkd.recalibration.kinds import Temperature
+from firstkd.recalibration.temperature import Temperature
 from firstkd.reproducibility import deterministic
 from firstkd.signals.capture import capture, finish
 from firstkd.signals.knowledge import KnowledgeStore

@@ -23,7 +23,7 @@ from firstkd.measure.metrics import Predictions
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.head import chunks, within
 from firstkd.models.scoring import ResponseScorer
-from firstkd.recalibration.kinds import Temperature
+from firstkd.recalibration.temperature import Temperature
 from firstkd.settings import load_settings
 from firstkd.signals.knowledge import Knowledge
 from firstkd.terms.divergences import choice_scores

@@ -19,7 +19,7 @@ from firstkd.lineage import Lineage
 from firstkd.measure.settings import EvaluateSettings
 from firstkd.models.settings import ModelSettings
 from firstkd.recalibration.settings import CalibrateSettings
-from firstkd.section import Name, Positive, Section, Share, listed
+from firstkd.section import Name, Positive, Section, Share, Weight, listed
 from firstkd.signals.kinds import AnySignal
 from firstkd.signals.settings import CaptureSettings
 from firstkd.train.settings import MachineSettings, TrainingSettings
@@ -40,13 +40,24 @@ class RecordSettings(Section):
 
 
 class PromoteSettings(Section):
-    """What a challenger must show to become champion; drops and rises are against the champion."""
+    """What a challenger must show to become champion; drops and rises are against the champion.
+
+    All of it is measured at the student's own temperature, as it is served.
+    """
 
     max_ece: Share
     max_accuracy_drop: Share
-    max_ece_increase: Share
+    max_nll_increase: Weight
+    max_brier_increase: Share
+    max_aurc_increase: Share
+    """Of the error rate averaged over all shares of questions answered, surest first."""
     max_out_of_domain_drop: Share
     """Of the accuracy on each out-of-domain set."""
+    min_share_of_teacher: Share
+    """Of the teacher's accuracy, that a first champion must keep."""
+    require_better_than_guessing: bool
+    """Whether a first champion's accuracy must exceed, beyond its interval, that of guessing at
+    random and of always giving the most frequent answer."""
     max_risk: Annotated[float, Field(gt=0, le=1)]
     """Share of the paired bootstrap's resamples that may exceed a limit: 0.05 asks for proof."""
     bootstrap_samples: Annotated[int, Field(ge=100)]

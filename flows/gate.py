@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from firstkd.measure.metrics import expected_calibration_error
+from firstkd.measure.bootstrap import ROUNDING, Resampled
+from firstkd.measure.comparison import paired_changes
+from firstkd.measure.metrics import Predictions
 from firstkd.settings import PromoteSettings
 
-DRAWN_AT_ONCE = 4_000_000
-"""Questions of a bootstrap in memory; a large test set is drawn in several parts."""
-ROUNDING = 1e-12
+SEED = 0
+COLUMNS = ("set", "id", "answer", "answer_index", "is_right", "scores")
+"""Of predictions.parquet, that the gate reads."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,35 @@ class Evidence:
     test_digest: str
     sets: dict[str, Any]
     """Metrics per test set, as evaluate wrote them; a served student's are the calibrated ones."""
+    temperature: float
+    """Its own, at which it is served."""
     predictions: pd.DataFrame
-    """One row per question of every test set: set, id, correct, calibrated_confidence."""
+    """One row per question of every test set."""
+    teacher_accuracy: float | None = None
+    """On the same test questions; None if there was no teacher to measure."""
     not_reproducible: str | None = None
     """Why its commit does not rebuild it, if so."""
     measured_anew: bool = False
     """Whether this was measured for the comparison, since it was tested on other questions."""
 
-    def metric(self, name: str, set_name: str = "test") -> float:
-        return float(self.sets[set_name]["calibrated"][name]["value"])
+    def metric(self, name: str, bound: str = "value") -> float:
+        return float(self.sets["test"]["calibrated"][name][bound])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is all that is compared; versions of earlier releases have less."""
+        present = set(COLUMNS) <= set(self.predictions.columns)
+        return present and not self.predictions[[*COLUMNS]].isna().to_numpy().any()
+
+    def of_set(self, name: str) -> pd.DataFrame:
+        rows = self.predictions[self.predictions["set"] == name]
+        return rows.sort_values("id", ignore_index=True)
+
+    def served(self, name: str) -> Predictions:
+        """Return the predictions on a test set at the version's own temperature, by id."""
+        rows = self.of_set(name)
+        scores, is_right = (np.array(rows[column].tolist()) for column in ("scores", "is_right"))
+        return Predictions.of_choices(scores.astype(np.float64) / self.temperature, is_right)
 
 
 Outcome = Literal["promoted", "rejected", "in charge", "rolled back"]
@@ -62,22 +83,6 @@ class Verdict:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Change:
-    """Challenger − champion on the same questions, and what a paired bootstrap makes of it."""
-
-    value: float
-    samples: NDArray[np.float64]
-
-    def risk_below(self, limit: float) -> float:
-        """Return the share of resamples below `limit`."""
-        return float((self.samples < limit - ROUNDING).mean())
-
-    def __str__(self) -> str:
-        low, high = np.quantile(self.samples, [0.025, 0.975])
-        return f"{self.value:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
 Check = tuple[bool, str]
 """Whether it held, and the sentence that says so with its numbers."""
 
@@ -85,12 +90,22 @@ Check = tuple[bool, str]
 def decide(challenger: Evidence, champion: Evidence | None, limits: PromoteSettings) -> Verdict:
     """Judge whether the challenger may take the champion's place.
 
-    Both are compared on the same questions. A change holds when the observed one is within its
-    limit and the risk that it is not, by paired bootstrap, is at most `limits.max_risk`.
+    Both are compared on the same questions, at their own temperatures, as they are served. A
+    change holds when the observed one is within its limit and the risk that it is not, by paired
+    bootstrap, is at most `limits.max_risk`. Calibration error has a ceiling only: that of a sample
+    is biased, the more the better calibrated a model is, and so is a difference of two.
     """
     checks = [_ece_ceiling(challenger, limits), *_reproducible(challenger, limits)]
     if champion is None:
         checks.append((True, "there is no champion to compare with"))
+        checks += _worth_starting_with(challenger, limits)
+    elif not champion.is_complete:
+        words = (
+            f"the answers of champion v{champion.version} were recorded by an earlier release, "
+            "without the scores that are compared now, and its test questions are not in "
+            "data/prepare to measure it again"
+        )
+        checks.append((False, words))
     elif champion.test_digest != challenger.test_digest:
         words = (
             f"champion v{champion.version} was tested on other questions (test set "
@@ -108,11 +123,15 @@ def decide(challenger: Evidence, champion: Evidence | None, limits: PromoteSetti
 
 
 def answered_alike(challenger: Evidence, champion: Evidence) -> bool:
-    """Whether the champion answered every question that the challenger did."""
-    if challenger.test_digest != champion.test_digest:
+    """Whether it is recorded how the champion answered every question the challenger did."""
+    if challenger.test_digest != champion.test_digest or not champion.is_complete:
         return False
-    ours, theirs = _sets(challenger), _sets(champion)
-    return all(name in theirs and set(ours[name]["id"]) == set(theirs[name]["id"]) for name in ours)
+    ours, theirs = _ids(challenger), _ids(champion)
+    return all(name in theirs and ours[name] == theirs[name] for name in ours)
+
+
+def _ids(evidence: Evidence) -> dict[str, set[str]]:
+    return {str(name): set(rows["id"]) for name, rows in evidence.predictions.groupby("set")}
 
 
 def _ece_ceiling(challenger: Evidence, limits: PromoteSettings) -> Check:
@@ -129,97 +148,87 @@ def _reproducible(challenger: Evidence, limits: PromoteSettings) -> list[Check]:
     return [(True, f"{words}, which promote.require_reproducible: false allows")]
 
 
-def _comparisons(
-    challenger: Evidence, champion: Evidence, limits: PromoteSettings
-) -> Iterator[Check]:
-    who, risk = f"champion v{champion.version}'s", limits.max_risk
-    for name, drawn in _by_set(challenger, champion):
-        if isinstance(drawn, str):
-            yield False, drawn
-            continue
-        accuracy, ece = compare(drawn, limits.bootstrap_samples)
-        if name != "test":
-            before = drawn["correct_champion"].mean()
-            limit = limits.max_out_of_domain_drop
-            yield _drop_check(f"accuracy on {name}", accuracy, f"{who} {before:.3f}", limit, risk)
-            continue
-        before, limit = champion.metric("accuracy"), limits.max_accuracy_drop
-        yield _drop_check("accuracy", accuracy, f"{who} {before:.3f}", limit, risk)
-        before, limit = champion.metric("ece"), limits.max_ece_increase
-        yield _rise_check("ECE", ece, f"{who} {before:.3f}", limit, risk)
-
-
-def _drop_check(what: str, change: Change, before: str, limit: float, max_risk: float) -> Check:
-    risk = change.risk_below(-limit)
-    held = change.value >= -limit - ROUNDING and risk <= max_risk
-    return held, _sentence(what, change, before, f"a drop of {limit:g}", risk, max_risk)
-
-
-def _rise_check(what: str, change: Change, before: str, limit: float, max_risk: float) -> Check:
-    risk = Change(-change.value, -change.samples).risk_below(-limit)
-    held = change.value <= limit + ROUNDING and risk <= max_risk
-    return held, _sentence(what, change, before, f"a rise of {limit:g}", risk, max_risk)
-
-
-def _sentence(
-    what: str, change: Change, before: str, allowed: str, risk: float, max_risk: float
-) -> str:
-    return (
-        f"{what} {change} against {before}; {allowed} is allowed, "
-        f"the risk of more is {risk:.0%} (at most {max_risk:.0%})"
+def _worth_starting_with(challenger: Evidence, limits: PromoteSettings) -> Iterator[Check]:
+    """Without a champion to beat, a student must beat guessing and keep some of its teacher."""
+    accuracy = challenger.metric("accuracy")
+    if limits.require_better_than_guessing:
+        low = challenger.metric("accuracy", "low")
+        for name, share in _guesses(challenger.of_set("test")).items():
+            words = f"accuracy {accuracy:.3f}, at least {low:.3f}"
+            yield low > share, f"{words}, must be above the {share:.3f} of {name}"
+    if challenger.teacher_accuracy is None:
+        words = "no teacher was evaluated, so the share of its accuracy that is kept is unknown"
+        yield True, f"{words} (promote.min_share_of_teacher is not checked)"
+        return
+    needed = limits.min_share_of_teacher * challenger.teacher_accuracy
+    yield (
+        accuracy >= needed,
+        f"accuracy {accuracy:.3f} against the teacher's {challenger.teacher_accuracy:.3f}; at "
+        f"least {limits.min_share_of_teacher:.0%} of it, {needed:.3f}, is asked for",
     )
 
 
-def _by_set(challenger: Evidence, champion: Evidence) -> Iterator[tuple[str, pd.DataFrame | str]]:
-    """Yield the paired predictions of each set that either was tested on, or why there are none.
+def _guesses(rows: pd.DataFrame) -> dict[str, float]:
+    """Return how often one is right who does not read the questions."""
+    right = np.array(rows["is_right"].tolist()).sum(-1)
+    choices = np.isfinite(np.array(rows["scores"].tolist(), dtype=np.float64)).sum(-1)
+    return {
+        "guessing at random": float((right / choices).mean()),
+        "always choosing the most frequent position": _most_frequent(rows["answer_index"]),
+        "always giving the most frequent answer": _most_frequent(rows["answer"]),
+    }
 
-    A set that is new has nothing to be compared with, and is left out.
-    """
-    ours, theirs = _sets(challenger), _sets(champion)
+
+def _most_frequent(values: "pd.Series[Any]") -> float:
+    return float(values.value_counts(normalize=True).iloc[0])
+
+
+def _comparisons(
+    challenger: Evidence, champion: Evidence, limits: PromoteSettings
+) -> Iterator[Check]:
+    ours, theirs = _ids(challenger), _ids(champion)
+    # a set that is new has nothing to be compared with
     for name in sorted(theirs, key=lambda name: (name != "test", name)):
         if name not in ours:
-            yield name, f"it was not tested on {name}, as champion v{champion.version} was"
-            continue
-        both = ours[name].merge(
-            theirs[name], on="id", validate="one_to_one", suffixes=("", "_champion")
-        )
-        if not len(both) == len(ours[name]) == len(theirs[name]):
-            yield name, f"champion v{champion.version} was tested on other {name} questions"
+            yield False, f"it was not tested on {name}, as champion v{champion.version} was"
+        elif ours[name] != theirs[name]:
+            yield False, f"champion v{champion.version} was tested on other {name} questions"
         else:
-            yield name, both
+            yield from _changes(challenger, champion, name, limits)
 
 
-def _sets(evidence: Evidence) -> dict[str, pd.DataFrame]:
-    columns = ["id", "correct", "calibrated_confidence"]
-    return {str(name): rows[columns] for name, rows in evidence.predictions.groupby("set")}
+def _changes(
+    challenger: Evidence, champion: Evidence, name: str, limits: PromoteSettings
+) -> Iterator[Check]:
+    allowed = {"accuracy": limits.max_out_of_domain_drop}
+    if name == "test":
+        allowed = {
+            "accuracy": limits.max_accuracy_drop,
+            "nll": limits.max_nll_increase,
+            "brier": limits.max_brier_increase,
+            "aurc": limits.max_aurc_increase,
+        }
+    before = champion.served(name)
+    changes = paired_changes(
+        challenger.served(name), before, limits.bootstrap_samples, SEED, [*allowed]
+    )
+    words = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier score", "aurc": "AURC"}
+    once = before.metrics(np.ones((1, len(before))), [*allowed])
+    for metric, limit in allowed.items():
+        what = words[metric] if name == "test" else f"{words[metric]} on {name}"
+        who = f"champion v{champion.version}'s {once[metric][0]:.3f}"
+        falls = metric == "accuracy"
+        yield _loss(what, changes[metric], who, limit, limits.max_risk, falls)
 
 
-def compare(both: pd.DataFrame, samples: int) -> tuple[Change, Change]:
-    """Return the changes of accuracy and ECE over paired predictions, one row a question.
-
-    Whole questions are drawn, so that challenger and champion are always compared on the same.
-    """
-    draw = np.random.default_rng(0)
-    size = len(both)
-    parts = []
-    for count in _parts(samples, max(1, DRAWN_AT_ONCE // size)):
-        parts.append(_changes(both, draw.integers(size, size=(count, size))))
-    accuracy, ece = np.concatenate(parts, axis=1)
-    observed = _changes(both, np.arange(size)[None])[:, 0]
-    return Change(float(observed[0]), accuracy), Change(float(observed[1]), ece)
-
-
-def _parts(total: int, largest: int) -> Iterator[int]:
-    for start in range(0, total, largest):
-        yield min(largest, total - start)
-
-
-def _changes(both: pd.DataFrame, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Accuracy's and ECE's [2, R] over the questions `chosen` [R, E]."""
-    measured = []
-    for suffix in ("", "_champion"):
-        correct = both[f"correct{suffix}"].to_numpy(bool)[chosen]
-        confidence = both[f"calibrated_confidence{suffix}"].to_numpy(float)[chosen]
-        measured.append([correct.mean(-1), expected_calibration_error(confidence, correct)])
-    ours, theirs = np.asarray(measured)
-    return np.asarray(ours - theirs, dtype=np.float64)
+def _loss(
+    what: str, change: Resampled, before: str, limit: float, max_risk: float, falls: bool
+) -> Check:
+    """Whether a number does not fall, or else rise, by more than a limit."""
+    loss = Resampled(-change.value, -change.samples) if falls else change
+    risk = loss.risk_above(limit)
+    words = (
+        f"{what} {change.estimate()} against {before}; a {'drop' if falls else 'rise'} of "
+        f"{limit:g} is allowed, the risk of more is {risk:.0%} (at most {max_risk:.0%})"
+    )
+    return loss.value <= limit + ROUNDING and risk <= max_risk, words

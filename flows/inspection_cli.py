@@ -61,7 +61,7 @@ def compare(
     Examples: `firstkd compare`, `firstkd compare --version 1 --version champion`,
     `firstkd compare --json`
     """
-    from flows.results import load_metrics, results_on
+    from flows.results import load_differences, load_metrics
     from flows.summary import print_comparison
 
     here, settings = _here()
@@ -80,8 +80,9 @@ def compare(
     if as_json:
         _print_json(measured)
     else:
+        differences = load_differences(here.root)
         for test_set in dict.fromkeys(name for each in measured.values() for name in each["sets"]):
-            print_comparison(results_on(test_set, measured), test_set)
+            print_comparison(measured, test_set, settings.record.student, differences)
     for name in elsewhere:
         said = f"{name} was measured on other test questions than the present ones"
         typer.echo(f"{said}: it cannot be compared with the rest", err=True)

@@ -23,6 +23,7 @@ from firstkd.settings import Settings
 from flows.curves import curve_metrics, log_metrics
 from flows.tracking import Tracking
 from flows.workspace import Workspace
+from tasks.evaluated import teacher_name
 
 LOCK_TAG = "dvc_lock_sha256"
 COMPLETE_TAG = "recorded"
@@ -145,6 +146,10 @@ def _record_whole(root: Path, settings: Settings, tracking: Tracking, run_id: st
     evaluation = root / "data" / "evaluate" / settings.record.student
     for name in ("metrics.json", "predictions.parquet", "calibration.json"):
         client.log_artifact(run_id, str(evaluation / name), "evaluation")
+    if teacher := teacher_name(settings):  # the gate asks how much of its accuracy is kept
+        found = read_json(root / "data" / "evaluate" / teacher / "metrics.json")["sets"]["test"]
+        accuracy = found["raw"]["accuracy"]["value"]
+        client.log_dict(run_id, {"name": teacher, "accuracy": accuracy}, "evaluation/teacher.json")
     client.log_artifacts(run_id, str(root / "data" / "report"), "report")
     log_metrics(tracking, run_id, metrics_of(flatten(read_json(evaluation / "metrics.json"), "/")))
     client.log_inputs(

@@ -169,10 +169,13 @@ def load_evidence(tracking: Tracking, version: ModelVersion) -> Evidence:
     """Return what the gate needs to know of a version, from what was recorded with it."""
     with TemporaryDirectory() as folder:
         local = Path(tracking.client.download_artifacts(run_of(version), "evaluation", folder))
+        measured, teacher = read_json(local / "metrics.json"), local / "teacher.json"
         return Evidence(
             version=str(version.version),
             test_digest=version.tags["test_sha256"],
-            sets=read_json(local / "metrics.json")["sets"],
+            sets=measured["sets"],
+            temperature=measured["temperature"],
+            teacher_accuracy=read_json(teacher)["accuracy"] if teacher.exists() else None,
             predictions=pd.read_parquet(local / "predictions.parquet"),
             not_reproducible=version.tags.get(NOT_REPRODUCIBLE_TAG),
         )
@@ -235,7 +238,7 @@ def _tags(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     headline = {
         f"{set_name}_{metric}": f"{values['calibrated'][metric]['value']:.4f}"
         for set_name, values in evaluated["sets"].items()
-        for metric in ("accuracy", "ece", "trust")
+        for metric in ("accuracy", "nll", "aurc", "ece")
     }
     problem = _problem(workspace)
     return {

@@ -51,13 +51,15 @@ def measure_again(
                 f"{who} cannot be measured on the present test questions ({said.error}); "
                 "`firstkd promote --no-comparison` leaves the comparison with it out"
             )
-        sets = read_json(output / "metrics.json")["sets"]
+        measured = read_json(output / "metrics.json")
+        sets = measured["sets"]
         predictions = pd.read_parquet(output / "predictions.parquet")
     gone = before.predictions[~before.predictions["set"].isin(sets)]
     return replace(
         before,
         test_digest=sha256_of(workspace.root / "data" / "prepare" / "test.parquet"),
         sets={**before.sets, **sets},
+        temperature=measured["temperature"],
         predictions=pd.concat([predictions, gone], ignore_index=True),
         measured_anew=True,
     )

@@ -1,53 +1,16 @@
 """The results of the present state, from evaluate's files: for the terminal and for Prefect."""
 
 import base64
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from firstkd.files import read_json
 from firstkd.settings import Settings
+from tasks.columns import CORRECTNESS, RANKING, Column
 
-
-@dataclass(frozen=True)
-class Measured:
-    """A number and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def cell(self) -> tuple[str, str]:
-        return f"{self.value:.3f}", f"{self.low:.2f}–{self.high:.2f}"
-
-
-@dataclass(frozen=True)
-class ModelResult:
-    """A model on a test set; `ece` is its own confidence's, before any temperature."""
-
-    name: str
-    accuracy: Measured
-    ece: Measured
-    calibrated_ece: Measured
-    trust: Measured
-    temperature: float
-    parameters: int
-    bytes: int
-
-    def cells(self) -> list[tuple[str, str]]:
-        """Return what stands under each of HEADINGS: the thing itself, and a detail."""
-        return [
-            (self.name, ""),
-            self.accuracy.cell(),
-            self.ece.cell(),
-            self.calibrated_ece.cell(),
-            self.trust.cell(),
-            (f"{self.parameters / 1e6:.1f} M", f"{self.bytes / 1e6:.0f} MB"),
-        ]
-
-
-HEADINGS = ["model", "accuracy", "ECE", "ECE at T", "trust", "size"]
+Cell = tuple[str, str]
+"""The thing itself, and a detail: a number and its interval."""
 
 
 def load_metrics(root: Path, settings: Settings) -> dict[str, Any]:
@@ -56,41 +19,48 @@ def load_metrics(root: Path, settings: Settings) -> dict[str, Any]:
     return {name: read_json(folder / name / "metrics.json") for name in settings.evaluate.models}
 
 
-def load_results(root: Path, settings: Settings) -> list[ModelResult]:
-    """Return the models' results on the test questions."""
-    return results_on("test", load_metrics(root, settings))
+def load_differences(root: Path) -> list[dict[str, Any]]:
+    """Return the student less each other model on each test set; none before there is a report."""
+    path = root / "data" / "report" / "differences.json"
+    return [*read_json(path)] if path.exists() else []
 
 
-def results_on(test_set: str, measured: Mapping[str, Any]) -> list[ModelResult]:
-    """Return the results of those models that were measured on a test set."""
-    return [
-        _result(name, metrics, test_set)
-        for name, metrics in measured.items()
-        if test_set in metrics["sets"]
-    ]
+def headings(columns: Sequence[Column]) -> list[str]:
+    sized = ["size"] if columns is CORRECTNESS else []
+    return ["model", *(column.title for column in columns), *sized]
 
 
-def _result(name: str, metrics: dict[str, Any], test_set: str) -> ModelResult:
-    found = metrics["sets"][test_set]
-    return ModelResult(
-        name=name,
-        accuracy=Measured(**found["raw"]["accuracy"]),
-        ece=Measured(**found["raw"]["ece"]),
-        calibrated_ece=Measured(**found["calibrated"]["ece"]),
-        trust=Measured(**found["raw"]["trust"]),
-        temperature=metrics["temperature"],
-        parameters=metrics["parameters"],
-        bytes=metrics["bytes"],
-    )
+def rows(test_set: str, measured: Mapping[str, Any], columns: Sequence[Column]) -> list[list[Cell]]:
+    """Return a row under `headings` for each model that was measured on a test set."""
+    found = []
+    for name, metrics in measured.items():
+        if test_set in metrics["sets"]:
+            values = [column.of(metrics["sets"][test_set]) for column in columns]
+            row = [(name, ""), *(cell(value, ".3f", ".2f") for value in values)]
+            if columns is CORRECTNESS:
+                size = f"{metrics['parameters'] / 1e6:.1f} M", f"{metrics['bytes'] / 1e6:.0f} MB"
+                row.append(size)
+            found.append(row)
+    return found
 
 
-def markdown_table(results: list[ModelResult]) -> str:
-    cells = [
-        [f"{value} ({detail})" if detail else value for value, detail in result.cells()]
-        for result in results
-    ]
-    rows = [HEADINGS, ["---"] * len(HEADINGS), *cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def cell(found: Mapping[str, float], style: str, detail: str) -> Cell:
+    low, high = format(found["low"], detail), format(found["high"], detail)
+    return format(found["value"], style), f"{low}–{high}" if detail == ".2f" else f"{low} to {high}"
+
+
+def markdown_table(measured: Mapping[str, Any]) -> str:
+    """Return the results on the test questions as markdown."""
+    tables = []
+    for columns in (CORRECTNESS, RANKING):
+        cells = [
+            [f"{value} ({detail})" if detail else value for value, detail in row]
+            for row in rows("test", measured, columns)
+        ]
+        titles = headings(columns)
+        lines = [titles, ["---"] * len(titles), *cells]
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(tables)
 
 
 def markdown_image(path: Path, text: str) -> str:

@@ -27,7 +27,7 @@ from flows.promotion import CHAMPION, promote
 from flows.publish import PUBLISHED_TAG, Published, publish
 from flows.record import Recorded, record
 from flows.registry import aliases, register, run_of
-from flows.results import load_results, markdown_image, markdown_table
+from flows.results import load_metrics, markdown_image, markdown_table
 from flows.terminal import Terminal, terminal
 from flows.tracking import Tracking, clear_errors, open_tracking
 from flows.workspace import Outcome, TransientStageError, Workspace
@@ -106,7 +106,7 @@ def _conclude(
     version: ModelVersion = _step(register)(workspace, settings, tracking, recorded.run_id)
     verdict = _promote(workspace, settings, tracking, version)
     announce(settings.retrain.webhook, workspace, tracking, version)
-    _show(workspace.root, markdown_table(load_results(workspace.root, settings)), verdict)
+    _show(workspace.root, markdown_table(load_metrics(workspace.root, settings)), verdict)
     published = _publish(workspace, settings)
     for words in published.words:
         get_run_logger().info("%s", words)

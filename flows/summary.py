@@ -1,31 +1,40 @@
 """What `firstkd run` says at the end: the models side by side, the verdict, where to look next."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from firstkd.settings import Settings
-from flows.results import HEADINGS, ModelResult, load_results
+from flows.results import Cell, cell, headings, load_differences, load_metrics, rows
+from tasks.columns import CORRECTNESS, RANKING
+from tasks.evaluated import teacher_name
 
 if TYPE_CHECKING:  # `compare` uses this module too, and Prefect takes long to import
     from flows.retrain import Retrained
+
+DIFFERENCES = ("accuracy", "NLL at T", "Brier at T", "AUROC", "AURC", "ECE at T")
 
 
 def print_summary(root: Path, settings: Settings, retrained: "Retrained") -> None:
     console = Console()
     name = settings.record.registered_model
-    results = load_results(root, settings)
-    console.print(_table(results))
-    for result in results:
-        if result.name == "teacher":
-            console.print(_recalibration(result), highlight=False)
+    measured = load_metrics(root, settings)
+    _print_tables(console, "test", measured)
+    _print_differences(console, "test", settings.record.student, load_differences(root))
+    if teacher := teacher_name(settings):
+        console.print(_recalibration(measured[teacher]), highlight=False)
     console.print(
         retrained.verdict.in_words(f"{name} v{retrained.version}"), highlight=False, soft_wrap=True
     )
-    console.print(f"The champion is {name} v{retrained.champion or '–'}.\n", highlight=False)
+    champion = f"{name} v{retrained.champion}" if retrained.champion else None
+    console.print(
+        f"The champion is {champion}.\n" if champion else f"{name} has no champion yet.\n",
+        highlight=False,
+    )
     console.print(
         "Where to look next, after `. .venv/bin/activate`:\n"
         f"  report      firstkd report, or {root / 'data' / 'report' / 'index.html'}\n"
@@ -36,26 +45,51 @@ def print_summary(root: Path, settings: Settings, retrained: "Retrained") -> Non
     )
 
 
-def print_comparison(results: list[ModelResult], test_set: str) -> None:
-    Console().print(_table(results, f"the test set {test_set}"))
+def print_comparison(
+    measured: Mapping[str, Any], test_set: str, student: str, differences: list[dict[str, Any]]
+) -> None:
+    """Print each model on a test set, and what the student is less each other one there."""
+    console = Console()
+    _print_tables(console, test_set, measured)
+    _print_differences(console, test_set, student, differences)
 
 
-def _table(results: list[ModelResult], questions: str = "the test questions") -> Table:
-    table = Table(
-        title=f"On {questions}, with 95 % intervals; T: the model's own temperature",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for result in results:
-        table.add_row(*(f"{value}\n[dim]{detail}[/dim]" for value, detail in result.cells()))
+def _print_tables(console: Console, test_set: str, measured: Mapping[str, Any]) -> None:
+    questions = "the test questions" if test_set == "test" else f"the test set {test_set}"
+    titles = {
+        f"On {questions}, with 95 % intervals; T: the model's own temperature": CORRECTNESS,
+        "Whether it is surer of what it gets right, at T": RANKING,
+    }
+    for title, columns in titles.items():
+        found = rows(test_set, measured, columns)
+        console.print(_table(title, headings(columns), found))
+
+
+def _print_differences(
+    console: Console, test_set: str, student: str, differences: list[dict[str, Any]]
+) -> None:
+    found = [
+        [(each["model"], ""), *(cell(each["differences"][t], "+.3f", "+.2f") for t in DIFFERENCES)]
+        for each in differences
+        if each["test_set"] == test_set
+    ]
+    if found:
+        title = f"{student} less each other model, on the same questions"
+        console.print(_table(title, ["less", *DIFFERENCES], found))
+
+
+def _table(title: str, titles: Sequence[str], found: Sequence[Sequence[Cell]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(titles):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in found:
+        table.add_row(*(f"{value}\n[dim]{detail}[/dim]" for value, detail in row))
     return table
 
 
-def _recalibration(teacher: ModelResult) -> str:
+def _recalibration(teacher: Mapping[str, Any]) -> str:
+    raw, calibrated = (teacher["sets"]["test"][reading] for reading in ("raw", "calibrated"))
     return (
-        f"Recalibration at T = {teacher.temperature:.2f} takes the teacher's ECE on the test "
-        f"questions from {teacher.ece.value:.3f} to {teacher.calibrated_ece.value:.3f}."
+        f"Recalibration at T = {teacher['temperature']:.2f} takes the teacher's ECE on the test "
+        f"questions from {raw['ece']['value']:.3f} to {calibrated['ece']['value']:.3f}."
     )

@@ -6,32 +6,36 @@ Run as  python -m tasks.calibrate NAME   (normally through `dvc repro calibrate-
 """
 
 import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from firstkd.data.examples import read_examples
+from firstkd.data.examples import example_key, read_examples, unit_hash
 from firstkd.data.prompts import encode
-from firstkd.errors import ConfigError
+from firstkd.errors import ConfigError, DataValidationError
 from firstkd.files import atomic_folder, write_json
+from firstkd.measure.bootstrap import Estimate
+from firstkd.measure.figures import save_reliability
 from firstkd.measure.metrics import Predictions
-from firstkd.measure.plots import save_reliability
 from firstkd.models.folders import load_tokenizer
-from firstkd.recalibration.kinds import (
-    RECALIBRATIONS,
-    Recalibration,
-    VocabularyTemperature,
-    temperature_interval,
-    to_json,
-)
+from firstkd.recalibration.base import Recalibration, top_is_right
+from firstkd.recalibration.settings import CalibrateSettings
+from firstkd.recalibration.table import RECALIBRATIONS, to_json
+from firstkd.recalibration.temperature import Temperature, temperature_interval, warn_at_bound
 from firstkd.reproducibility import deterministic
-from firstkd.settings import load_settings
+from firstkd.settings import Settings, load_settings
 from firstkd.signals.knowledge import Knowledge
 from firstkd.signals.store import SignalStore
 from tasks.layout import model_folder, prepared, signal_folder
 from tasks.stage import run_stage
 
+FOLDS = 5
 log = logging.getLogger(__name__)
 
 
@@ -40,30 +44,25 @@ def main(root: Path, name: str) -> None:
     if name not in settings.signals:
         raise ConfigError(f"there is no signals.{name}; there are {', '.join(settings.signals)}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
-    signal = settings.signals[name]
-    tokenizer = load_tokenizer(model_folder(root, settings.lineage.read_with(name)))
-    questions = encode(read_examples(prepared(root, "calibration")), tokenizer, settings.prompt)
-    store = SignalStore(signal_folder(root, name, "calibration"))
-    knowledge, right = signal.decisions(store.whole(), store.facts), signal.right(questions)
-    if signal.has_token_ids:
-        store.require("gold_logprob")
-    elif len(knowledge):
-        knowledge = Knowledge.of_choices(knowledge.top_logprobs, right)
-    is_right = knowledge.is_right(right)
+    decisions = load_decisions(root, settings, name)
     fitted: dict[str, dict[str, Any]] = {}
     metrics: dict[str, Any] = {}
     diagrams: dict[str, Predictions] = {}
     for kind, recalibration in RECALIBRATIONS.items():
-        if recalibration is VocabularyTemperature and lacks_bends(knowledge):
+        if not recalibration.supports(decisions.knowledge):
             continue
-        best = recalibration.fit(knowledge, is_right, settings.calibrate)
+        best = recalibration.fit(decisions.knowledge, decisions.is_right, settings.calibrate)
         fitted[kind] = to_json(best)
-        diagrams[kind] = predictions(best, knowledge, is_right)
-        metrics[kind] = diagrams[kind].values()
-    low, high = temperature_interval(knowledge, is_right, settings.calibrate, settings.runtime.seed)
-    value = fitted["temperature"]["temperature"]
-    metrics["temperature"]["temperature"] = {"value": value, "low": low, "high": high}
-    log.info("signals.%s, T = %.2f (%.2f–%.2f):", name, value, low, high)
+        diagrams[kind] = cross_fitted(recalibration, decisions, settings.calibrate)
+        metrics[kind] = {
+            "in_sample": decisions.predictions(best).values(),
+            "cross_fitted": diagrams[kind].values(),
+            "at_bound": is_at_bound(f"signals.{name}, {kind}", best, decisions, settings),
+        }
+    interval = interval_of_temperature(decisions, settings)
+    metrics["temperature"]["temperature"] = asdict(interval)
+    numbers = f"{interval.value:.2f} ({interval.low:.2f}–{interval.high:.2f})"
+    log.info("signals.%s, T = %s; cross-fitted:", name, numbers)
     for line in table(metrics):
         log.info("  %s", line)
     with atomic_folder(root / "data/calibrate" / name) as folder:
@@ -74,33 +73,104 @@ def main(root: Path, name: str) -> None:
 
 
 def table(metrics: dict[str, Any]) -> list[str]:
-    """Lines that compare the recalibrations; `none` is before any."""
-    shown = ("accuracy", "ece", "nll", "brier")
+    """Lines that compare the recalibrations on decisions they were not fitted to."""
+    shown = ("accuracy", "ece", "nll", "brier", "aurc")
     lines = [f"{'':23}" + "".join(f"{name:>10}" for name in shown)]
     for name, found in metrics.items():
-        lines.append(f"{name:23}" + "".join(f"{found[metric]:10.3f}" for metric in shown))
+        numbers = found["cross_fitted"]
+        lines.append(f"{name:23}" + "".join(f"{numbers[metric]:10.3f}" for metric in shown))
     return lines
 
 
-def lacks_bends(knowledge: Knowledge) -> bool:
-    """Whether there is a tail of which nothing but its mass is kept."""
-    has_tail = knowledge.vocabulary_size > knowledge.top_ids.shape[1]
-    return has_tail and not knowledge.tail_bends.shape[1]
+@dataclass(frozen=True)
+class Decisions:
+    """R decisions of the teacher on the calibration split."""
+
+    knowledge: Knowledge
+    is_right: Tensor
+    """[R, K], True at the right candidates."""
+    ids: list[str]
+    """[R] the example of each."""
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        ids = [self.ids[row] for row in rows.tolist()]
+        return type(self)(self.knowledge[rows], self.is_right[rows], ids)
+
+    def predictions(self, recalibration: Recalibration) -> Predictions:
+        gold = recalibration.gold_probability(self.knowledge, self.is_right)
+        probabilities = recalibration.apply(self.knowledge)
+        return Predictions(probabilities.numpy(), self.is_right.numpy(), gold.numpy())
 
 
-def predictions(
-    recalibration: Recalibration, knowledge: Knowledge, is_right: torch.Tensor
+def load_decisions(root: Path, settings: Settings, name: str) -> Decisions:
+    """Return the decisions of a signal; raises ArtifactError if it is of other examples."""
+    signal = settings.signals[name]
+    tokenizer = load_tokenizer(model_folder(root, settings.lineage.read_with(name)))
+    examples = read_examples(prepared(root, "calibration"))
+    questions = encode(examples, tokenizer, settings.prompt)
+    store = SignalStore(signal_folder(root, name, "calibration"))
+    if signal.has_token_ids:
+        store.require("gold_logprob")
+    ids = [example.id for example in examples]
+    positions = store.positions([example_key(example) for example in examples], ids)
+    store.check_counts(positions, [signal.records_of(q) for q in questions], ids)
+    knowledge = signal.decisions(store.of_examples(positions), store.facts)
+    counts = [signal.decisions_of(question) for question in questions]
+    of_each = [one for one, n in zip(ids, counts, strict=True) for _ in range(n)]
+    return Decisions(knowledge, signal.is_right(knowledge, examples, questions), of_each)
+
+
+def cross_fitted(
+    recalibration: type[Recalibration], decisions: Decisions, settings: CalibrateSettings
 ) -> Predictions:
-    probabilities = recalibration.apply(knowledge)
-    if isinstance(recalibration, VocabularyTemperature):
-        gold = recalibration.gold_probability(knowledge)
-    else:
-        of_candidate = (probabilities * is_right).sum(-1)
-        # what is right but no candidate keeps its share of whatever is left to the tail
-        share = knowledge.gold_logprob.exp() / knowledge.tail_mass.clamp_min(1e-6)
-        of_tail = share.clamp_max(1.0) * (1 - probabilities.sum(-1)).clamp_min(0)
-        gold = torch.where(is_right.any(-1), of_candidate, of_tail)
-    return Predictions(probabilities.numpy(), is_right.numpy(), gold.numpy())
+    """Return predictions on each fold by what was fitted to the others.
+
+    In-sample numbers favour whatever bends most: a step function of 175 decisions fits their
+    chance, too.
+    """
+    fold_R = folds(decisions.ids)
+    if fold_R.max() == 0:
+        raise DataValidationError(
+            f"data/prepare/calibration.parquet: only {decisions.ids[0]} has decisions of its kind; "
+            "fitting a recalibration takes two examples at least, and dozens to be of use"
+        )
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for fold in np.unique(fold_R):
+        inside = torch.from_numpy(fold_R == fold)
+        others, these = decisions[(~inside).nonzero()[:, 0]], decisions[inside.nonzero()[:, 0]]
+        best = recalibration.fit(others.knowledge, others.is_right, settings)
+        for name, values in vars(these.predictions(best)).items():
+            parts.setdefault(name, []).append(values)
+    return Predictions(**{name: np.concatenate(values) for name, values in parts.items()})
+
+
+def folds(ids: Sequence[str]) -> NDArray[np.int64]:
+    """Return the fold of each decision: whole examples, dealt out in the order of their hashes."""
+    dealt = sorted(set(ids), key=lambda identity: (unit_hash(identity), identity))
+    fold_of = {identity: number % FOLDS for number, identity in enumerate(dealt)}
+    return np.array([fold_of[identity] for identity in ids])
+
+
+def is_at_bound(what: str, best: Recalibration, decisions: Decisions, settings: Settings) -> bool:
+    """Return whether a parameter is at the bound of its search, and warn if so."""
+    bound = best.at_bound(settings.calibrate)
+    if bound is not None:
+        correct = top_is_right(decisions.knowledge.top_logprobs, decisions.is_right)
+        warn_at_bound(f"{what} on the calibration split", bound, correct)
+    return bound is not None
+
+
+def interval_of_temperature(decisions: Decisions, settings: Settings) -> Estimate:
+    fitted = Temperature.fit(decisions.knowledge, decisions.is_right, settings.calibrate)
+    _, example_R = np.unique(decisions.ids, return_inverse=True)
+    return temperature_interval(
+        fitted,
+        decisions.knowledge,
+        decisions.is_right,
+        example_R,
+        settings.calibrate,
+        settings.runtime.seed,
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,11 @@ from firstkd.measure.metrics import Predictions
 from firstkd.settings import Settings
 
 
+def teacher_name(settings: Settings) -> str | None:
+    """Return the first teacher of the registered student that is evaluated, if any is."""
+    return next((name for name in settings.teachers if name in settings.evaluate.models), None)
+
+
 @dataclass(frozen=True)
 class Evaluated:
     name: str
@@ -48,8 +53,8 @@ class Evaluated:
     def _predictions(self, test_set: str, temperature: float) -> Predictions:
         rows = self.of_set(test_set)
         # where a question has fewer choices than another, the scores are −inf
-        scores = np.array(rows["scores"].to_pylist(), dtype=np.float64)
-        return Predictions.of_choices(scores / temperature, rows["answer_index"].to_numpy())
+        scores, is_right = (np.array(rows[name].to_pylist()) for name in ("scores", "is_right"))
+        return Predictions.of_choices(scores.astype(np.float64) / temperature, is_right)
 
 
 def load_evaluated(root: Path, settings: Settings) -> dict[str, Evaluated]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from firstkd.files import read_json
-from firstkd.measure.comparison import coverage_curve
 from firstkd.measure.figures import (
     draw_concentration,
     draw_coverage,
@@ -13,7 +12,6 @@ from firstkd.measure.figures import (
     draw_reliability,
     draw_training,
 )
-from firstkd.measure.metrics import expected_calibration_error
 from firstkd.settings import Settings
 from tasks.evaluated import Evaluated
 from tasks.layout import signal_folder
@@ -21,17 +19,21 @@ from tasks.page import figure_id, inline
 
 Models = Mapping[str, Evaluated]
 Curves = Mapping[str, list[dict[str, float]]]
-ANSWERED = (0.25, 0.5, 0.75, 1.0)
-"""Shares of the questions at which the page tells the accuracy."""
+ANSWERED = {
+    "25 %": "accuracy_at_25",
+    "50 %": "accuracy_at_50",
+    "75 %": "accuracy_at_75",
+    "100 %": "accuracy",
+}
+"""Metrics of the shares of the questions at which the page gives the accuracy."""
 
 
 def reliability_figures(models: Models) -> list[dict[str, Any]]:
     found = []
     for name, model in models.items():
         raw, calibrated = model.raw("test"), model.calibrated("test")
-        errors = [
-            float(expected_calibration_error(p.confidence, p.correct)) for p in (raw, calibrated)
-        ]
+        measured = model.sets["test"]
+        errors = [measured[reading]["ece"]["value"] for reading in ("raw", "calibrated")]
         label = (
             f"Reliability of {name} on the test questions: ECE {errors[0]:.3f} as it is, "
             f"{errors[1]:.3f} at its own temperature of {model.temperature:.2f}"
@@ -46,14 +48,11 @@ def coverage_figure(models: Models) -> str:
     return inline(drawn, "coverage", "Accuracy by share of questions answered, one line a model")
 
 
-def accuracy_at(models: Models) -> dict[str, list[float]]:
-    found = {}
-    for name, model in models.items():
-        predictions = model.calibrated("test")
-        _, accuracy = coverage_curve(predictions.confidence, predictions.correct)
-        size = len(accuracy)
-        found[name] = [float(accuracy[max(1, round(share * size)) - 1]) for share in ANSWERED]
-    return found
+def accuracy_at(models: Models) -> dict[str, list[dict[str, float]]]:
+    return {
+        name: [model.sets["test"]["calibrated"][metric] for metric in ANSWERED.values()]
+        for name, model in models.items()
+    }
 
 
 def histograms(models: Models) -> list[dict[str, Any]]:

@@ -2,34 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from tasks.columns import COLUMNS
 from tasks.evaluated import Evaluated
-
-
-@dataclass(frozen=True)
-class Column:
-    """A metric in the table of models."""
-
-    title: str
-    reading: str
-    metric: str
-    more_is_better: bool
-    explanation: str
-
-
-COLUMNS = (
-    Column("accuracy", "raw", "accuracy", True, "share of questions answered right"),
-    Column("ECE", "raw", "ece", False, "calibration error of the model as it is, ten bins"),
-    Column("ECE at T", "calibrated", "ece", False, "the same at the model's own temperature"),
-    Column("trust at T", "calibrated", "trust", True, "accuracy less ECE at T"),
-    Column("NLL at T", "calibrated", "nll", False, "negative log-likelihood of the right answer"),
-    Column("Brier at T", "calibrated", "brier", False, "squared error of the probabilities"),
-)
 
 
 def table_rows(models: Mapping[str, Evaluated], test_set: str) -> list[dict[str, Any]]:
@@ -37,7 +16,7 @@ def table_rows(models: Mapping[str, Evaluated], test_set: str) -> list[dict[str,
     rows: list[dict[str, Any]] = []
     for model in models.values():
         found = model.sets[test_set]
-        cells = [dict(found[column.reading][column.metric]) for column in COLUMNS]
+        cells = [dict(column.of(found)) for column in COLUMNS]
         rows.append({"model": model, "cells": cells})
     ranked = [row for row in rows if row["model"].is_student] or rows
     for number, column in enumerate(COLUMNS):

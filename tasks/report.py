@@ -2,7 +2,8 @@
 
 Reads   data/evaluate/MODEL/ and data/model/MODEL/training.jsonl of every model in evaluate.models,
         data/signal/NAME/metrics.json, data/prepare/
-Writes  data/report/index.html (self-contained), metrics.json, table.json, reliability.png,
+Writes  data/report/index.html (self-contained), metrics.json, table.json, differences.json,
+        reliability.png,
         plots/{reliability,coverage,training}/MODEL.csv
 Run as  python -m tasks.report   (normally through `dvc repro report`)
 
@@ -14,9 +15,10 @@ from pathlib import Path
 
 from firstkd.data.examples import read_examples
 from firstkd.files import atomic_file, atomic_folder, read_json_lines, sha256_of, write_json
-from firstkd.measure.plots import save_reliability
+from firstkd.measure.figures import save_reliability
 from firstkd.settings import Settings, load_settings
 from tasks.evaluated import load_evaluated
+from tasks.findings import Findings, compare_student
 from tasks.illustrations import (
     ANSWERED,
     Curves,
@@ -31,19 +33,20 @@ from tasks.illustrations import (
 from tasks.layout import model_folder
 from tasks.mistakes import confident_mistakes
 from tasks.page import render, table_rows
-from tasks.report_numbers import headline_metrics, table, write_plots
+from tasks.report_numbers import differences, headline_metrics, table, write_plots
 from tasks.stage import run_stage
-from tasks.verdict import judge
 
 
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
     models = load_evaluated(root, settings)
     curves = training_curves(root, settings, models)
-    page = build_page(root, settings, models, curves)
+    findings = compare_student(models, settings)
+    page = build_page(root, settings, models, curves, findings)
     with atomic_folder(root / "data/report") as folder:
         write_json(folder / "table.json", table(models))
         write_json(folder / "metrics.json", headline_metrics(models))
+        write_json(folder / "differences.json", differences(findings.comparisons))
         write_plots(folder / "plots", models, curves)
         diagrams = {}
         for name, model in models.items():
@@ -54,7 +57,9 @@ def main(root: Path = Path(".")) -> None:
             temporary.write_text(page, encoding="utf-8")
 
 
-def build_page(root: Path, settings: Settings, models: Models, curves: Curves) -> str:
+def build_page(
+    root: Path, settings: Settings, models: Models, curves: Curves, findings: Findings
+) -> str:
     prepared = sorted((root / "data/prepare").glob("*.parquet"))
     splits = {path.stem: read_examples(path) for path in prepared}
     examples = {example.id: example for split in splits.values() for example in split}
@@ -62,7 +67,7 @@ def build_page(root: Path, settings: Settings, models: Models, curves: Curves) -
     return render(
         student=student,
         models=models,
-        verdict=judge(models, settings),
+        findings=findings,
         tables={test_set: table_rows(models, test_set) for test_set in student.sets},
         reliability=reliability_figures(models),
         coverage=coverage_figure(models),

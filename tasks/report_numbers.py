@@ -2,12 +2,14 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from firstkd.files import atomic_file
-from firstkd.measure.comparison import coverage_curve
 from firstkd.measure.metrics import Predictions, reliability_bins
+from firstkd.measure.ranking import coverage_curve
+from tasks.findings import Comparison
 from tasks.illustrations import Curves, Models
 
 Point = Mapping[str, float]
@@ -32,17 +34,32 @@ def table(models: Models) -> list[dict[str, Any]]:
     ]
 
 
+HEADLINE = {
+    "accuracy": ("raw", "accuracy"),
+    "ece": ("raw", "ece"),
+    "ece_at_t": ("calibrated", "ece"),
+    "nll_at_t": ("calibrated", "nll"),
+    "brier_at_t": ("calibrated", "brier"),
+    "auroc": ("calibrated", "auroc"),
+    "aurc": ("calibrated", "aurc"),
+    "accuracy_at_25": ("calibrated", "accuracy_at_25"),
+}
+
+
 def headline_metrics(models: Models) -> dict[str, Any]:
     """The few numbers that `dvc metrics diff` and `dvc exp show` put side by side."""
     return {
         name: {
-            "accuracy": model.sets["test"]["raw"]["accuracy"]["value"],
-            "ece": model.sets["test"]["raw"]["ece"]["value"],
-            "ece_at_t": model.sets["test"]["calibrated"]["ece"]["value"],
-            "nll_at_t": model.sets["test"]["calibrated"]["nll"]["value"],
+            title: model.sets["test"][reading][metric]["value"]
+            for title, (reading, metric) in HEADLINE.items()
         }
         for name, model in models.items()
     }
+
+
+def differences(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """The student less each other model, on each test set, by the titles of the columns."""
+    return [asdict(comparison) for comparison in comparisons]
 
 
 def write_plots(folder: Path, models: Models, curves: Curves) -> None:

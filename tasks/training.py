@@ -22,7 +22,7 @@ from firstkd.models.init.base import Given
 from firstkd.models.lora import add_lora
 from firstkd.models.settings import ModelSettings
 from firstkd.models.tokenizers import vocabulary_digest
-from firstkd.recalibration.kinds import from_json
+from firstkd.recalibration.table import from_json
 from firstkd.settings import Settings
 from firstkd.signals.store import SignalStore
 from firstkd.signals.target import Stored

@@ -74,7 +74,7 @@ def stale(project: Project) -> set[str]:
 
 def test_the_summary_shows_models_verdict_and_where_to_look(first_run):
     _, said = first_run
-    for word in ("teacher", "first", "sft", "accuracy", "ECE", "trust", "report", "mlflow ui"):
+    for word in ("teacher", "first", "sft", "accuracy", "NLL at T", "AURC", "report", "mlflow ui"):
         assert word in said
     assert "firstkd-student v1 is promoted" in said
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file
@@ -86,6 +88,18 @@ def read_examples(path: Path) -> list[Example]:
 def read_all(paths: Iterable[Path]) -> list[Example]:
     """Read several files of examples, one after the other."""
     return [example for path in paths for example in read_examples(path)]
+
+
+def right_choices(examples: Sequence[Example], num_choices: int) -> NDArray[np.bool_]:
+    """Return [E, C], True at each choice whose text is the right answer's.
+
+    Some published questions list a choice twice: giving either is giving the answer.
+    """
+    is_right = np.zeros((len(examples), num_choices), dtype=bool)
+    for row, example in zip(is_right, examples, strict=True):
+        choices = example.choices or ()
+        row[: len(choices)] = [choice == choices[example.answer_index or 0] for choice in choices]
+    return is_right
 
 
 def common_choices(examples: Iterable[Example]) -> list[str] | None:

@@ -1,65 +1,59 @@
-"""Two models on the same questions: is a difference more than chance?"""
+"""A model's metrics, and the differences of two models' on the same questions, with intervals."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-from firstkd.measure.metrics import Bools, Floats, Predictions, expected_calibration_error
+from firstkd.measure.bootstrap import Counts, Draws, Estimate, Resampled, resample
+from firstkd.measure.metrics import METRICS, Floats, Predictions
+
+LIMITS = {"nll": (0.0, np.inf), "brier": (0.0, 2.0), "trust": (-1.0, 1.0)}
+"""What a metric's interval may not leave, if that is not 0 to 1."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """First − second, with its 95 % percentile bootstrap interval."""
+def summary(
+    model: Predictions, samples: int, seed: int, groups: NDArray[np.int64] | None = None
+) -> dict[str, Estimate]:
+    """Return each metric with its interval over decisions.
 
-    value: float
-    low: float
-    high: float
+    With `groups` [E], those of one group are drawn together: tokens of one text are not
+    independent of each other.
+    """
+    draws = Draws(len(model), samples, seed)
+    if groups is not None:
+        draws = Draws.grouped(groups, samples, seed)
+    found = resample(model.metrics, draws)
+    return {name: each.estimate(*LIMITS.get(name, (0, 1))) for name, each in found.items()}
 
-    @property
-    def sign(self) -> int:
-        """1 or −1 where the interval leaves 0 out, else 0."""
-        return int(self.low > 0) - int(self.high < 0)
 
-
-def paired_differences(
-    first: Predictions, second: Predictions, samples: int, seed: int
-) -> dict[str, Difference]:
-    """Return the differences in `accuracy` and `ece` of two models on the same decisions.
+def paired_changes(
+    first: Predictions,
+    second: Predictions,
+    samples: int,
+    seed: int,
+    names: Collection[str] = METRICS,
+) -> dict[str, Resampled]:
+    """Return these metrics of the first model less the second's, on the same decisions.
 
     Whole questions are drawn, so that both models are always compared on the same ones: what is
     hard for both cancels out, and the interval is narrower than those of the models suggest.
     """
-    size = len(first.gold_probability)
-    drawn = np.random.default_rng(seed).integers(size, size=(samples, size))
-    observed, resampled = (
-        _differences(first, second, chosen) for chosen in (np.arange(size), drawn)
-    )
-    found = {}
-    for name, value in observed.items():
-        low, high = np.percentile(resampled[name], [2.5, 97.5])
-        found[name] = Difference(float(value), float(low), float(high))
-    return found
+
+    def difference(counts: Counts) -> dict[str, Floats]:
+        theirs = second.metrics(counts, names)
+        return {name: ours - theirs[name] for name, ours in first.metrics(counts, names).items()}
+
+    return resample(difference, Draws(len(first), samples, seed))
 
 
-def _differences(
-    first: Predictions, second: Predictions, chosen: NDArray[np.int64]
-) -> dict[str, Floats]:
-    """Of the decisions `chosen` [..., E]."""
-    (accuracy, ece), (other_accuracy, other_ece) = (
-        (correct.mean(-1), expected_calibration_error(model.confidence[chosen], correct))
-        for model in (first, second)
-        for correct in [model.correct[chosen]]
-    )
-    return {"accuracy": accuracy - other_accuracy, "ece": ece - other_ece}
-
-
-def coverage_curve(confidence: Floats, correct: Bools) -> tuple[Floats, Floats]:
-    """Return coverage and accuracy [E] of a model that answers only its surest questions.
-
-    (El-Yaniv and Wiener 2010.) The i-th point answers the i + 1 surest; equal confidences keep
-    the questions' order.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    answered = np.arange(1, len(order) + 1)
-    return answered / len(order), np.cumsum(correct[order]) / answered
+def paired_differences(
+    first: Predictions,
+    second: Predictions,
+    samples: int,
+    seed: int,
+    names: Collection[str] = METRICS,
+) -> dict[str, Estimate]:
+    """Return the differences of `paired_changes` with their intervals."""
+    changes = paired_changes(first, second, samples, seed, names)
+    return {name: change.estimate() for name, change in changes.items()}

@@ -1,14 +1,16 @@
-"""The report's figures as SVG, in colours that follow the page's theme.
+"""All figures: as SVG for the report's page, and as PNG files for everything else.
 
-Text stays text, so that it is sharp and can be searched. Each figure is drawn at the width of a
-phone and scales up. Colours are those of the light theme (Okabe and Ito's, some darkened to a
-contrast of 3 : 1 on white); `to_svg` replaces them by the page's CSS variables, which has others
-for the dark one. Lines differ in dashes too, as there may be more of them than colours.
+Text of an SVG stays text, so that it is sharp and can be searched. Each figure is drawn at the
+width of a phone and scales up. Colours are Okabe and Ito's, which colour-blind readers can tell
+apart, some darkened to a contrast of 3 : 1 on white; `to_svg` replaces them by the page's CSS
+variables, which have others for the dark theme. Lines differ in dashes too, as there may be more
+of them than colours.
 """
 
 import io
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,8 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from firstkd.measure.comparison import coverage_curve
-from firstkd.measure.metrics import Predictions, reliability_bins
+from firstkd.files import atomic_file
+from firstkd.measure.metrics import Predictions, expected_calibration_error, reliability_bins
+from firstkd.measure.ranking import coverage_curve
 
 INK = "#1b1b1f"
 PAPER = "#fefefe"
@@ -39,30 +42,60 @@ STYLE: Any = {
 BINS = 10
 FEW = 10
 """Questions; the accuracy of fewer is noise."""
+COLUMNS = 4
+"""Of panels in a PNG."""
 
 
 def draw_reliability(raw: Predictions, calibrated: Predictions) -> str:
     """Accuracy by confidence, before and after the model's own temperature, over the counts."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4, 4.8), layout="constrained")
-        diagram, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        diagram.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2, label="honest")
-        both = {"as it is": raw, "at its own T": calibrated}
-        for number, (label, predictions) in enumerate(both.items()):
-            bins = reliability_bins(predictions.confidence, predictions.correct, BINS)
-            filled, color, marker = bins.count > 0, SERIES[1 - number], "os"[number]
-            style = {"color": color, "marker": marker, "markersize": 4.5}
-            diagram.plot(bins.confidence[filled], bins.accuracy[filled], **style, label=label)
-            few = filled & (bins.count < FEW)
-            hollow = {"linestyle": "", "markerfacecolor": PAPER}
-            diagram.plot(bins.confidence[few], bins.accuracy[few], **style, **hollow)
-            left = [(bin + 0.08 + 0.42 * number) / BINS for bin in range(BINS)]
-            counts.bar(left, bins.count, 0.42 / BINS, align="edge", color=color)
-        diagram.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="accuracy")  # 0 and 1 within
+        panel = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        _reliability(panel[0], panel[1], {"as it is": raw, "at its own T": calibrated})
         figure.legend(loc="outside upper center", ncols=3, columnspacing=1)
-        counts.set(xlabel="confidence", ylabel="questions")
-        counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         return to_svg(figure)
+
+
+def save_reliability(path: Path, diagrams: Mapping[str, Predictions]) -> None:
+    """Write a panel of accuracy by confidence, over the counts, for each of the entries."""
+    columns = min(COLUMNS, len(diagrams))
+    rows = -(-len(diagrams) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.4 * columns, 4.0 * rows), layout="constrained")
+        axes = figure.subplots(rows * 2, columns, squeeze=False, height_ratios=[3, 1] * rows)
+        for number, (title, predictions) in enumerate(diagrams.items()):
+            row, column = divmod(number, columns)
+            diagram, counts = axes[row * 2 : row * 2 + 2, column]
+            _reliability(diagram, counts, {title: predictions})
+            correct = predictions.correct
+            ece = float(expected_calibration_error(predictions.confidence, correct)[0])
+            numbers = f"ECE {ece:.3f}, accuracy {correct.mean():.3f}"
+            diagram.set_title(f"{title}\n{numbers}", fontsize=10)
+        for number in range(len(diagrams), rows * columns):
+            row, column = divmod(number, columns)
+            axes[row * 2, column].remove()
+            axes[row * 2 + 1, column].remove()
+        _save_png(figure, path)
+
+
+def _reliability(diagram: Axes, counts: Axes, readings: Mapping[str, Predictions]) -> None:
+    """Draw one or two readings of a model's confidence over their counts."""
+    diagram.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2, label="honest")
+    width = 0.84 / len(readings)
+    for number, (label, predictions) in enumerate(readings.items()):
+        bins = reliability_bins(predictions.confidence, predictions.correct, BINS)
+        filled, color, marker = bins.count > 0, SERIES[1 - number], "os"[number]
+        style: Any = {"color": color, "marker": marker, "markersize": 4.5}
+        diagram.plot(bins.confidence[filled], bins.accuracy[filled], **style, label=label)
+        few = filled & (bins.count < FEW)
+        hollow: Any = {"linestyle": "", "markerfacecolor": PAPER}
+        diagram.plot(bins.confidence[few], bins.accuracy[few], **style, **hollow)
+        left = [(bin + 0.08 + width * number) / BINS for bin in range(BINS)]
+        counts.bar(left, bins.count, width / BINS, align="edge", color=color)
+    # 0 and 1 within
+    diagram.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="accuracy")
+    counts.set(xlim=(0, 1), xlabel="confidence", ylabel="questions")
+    counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
 
 
 def draw_histogram(predictions: Predictions) -> str:
@@ -90,7 +123,8 @@ def draw_coverage(models: Mapping[str, Predictions]) -> str:
         figure, axes = _with_legend(models)
         for number, (name, predictions) in enumerate(models.items()):
             share, accuracy = coverage_curve(predictions.confidence, predictions.correct)
-            axes.plot(share[FEW - 1 :], accuracy[FEW - 1 :], label=name)
+            enough = share * len(predictions) >= FEW
+            axes.plot(share[enough], accuracy[enough], label=name)
             axes.lines[-1].set(**_line(number))
         axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy of what it answers")
         axes.set_xlabel("share of the questions it answers, surest first")
@@ -101,14 +135,24 @@ def draw_coverage(models: Mapping[str, Predictions]) -> str:
 def draw_concentration(splits: Mapping[str, Sequence[float]]) -> str:
     """Share of the teacher's probability that its top-1 … top-k tokens hold."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _with_legend(splits)
-        for number, (name, mass) in enumerate(splits.items()):
-            axes.plot(range(1, len(mass) + 1), mass, label=name, marker="os^D"[number % 4])
-            axes.lines[-1].set(**_line(number))
-        axes.set(ylim=(0, 1), xlabel="tokens kept", ylabel="probability they hold")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _add_legend(figure, splits)
-        return to_svg(figure)
+        return to_svg(_concentration(splits))
+
+
+def save_concentration(path: Path, splits: Mapping[str, Sequence[float]]) -> None:
+    """Write the figure of `draw_concentration`."""
+    with matplotlib.rc_context(STYLE):
+        _save_png(_concentration(splits), path)
+
+
+def _concentration(splits: Mapping[str, Sequence[float]]) -> Figure:
+    figure, axes = _with_legend(splits)
+    for number, (name, mass) in enumerate(splits.items()):
+        axes.plot(range(1, len(mass) + 1), mass, label=name, marker="os^D"[number % 4])
+        axes.lines[-1].set(**_line(number))
+    axes.set(ylim=(0, 1), xlabel="tokens kept", ylabel="probability they hold")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _add_legend(figure, splits)
+    return figure
 
 
 def draw_training(points: Sequence[Mapping[str, float]]) -> str:
@@ -145,6 +189,12 @@ def _with_legend(names: Mapping[str, object]) -> tuple[Figure, Axes]:
 
 def _add_legend(figure: Figure, names: Mapping[str, object]) -> None:
     figure.legend(loc="outside lower center", ncols=_legend_columns(names), handlelength=2.6)
+
+
+def _save_png(figure: Figure, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        # without its metadata the picture is the same bytes with every version's clock
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 
 def to_svg(figure: Figure) -> str:

@@ -1,10 +1,11 @@
-"""How good, and how honest: accuracy and calibration with bootstrap intervals.
+"""How good, and how honest: accuracy, calibration and ranking of a model's decisions.
 
-Legend: E decisions, K candidates, G bins. Every function takes E on the last axis of
-`confidence` and `correct`, so a bootstrap is one call on [samples, E].
+Legend: E decisions, K candidates, G bins, S samples of a bootstrap. Every metric takes how often
+each decision was drawn, counts [S, E], so that a bootstrap (firstkd/measure/bootstrap.py) is one
+call; without counts each decision counts once, and S is 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,81 +14,109 @@ from numpy.typing import NDArray
 from scipy.fft import dct, idct
 from scipy.special import softmax
 
+from firstkd.measure.ranking import Ranking
+
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
-Summary = dict[str, dict[str, float]]
-"""Of each metric `value`, `low` and `high`."""
+
+METRICS = (
+    "accuracy",
+    "mean_confidence",
+    "nll",
+    "brier",
+    "auroc",
+    "aurc",
+    "excess_aurc",
+    "accuracy_at_25",
+    "accuracy_at_50",
+    "accuracy_at_75",
+    "ece",
+    "ece_15",
+    "ece_equal_mass",
+    "ece_smooth",
+    "mce",
+    "trust",
+)
+"""Every metric; docs/method.md defines them."""
 
 
 @dataclass(frozen=True)
 class Bins:
-    """A reliability diagram's numbers, [..., G] each; empty bins have mean 0."""
+    """A reliability diagram's numbers, [G] each; empty bins have mean 0."""
 
-    count: Floats
+    count: NDArray[np.int64]
     confidence: Floats
     accuracy: Floats
 
 
 def reliability_bins(confidence: Floats, correct: Bools, num_bins: int = 10) -> Bins:
     """Equal-width bins of confidence, (i/G, (i+1)/G] (Guo et al. 2017, sec. 2)."""
-    bin_of = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
-    count = _sum_per_bin(bin_of, np.ones_like(confidence), num_bins)
+    bin_of = _bin_of(confidence, num_bins)
+    count = np.bincount(bin_of, minlength=num_bins)
     filled = np.maximum(count, 1)
     return Bins(
         count=count,
-        confidence=_sum_per_bin(bin_of, confidence, num_bins) / filled,
-        accuracy=_sum_per_bin(bin_of, correct, num_bins) / filled,
+        confidence=np.bincount(bin_of, confidence, num_bins) / filled,
+        accuracy=np.bincount(bin_of, correct, num_bins) / filled,
     )
 
 
-def _sum_per_bin(bin_of: NDArray[np.int64], values: Floats | Bools, num_bins: int) -> Floats:
-    """[..., G] sums of values [..., E] by their bin [..., E]."""
-    leading = bin_of.shape[:-1]
-    samples = int(np.prod(leading))
-    # one bincount for all bootstrap samples: each has its own range of bins
-    flat = (bin_of.reshape(samples, -1) + np.arange(samples)[:, None] * num_bins).ravel()
-    sums = np.bincount(flat, values.astype(np.float64).ravel(), minlength=samples * num_bins)
-    return np.asarray(sums, np.float64).reshape(*leading, num_bins)
+def expected_calibration_error(
+    confidence: Floats, correct: Bools, num_bins: int = 10, counts: Floats | None = None
+) -> Floats:
+    """[S] means over decisions of |accuracy − confidence| of their bin (Guo et al. 2017, eq. 3)."""
+    counts = _each_once(confidence) if counts is None else counts
+    gaps = _sums_by(_bin_of(confidence, num_bins), correct - confidence, counts)
+    return np.asarray(np.abs(gaps).sum(-1) / counts.sum(-1))
 
 
-def expected_calibration_error(confidence: Floats, correct: Bools, num_bins: int = 10) -> Floats:
-    """Mean over examples of |accuracy − confidence| of their bin (Guo et al. 2017, eq. 3)."""
-    bins = reliability_bins(confidence, correct, num_bins)
-    gap = np.abs(bins.accuracy - bins.confidence)
-    return np.asarray((bins.count * gap).sum(-1) / confidence.shape[-1])
+def maximum_calibration_error(
+    confidence: Floats, correct: Bools, num_bins: int = 10, counts: Floats | None = None
+) -> Floats:
+    """[S]: |accuracy − confidence| of the worst bin (Guo et al. 2017, eq. 5)."""
+    counts = _each_once(confidence) if counts is None else counts
+    bin_of = _bin_of(confidence, num_bins)
+    drawn = _sums_by(bin_of, np.ones(len(confidence)), counts)
+    gaps = _sums_by(bin_of, correct - confidence, counts)
+    return np.asarray(np.abs(gaps / np.maximum(drawn, 1)).max(-1))
 
 
-def maximum_calibration_error(confidence: Floats, correct: Bools, num_bins: int = 10) -> Floats:
-    """|accuracy − confidence| of the worst bin (Guo et al. 2017, eq. 5)."""
-    bins = reliability_bins(confidence, correct, num_bins)
-    return np.asarray(np.abs(bins.accuracy - bins.confidence).max(-1))
+def equal_mass_calibration_error(
+    confidence: Floats, correct: Bools, num_bins: int = 10, counts: Floats | None = None
+) -> Floats:
+    """[S] ECEs with bins of equally many decisions, give or take one (Nixon et al. 2019)."""
+    counts = _each_once(confidence) if counts is None else counts
+    order = confidence.argsort(kind="stable")
+    drawn, gap = counts[:, order], (correct - confidence)[order]
+    ends, sums = drawn.cumsum(-1), (drawn * gap).cumsum(-1)
+    size = ends[:, -1]
+    edges = np.ceil(np.arange(num_bins + 1) * size[:, None] / num_bins)
+    # within one decision that was drawn several times the sum of the gaps grows evenly
+    by_edge = [np.interp(*row) for row in zip(edges, _from_0(ends), _from_0(sums), strict=True)]
+    return np.asarray(np.abs(np.diff(by_edge, axis=-1)).sum(-1) / size)
 
 
-def equal_mass_calibration_error(confidence: Floats, correct: Bools, num_bins: int = 10) -> Floats:
-    """ECE with bins of equally many examples, give or take one (Nixon et al. 2019)."""
-    order = confidence.argsort(-1, kind="stable")
-    gap = np.take_along_axis(correct - confidence, order, -1)
-    size = confidence.shape[-1]
-    bin_of = np.broadcast_to(np.arange(size) * num_bins // size, gap.shape)
-    return np.asarray(np.abs(_sum_per_bin(bin_of, gap, num_bins)).sum(-1) / size)
-
-
-def smooth_calibration_error(confidence: Floats, correct: Bools, mesh: int = 512) -> Floats:
-    """smECE: no bins, but a Gaussian as wide as the error itself (Błasiok and Nakkiran 2023).
+def smooth_calibration_error(
+    confidence: Floats, correct: Bools, mesh: int = 512, counts: Floats | None = None
+) -> Floats:
+    """[S] smECEs: no bins, but a Gaussian as wide as the error (Błasiok and Nakkiran 2023).
 
     Reflected at 0 and 1, the Gaussian multiplies the residuals' cosine transform, so that all
     bootstrap samples are smoothed at once, each at its own width.
     """
+    counts = _each_once(confidence) if counts is None else counts
     cell = np.minimum((confidence * mesh).astype(np.int64), mesh - 1)
-    residual = _sum_per_bin(cell, correct - confidence, mesh) / confidence.shape[-1]
-    spectrum = dct(residual, norm="ortho")
+    filled, place = np.unique(cell, return_inverse=True)
+    residual = np.zeros((len(counts), mesh))
+    residual[:, filled] = _sums_by(place, correct - confidence, counts)
+    spectrum = dct(residual / counts.sum(-1, keepdims=True), norm="ortho")
     frequency = np.pi * np.arange(mesh)
 
     def error_at(width: Floats) -> Floats:
         smoothed = spectrum * np.exp(-np.square(frequency * width[..., None]) / 2)
         return np.asarray(np.abs(idct(smoothed, norm="ortho")).sum(-1))
 
-    low, high = np.zeros(confidence.shape[:-1]), np.ones(confidence.shape[:-1])
+    low, high = np.zeros(len(counts)), np.ones(len(counts))
     for _ in range(10):  # halvings, as in the authors' code: to 0.001
         middle = (low + high) / 2
         too_narrow = middle < error_at(middle)
@@ -95,33 +124,56 @@ def smooth_calibration_error(confidence: Floats, correct: Bools, mesh: int = 512
     return error_at(high)
 
 
+def _each_once(confidence: Floats) -> Floats:
+    return np.ones((1, len(confidence)))
+
+
+def _bin_of(confidence: Floats, num_bins: int) -> NDArray[np.int64]:
+    return np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+
+
+def _sums_by(bin_of: NDArray[np.int64], values: Floats, counts: Floats) -> Floats:
+    """[S, filled bins]: sums of values [E], each as often as it was drawn."""
+    order = bin_of.argsort(kind="stable")
+    starts = np.flatnonzero(np.diff(bin_of[order], prepend=-1))
+    return np.asarray(np.add.reduceat(counts[:, order] * values[order], starts, axis=-1))
+
+
+def _from_0(sums: Floats) -> Floats:
+    return np.pad(sums, ((0, 0), (1, 0)))
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities of the candidates of E decisions, and which candidate is right."""
+    """Probabilities of the candidates of E decisions, and which candidates are right."""
 
     probabilities: Floats
     """[E, K], 0 where there is no candidate; what is missing to 1 is the tail."""
     is_right: Bools
-    """[E, K], True at the right candidate, nowhere in a row where that is in the tail."""
+    """[E, K], nowhere in a row if what is right is in the tail."""
     gold_probability: Floats
-    """[E] of what is right, candidate or not."""
+    """[E] of what is right, candidate or not; of all that are right together."""
 
     @classmethod
-    def of_choices(cls, scores: Floats, answer_index: NDArray[np.int64]) -> Self:
-        """From choice scores [E, C] (−inf where there is no choice) by softmax."""
+    def of_choices(cls, scores: Floats, is_right: Bools) -> Self:
+        """From choice scores [E, C] (−inf where there is no choice) by softmax.
+
+        Several choices are right if their texts are the same: whichever is chosen, the answer is.
+        """
         probabilities = softmax(scores.astype(np.float64), axis=-1)
-        is_right = np.arange(scores.shape[-1]) == answer_index[:, None]
-        return cls(probabilities, is_right, probabilities[is_right])
+        return cls(probabilities, is_right, (probabilities * is_right).sum(-1))
 
     @classmethod
-    def of_answer_tokens(cls, logprobs: Floats, answer_index: NDArray[np.int64]) -> Self:
+    def of_answer_tokens(cls, logprobs: Floats, is_right: Bools) -> Self:
         """From log-probabilities [E, C] over the vocabulary, of answers that are one token each.
 
         The published evaluation's reading of confidence: other tokens keep their share.
         """
         probabilities = np.exp(logprobs.astype(np.float64))
-        is_right = np.arange(logprobs.shape[-1]) == answer_index[:, None]
-        return cls(probabilities, is_right, probabilities[is_right])
+        return cls(probabilities, is_right, (probabilities * is_right).sum(-1))
+
+    def __len__(self) -> int:
+        return len(self.gold_probability)
 
     @property
     def predicted_index(self) -> NDArray[np.int64]:
@@ -135,79 +187,59 @@ class Predictions:
     def correct(self) -> Bools:
         return np.take_along_axis(self.is_right, self.predicted_index[:, None], -1)[:, 0]
 
-    def summary(
-        self, bootstrap_samples: int, seed: int, groups: NDArray[np.int64] | None = None
-    ) -> Summary:
-        """Each metric's value with its 95 % percentile bootstrap interval over decisions.
-
-        With `groups` [E], those of one group are drawn together: tokens of one text are not
-        independent of each other.
-        """
-        size = len(self.gold_probability)
-        if groups is None:
-            draws = _draws(size, bootstrap_samples, seed)
-        else:
-            draws = _draws_of_groups(groups, bootstrap_samples, seed)
-        resampled = [self.metrics(chosen) for chosen in draws]
-        summary = {}
-        for name, value in self.metrics(np.arange(size)).items():
-            values = np.concatenate([np.atleast_1d(found[name]) for found in resampled])
-            low, high = np.percentile(values, [2.5, 97.5])
-            summary[name] = {"value": float(value), "low": float(low), "high": float(high)}
-        return summary
-
-    def values(self) -> dict[str, float]:
-        """Each metric's value alone."""
-        every = np.arange(len(self.gold_probability))
-        return {name: float(value) for name, value in self.metrics(every).items()}
-
-    def metrics(self, chosen: NDArray[np.int64]) -> dict[str, Floats]:
-        """Each metric [...] of the decisions `chosen` [..., E]."""
-        confidence, correct = self.confidence[chosen], self.correct[chosen]
-        accuracy = correct.mean(-1)
-        ece = expected_calibration_error(confidence, correct)
-        return {
-            "accuracy": accuracy,
-            "mean_confidence": confidence.mean(-1),
-            "ece": ece,
-            "ece_15": expected_calibration_error(confidence, correct, num_bins=15),
-            "ece_equal_mass": equal_mass_calibration_error(confidence, correct),
-            "ece_smooth": smooth_calibration_error(confidence, correct),
-            "mce": maximum_calibration_error(confidence, correct),
-            "brier": self._squared_error()[chosen].mean(-1),
-            "nll": -np.log(np.maximum(self.gold_probability, 1e-30))[chosen].mean(-1),
-            # our own summary in one number: accuracy less what the confidence misstates
-            "trust": accuracy - ece,
-        }
-
-    def _squared_error(self) -> Floats:
-        """Brier score per decision, the tail as one more candidate."""
+    @property
+    def squared_error(self) -> Floats:
+        """[E]: Brier scores, the tail as one more candidate, and all that are right as one."""
         tail = 1 - self.probabilities.sum(-1)
         tail_is_right = ~self.is_right.any(-1)
-        candidates = np.square(self.probabilities - self.is_right).sum(-1)
-        return np.asarray(candidates + np.square(tail - tail_is_right))
-
-
-BLOCK = 2**22
-"""Decisions resampled at a time: so many fit into memory."""
-
-
-def _draws(size: int, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Indices [samples, size] with replacement, in blocks of samples."""
-    generator = np.random.default_rng(seed)
-    rows = max(1, BLOCK // size)
-    for start in range(0, samples, rows):
-        yield generator.integers(size, size=(min(rows, samples - start), size))
-
-
-def _draws_of_groups(
-    groups: NDArray[np.int64], samples: int, seed: int
-) -> Iterator[NDArray[np.int64]]:
-    """Indices of the members of as many groups as there are, drawn with replacement."""
-    generator = np.random.default_rng(seed)
-    ends = np.unique_counts(groups).counts.cumsum()
-    members = np.split(groups.argsort(kind="stable"), ends[:-1])
-    for _ in range(samples):
-        yield np.concatenate(
-            [members[i] for i in generator.integers(len(members), size=len(members))]
+        right = (self.probabilities * self.is_right).sum(-1)
+        wrong = np.square(self.probabilities * ~self.is_right).sum(-1)
+        return np.asarray(
+            wrong + np.square(right - ~tail_is_right) + np.square(tail - tail_is_right)
         )
+
+    @property
+    def negative_log_likelihood(self) -> Floats:
+        return np.asarray(-np.log(np.maximum(self.gold_probability, 1e-30)))
+
+    def values(self) -> dict[str, float]:
+        """Each metric's value."""
+        once = np.ones((1, len(self)))
+        return {name: float(value[0]) for name, value in self.metrics(once).items()}
+
+    def metrics(self, counts: Floats, names: Collection[str] = METRICS) -> dict[str, Floats]:
+        """These metrics [S] of the decisions, drawn as often as `counts` [S, E] says."""
+        both = self.confidence, self.correct
+        ranking = Ranking.of(*both, counts)
+
+        def mean(values: Floats) -> Floats:
+            return np.asarray((counts * values).sum(-1) / ranking.size_S)
+
+        def ece(num_bins: int = 10) -> Floats:
+            return expected_calibration_error(*both, num_bins, counts)
+
+        every: dict[str, Callable[[], Floats]] = {
+            "accuracy": lambda: ranking.accuracy_S,
+            "mean_confidence": lambda: mean(self.confidence),
+            "nll": lambda: mean(self.negative_log_likelihood),
+            "brier": lambda: mean(self.squared_error),
+            "auroc": ranking.auroc,
+            "aurc": ranking.aurc,
+            "excess_aurc": ranking.excess_aurc,
+            "accuracy_at_25": lambda: ranking.accuracy_at(0.25),
+            "accuracy_at_50": lambda: ranking.accuracy_at(0.5),
+            "accuracy_at_75": lambda: ranking.accuracy_at(0.75),
+            "ece": ece,
+            "ece_15": lambda: ece(15),
+            "ece_equal_mass": lambda: equal_mass_calibration_error(*both, counts=counts),
+            "ece_smooth": lambda: smooth_calibration_error(*both, counts=counts),
+            "mce": lambda: maximum_calibration_error(*both, counts=counts),
+            # our own summary in one number: accuracy less what the confidence misstates
+            "trust": lambda: ranking.accuracy_S - ece(),
+        }
+        return {name: every[name]() for name in names}
+
+
+def one_right(answer_index: NDArray[np.int64], num_choices: int) -> Bools:
+    """[E, C], True at each answer's index alone."""
+    return np.asarray(np.arange(num_choices) == answer_index[:, None])

@@ -8,6 +8,7 @@ and what terms compare a student with.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
 from firstkd.models.needs import Needs
 from firstkd.section import Section
@@ -75,8 +76,14 @@ class Signal(Section):
         """Return how many records a question has."""
         raise NotImplementedError
 
-    def right(self, questions: Sequence[Question]) -> "Tensor":
-        """Return per decision of these questions which candidate or token is right."""
+    def decisions_of(self, question: Question) -> int:
+        """Return how many decisions a question's records are."""
+        return self.records_of(question)
+
+    def is_right(
+        self, decisions: "Knowledge", examples: Sequence[Example], questions: Sequence[Question]
+    ) -> "Tensor":
+        """Return [R, K], True at each right candidate of these questions' decisions."""
         raise NotImplementedError
 
 

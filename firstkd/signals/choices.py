@@ -6,6 +6,7 @@ Choices are strings, so that this signal teaches students with any tokenizer.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from firstkd.data.examples import Example, right_choices
 from firstkd.data.prompts import Question
 from firstkd.models.needs import Needs
 from firstkd.section import Name
@@ -43,8 +44,13 @@ class Choices(CapturedSignal):
     def records_of(self, question: Question) -> int:
         return records_of_choices(question)
 
-    def right(self, questions: Sequence[Question]) -> "Tensor":
-        return right_choices(questions)
+    def decisions_of(self, question: Question) -> int:
+        return int(self.records_of(question) > 0)
+
+    def is_right(
+        self, decisions: "Knowledge", examples: Sequence[Example], questions: Sequence[Question]
+    ) -> "Tensor":
+        return is_right_choice(decisions, examples)
 
 
 def choice_layout() -> "Layout":
@@ -84,7 +90,8 @@ def records_of_choices(question: Question) -> int:
     return len(question.responses) if len(question.responses) > 1 else 0
 
 
-def right_choices(questions: Sequence[Question]) -> "Tensor":
+def is_right_choice(decisions: "Knowledge", examples: Sequence[Example]) -> "Tensor":
     import torch
 
-    return torch.tensor([q.gold for q in questions if len(q.responses) > 1])
+    decided = [example for example in examples if len(example.choices or ()) > 1]
+    return torch.from_numpy(right_choices(decided, decisions.top_ids.shape[1]))

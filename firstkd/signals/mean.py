@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.section import Name
@@ -17,8 +18,8 @@ from firstkd.signals.base import CombinedSignal, Facts, Signal
 from firstkd.signals.choices import (
     choice_decisions,
     choice_layout,
+    is_right_choice,
     records_of_choices,
-    right_choices,
 )
 
 if TYPE_CHECKING:
@@ -75,5 +76,10 @@ class Mean(CombinedSignal):
     def records_of(self, question: Question) -> int:
         return records_of_choices(question)
 
-    def right(self, questions: Sequence[Question]) -> "Tensor":
-        return right_choices(questions)
+    def decisions_of(self, question: Question) -> int:
+        return int(self.records_of(question) > 0)
+
+    def is_right(
+        self, decisions: "Knowledge", examples: Sequence[Example], questions: Sequence[Question]
+    ) -> "Tensor":
+        return is_right_choice(decisions, examples)

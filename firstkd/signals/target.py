@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from firstkd.data.packing import Batch
-from firstkd.recalibration.kinds import Recalibration
+from firstkd.recalibration.base import Recalibration
 from firstkd.signals.base import Signal
 from firstkd.signals.store import SignalStore
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
 from firstkd.errors import ConfigError
 from firstkd.section import Name, Section, Share
@@ -122,8 +123,10 @@ class Tokens(CapturedSignal):
     def records_of(self, question: Question) -> int:
         return 0 if question.gold is None else len(question.responses[question.gold])
 
-    def right(self, questions: Sequence[Question]) -> "Tensor":
+    def is_right(
+        self, decisions: "Knowledge", examples: Sequence[Example], questions: Sequence[Question]
+    ) -> "Tensor":
         import torch
 
         right = [q.responses[q.gold] for q in questions if q.gold is not None]
-        return torch.tensor([token for response in right for token in response])
+        return decisions.is_right(torch.tensor([token for ids in right for token in ids]))

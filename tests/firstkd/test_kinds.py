@@ -16,7 +16,7 @@ from firstkd.data.packing import pack
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
 from firstkd.models.folders import load_tokenizer
-from firstkd.recalibration.kinds import Identity
+from firstkd.recalibration.none import Identity
 from firstkd.signals import kinds as signal_kinds
 from firstkd.signals.base import CombinedSignal
 from firstkd.signals.capture import Capture
@@ -142,7 +142,7 @@ def test_a_signal_is_what_the_dense_model_says(world, name):
                 expected.append(dense_scores(world.teacher, question, world.size).softmax(-1))
             if signal.decides == "token":
                 expected += dense_right(world.teacher, question, world.size).exp()
-    assert len(decisions) == len(expected) == len(signal.right(world.questions))
+    assert len(decisions) == len(expected) == sum(map(signal.decisions_of, world.questions))
     width = decisions.top_ids.shape[1]
     for ids, logprobs, dense in zip(
         decisions.top_ids, decisions.top_logprobs.double(), expected, strict=True

@@ -5,6 +5,7 @@ A student of n epochs answers ten questions in each of them right.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
 QUESTIONS = 60
+CHOICES = 4
+TEMPERATURE = 2.0
 SETS = ("test", "openbookqa")
+RANKING = ("auroc", "aurc", "excess_aurc", *(f"accuracy_at_{share}" for share in (25, 50, 75)))
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
     "0000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
@@ -49,30 +53,42 @@ def train(out: Path, stage: str, epochs: int) -> None:
 def evaluate(model: str) -> None:
     right = min(QUESTIONS, 10 * params["distill"]["epochs"])
     out = folder("evaluate", model)
-    ids = [f"q{i}" for i in range(QUESTIONS)]
     correct = [i < right for i in range(QUESTIONS)]
+    answers = [i % CHOICES for i in range(QUESTIONS)]
+    given = [
+        a if is_right else (a + 1) % CHOICES for a, is_right in zip(answers, correct, strict=True)
+    ]
+    confidence = max(0.3, right / QUESTIONS - 0.05)  # so the ECE is 0.05
+    others = (1 - confidence) / (CHOICES - 1)
+    scores = [
+        [TEMPERATURE * math.log(confidence if i == g else others) for i in range(CHOICES)]
+        for g in given
+    ]
     tables = [
         pa.table(
             {
                 "set": [name] * QUESTIONS,
-                "id": ids,
-                "answer_index": [0] * QUESTIONS,
-                "predicted_index": [0 if is_right else 1 for is_right in correct],
+                "id": [f"q{i}" for i in range(QUESTIONS)],
+                "answer": [f"answer {a}" for a in answers],
+                "answer_index": answers,
+                "is_right": [[i == a for i in range(CHOICES)] for a in answers],
+                "predicted_index": given,
                 "confidence": [0.9] * QUESTIONS,
-                "calibrated_confidence": [right / QUESTIONS - 0.05] * QUESTIONS,  # ECE 0.05
+                "calibrated_confidence": [confidence] * QUESTIONS,
                 "correct": correct,
+                "scores": scores,
             }
         )
         for name in SETS
     ]
     pq.write_table(pa.concat_tables(tables), out / "predictions.parquet")
-    names = ("ece", "ece_15", "brier", "nll", "trust", "mean_confidence")
+    names = ("ece", "ece_15", "brier", "nll", "trust", "mean_confidence", *RANKING)
     raw = {name: {"value": 0.4, "low": 0.3, "high": 0.5} for name in names}
     calibrated = {name: {"value": 0.05, "low": 0.01, "high": 0.1} for name in names}
     share = right / QUESTIONS
-    raw["accuracy"] = calibrated["accuracy"] = {"value": share, "low": 0.0, "high": 1.0}
+    raw["accuracy"] = calibrated["accuracy"] = {"value": share, "low": share - 0.1, "high": 1.0}
     sets = {name: {"examples": QUESTIONS, "raw": raw, "calibrated": calibrated} for name in SETS}
-    metrics = {"parameters": 1000, "bytes": 2000, "temperature": 2.0, "sets": sets}
+    metrics = {"parameters": 1000, "bytes": 2000, "temperature": TEMPERATURE, "sets": sets}
     (out / "metrics.json").write_text(json.dumps(metrics))
     (out / "calibration.json").write_text('{"temperature": 2.0}')
 

@@ -1,6 +1,7 @@
 """Who is in charge, on a real registry: decisions, crashes, rollbacks, two at once."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,12 @@ from flows.tracking import Tracking, open_tracking
 from flows.workspace import Workspace
 from tests.flows.projects import REPOSITORY, change, git
 
-QUESTIONS = 100
+QUESTIONS, CHOICES = 100, 4
+NOTHING_BUT_ACCURACY = {
+    "max_nll_increase": 1.0,
+    "max_brier_increase": 1.0,
+    "max_aurc_increase": 1.0,
+}
 WRITES = (
     "log_dict",
     "set_model_version_tag",
@@ -57,18 +63,12 @@ def make(tracking: Tracking, settings: Settings, tmp_path: Path) -> Make:
         folder.mkdir(parents=True)
         counts = {"test": right, "openbookqa": elsewhere}
         pd.concat(
-            pd.DataFrame(
-                {
-                    "set": set_name,
-                    "id": [f"q{i}" for i in range(QUESTIONS)],
-                    "correct": [i < count for i in range(QUESTIONS)],
-                    "calibrated_confidence": 0.5,
-                }
-            )
-            for set_name, count in counts.items()
+            [answers(set_name, count) for set_name, count in counts.items()], ignore_index=True
         ).to_parquet(folder / "predictions.parquet")
-        calibrated = {"accuracy": {"value": right / QUESTIONS}, "ece": {"value": 0.05}}
-        metrics = {"sets": {"test": {"calibrated": calibrated}}}
+        share = right / QUESTIONS
+        accuracy = {"value": share, "low": share - 0.1, "high": share + 0.1}
+        calibrated = {"accuracy": accuracy, "ece": {"value": 0.05}}
+        metrics = {"temperature": 1.0, "sets": {"test": {"calibrated": calibrated}}}
         (folder / "metrics.json").write_text(json.dumps(metrics))
         client.log_artifacts(run_id, str(folder), "evaluation")
         tags = {"test_sha256": test, "test_accuracy": "0.5", "git_commit": "none"}
@@ -79,9 +79,28 @@ def make(tracking: Tracking, settings: Settings, tmp_path: Path) -> Make:
 
 @pytest.fixture
 def lenient(settings: Settings) -> Settings:
-    """Settings under which accuracy alone decides: ECE here is all chance."""
-    limits = settings.promote.model_copy(update={"max_ece_increase": 1.0})
+    """Settings under which accuracy alone decides."""
+    limits = settings.promote.model_copy(update=NOTHING_BUT_ACCURACY)
     return settings.model_copy(update={"promote": limits})
+
+
+def answers(set_name: str, count: int) -> pd.DataFrame:
+    """Of a model that is half sure of all it says, and right in the first `count` questions."""
+    rows = []
+    for i in range(QUESTIONS):
+        answer = i % CHOICES
+        given = answer if i < count else (answer + 1) % CHOICES
+        rows.append(
+            {
+                "set": set_name,
+                "id": f"q{i}",
+                "answer": f"answer {answer}",
+                "answer_index": answer,
+                "is_right": [choice == answer for choice in range(CHOICES)],
+                "scores": [math.log(3.0) if choice == given else 0.0 for choice in range(CHOICES)],
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def in_charge(tracking: Tracking, settings: Settings) -> dict[str, str]:
@@ -335,7 +354,8 @@ def test_two_promotions_at_once_cannot_both_win(
     folders: int,
 ) -> None:
     """Each is better than the champion, and neither may follow the other."""
-    change(project.root, "promote", "max_ece_increase", 1.0)
+    for key, limit in NOTHING_BUT_ACCURACY.items():
+        change(project.root, "promote", key, limit)
     promote(project, lenient, tracking, make(50, elsewhere=50))
     make(60, elsewhere=50)
     make(50, elsewhere=60)

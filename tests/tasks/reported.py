@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
 from firstkd.data.examples import Example, write_examples
-from firstkd.measure.metrics import Predictions
+from firstkd.measure.comparison import summary
+from firstkd.measure.metrics import Predictions, one_right
+from tasks.scores import plain
 from tests.tiny import REPOSITORY
 
 SETS = {"test": 120, "elsewhere": 40}
@@ -80,17 +82,20 @@ def write_evaluation(
         right = answers[test_set]
         scores = draw.normal(size=(len(right), len(CHOICES)))
         scores[np.arange(len(right)), right] += skill
-        raw = Predictions.of_choices(3 * scores, right)
-        calibrated = Predictions.of_choices(3 * scores / temperature, right)
+        is_right = one_right(right, len(CHOICES))
+        raw = Predictions.of_choices(3 * scores, is_right)
+        calibrated = Predictions.of_choices(3 * scores / temperature, is_right)
         sets[test_set] = {
             "examples": len(right),
-            "raw": raw.summary(200, 0),
-            "calibrated": calibrated.summary(200, 0),
+            "raw": plain(summary(raw, 200, 0)),
+            "calibrated": plain(summary(calibrated, 200, 0)),
         }
         columns = {
             "set": [test_set] * len(right),
             "id": [f"{test_set}/{i}" for i in range(len(right))],
+            "answer": [CHOICES[index] for index in right],
             "answer_index": right,
+            "is_right": is_right.tolist(),
             "predicted_index": raw.predicted_index,
             "confidence": raw.confidence,
             "calibrated_confidence": calibrated.confidence,

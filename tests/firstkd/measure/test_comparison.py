@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from firstkd.measure.comparison import coverage_curve, paired_differences
-from firstkd.measure.metrics import Predictions
+from firstkd.measure.comparison import paired_differences
+from firstkd.measure.metrics import Predictions, one_right
 
 
 def model(seed: int, size: int, skill: float) -> Predictions:
     draw = np.random.default_rng(seed)
     scores = draw.normal(size=(size, 4))
     scores[:, 0] += skill
-    return Predictions.of_choices(scores, np.zeros(size, dtype=np.int64))
+    return Predictions.of_choices(scores, one_right(np.zeros(size, dtype=np.int64), 4))
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
@@ -33,9 +33,9 @@ def test_difference_is_that_of_the_metrics_and_its_sign_is_told_once_it_is_sure(
 def test_pairing_narrows_the_interval_of_models_that_fail_together() -> None:
     hard = np.arange(400) % 2 == 0
     scores = np.where(hard, -2.0, 2.0)[:, None] * np.array([1.0, 0.0])
-    first = Predictions.of_choices(scores, np.zeros(400, dtype=np.int64))
+    first = Predictions.of_choices(scores, one_right(np.zeros(400, dtype=np.int64), 2))
     scores[:10] *= -1
-    second = Predictions.of_choices(scores, np.zeros(400, dtype=np.int64))
+    second = Predictions.of_choices(scores, one_right(np.zeros(400, dtype=np.int64), 2))
     found = paired_differences(first, second, samples=500, seed=0)["accuracy"]
     assert found.high - found.low < 0.05  # each alone: 0.10
 
@@ -49,11 +49,3 @@ def test_interval_of_a_difference_agrees_with_scipy() -> None:
     ).confidence_interval
     assert found.low == pytest.approx(reference.low, abs=0.006)
     assert found.high == pytest.approx(reference.high, abs=0.006)
-
-
-def test_coverage_ends_at_the_accuracy_and_starts_with_the_surest() -> None:
-    confidence = np.array([0.2, 0.9, 0.5, 0.7])
-    correct = np.array([False, True, False, True])
-    share, accuracy = coverage_curve(confidence, correct)
-    assert share.tolist() == [0.25, 0.5, 0.75, 1.0]
-    assert accuracy.tolist() == pytest.approx([1, 1, 2 / 3, 0.5])

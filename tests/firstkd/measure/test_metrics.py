@@ -7,12 +7,14 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from firstkd.measure import metrics
+from firstkd.measure.comparison import summary
 from firstkd.measure.metrics import (
+    METRICS,
     Predictions,
     equal_mass_calibration_error,
     expected_calibration_error,
     maximum_calibration_error,
+    one_right,
     reliability_bins,
     smooth_calibration_error,
 )
@@ -22,7 +24,7 @@ from firstkd.measure.metrics import (
 def predictions():
     generator = np.random.default_rng(0)
     return Predictions.of_choices(
-        generator.normal(size=(500, 4)) * 2, generator.integers(4, size=500)
+        generator.normal(size=(500, 4)) * 2, one_right(generator.integers(4, size=500), 4)
     )
 
 
@@ -33,7 +35,7 @@ def test_ece_agrees_with_torchmetrics(predictions, num_bins):
         torch.tensor(predictions.probabilities), answers, num_classes=4, n_bins=num_bins
     )
     ours = expected_calibration_error(predictions.confidence, predictions.correct, num_bins)
-    assert float(ours) == pytest.approx(float(expected), abs=1e-6)
+    assert float(ours[0]) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_mce_agrees_with_torchmetrics(predictions):
@@ -42,7 +44,7 @@ def test_mce_agrees_with_torchmetrics(predictions):
         torch.tensor(predictions.probabilities), answers, num_classes=4, n_bins=10, norm="max"
     )
     ours = maximum_calibration_error(predictions.confidence, predictions.correct)
-    assert float(ours) == pytest.approx(float(expected), abs=1e-6)
+    assert float(ours[0]) == pytest.approx(float(expected), abs=1e-6)
 
 
 @pytest.mark.parametrize("sharpness", [0.2, 1.0, 4.0])
@@ -52,28 +54,29 @@ def test_smooth_ece_agrees_with_its_authors_code(sharpness):
     odds = sharpness * np.log(confidence / (1 - confidence))
     correct = generator.random(2000) < 1 / (1 + np.exp(-odds))
     expected = relplot.smECE(confidence, correct.astype(float))
-    assert float(smooth_calibration_error(confidence, correct)) == pytest.approx(expected, abs=2e-3)
+    ours = smooth_calibration_error(confidence, correct)[0]
+    assert ours == pytest.approx(expected, abs=2e-3)
 
 
 def test_equal_mass_ece_agrees_with_scikit_learn(predictions):
     confidence, correct = predictions.confidence, predictions.correct
     accuracy, mean = calibration_curve(correct, confidence, n_bins=10, strategy="quantile")
     ours = equal_mass_calibration_error(confidence, correct)  # 500 examples: 50 in each bin
-    assert float(ours) == pytest.approx(np.abs(accuracy - mean).mean(), abs=1e-9)
+    assert float(ours[0]) == pytest.approx(np.abs(accuracy - mean).mean(), abs=1e-9)
 
 
 def test_a_hand_worked_equal_mass_ece():
     confidence, correct = np.array([0.9, 0.5, 0.7, 0.6]), np.array([True, False, True, True])
     expected = 0.5 * abs(0.5 - 0.55) + 0.5 * abs(1 - 0.8)
     found = equal_mass_calibration_error(confidence, correct, num_bins=2)
-    assert float(found) == pytest.approx(expected)
+    assert float(found[0]) == pytest.approx(expected)
 
 
 def test_the_two_readings_of_confidence():
     # the answer tokens hold 0.6 of the vocabulary's mass: 0.4 is 0.4 of it, and 2/3 of the choices
     logprobs = np.log([[0.4, 0.2]])
-    over_vocabulary = Predictions.of_answer_tokens(logprobs, np.array([1]))
-    over_choices = Predictions.of_choices(logprobs, np.array([1]))
+    over_vocabulary = Predictions.of_answer_tokens(logprobs, np.array([[False, True]]))
+    over_choices = Predictions.of_choices(logprobs, np.array([[False, True]]))
     assert over_vocabulary.confidence[0] == pytest.approx(0.4)
     assert over_choices.confidence[0] == pytest.approx(2 / 3)
     assert over_vocabulary.values()["nll"] == pytest.approx(-np.log(0.2))
@@ -93,29 +96,33 @@ def test_a_hand_worked_ece():
     confidence = np.array([0.55, 0.6, 0.95, 1.0])
     correct = np.array([True, True, True, False])
     expected = 0.5 * abs(1 - 0.575) + 0.5 * abs(0.5 - 0.975)
-    assert float(expected_calibration_error(confidence, correct)) == pytest.approx(expected)
+    assert float(expected_calibration_error(confidence, correct)[0]) == pytest.approx(expected)
 
 
-def test_a_bootstrap_is_one_call(predictions):
+def test_counts_are_decisions_that_come_several_times(predictions):
     chosen = np.random.default_rng(1).integers(500, size=(3, 500))
-    confidence, correct = predictions.confidence[chosen], predictions.correct[chosen]
-    for error in (
-        expected_calibration_error,
-        equal_mass_calibration_error,
-        smooth_calibration_error,
-        maximum_calibration_error,
-    ):
-        alone = [error(c, k) for c, k in zip(confidence, correct, strict=True)]
-        np.testing.assert_allclose(error(confidence, correct), alone)
+    counts = np.stack([np.bincount(rows, minlength=500) for rows in chosen]).astype(float)
+    together = predictions.metrics(counts)
+    assert tuple(together) == METRICS
+    for number, rows in enumerate(chosen):
+        parts = vars(predictions).values()
+        alone = Predictions(*(part[rows] for part in parts)).values()
+        found = {name: float(values[number]) for name, values in together.items()}
+        assert found == pytest.approx(alone, abs=1e-9)
 
 
-def test_a_bootstrap_in_blocks_has_the_same_intervals(predictions, monkeypatch):
-    whole = predictions.summary(bootstrap_samples=1000, seed=0)
-    monkeypatch.setattr(metrics, "BLOCK", 3 * 500)
-    blocks = predictions.summary(bootstrap_samples=1000, seed=0)
-    for name, found in whole.items():
-        assert blocks[name]["value"] == found["value"]
-        assert blocks[name]["low"] == pytest.approx(found["low"], abs=0.01)
+def test_only_the_metrics_asked_for_are_computed(predictions):
+    once = np.ones((1, 500))
+    assert predictions.metrics(once, ["aurc", "nll"]).keys() == {"aurc", "nll"}
+
+
+def test_an_answer_in_the_words_of_the_right_one_is_right():
+    """Choices a, b, b, of which the third is marked right: the second is it as well."""
+    scores = np.log([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]])
+    found = Predictions.of_choices(scores, np.array([[False, True, True]] * 2))
+    assert found.correct.tolist() == [True, False]
+    assert found.gold_probability == pytest.approx([0.8, 0.4])
+    assert found.squared_error == pytest.approx([0.2**2 + 0.2**2, 0.6**2 + 0.6**2])
 
 
 def test_groups_are_drawn_together(predictions):
@@ -125,7 +132,7 @@ def test_groups_are_drawn_together(predictions):
         predictions.is_right[groups],
         predictions.gold_probability[groups],
     )
-    grouped = alike.summary(bootstrap_samples=4000, seed=0, groups=groups[::-1])["accuracy"]
+    grouped = summary(alike, 4000, 0, groups=groups[::-1])["accuracy"]
     reference = bootstrap(
         (alike.correct[::5].astype(float),),
         np.mean,
@@ -133,14 +140,14 @@ def test_groups_are_drawn_together(predictions):
         method="percentile",
         rng=np.random.default_rng(5),
     ).confidence_interval
-    assert grouped["low"] == pytest.approx(reference.low, abs=0.015)
-    assert grouped["high"] == pytest.approx(reference.high, abs=0.015)
-    alone = alike.summary(bootstrap_samples=4000, seed=0, groups=np.arange(500))["accuracy"]
-    assert alone["high"] - alone["low"] < 0.6 * (grouped["high"] - grouped["low"])
+    assert grouped.low == pytest.approx(reference.low, abs=0.015)
+    assert grouped.high == pytest.approx(reference.high, abs=0.015)
+    alone = summary(alike, 4000, 0, groups=np.arange(500))["accuracy"]
+    assert alone.high - alone.low < 0.6 * (grouped.high - grouped.low)
 
 
 def test_intervals_agree_with_scipy(predictions):
-    found = predictions.summary(bootstrap_samples=4000, seed=0)["accuracy"]
+    found = summary(predictions, 4000, 0)["accuracy"]
     reference = bootstrap(
         (predictions.correct.astype(float),),
         np.mean,
@@ -148,15 +155,15 @@ def test_intervals_agree_with_scipy(predictions):
         method="percentile",
         rng=np.random.default_rng(5),
     ).confidence_interval
-    assert found["low"] == pytest.approx(reference.low, abs=0.005)
-    assert found["high"] == pytest.approx(reference.high, abs=0.005)
+    assert found.low == pytest.approx(reference.low, abs=0.005)
+    assert found.high == pytest.approx(reference.high, abs=0.005)
 
 
 def test_calibrated_predictions_have_little_error():
     generator = np.random.default_rng(0)
     confidence = generator.random(50_000)
     correct = generator.random(50_000) < confidence
-    assert float(expected_calibration_error(confidence, correct)) < 0.01
+    assert float(expected_calibration_error(confidence, correct)[0]) < 0.01
 
 
 def test_the_tail_counts_as_a_candidate():

@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from firstkd.recalibration.kinds import Temperature
+from firstkd.recalibration.temperature import Temperature
 from firstkd.signals.knowledge import Knowledge
 from firstkd.terms.divergences import choice_kl, choice_scores, sparse_kl
 

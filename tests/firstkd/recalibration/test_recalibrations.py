@@ -8,20 +8,16 @@ from sklearn.calibration import _SigmoidCalibration
 
 from firstkd.errors import ArtifactError
 from firstkd.measure.metrics import expected_calibration_error
-from firstkd.recalibration.kinds import (
-    RECALIBRATIONS,
-    Identity,
-    Isotonic,
-    LabelSmoothing,
-    Paper,
-    Platt,
-    Temperature,
-    VocabularyTemperature,
-    from_json,
-    temperature_interval,
-    to_json,
-)
+from firstkd.recalibration.isotonic import Isotonic
+from firstkd.recalibration.label_smoothing import LabelSmoothing
+from firstkd.recalibration.none import Identity
+from firstkd.recalibration.paper import Paper
+from firstkd.recalibration.platt import Platt
+from firstkd.recalibration.search import minimise_over_log
 from firstkd.recalibration.settings import CalibrateSettings
+from firstkd.recalibration.table import RECALIBRATIONS, from_json, to_json
+from firstkd.recalibration.temperature import Temperature, temperature_interval
+from firstkd.recalibration.vocabulary_temperature import VocabularyTemperature
 from firstkd.signals.knowledge import Knowledge
 from firstkd.signals.top_k import knowledge_of
 
@@ -75,10 +71,112 @@ def test_the_ece_criterion_finds_a_temperature_that_makes_confidence_honest():
 
 
 def test_the_interval_of_a_temperature_holds_it_and_shrinks_with_the_data():
-    few = temperature_interval(*overconfident(2.5, size=400), SETTINGS, seed=0)
-    many = temperature_interval(*overconfident(2.5, size=6_400), SETTINGS, seed=0)
-    assert few[0] < 2.5 < few[1] and many[0] < 2.5 < many[1]
-    assert (many[1] - many[0]) / (few[1] - few[0]) == pytest.approx(0.25, abs=0.1)
+    few, many = interval(*overconfident(2.5, size=400)), interval(*overconfident(2.5, size=6_400))
+    assert few.low < 2.5 < few.high and many.low < 2.5 < many.high
+    assert (many.high - many.low) / (few.high - few.low) == pytest.approx(0.25, abs=0.1)
+
+
+def test_the_interval_of_a_temperature_is_that_of_refitted_samples():
+    decisions, is_right = overconfident(2.5, size=400)
+    found = interval(decisions, is_right)
+    draw = np.random.default_rng(3)
+    refitted = []
+    for _ in range(200):
+        rows = torch.from_numpy(draw.integers(400, size=400))
+        refitted.append(Temperature.fit(decisions[rows], is_right[rows], SETTINGS).temperature)
+    width = np.subtract(*np.percentile(refitted, [97.5, 2.5]))
+    assert found.high - found.low == pytest.approx(width, rel=0.25)
+
+
+@pytest.mark.parametrize("criterion", ["nll", "ece"])
+def test_whole_examples_are_drawn_not_their_tokens(criterion):
+    """Four tokens of each example that say the same are worth one, not four."""
+    settings = SETTINGS.model_copy(update={"criterion": criterion, "bootstrap_samples": 400})
+    decisions, is_right = overconfident(2.5, size=300)
+    example = torch.arange(300).repeat_interleave(4)
+    once = interval(decisions, is_right, settings=settings)
+    repeated = decisions[example], is_right[example]
+    together = interval(*repeated, example.numpy(), settings)
+    alone = interval(*repeated, settings=settings)
+    assert (together.low, together.high) == pytest.approx((once.low, once.high), rel=1e-9)
+    assert alone.high - alone.low < 0.8 * (together.high - together.low)
+
+
+def interval(decisions, is_right, example=None, settings=SETTINGS):
+    fitted = Temperature.fit(decisions, is_right, settings)
+    example = np.arange(len(is_right)) if example is None else example
+    return temperature_interval(fitted, decisions, is_right, example, settings, seed=0)
+
+
+def test_a_search_is_not_misled_by_steps_and_plateaus():
+    def steps(x):
+        return 0.0 if 2.9 < x < 3.1 else 1.0 if x < 15 else 0.5
+
+    assert 2.9 < minimise_over_log(steps, 0.05, 20.0) < 3.1
+    assert minimise_over_log(lambda x: (np.log(x) - 1) ** 2, 0.05, 20.0) == pytest.approx(
+        np.e, rel=2e-5
+    )
+    assert minimise_over_log(lambda x: x, 0.05, 20.0) == 0.05
+    assert minimise_over_log(lambda x: -x, 0.05, 20.0) == 20.0
+
+
+def test_the_ece_criterion_finds_the_lowest_step():
+    """On 60 decisions the ECE has hundreds of steps and many local minima."""
+    decisions, is_right = overconfident(2.5, size=60)
+    settings = SETTINGS.model_copy(update={"criterion": "ece"})
+    fitted = Temperature.fit(decisions, is_right, settings)
+    once = np.ones((1, 60))
+
+    def error(temperature):
+        return float(Temperature(temperature)._loss(decisions, is_right, settings, once)[0])
+
+    dense = min(error(float(t)) for t in np.geomspace(0.05, 20, 3_000))
+    assert error(fitted.temperature) <= dense + 0.005
+
+
+@pytest.mark.parametrize("criterion", ["nll", "ece"])
+@pytest.mark.parametrize("right", [True, False])
+def test_a_temperature_of_decisions_that_are_all_right_or_all_wrong_is_at_its_bound(
+    right, criterion
+):
+    decisions, _ = overconfident(2.0, size=200)
+    settings = SETTINGS.model_copy(update={"criterion": criterion})
+    is_top = torch.arange(5) == decisions.top_logprobs.argmax(-1, keepdim=True)
+    is_right = is_top if right else is_top.roll(1, dims=-1)
+    fitted = Temperature.fit(decisions, is_right, settings)
+    assert fitted.temperature == (0.05 if right else 20.0)
+    assert fitted.at_bound(settings) == fitted.temperature
+    ordinary = Temperature.fit(*overconfident(2.0, size=200), settings)
+    assert ordinary.at_bound(settings) is None
+
+
+def test_kinds_are_named_as_they_are_listed():
+    assert all(recalibration.kind == kind for kind, recalibration in RECALIBRATIONS.items())
+
+
+def test_a_tail_of_which_only_the_mass_is_kept_has_no_vocabulary_temperature():
+    decisions = decisions_of(torch.tensor([[0.5, 0.2]]))
+    assert not VocabularyTemperature.supports(decisions)
+    assert VocabularyTemperature.supports(replace(decisions, tail_bends=torch.zeros(1, 8)))
+    assert VocabularyTemperature.supports(replace(decisions, vocabulary_size=2))
+    assert all(
+        recalibration.supports(decisions)
+        for recalibration in RECALIBRATIONS.values()
+        if recalibration is not VocabularyTemperature
+    )
+
+
+def test_what_is_right_in_the_tail_keeps_its_share_of_the_tail():
+    decisions = replace(
+        decisions_of(torch.tensor([[0.5, 0.2], [0.5, 0.2]]).double()),
+        gold_logprob=torch.tensor([0.5, 0.1]).double().log(),
+    )
+    is_right = torch.tensor([[True, False], [False, False]])
+    gold = Paper(1.0).gold_probability(decisions, is_right)
+    top = np.exp(0.5) / (np.exp(0.5) + np.exp(0.2))
+    torch.testing.assert_close(gold, torch.tensor([top, 0.0]).double())
+    gold = Platt(slope=1.0, intercept=0.0).gold_probability(decisions, is_right)
+    torch.testing.assert_close(gold, torch.tensor([0.5, 0.1]).double())
 
 
 @pytest.mark.parametrize("name", ["temperature", *ONE_TO_ONE])
@@ -90,8 +188,8 @@ def test_after_fitting_the_ece_is_that_of_a_calibrated_sample(name, true_tempera
     confidence, correct = fitted.apply(decisions)[top].numpy(), is_right[top].numpy()
     # what the same confidences show where they are right by definition: never quite 0
     draws = np.random.default_rng(1).random((500, len(confidence))) < confidence
-    honest = expected_calibration_error(np.broadcast_to(confidence, draws.shape), draws)
-    assert float(expected_calibration_error(confidence, correct)) <= np.percentile(honest, 97.5)
+    honest = [float(expected_calibration_error(confidence, drawn)[0]) for drawn in draws]
+    assert float(expected_calibration_error(confidence, correct)[0]) <= np.percentile(honest, 97.5)
 
 
 @pytest.mark.parametrize("name", ["temperature", *ONE_TO_ONE])
@@ -121,7 +219,7 @@ def test_a_temperature_of_the_whole_vocabulary_is_found_from_what_is_kept(criter
     dense = (logits / fitted.temperature).softmax(-1)
     after = fitted.apply(decisions)
     torch.testing.assert_close(after, dense.gather(1, decisions.top_ids), atol=2e-3, rtol=0)
-    of_gold = fitted.gold_probability(decisions)
+    of_gold = fitted.gold_probability(decisions, is_right)
     torch.testing.assert_close(of_gold, dense.gather(1, gold)[:, 0], atol=2e-3, rtol=0)
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firstkd.measure.comparison import Difference, paired_differences
+from firstkd.measure.bootstrap import Estimate
+from firstkd.measure.comparison import paired_differences
 from firstkd.settings import Settings
+from tasks.columns import COLUMNS
 from tasks.evaluated import Evaluated
 from tasks.page import signed
 
@@ -20,21 +22,18 @@ class Comparison:
 
     model: str
     test_set: str
-    accuracy: Difference
-    ece: Difference
-    """Of the models as they are."""
-    calibrated_ece: Difference
-    """Each with a temperature of its own."""
+    differences: dict[str, Estimate]
+    """By the titles of COLUMNS."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Findings:
     headline: list[str]
     details: list[str]
     comparisons: list[Comparison]
 
 
-def judge(models: Mapping[str, Evaluated], settings: Settings) -> Verdict:
+def compare_student(models: Mapping[str, Evaluated], settings: Settings) -> Findings:
     """Compare the student that is registered with every other model, in words with some."""
     student = models[settings.record.student]
     others = [model for model in models.values() if model is not student]
@@ -44,19 +43,22 @@ def judge(models: Mapping[str, Evaluated], settings: Settings) -> Verdict:
     on_test = {found.model: found for found in comparisons if found.test_set == "test"}
     references = _references(others, settings)
     headline = [_sentence(student, on_test[name], who) for name, who in references.items()]
-    details = [_own_numbers(student)]
+    details = [_own_numbers(student), _own_ranking(student)]
     details += [_difference(on_test[name], who) for name, who in references.items()]
     details += [_out_of_domain(student, name) for name in student.sets if name != "test"]
-    return Verdict(headline or [_no_reference(student, others)], details, comparisons)
+    return Findings(headline or [_no_reference(student, others)], details, comparisons)
 
 
 def compare(student: Evaluated, other: Evaluated, test_set: str, settings: Settings) -> Comparison:
     samples, seed = settings.evaluate.bootstrap_samples, settings.runtime.seed
-    raw = paired_differences(student.raw(test_set), other.raw(test_set), samples, seed)
-    calibrated = paired_differences(
-        student.calibrated(test_set), other.calibrated(test_set), samples, seed
-    )
-    return Comparison(other.name, test_set, raw["accuracy"], raw["ece"], calibrated["ece"])
+    found: dict[str, Estimate] = {}
+    for reading in ("raw", "calibrated"):
+        ours, theirs = getattr(student, reading)(test_set), getattr(other, reading)(test_set)
+        columns = [column for column in COLUMNS if column.reading == reading]
+        names = [column.metric for column in columns]
+        differences = paired_differences(ours, theirs, samples, seed, names)
+        found |= {column.title: differences[column.metric] for column in columns}
+    return Comparison(other.name, test_set, {c.title: found[c.title] for c in COLUMNS})
 
 
 def _references(others: list[Evaluated], settings: Settings) -> dict[str, str]:
@@ -74,17 +76,18 @@ def _references(others: list[Evaluated], settings: Settings) -> dict[str, str]:
 
 
 def _sentence(student: Evaluated, found: Comparison, who: str) -> str:
-    accuracy = ("about as accurate", "more accurate", "less accurate")[found.accuracy.sign]
-    raw, calibrated = (
-        ("about as well calibrated", "worse calibrated", "better calibrated")[difference.sign]
-        for difference in (found.ece, found.calibrated_ece)
+    def words(title: str, alike: str, more: str, less: str) -> str:
+        return (alike, more, less)[found.differences[title].sign]
+
+    accuracy = words("accuracy", "about as accurate", "more accurate", "less accurate")
+    likelihood = words("NLL at T", "about as good", "worse", "better")
+    ranking = words("AURC", "about as well", "less well", "better")
+    calibration = words("ECE at T", "about as well", "worse", "better")
+    return (
+        f"Against {who}, “{student.name}” is {accuracy}. With a temperature of its own for each, "
+        f"its probabilities are {likelihood} (NLL), it knows {ranking} which of its answers are "
+        f"right (AURC), and it is {calibration} calibrated (ECE)."
     )
-    # less error is better: the same signs pull in different directions
-    joined = "but" if found.accuracy.sign * found.ece.sign > 0 else "and"
-    words = f"Against {who}, “{student.name}” is {accuracy} {joined} {raw}"
-    if found.calibrated_ece.sign == found.ece.sign:
-        return f"{words}, with and without a temperature of their own."
-    return f"{words} as they are. Once each has a temperature of its own, it is {calibrated}."
 
 
 def _no_reference(student: Evaluated, others: list[Evaluated]) -> str:
@@ -92,7 +95,7 @@ def _no_reference(student: Evaluated, others: list[Evaluated]) -> str:
         return f"“{student.name}” stands alone: there is no other model to compare it with."
     return (
         f"There is neither a teacher nor a student fine-tuned on gold labels to compare "
-        f"“{student.name}” with; how it differs from the other models is told below."
+        f"“{student.name}” with; its differences from the other models are below."
     )
 
 
@@ -107,10 +110,21 @@ def _own_numbers(student: Evaluated) -> str:
     )
 
 
+def _own_ranking(student: Evaluated) -> str:
+    found = student.sets["test"]["calibrated"]
+    return (
+        f"On the quarter of the questions of which it is surest it is right in "
+        f"{_share(found['accuracy_at_25'])}, on the surest half in "
+        f"{_share(found['accuracy_at_50'])}. Its right answers are surer than its wrong ones with "
+        f"a chance of {_share(found['auroc'])}; 50% would say nothing."
+    )
+
+
 def _difference(found: Comparison, who: str) -> str:
     return (
-        f"Against {who}: accuracy {_points(found.accuracy)}, calibration error (ECE) "
-        f"{_points(found.ece)} as they are and {_points(found.calibrated_ece)} at temperatures of "
+        f"Against {who}: accuracy {_points(found.differences['accuracy'])}; NLL "
+        f"{_change(found.differences['NLL at T'])}, AURC {_change(found.differences['AURC'])} and "
+        f"calibration error (ECE) {_points(found.differences['ECE at T'])} at temperatures of "
         "their own."
     )
 
@@ -136,7 +150,13 @@ def _share(metric: Mapping[str, float]) -> str:
     return f"{metric['value']:.1%} ({low:.1f} to {high:.1f})"
 
 
-def _points(difference: Difference) -> str:
+def _points(difference: Estimate) -> str:
     numbers = (difference.value, difference.low, difference.high)
     value, low, high = (signed(100 * number, 1) for number in numbers)
     return f"{value} points ({low} to {high})"
+
+
+def _change(difference: Estimate) -> str:
+    numbers = (difference.value, difference.low, difference.high)
+    value, low, high = (signed(number, 3) for number in numbers)
+    return f"{value} ({low} to {high})"

@@ -1,0 +1,118 @@
+"""The bootstrap: how a number would vary if other questions had been drawn.
+
+A draw says how often each decision was drawn: counts [S, E] of S samples and E decisions. So
+whatever is sorted or binned by confidence is sorted once and not once a sample, and whole groups
+(the tokens of one text, the questions on one passage) are drawn like single questions.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Counts = NDArray[np.float64]
+Statistic = Callable[[Counts], Mapping[str, Floats]]
+"""Metrics [S] by name, of counts [S, E]."""
+
+BLOCK = 2**22
+"""Decisions drawn at a time: that many fit into memory."""
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def sign(self) -> int:
+        """1 or −1 if the interval of a difference leaves 0 out, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A statistic of the data, and of each bootstrap sample [S]."""
+
+    value: float
+    samples: Floats
+
+    @property
+    def bias(self) -> float:
+        """The statistic's bias by the bootstrap: how far samples lie above the data's own value.
+
+        0 if it is within three standard errors of the resampling itself, as that of a mean is:
+        a correction would be noise.
+        """
+        bias = float(self.samples.mean() - self.value)
+        noise = float(self.samples.std()) / len(self.samples) ** 0.5
+        return bias if abs(bias) > 3 * noise else 0.0
+
+    def estimate(self, lowest: float = -np.inf, highest: float = np.inf) -> Estimate:
+        """Return the percentile interval less the bias.
+
+        (Efron and Tibshirani 1993, sec. 10.3.) The ECE of a sample lies above that of its source,
+        by chance gaps in its bins, and a resample lies above its sample for the same reason:
+        with 312 questions and a calibrated model the mean ECE is 0.053 and the bootstrap's median
+        0.074. Left there, the percentile interval lies too high, and that of a difference shifts
+        against whichever model is better calibrated. Of five corrections in simulations (312 and
+        1,200 questions, calibrated to very over-confident) this one covered the expected ECE of a
+        test set of this size in 92 to 99 % and always held the value itself. The others covered
+        it in 67 to 85 % if the model is calibrated: Efron's BC, the basic (reflected) interval, and
+        two more. It does not take out the bias of the sample's own ECE: only more questions do.
+        """
+        low, high = np.percentile(self.samples, [2.5, 97.5]) - self.bias
+        low, high = np.clip([low, high], lowest, highest)
+        return Estimate(self.value, min(float(low), self.value), max(float(high), self.value))
+
+    def risk_above(self, limit: float) -> float:
+        """Return the share of samples above `limit`, each less the bias."""
+        return float((self.samples - self.bias > limit + ROUNDING).mean())
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which bootstrap samples to draw of E decisions, always the same ones for the same seed."""
+
+    size: int
+    samples: int
+    seed: int
+    group_of: NDArray[np.int64] | None = None
+    """[E], numbered from 0 without gaps: decisions of one group are drawn together."""
+
+    @classmethod
+    def grouped(cls, groups: NDArray[np.generic], samples: int, seed: int) -> Self:
+        """Draw whole groups; `groups` [E] names that of each decision."""
+        return cls(len(groups), samples, seed, np.unique(groups, return_inverse=True)[1])
+
+    def __iter__(self) -> Iterator[Counts]:
+        """Yield counts [S, E] in blocks of samples."""
+        generator = np.random.default_rng(self.seed)
+        groups = self.size if self.group_of is None else int(self.group_of.max()) + 1
+        rows = max(1, BLOCK // self.size)
+        for start in range(0, self.samples, rows):
+            number = min(rows, self.samples - start)
+            chosen = generator.integers(groups, size=(number, groups))
+            chosen += np.arange(number)[:, None] * groups
+            counts = np.bincount(chosen.ravel(), minlength=number * groups).astype(np.float64)
+            counts = counts.reshape(number, groups)
+            yield counts if self.group_of is None else counts[:, self.group_of]
+
+
+def resample(statistic: Statistic, draws: Draws) -> dict[str, Resampled]:
+    """Return each of the statistic's numbers, of all decisions and of every draw."""
+    observed = statistic(np.ones((1, draws.size)))
+    drawn = [statistic(counts) for counts in draws]
+    return {
+        name: Resampled(float(value[0]), np.concatenate([found[name] for found in drawn]))
+        for name, value in observed.items()
+    }

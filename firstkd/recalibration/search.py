@@ -1,0 +1,60 @@
+"""Search for a temperature: by likelihood, or by calibration error, which is a step function."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from firstkd.measure.bootstrap import Counts, Floats
+from firstkd.measure.metrics import expected_calibration_error
+from firstkd.recalibration.base import top_is_right
+
+Criterion = Literal["nll", "ece"]
+STEPS = 60
+"""Of the grid over the whole range."""
+REFINEMENTS = 7
+"""Each narrows the step to a quarter: from a tenth of T to 6·10⁻⁶ of it."""
+
+
+def loss(
+    criterion: Criterion,
+    probabilities_RK: Tensor,
+    gold_R: Tensor,
+    is_right_RK: Tensor,
+    counts_SR: Counts,
+) -> Floats:
+    """Return [S]: mean NLL or ECE of decisions drawn as often as `counts_SR` says.
+
+    `gold_R` is the probability of what is right, NaN where a decision's likelihood says nothing of
+    the temperature.
+    """
+    if criterion == "ece":
+        confidence = probabilities_RK.amax(-1).double().numpy()
+        correct = top_is_right(probabilities_RK, is_right_RK)
+        return expected_calibration_error(confidence, correct, counts=counts_SR)
+    gold = gold_R.double().numpy()
+    counted = np.isfinite(gold)
+    weight_SR = counts_SR[:, counted]
+    negative_log = -np.log(np.maximum(gold[counted], 1e-30))
+    return np.asarray((weight_SR * negative_log).sum(-1) / np.maximum(weight_SR.sum(-1), 1))
+
+
+def minimise_over_log(function: Callable[[float], float], lower: float, upper: float) -> float:
+    """Return the argmin over [lower, upper], both included; of equal ones the lowest.
+
+    A grid in the logarithm, then finer ones around the best point: steps, plateaus and several
+    minima do not mislead it as they do a search that follows a slope.
+    """
+    step = np.log(upper / lower) / STEPS
+    grid = np.geomspace(lower, upper, STEPS + 1)
+    best = _lowest(function, grid)
+    for _ in range(REFINEMENTS):
+        around = np.clip(best * np.exp(step * np.arange(-4, 5) / 4), lower, upper)
+        best = _lowest(function, around)
+        step /= 4
+    return best
+
+
+def _lowest(function: Callable[[float], float], grid: Floats) -> float:
+    return float(grid[int(np.argmin([function(float(value)) for value in grid]))])

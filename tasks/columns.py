@@ -1,0 +1,62 @@
+"""What is shown of each model, in the report, on the terminal and in the comparison of two."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric as a column of a table."""
+
+    title: str
+    reading: Literal["raw", "calibrated"]
+    metric: str
+    more_is_better: bool
+    explanation: str
+
+    def of(self, found: dict[str, Any]) -> dict[str, float]:
+        """Return value, low and high of what was measured on a test set."""
+        cell: dict[str, float] = found[self.reading][self.metric]
+        return cell
+
+
+CORRECTNESS = (
+    Column("accuracy", "raw", "accuracy", True, "share of questions answered right"),
+    Column("NLL at T", "calibrated", "nll", False, "negative log-likelihood of the right answer"),
+    Column("Brier at T", "calibrated", "brier", False, "squared error of the probabilities"),
+    Column("ECE", "raw", "ece", False, "calibration error of the model as it is, ten bins"),
+    Column("ECE at T", "calibrated", "ece", False, "the same at the model's own temperature"),
+)
+RANKING = (
+    Column(
+        "AUROC",
+        "calibrated",
+        "auroc",
+        True,
+        "chance that a right answer is surer than a wrong one; 0.5 says nothing",
+    ),
+    Column(
+        "AURC",
+        "calibrated",
+        "aurc",
+        False,
+        "error rate, averaged over all shares of the questions it may answer, surest first",
+    ),
+    Column(
+        "excess AURC",
+        "calibrated",
+        "excess_aurc",
+        False,
+        "AURC beyond that of a model as accurate whose right answers are all surer",
+    ),
+    Column("surest 25 %", "calibrated", "accuracy_at_25", True, "accuracy on its surest quarter"),
+    Column("surest 50 %", "calibrated", "accuracy_at_50", True, "accuracy on its surest half"),
+    Column(
+        "surest 75 %",
+        "calibrated",
+        "accuracy_at_75",
+        True,
+        "accuracy on its surest three quarters",
+    ),
+)
+COLUMNS = CORRECTNESS + RANKING
