@@ -15,10 +15,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from firstkd.data.prompts import Question
 from firstkd.files import atomic_folder, sha256_of, write_json, write_json_lines
-from firstkd.models.folders import load_model, save_model
+from firstkd.models.folders import save_model
 from firstkd.models.lora import add_lora
 from firstkd.train.distributed import Ranks, join_ranks
-from firstkd.train.engine import deepspeed_config
+from firstkd.train.engine import deepspeed_config, load_to_train
 from firstkd.train.loop import Loss, train
 from firstkd.train.settings import MachineSettings, TrainingSettings
 from tasks.identity import code_sha256
@@ -48,7 +48,7 @@ def train_stage(
     checkpoints = checkpoint_folder(root, stage, made_from, [start, *inputs], ranks)
     if not ranks.is_first:
         disable_progress_bar()
-    model = load_model(start, settings.precision)
+    model = load_to_train(start, settings, machine, ranks)
     tuned = add_lora(model, settings.lora) if settings.lora else None
     logs = log_folder(root, stage)
     curve = train(

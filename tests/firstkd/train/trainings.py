@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from firstkd.data.prompts import Question
-from firstkd.models.folders import load_model
 from firstkd.models.scoring import cross_entropy
 from firstkd.reproducibility import deterministic
 from firstkd.train.distributed import join_ranks
+from firstkd.train.engine import load_to_train
 from firstkd.train.loop import train, training_plan
 from firstkd.train.settings import MachineSettings, TrainingSettings
 
@@ -67,7 +67,7 @@ def trained(tiny_model, folder, checkpoints=None, questions=QUESTIONS, **changes
     """Train the tiny model under changed settings of either kind; return it and its curve."""
     deterministic(seed=1, threads=1)
     settings, machine = changed(**changes)
-    model = load_model(tiny_model, settings.precision)
+    model = load_to_train(tiny_model, settings, machine, join_ranks())
     plan = training_plan(questions, settings, seed=1)
     live = folder / "stage/curve.jsonl"
     curve = train(model, questions, plan, cross_entropy, settings, machine, live, checkpoints)
