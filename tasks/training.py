@@ -17,7 +17,7 @@ from firstkd.data.examples import Example, example_key, read_all
 from firstkd.data.prompts import Question, encode
 from firstkd.errors import ConfigError
 from firstkd.files import atomic_folder, read_json, sha256_of, write_json, write_json_lines
-from firstkd.models.folders import load_model, load_tokenizer, save_model
+from firstkd.models.folders import load_tokenizer, save_model
 from firstkd.models.init.base import Given
 from firstkd.models.lora import add_lora
 from firstkd.models.settings import ModelSettings
@@ -27,7 +27,7 @@ from firstkd.settings import Settings
 from firstkd.signals.store import SignalStore
 from firstkd.signals.target import Stored
 from firstkd.train.distributed import Ranks, join_ranks
-from firstkd.train.engine import deepspeed_config
+from firstkd.train.engine import deepspeed_config, load_to_train
 from firstkd.train.loop import train, training_plan
 from firstkd.train.player import Player
 from tasks.code import code_sha256
@@ -58,7 +58,7 @@ def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
     checkpoints = checkpoint_folder(root, stage, others, inputs, ranks)
     if not ranks.is_first:
         disable_progress_bar()
-    network = load_model(start, training.precision)
+    network = load_to_train(start, training, machine, ranks)
     tuned = add_lora(network, training.lora) if training.lora else None
     player = Player(network, terms, sources)
     logs = log_folder(root, stage)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from firstkd.errors import ArtifactError
 from firstkd.files import one_line_if_refused, read_json, replace_folder, sha256_of, write_json
 from firstkd.train.distributed import Ranks
+from firstkd.train.engine import whole_weight
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ class Checkpoint:
         read = _Reader(self.folder)
         for name, parameter in scorer.named_parameters():
             if parameter.requires_grad:
-                parameter.data.copy_(read.whole(name, "weight").view_as(parameter))
+                with whole_weight(parameter):
+                    parameter.data.copy_(read.whole(name, "weight").view_as(parameter))
 
     def load_optimizer(self, engine: Any) -> None:
         """Set the float32 weights and Adam's state of an engine that has made no step yet."""

@@ -1,15 +1,21 @@
 """DeepSpeed, and nothing of it elsewhere: its configuration, its engine, the weights it shards.
 
-With ZeRO 3 every process holds a part of each weight, which a module gathers while it runs; that
-is why the head is a module of its own (firstkd/models/scoring.py).
+With ZeRO 3 every process holds a part of each weight, from loading on, which a module gathers while
+it runs; that is why the head is a module of its own (firstkd/models/scoring.py).
 """
 
 import logging
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from firstkd.imports import unimportable
+from firstkd.models.folders import load_model
 from firstkd.train.distributed import Ranks
 from firstkd.train.player import Player
 from firstkd.train.settings import MachineSettings, TrainingSettings
@@ -72,6 +78,34 @@ def deepspeed_config(
     }
 
 
+def load_to_train(
+    folder: Path, settings: TrainingSettings, machine: MachineSettings, ranks: Ranks
+) -> PreTrainedModel:
+    """Load a model onto the device at hand, as `load_model` does; with ZeRO 3 only a part of it.
+
+    Then a weight is whole on the device only while the processes share it out: the first one reads
+    it and sends it to the others.
+    """
+    if machine.zero_stage < 3:
+        return load_model(folder, settings.precision)
+    # while this object exists, transformers builds each module under deepspeed.zero.Init
+    sharding = HfDeepSpeedConfig(deepspeed_config(settings, machine, ranks.world_size))
+    model = load_model(folder, settings.precision)
+    del sharding
+    return model
+
+
+def whole_weight(parameter: Tensor) -> AbstractContextManager[None]:
+    """Have a weight whole in the body, on every process, even if ZeRO 3 has shared it out.
+
+    What the first process writes to it is what all keep.
+    """
+    gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(
+        [parameter], modifier_rank=0
+    )
+    return gathered
+
+
 def make_engine(
     player: Player, settings: TrainingSettings, machine: MachineSettings, ranks: Ranks
 ) -> Any:
@@ -85,8 +119,8 @@ def make_engine(
         backbone.gradient_checkpointing_enable({"use_reentrant": True})
     trained = [p for p in player.parameters() if p.requires_grad]
     # weights learn to be small; norms and biases (vectors) have no reason to
-    matrices = [p for p in trained if p.ndim >= 2]
-    vectors = [p for p in trained if p.ndim < 2]
+    matrices = [p for p in trained if _dimensions(p) >= 2]
+    vectors = [p for p in trained if _dimensions(p) < 2]
     # fused: one pass over the weights, 5 × faster on CPU than the default. The rate is set for each
     # step; DeepSpeed may make one of its own to allocate the states, which must change nothing.
     optimizer = torch.optim.AdamW(
@@ -107,14 +141,19 @@ def make_engine(
     return engine
 
 
+def _dimensions(parameter: Tensor) -> int:
+    """Of the whole weight: what is left of one that ZeRO 3 has shared out is flat and empty."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def end_engine(engine: Any, ranks: Ranks) -> None:
-    """Give the model its weights back, whole; with ZeRO 3 only in the first process."""
+    """Give the model its weights back, whole; with ZeRO 3 only in the first process, on the CPU."""
     whole = {}
     if engine.zero_optimization_stage() == 3:
         for parameter in engine.module.parameters():
             with deepspeed.zero.GatheredParameters([parameter]):
                 if ranks.is_first:
-                    whole[parameter] = parameter.data.clone()
+                    whole[parameter] = parameter.data.to("cpu", copy=True)
     engine.destroy()
     for parameter, data in whole.items():
         parameter.data = data

@@ -1,14 +1,22 @@
 """The engine's steps against PyTorch's own AdamW on float32 weights."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from firstkd.data.packing import pack
 from firstkd.models.folders import load_model
 from firstkd.train.loop import learning_rate_at
 from firstkd.train.player import Player
+from tests.firstkd.train import trainings
 from tests.firstkd.train.trainings import GOLD, QUESTIONS, changed, trained
+from tests.tiny import REPOSITORY
 
 PLAN = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
@@ -59,6 +67,49 @@ def test_in_bfloat16_four_times_eight_is_once_thirty_two(tiny_model, tmp_path, m
     parts = first_gradient(tiny_model, tmp_path / "parts", 4, 8, **machine)
     once, parts = (torch.cat([g[name] for name in sorted(g)]) for g in (once, parts))
     assert (once - parts).norm() < 0.003 * once.norm()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_model_loaded_in_parts_is_trained_as_a_whole_one(
+    tiny_model, tmp_path, precision, monkeypatch
+):
+    changes = {"zero_stage": 3, "precision": precision, "weight_decay": 0.5}
+    shared, curve = trained(tiny_model, tmp_path, **changes)
+    monkeypatch.setattr(
+        trainings, "load_to_train", lambda folder, *_: load_model(folder, precision)
+    )
+    whole, expected = trained(tiny_model, tmp_path, **changes)
+    assert curve == expected
+    assert all(map(torch.equal, shared.parameters(), whole.parameters()))
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_no_process_of_zero_3_holds_the_whole_model(tiny_model, tmp_path):
+    """Half of the weights each, and up to three copies of the one that is being shared out."""
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=1024, intermediate_size=2816, num_hidden_layers=12,
+        num_attention_heads=16, tie_word_embeddings=True, dtype="bfloat16",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).bfloat16()
+    model.save_pretrained(tmp_path / "model")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    paths = [tmp_path / "model", tiny_model, tmp_path]
+    command = [*torchrun, "tests.firstkd.train.loading", *paths]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "MALLOC_MMAP_THRESHOLD_": "65536",  # or glibc keeps what is freed: 0.1 to 0.2 of the model
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    size = sum(weight.nbytes for weight in model.parameters())
+    peaks = [int((tmp_path / f"peak-{rank}").read_text()) / size for rank in (0, 1)]
+    assert max(peaks) <= 0.6
+    gathered = load_file(tmp_path / "gathered.safetensors")
+    assert gathered.keys() == dict(model.named_parameters()).keys()
+    for name, weight in model.named_parameters():
+        assert torch.equal(gathered[name], weight)
 
 
 def first_gradient(tiny_model, folder, micro_batches, size, **machine):

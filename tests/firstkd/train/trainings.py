@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from firstkd.data.prompts import Question
-from firstkd.models.folders import load_model
 from firstkd.reproducibility import deterministic
 from firstkd.terms.gold import Gold
 from firstkd.train.distributed import join_ranks
+from firstkd.train.engine import load_to_train
 from firstkd.train.loop import train, training_plan
 from firstkd.train.player import Player
 from firstkd.train.settings import MachineSettings, TrainingSettings
@@ -71,7 +71,7 @@ def trained(
     """Train the tiny model under changed settings of either kind; return it and its curve."""
     deterministic(seed=1, threads=1)
     settings, machine = changed(**changes)
-    model = load_model(tiny_model, settings.precision)
+    model = load_to_train(tiny_model, settings, machine, join_ranks())
     plan = plan or training_plan(questions, settings, seed=1)
     live, player = folder / "stage/curve.jsonl", Player(model, learn, {})
     return model, train(player, questions, plan, settings, machine, live, checkpoints)
