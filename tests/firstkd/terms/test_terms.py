@@ -1,24 +1,39 @@
+"""Terms in a player, on a tiny teacher and student; test_kinds.py has the dense references."""
+
 import pytest
 import torch
-import torch.nn.functional as F
-from firstkd.terms.distillation import DistillationLoss, Lessons
-from firstkd.terms.settings import Arm
+from pydantic import ValidationError
 
 from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
 from firstkd.models.folders import load_model
-from firstkd.models.scoring import ResponseScorer, score_questions
+from firstkd.models.head import HeadScores
+from firstkd.models.scoring import ResponseScorer
+from firstkd.models.settings import ModelSettings
+from firstkd.models.view import View
 from firstkd.recalibration.kinds import Identity, Temperature
-from firstkd.signals.capture import capture, finish
-from firstkd.signals.knowledge import KnowledgeStore
-from firstkd.signals.settings import ExtractSettings
-from firstkd.train.distributed import Ranks
+from firstkd.signals.target import Stored
+from firstkd.terms.base import Ramp
+from firstkd.terms.choice_kl import ChoiceKl
+from firstkd.terms.gold import Gold
+from firstkd.terms.gold_choice import GoldChoice
+from firstkd.terms.sparse_kl import SparseKl
+from firstkd.train.player import Player
+from tests.firstkd.signals.stores import CHOICES, TOKENS, capture_into
 from tests.tiny import write_tiny_model
 
 QUESTIONS = [
     Question("a", [5, 6, 7], [[8], [9, 10], [11, 12, 13]], 1),
+    Question("open", [4, 9], [[21, 22, 2]], 0),
     Question("b", [5, 9], [[20, 21, 22, 23], [24]], 0),
 ]
+UNKNOWN = Question("unknown", [5, 6], [[7], [8]], None)
+LEARN = {
+    "gold": Gold(kind="gold"),
+    "right": GoldChoice(kind="gold_choice"),
+    "choices": ChoiceKl(**{"kind": "choice_kl", "from": "choices"}),
+    "tokens": SparseKl(**{"kind": "sparse_kl", "from": "tokens"}),
+}
 
 
 @pytest.fixture
@@ -33,110 +48,165 @@ def student(tmp_path):
 
 
 @pytest.fixture
-def stores(teacher, tmp_path):
-    settings = ExtractSettings(
-        top_k=5, tail_nodes=0, micro_batch_size=2, shard_examples=8, min_top_k_mass=0
-    )
-    found = capture(teacher, QUESTIONS, settings, 400, tmp_path / "knowledge", Ranks())
-    finish(tmp_path / "knowledge", found, identity={})
-    return {k: KnowledgeStore(tmp_path / "knowledge" / k) for k in ("choice", "token")}
-
-
-def measured(model, stores, temperature=1.0, progress=0.0, **weights):
-    arm = Arm(recalibration="temperature", **weights)
-    loss = DistillationLoss(
-        arm=arm,
-        choices=Lessons(stores["choice"], Temperature(temperature)) if arm.choices else None,
-        tokens=Lessons(stores["token"], Identity()) if arm.tokens else None,
-    )
-    return loss(ResponseScorer(model), pack(QUESTIONS, [1, 0]), progress)
-
-
-def loss_of(*arguments, **weights):
-    return measured(*arguments, **weights)[0]
-
-
-def test_the_teacher_has_nothing_to_learn_from_itself(teacher, stores):
-    assert loss_of(teacher, stores, choices=1.0).item() == pytest.approx(0, abs=1e-5)
-    assert loss_of(teacher, stores, tokens=1.0).item() == pytest.approx(0, abs=1e-3)  # float16
-
-
-def test_choices_are_matched_at_the_teachers_temperature(teacher, student, stores):
-    taught = (score_questions(teacher, QUESTIONS, 2) / 2.0).softmax(-1)
-    scores = score_questions(student, QUESTIONS, 2)
-    expected = 0.0
-    for row, choices in ((0, 3), (1, 2)):
-        log_student = scores[row, :choices].log_softmax(-1)
-        expected += F.kl_div(log_student, taught[row, :choices], reduction="sum") / 2
-    found = loss_of(student, stores, temperature=2.0, choices=1.0)
-    assert found.item() == pytest.approx(float(expected), abs=1e-5)
-
-
-def test_terms_add_up_with_their_weights(student, stores):
-    alone = [
-        loss_of(student, stores, **{term: 1.0}).item()
-        for term in ("choices", "tokens", "gold_tokens")
-    ]
-    together = loss_of(student, stores, choices=1.0, tokens=0.5, gold_tokens=2.0).item()
-    assert together == pytest.approx(alone[0] + 0.5 * alone[1] + 2 * alone[2], rel=1e-5)
-
-
-def test_the_weight_of_tokens_beside_choices_falls_to_nothing(student, stores):
-    choices, tokens = (loss_of(student, stores, **{t: 1.0}).item() for t in ("choices", "tokens"))
-    for progress in (0.25, 1.0):
-        found = loss_of(student, stores, progress=progress, choices=1.0, tokens=1.0).item()
-        assert found == pytest.approx(choices + (1 - progress) * tokens, rel=1e-5)
-        alone = loss_of(student, stores, progress=progress, tokens=1.0).item()
-        assert alone == pytest.approx(tokens, rel=1e-5)
-
-
-def test_every_parameter_of_the_student_learns(student, stores):
-    loss_of(student, stores, choices=1.0, tokens=1.0).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
-
-
-def test_the_measures_are_those_of_the_dense_distributions(teacher, student, stores):
-    _, found = measured(student, stores, choices=1.0, tokens=1.0, gold_tokens=1.0)
-    agree, mass, gold = [], [], []
-    for question in (QUESTIONS[1], QUESTIONS[0]):
-        response = question.responses[question.gold]
-        ids = torch.tensor([question.prompt + response])
-        start = len(question.prompt) - 1
-        ours, theirs = (
-            model(ids, use_cache=False).logits[0, start:-1].softmax(-1)
-            for model in (student, teacher)
+def sources(teacher, tmp_path):
+    """What the terms of LEARN are to match: the teacher as it is."""
+    return {
+        signal.kind: Stored(
+            signal,
+            capture_into(tmp_path / signal.kind, signal, teacher, QUESTIONS),
+            Identity(),
+            torch.arange(len(QUESTIONS)),
         )
-        agree += (ours.argmax(-1) == theirs.argmax(-1)).tolist()
-        mass += ours.gather(-1, theirs.topk(5).indices).sum(-1).tolist()
-        gold += ours[range(len(response)), response].log().tolist()
-    assert found["token_agreement"].item() == pytest.approx(sum(agree) / len(agree))
-    assert found["head_mass"].item() == pytest.approx(sum(mass) / len(mass), abs=1e-5)
-    assert found["gold_cross_entropy"].item() == pytest.approx(-sum(gold) / len(gold), abs=1e-5)
-    choices = [score_questions(model, QUESTIONS, 2).argmax(-1) for model in (student, teacher)]
-    expected = (choices[0] == choices[1]).float().mean()
-    assert found["choice_agreement"].item() == pytest.approx(float(expected))
+        for signal in (CHOICES, TOKENS)
+    }
 
 
-def test_the_teacher_agrees_with_itself(teacher, stores):
-    _, found = measured(teacher, stores, choices=1.0, tokens=1.0)
-    assert found["choice_agreement"] == found["token_agreement"] == 1
-    assert found["choice_kl"].item() == pytest.approx(0, abs=1e-5)
+def passed(model, sources, index=(2, 0, 1), learn=LEARN):
+    player, batch = Player(model, learn, sources), pack(QUESTIONS, index)
+    return player(batch, player.targets(batch))
 
 
-def test_a_batch_of_open_text_alone_gives_the_choices_no_loss(student, stores):
-    loss = DistillationLoss(
-        arm=Arm(recalibration="none", choices=1.0),
-        choices=Lessons(stores["choice"], Identity()),
-        tokens=None,
+def per_unit(found):
+    return {name: each.total.item() / max(1, each.units) for name, each in found.items()}
+
+
+def test_the_teacher_has_nothing_to_learn_from_itself(teacher, sources):
+    found = passed(teacher, sources)
+    losses = per_unit(found)
+    assert losses["choices"] == pytest.approx(0, abs=1e-5)
+    assert losses["tokens"] == pytest.approx(0, abs=1e-3)  # float16
+    for name in ("choices", "tokens"):
+        assert found[name].measures["agreement"] == found[name].units
+
+
+@pytest.mark.parametrize("index", [[0], [1], [2], [1, 0], [0, 1, 2], [2, 1, 0]])
+def test_the_units_of_a_pass_are_what_the_data_say(student, sources, index):
+    found = passed(student, sources, index)
+    counted = {name: sum(term.count(QUESTIONS[i]) for i in index) for name, term in LEARN.items()}
+    assert {name: each.units for name, each in found.items()} == counted
+    choices = sum(QUESTIONS[i].id != "open" for i in index)
+    tokens = sum({"a": 2, "open": 3, "b": 4}[QUESTIONS[i].id] for i in index)
+    assert counted == {"gold": tokens, "tokens": tokens, "right": choices, "choices": choices}
+
+
+def test_a_question_without_a_known_answer_counts_for_choices_alone():
+    assert {name: term.count(UNKNOWN) for name, term in LEARN.items()} == {
+        "gold": 0,
+        "right": 0,
+        "choices": 1,
+        "tokens": 0,
+    }
+
+
+def test_sums_of_parts_add_up_to_the_whole(student, sources):
+    whole = passed(student, sources)
+    parts = [passed(student, sources, [i]) for i in range(3)]
+    for name, found in whole.items():
+        total = sum(part[name].total.item() for part in parts)
+        assert found.total.item() == pytest.approx(total, rel=1e-4, abs=1e-5)
+        for measure, value in found.measures.items():
+            summed = sum(float(part[name].measures[measure]) for part in parts)
+            assert float(value) == pytest.approx(summed, rel=1e-5)
+
+
+def test_recalibration_changes_what_is_to_be_matched(teacher, student, sources):
+    choices = sources["choices"]
+    tempered = Stored(choices.signal, choices.store, Temperature(2.0), choices.positions_Q)
+    only = {"choices": LEARN["choices"]}
+    found = passed(student, {"choices": tempered}, learn=only)["choices"]
+    batch = pack(QUESTIONS, [2, 0])
+    expected = 0.0
+    views = [View(ResponseScorer(model), batch).choice_scores_BC for model in (teacher, student)]
+    for theirs, ours in zip(*views, strict=True):
+        wanted = (theirs[theirs.isfinite()] / 2).softmax(-1)
+        ours = ours[ours.isfinite()].log_softmax(-1)
+        expected += float((wanted * (wanted.log() - ours)).sum())
+    assert found.total.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_records_are_found_by_example_whatever_the_stores_order(student, sources):
+    """Training questions in another order than those that were captured."""
+    moved = [QUESTIONS[i] for i in (1, 2, 0)]
+    there = torch.tensor([1, 2, 0])
+    again = {
+        name: Stored(each.signal, each.store, each.recalibration, there)
+        for name, each in sources.items()
+    }
+    player = Player(student, LEARN, again)
+    batch = pack(moved, [0, 1, 2])
+    assert per_unit(player(batch, player.targets(batch))) == pytest.approx(
+        per_unit(passed(student, sources)), rel=1e-4
     )
-    batch = pack([q.gold_only() for q in QUESTIONS], [0])
-    value, found = loss(ResponseScorer(student), batch, 0.0)
-    value.backward()
-    assert value == 0 and not found
 
 
-def test_a_hook_on_the_head_sees_every_use_of_it(student, stores):
-    scorer, seen = ResponseScorer(student), []
-    scorer.head.register_forward_hook(lambda *_: seen.append(True))
-    scorer(pack(QUESTIONS, [0]), stores["token"].of_examples(torch.tensor([0])).top_ids)
-    assert seen == [True]
+def test_a_batch_of_open_text_alone_gives_the_choices_no_loss(student, sources):
+    found = passed(student, sources, [1], {name: LEARN[name] for name in ("choices", "right")})
+    for each in found.values():
+        each.total.backward(retain_graph=True)
+        assert each.total == 0 and each.units == 0 and each.measures["agreement"] == 0
+
+
+def test_every_parameter_of_the_student_learns(student, sources):
+    for each in passed(student, sources).values():
+        each.total.backward(retain_graph=True)
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+        student.zero_grad()
+
+
+def test_all_terms_share_one_pass_of_body_and_head(student, sources):
+    player, seen = Player(student, LEARN, sources), []
+    for name in ("backbone", "head"):
+        module = getattr(player.scorer, name)
+        module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    batch = pack(QUESTIONS, [0, 1])
+    player(batch, player.targets(batch))
+    assert seen == ["backbone", "head"]
+
+
+def test_two_terms_on_tokens_are_scored_each_at_its_own_ids(student, sources, teacher):
+    few = TOKENS.model_copy(update={"select": TOKENS.select.model_copy(update={"k": 2})})
+    folder = sources["tokens"].store.folder.with_name("few")
+    store = capture_into(folder, few, teacher, QUESTIONS)
+    both = {**sources, "few": Stored(few, store, Identity(), torch.arange(3))}
+    learn = {**LEARN, "few": SparseKl(**{"kind": "sparse_kl", "from": "few"})}
+    found = per_unit(passed(student, both, learn=learn))
+    for name in learn:
+        alone = per_unit(passed(student, both, learn={name: learn[name]}))
+        assert found[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6)
+    assert found["few"] != pytest.approx(found["tokens"], rel=1e-3)
+
+
+def test_nothing_is_scored_that_nobody_asks_for(student):
+    view = View(ResponseScorer(student), pack(QUESTIONS, [1]))
+    found = view.tokens("")
+    assert isinstance(found, HeadScores) and found.top_logprobs_RK.numel() == 0
+
+
+def test_a_weight_is_a_number_or_changes_linearly():
+    assert Gold(kind="gold").weight_at(0.7) == 1.0
+    falling = Gold(kind="gold", weight=Ramp(**{"from": 0.5, "to": 0.1}))
+    assert [falling.weight_at(p) for p in (0, 0.25, 1)] == pytest.approx([0.5, 0.4, 0.1])
+    for wrong in (-1, {"from": -1, "to": 0}, {"from": 1}):
+        with pytest.raises(ValidationError):
+            Gold(kind="gold", weight=wrong)
+
+
+def test_a_term_learns_only_from_decisions_of_its_own_kind():
+    assert LEARN["choices"].misfit(CHOICES) is None and LEARN["tokens"].misfit(TOKENS) is None
+    assert LEARN["choices"].misfit(TOKENS) == (
+        "it compares choices, but signals.choices is of tokens"
+    )
+    assert "compares tokens, but signals.tokens is of choices" in LEARN["tokens"].misfit(CHOICES)
+
+
+def test_tempering_the_vocabulary_needs_the_tails_nodes():
+    whole = LEARN["tokens"].model_copy(update={"recalibrate": "vocabulary_temperature"})
+    assert "set signals.tokens.tail_nodes to 8" in whole.misfit(TOKENS)
+    assert whole.misfit(TOKENS.model_copy(update={"tail_nodes": 8})) is None
+
+
+@pytest.mark.parametrize("name", ["loss", "step", "step_tokens", "learning_rate"])
+def test_a_term_is_not_named_like_a_column_of_the_curve(name):
+    init = {"kind": "copy", "of": "base"}
+    with pytest.raises(ValidationError, match=f"{name} is taken by a column .* rename the term"):
+        ModelSettings(init=init, train="t", learn={name: {"kind": "gold"}})
