@@ -16,7 +16,7 @@ from firstkd.models.init import kinds as inits
 from firstkd.settings import Settings, load_settings
 from firstkd.signals import kinds as signals
 from firstkd.terms import kinds as terms
-from tasks.graph import check_graph, render, stages_of, write_graph
+from tasks.graph import check_graph, refresh_graph, render, stages_of, write_graph
 from tests.tiny import REPOSITORY
 
 SETTINGS = load_settings(REPOSITORY / "params.yaml")
@@ -181,6 +181,19 @@ def test_a_graph_is_written_once(project):
     assert (project / "dvc.yaml").stat().st_mtime_ns == before
     assert (project / "dvc.yaml").read_text().startswith("# Written by `firstkd graph`")
     check_graph(project, SETTINGS)
+
+
+def test_a_run_writes_the_graph_again_unless_it_is_somebodys_own(project):
+    file = project / "dvc.yaml"
+    for before in (None, render(SETTINGS).replace("tasks.report", "tasks.reports")):
+        file.unlink()
+        if before:
+            file.write_text(before)
+        refresh_graph(project, SETTINGS)
+        assert file.read_text() == render(SETTINGS)
+    file.write_text("stages: {}\n")
+    refresh_graph(project, SETTINGS)
+    assert file.read_text() == "stages: {}\n"
 
 
 def test_a_graph_that_was_edited_is_out_of_date_or_is_missing_is_refused(project):
