@@ -187,7 +187,7 @@ def load_settings(path: Path) -> Settings:
 
 
 def _explain(path: Path, values: Any, problem: Any) -> str:
-    key = _key(values, problem["loc"])
+    key = _key(values, problem["loc"], problem["type"] == "missing")
     if problem["type"] == "missing":
         return f"{path}: {key}: missing"
     if problem["type"] == "value_error":
@@ -201,22 +201,26 @@ def _explain(path: Path, values: Any, problem: Any) -> str:
     return f"{path}: {key}: {problem['input']!r} is not allowed: {problem['msg']}"
 
 
-def _key(values: Any, location: tuple[int | str, ...]) -> str:
+def _key(values: Any, location: tuple[int | str, ...], is_missing: bool) -> str:
     """Return the dotted key of an error in params.yaml.
 
-    Pydantic names, between the keys, also which kind of a union it has tried.
+    Pydantic also names, between the keys or at the end, which alternative of a union it has tried:
+    that is no key there, or it is the `kind` of the section before a key of the same name.
     """
     key: list[str] = []
-    found = values
+    found, kind = values, None
     for place, part in enumerate(location):
         if not isinstance(found, dict | list):
             break
-        is_last = place == len(location) - 1
-        if isinstance(found, dict) and not is_last and part == found.get("kind", key and key[-1]):
-            continue
+        if isinstance(found, dict):
+            lacks_it = is_missing and place == len(location) - 1
+            if part == kind or (part not in found and not lacks_it):
+                kind = None
+                continue
         key.append(str(part))
         try:
             found = found[part]  # type: ignore[index]
         except (KeyError, IndexError):
             found = None
+        kind = found.get("kind") if isinstance(found, dict) else None
     return ".".join(key)

@@ -60,10 +60,10 @@ def run() -> None:
     from firstkd.settings import load_settings
     from flows.terminal import Terminal, terminal
     from flows.workspace import Workspace
-    from tasks.graph import write_graph
+    from tasks.graph import refresh_graph
 
     settings = load_settings(ROOT / "params.yaml")  # before any server is started
-    write_graph(ROOT, settings)
+    refresh_graph(ROOT, settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     here = Workspace(ROOT.resolve())
     if nothing_to_do(here, settings):

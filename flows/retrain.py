@@ -31,7 +31,7 @@ from flows.results import load_metrics, markdown_image, markdown_table
 from flows.terminal import Terminal, terminal
 from flows.tracking import Tracking, clear_errors, open_tracking
 from flows.workspace import Outcome, TransientStageError, Workspace
-from tasks.graph import write_graph
+from tasks.graph import refresh_graph
 
 SECONDS_PER_MINUTE = 60.0
 
@@ -77,7 +77,7 @@ def retrain(root: str = ".") -> Retrained:
 
 def _retrain(workspace: Workspace, settings: Settings) -> Retrained:
     with workspace.exclusive():
-        write_graph(workspace.root, settings)
+        refresh_graph(workspace.root, settings)
         tracking = open_tracking(workspace.root, settings.record)
         note = workspace.root / "logs" / "live-run"
         live = LiveRun(tracking, str(runtime.flow_run.id), note)

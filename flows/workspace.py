@@ -337,7 +337,7 @@ class _Tail:
 
 def is_error_line(stage: str, line: str) -> bool:
     """Whether a line of a stage's output is its error message, or DVC's word on the failure."""
-    return line.startswith((f"{stage.partition('@')[0]}: ", "ERROR: failed to reproduce "))
+    return line.startswith((f"{stage.partition('-')[0]}: ", "ERROR: failed to reproduce "))
 
 
 def stage_environment() -> dict[str, str]:

@@ -84,6 +84,16 @@ def write_graph(root: Path, settings: Settings) -> bool:
     return True
 
 
+def refresh_graph(root: Path, settings: Settings) -> None:
+    """Write dvc.yaml where it is missing or was written before.
+
+    One of somebody's own, without the first line, is left as it is: our stages refuse to run by it.
+    """
+    file = root / "dvc.yaml"
+    if not file.exists() or file.read_text(encoding="utf-8").startswith(HEAD):
+        write_graph(root, settings)
+
+
 def check_graph(root: Path, settings: Settings) -> None:
     """Raise ConfigError unless dvc.yaml is what params.yaml and the code make of it."""
     file = root / "dvc.yaml"

@@ -1,75 +1,289 @@
-"""dvc.yaml, the modules in tasks/, and the settings say the same thing."""
+"""dvc.yaml follows from params.yaml and the imports of the code, and nothing else writes it."""
 
 import ast
+import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from firstkd.errors import ConfigError
+from firstkd.models.init import kinds as inits
 from firstkd.settings import Settings, load_settings
+from firstkd.signals import kinds as signals
+from firstkd.terms import kinds as terms
+from tasks.graph import check_graph, refresh_graph, render, stages_of, write_graph
 from tests.tiny import REPOSITORY
 
-STAGES = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
-# what these change shows in the settings they check or the errors they raise, not in results
-NOT_RESULTS = {"firstkd/errors.py", "firstkd/files.py", "firstkd/section.py", "tasks/stage.py"}
+SETTINGS = load_settings(REPOSITORY / "params.yaml")
+STAGES = {stage.name: stage for stage in stages_of(SETTINGS)}
+KINDS = (*inits.KINDS, *signals.KINDS, *terms.KINDS)
+FIRSTKD = Path(sys.executable).with_name("firstkd")
 
 
-def definition(stage: str) -> dict:
-    return STAGES[stage].get("do", STAGES[stage])
+def everything(tmp_path: Path) -> Settings:
+    """The shipped settings with a model or signal of each kind beside them."""
+    yaml = YAML()
+    params = yaml.load(REPOSITORY / "params.yaml")
+    params["models"]["other"] = {"init": {"kind": "source", "source": "path:sources/other"}}
+    params["signals"]["others"] = {"kind": "choices", "of": "other"}
+    params["signals"]["pooled"] = {"kind": "mean", "of": ["choices", "others"]}
+    params["models"]["pupil"] = {
+        "init": {"kind": "copy", "of": "start"},
+        "train": "finetune",
+        "learn": {"gold_choice": {}, "pooled": {"kind": "choice_kl", "from": "pooled"}},
+    }
+    params["evaluate"]["models"].append("pupil")
+    yaml.dump(params, tmp_path / "params.yaml")
+    return load_settings(tmp_path / "params.yaml")
 
 
-def imported_modules(path: Path) -> set[str]:
-    """The project's modules that a module imports, anywhere in it, as paths."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    files = {f"{name.replace('.', '/')}.py" for name in names}
-    files = {file for file in files if not file.endswith("settings.py")}
-    return {file for file in files if (REPOSITORY / file).exists()} - NOT_RESULTS
+def code(stage: Any) -> set[str]:
+    return {dep for dep in stage.entry()["deps"] if dep.endswith(".py")}
 
 
-def code_of(stage: str) -> set[str]:
-    """All modules that a stage's module imports, directly or through others."""
-    found, waiting = set(), {f"tasks/{stage}.py"}
-    while waiting:
-        file = waiting.pop()
-        found.add(file)
-        waiting |= imported_modules(REPOSITORY / file) - found
-    return found
+def file_of(kind: type) -> str:
+    return f"{kind.__module__.replace('.', '/')}.py"
 
 
-def test_every_stage_is_a_module_of_its_name():
+def test_the_shipped_graph_is_the_rendered_one():
+    text = (REPOSITORY / "dvc.yaml").read_text(encoding="utf-8")
+    assert text == render(SETTINGS) == render(load_settings(REPOSITORY / "params.yaml"))
+
+
+def test_stages_run_in_the_order_in_which_they_are_written(tmp_path):
+    stages = [stage.entry() for stage in stages_of(everything(tmp_path))]
+    written = {"sources", "tasks/templates"}
+    for stage in stages:
+        for dep in stage["deps"]:
+            folders = (path.as_posix() for path in (Path(dep), *Path(dep).parents))
+            assert dep.endswith(".py") or any(folder in written for folder in folders), dep
+        written |= set(stage["outs"])
+    assert [*STAGES][:4] == ["fetch", "prepare", "model-base", "validate"]
+    assert [*STAGES][-1] == "report"
+
+
+def test_every_stage_writes_one_folder_of_its_own(tmp_path):
+    for stage in stages_of(everything(tmp_path)):
+        kind, _, name = stage.name.partition("-")
+        assert stage.output == "/".join(["data", kind, *([name] if name else [])])
+        assert stage.command == " ".join(["python -m", f"tasks.{kind}", *([name] if name else [])])
+
+
+def test_every_stage_module_has_a_stage():
     modules = {
         path.stem
         for path in (REPOSITORY / "tasks").glob("*.py")
         if "run_stage(main" in path.read_text() and path.stem != "stage"
     }
-    assert modules == set(STAGES)
+    assert modules == {name.partition("-")[0] for name in STAGES}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_all_the_code_it_runs(stage):
-    declared = {dep for dep in definition(stage)["deps"] if dep.endswith(".py")}
-    assert declared == code_of(stage)
+def imported_by(modules: list[str]) -> set[str]:
+    """Files of the project that a fresh Python has loaded after importing these modules."""
+    script = f"""
+import importlib, json, sys
+for module in {modules!r}:
+    importlib.import_module(module)
+print(json.dumps([m.__file__ for n, m in sys.modules.items()
+                  if n.partition(".")[0] in ("firstkd", "tasks") and m.__file__]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    files = {Path(f).relative_to(REPOSITORY).as_posix() for f in json.loads(done.stdout)}
+    return {file for file in files if not file.endswith("__init__.py")}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_writes_only_its_own_folder(stage):
-    assert definition(stage)["outs"] in ([f"data/{stage}"], [f"data/{stage}/${{key}}"])
+@pytest.fixture(scope="module")
+def of_every_stage() -> set[str]:
+    """What even a stage that does nothing loads: the settings, and what runs it."""
+    return imported_by(["firstkd.settings", "tasks.stage"])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_params_of_a_stage_are_settings(stage):
-    sections = {field.alias or name for name, field in Settings.model_fields.items()}
-    assert {param.split(".")[0] for param in definition(stage)["params"]} <= sections
+@pytest.mark.parametrize("name", ["prepare", "calibrate-tokens", "model-first", "signal-choices"])
+def test_a_stage_depends_on_all_the_code_that_it_loads(name, of_every_stage):
+    declared = code(STAGES[name])
+    # with what its functions import when they are called
+    modules = [file.removesuffix(".py").replace("/", ".") for file in declared]
+    loaded = imported_by([STAGES[name].command.split()[2], *modules])
+    assert not loaded - declared - of_every_stage
+    assert declared <= loaded
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_module_of_a_kind_is_a_dependency_of_exactly_the_stages_that_use_it(tmp_path, kind):
+    settings = everything(tmp_path)
+    using = {
+        f"model-{name}"
+        for name, model in settings.models.items()
+        if isinstance(model.init, kind)
+        or any(
+            isinstance(term, kind) or isinstance(settings.signals.get(term.signal), kind)
+            for term in (model.learn or {}).values()
+        )
+    }
+    for name, signal in settings.signals.items():
+        if isinstance(signal, kind):
+            using |= {f"signal-{name}", f"calibrate-{name}"}
+    assert using
+    found = {stage.name for stage in stages_of(settings) if file_of(kind) in code(stage)}
+    if kind is signals.Choices:  # whose records a pool's are
+        pooled = {"signal-pooled", "calibrate-pooled", "model-pupil"}
+        assert found == using | pooled
+    else:
+        assert found == using
+
+
+def test_only_models_that_learn_depend_on_training():
+    depending = {name for name, stage in STAGES.items() if "firstkd/train/loop.py" in code(stage)}
+    assert depending == {"model-teacher", "model-sft", "model-first"}
+    assert depending == {n for n, stage in STAGES.items() if "tasks/training.py" in code(stage)}
+
+
+def test_params_of_stages_exist(tmp_path):
+    settings = everything(tmp_path)
+    params = YAML(typ="safe").load(tmp_path / "params.yaml")
+    for stage in stages_of(settings):
+        assert stage.params
+        for param in stage.params:
+            section = params
+            for key in param.split("."):
+                section = section[key]
 
 
 def test_no_stage_depends_on_the_machine():
-    used = {param.split(".")[0] for stage in STAGES for param in definition(stage)["params"]}
-    assert "machine" not in used
+    used = {param.split(".")[0] for stage in STAGES.values() for param in stage.params}
+    assert "machine" not in used and "capture" in used
 
 
-def test_the_shipped_settings_are_valid():
-    settings = load_settings(REPOSITORY / "params.yaml")
-    assert settings.record.arm in settings.arms
+def test_a_model_that_learns_depends_on_its_own_section_of_train():
+    assert "train.finetune" in STAGES["model-teacher"].params
+    assert "train.distill" in STAGES["model-first"].params
+    assert not [p for p in STAGES["model-start"].params if p.startswith("train")]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with params.yaml and the graph that follows from it."""
+    (tmp_path / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    assert write_graph(tmp_path, SETTINGS)
+    return tmp_path
+
+
+def test_a_graph_is_written_once(project):
+    before = (project / "dvc.yaml").stat().st_mtime_ns
+    assert not write_graph(project, SETTINGS)
+    assert (project / "dvc.yaml").stat().st_mtime_ns == before
+    assert (project / "dvc.yaml").read_text().startswith("# Written by `firstkd graph`")
+    check_graph(project, SETTINGS)
+
+
+def test_a_run_writes_the_graph_again_unless_it_is_somebodys_own(project):
+    file = project / "dvc.yaml"
+    for before in (None, render(SETTINGS).replace("tasks.report", "tasks.reports")):
+        file.unlink()
+        if before:
+            file.write_text(before)
+        refresh_graph(project, SETTINGS)
+        assert file.read_text() == render(SETTINGS)
+    file.write_text("stages: {}\n")
+    refresh_graph(project, SETTINGS)
+    assert file.read_text() == "stages: {}\n"
+
+
+def test_a_graph_that_was_edited_is_out_of_date_or_is_missing_is_refused(project):
+    def refused(settings: Settings) -> None:
+        with pytest.raises(ConfigError, match=r"dvc\.yaml does not follow .* run `firstkd graph`"):
+            check_graph(project, settings)
+
+    text = (project / "dvc.yaml").read_text()
+    (project / "dvc.yaml").write_text(text.replace("      - data/prepare\n", "", 1))
+    refused(SETTINGS)
+    (project / "dvc.yaml").write_text(text)
+    fewer = SETTINGS.evaluate.model_copy(update={"models": ["first"]})
+    refused(SETTINGS.model_copy(update={"evaluate": fewer}))
+    (project / "dvc.yaml").unlink()
+    refused(SETTINGS)
+
+
+def firstkd(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [FIRSTKD, *arguments],
+        cwd=project,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_writes_the_graph_and_checks_it_within_two_seconds(project):
+    assert firstkd(project, "graph", "--check").returncode == 0
+    edited = (project / "dvc.yaml").read_text().replace("tasks.report", "tasks.reports")
+    (project / "dvc.yaml").write_text(edited)
+    found = firstkd(project, "graph", "--check")
+    assert found.returncode == 1
+    (line,) = found.stderr.splitlines()
+    assert line.startswith("error: dvc.yaml does not follow from params.yaml and the code")
+    assert (project / "dvc.yaml").read_text() == edited
+    before = seconds_of_children()
+    assert firstkd(project, "graph").stdout == "dvc.yaml is written\n"
+    assert seconds_of_children() - before < 2
+    assert (project / "dvc.yaml").read_text() == render(SETTINGS)
+    assert firstkd(project, "graph").stdout == "dvc.yaml is up to date\n"
+
+
+def test_a_stage_refuses_a_graph_that_is_out_of_date(project):
+    (project / "dvc.yaml").write_text("stages: {}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.fetch"],
+        cwd=project,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("fetch: dvc.yaml does not follow from")
+    assert not (project / "data").exists()
+
+
+def seconds_of_children() -> float:
+    """Processor time: what else runs on the machine does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def comparisons(file: Path) -> set[str]:
+    """What in a file asks for a kind: `….kind == …`, or `isinstance(…, KIND)`."""
+    names = {kind.__name__ for kind in KINDS}
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Compare):
+            asked = [ast.unparse(side) for side in (node.left, *node.comparators)]
+            if any(side.endswith(".kind") or side.endswith("['kind']") for side in asked):
+                found.add(ast.unparse(node))
+        is_call = isinstance(node, ast.Call) and ast.unparse(node.func) in {"isinstance", "type"}
+        if is_call and names & {ast.unparse(n) for n in ast.walk(node) if isinstance(n, ast.Name)}:
+            found.add(ast.unparse(node))
+        if isinstance(node, ast.Match) and ast.unparse(node.subject).endswith(".kind"):
+            found.add(ast.unparse(node.subject))
+    return found
+
+
+def test_nothing_outside_the_modules_of_kinds_asks_for_a_kind():
+    """A new kind is a module and a line in its table."""
+    own = {file_of(kind) for kind in KINDS}
+    own |= {f"firstkd/{of}/kinds.py" for of in ("models/init", "signals", "terms")}
+    asking = {
+        f"{path}: {comparison}"
+        for package in ("firstkd", "tasks", "flows")
+        for file in sorted((REPOSITORY / package).rglob("*.py"))
+        if (path := file.relative_to(REPOSITORY).as_posix()) not in own
+        if path != "flows/knowledge_cli.py"  # whose format is of tokens, and of nothing else
+        for comparison in comparisons(file)
+    }
+    assert not asking

@@ -74,13 +74,16 @@ def choice_records(logprobs_BC: "Tensor") -> "Records":
 
 
 def choice_decisions(records: "Records") -> "Knowledge":
-    """Return one decision per question that has choices, padded to the most choices of any."""
+    """Return one decision per question that has choices, padded to the most choices of any.
+
+    Where none has, there are no decisions of one candidate: terms look for the best among them.
+    """
     import torch
 
     from firstkd.signals.knowledge import Knowledge
 
     counts = records.counts[records.counts > 0]
-    width = int(counts.max()) if len(counts) else 0
+    width = int(counts.max()) if len(counts) else 1
     logprobs = torch.full((len(counts), width), -torch.inf)
     logprobs[torch.arange(width) < counts[:, None]] = records.columns["logprob"]
     return Knowledge.of_choices(logprobs)

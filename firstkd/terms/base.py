@@ -5,9 +5,9 @@ questions), which is known from the data alone, so that a step's loss is divided
 the whole step: no choice of micro-batches or processes changes what is learned.
 """
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from firstkd.data.prompts import Question
 from firstkd.models.needs import Needs
@@ -41,6 +41,16 @@ class Ramp(Section):
         return self.start * (1 - progress) + self.to * progress
 
 
+def _form(weight: Any) -> str:
+    return "ramp" if isinstance(weight, dict | Ramp) else "number"
+
+
+AnyWeight = Annotated[
+    Annotated[Weight, Tag("number")] | Annotated[Ramp, Tag("ramp")], Discriminator(_form)
+]
+"""Told apart by its form, so that an error is about the form that was written."""
+
+
 class Term(Section):
     """One term of an objective; a kind of term is a subclass in a module of its own."""
 
@@ -51,7 +61,7 @@ class Term(Section):
     asks_ids: ClassVar[bool] = False
     """Whether the student is to score the token ids of the target's candidates."""
 
-    weight: Weight | Ramp = 1.0
+    weight: AnyWeight = 1.0
 
     @property
     def signal(self) -> str | None:

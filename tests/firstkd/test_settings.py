@@ -25,27 +25,93 @@ def with_changes(tmp_path, *path, to=None, remove=False):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("finetune", "epoch"), 3, r"finetune: unknown key 'epoch' \(value 3\); allowed: .*epochs"),
-        (("distill", "learning_rate"), 0, r"distill.learning_rate: 0 is not allowed"),
+        (
+            ("train", "distill", "epoch"),
+            3,
+            r"train.distill: unknown key 'epoch' \(value 3\); allowed: .*epochs",
+        ),
+        (("train", "distill", "learning_rate"), 0, "train.distill.learning_rate: 0 is not allowed"),
         (("prompt", "format"), "chat", r"prompt.format: 'chat' is not allowed: .*'cloze'"),
         (("prepare", "fractions", "test"), 0.5, r"prepare.fractions: .* must be 1, not 1.25"),
-        (("evaluate", "models", "sft"), "distill/none", r"'distill/none' is no model; allowed"),
-        (("record", "arm"), "second", r"record.arm: 'second' is no arm; allowed: .*first"),
-        (("arms", "first", "choices"), -1, r"arms.first.choices: -1 is not allowed"),
-        (("arms", "none"), {"recalibration": "none"}, r"arms.none: one of choices, tokens"),
         (
             ("fetch", "datasets", "openbookqa", "columns"),
             {"question": "q"},
             r"openbookqa: columns: only for `format: questions`",
         ),
-        (("fetch", "model", "source"), "ftp:x", r"fetch.model.source: 'ftp:x' is not allowed"),
+        (("models", "base", "init", "source"), "ftp:x", "models.base.init.source: 'ftp:x' is not"),
+        (("models", "start", "init", "layers"), 0, "models.start.init.layers: 0 is not allowed"),
+        (("models", "start", "init", "layer"), 1, "models.start.init: unknown key 'layer'"),
+        (
+            ("models", "start", "init", "kind"),
+            "shrink",
+            r"models.start.init.kind: 'shrink' is not allowed; allowed: .*copy.*prune",
+        ),
+        (("models", "start", "init"), {"of": "base"}, "models.start.init.kind: missing"),
+        (("models", "first", "init", "of"), 3, "models.first.init.of: 3 is not allowed"),
+        (
+            ("models", "first", "learn", "choices", "kind"),
+            "kl",
+            r"models.first.learn.choices.kind: 'kl' is not allowed; allowed: .*choice_kl",
+        ),
+        (
+            ("models", "first", "learn", "choices", "weight"),
+            {"from": 1, "to": -1},
+            "models.first.learn.choices.weight.to: -1 is not allowed",
+        ),
+        (
+            ("models", "first", "learn", "choices", "weight"),
+            {"from": 1},
+            "models.first.learn.choices.weight.to: missing",
+        ),
+        (
+            ("models", "first", "learn", "choices", "weight"),
+            {"from": 1, "to": 0, "at": 3},
+            "models.first.learn.choices.weight: unknown key 'at'",
+        ),
+        (
+            ("models", "first", "learn", "choices", "weight"),
+            -1,
+            "models.first.learn.choices.weight: -1 is not allowed",
+        ),
+        (("models", "Bad"), {"init": {"kind": "copy", "of": "base"}}, "models.Bad: 'Bad' is"),
+        (
+            ("models", "first", "learn", "tokens", "tail"),
+            "cut",
+            "models.first.learn.tokens.tail: 'cut' is not allowed",
+        ),
+        (
+            ("models", "sft", "learn"),
+            {"sparse_kl": {}},
+            r"models.sft.learn.sparse_kl.from: missing",
+        ),
+        (("models", "sft", "learn"), {}, "models.sft.learn: {} is not allowed"),
+        (
+            ("signals", "tokens", "select", "k"),
+            0,
+            "signals.tokens.select.k: 0 is not allowed",
+        ),
+        (("signals", "tokens", "kind"), "top", r"signals.tokens.kind: 'top' is not allowed; allo"),
+        (
+            ("signals", "choices", "top_k"),
+            5,
+            "signals.choices: unknown key 'top_k' .*; allowed: ",
+        ),
+        (("signals", "pooled"), {"kind": "mean", "of": ["choices"]}, r"signals.pooled.of: .* is"),
+        (("evaluate", "models"), ["first", "second"], r"evaluate.models.1: 'second' is not among"),
+        (
+            ("record", "student"),
+            "base",
+            r"record.student: 'base' is not evaluated; add it to evaluate.models or choose one",
+        ),
+        (("train", "distill", "lora"), {"rank": 0, "alpha": 1}, "train.distill.lora.rank: 0 is"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
     tmp_path, path, value, message
 ):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=r"/params\.yaml: " + message) as raised:
         load_settings(with_changes(tmp_path, *path, to=value))
+    assert "\n" not in str(raised.value)
 
 
 COMMIT = "c" * 40
@@ -54,7 +120,7 @@ COMMIT = "c" * 40
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("path:model", r"fetch.model: model lies outside sources/, where .* or pin it"),
+        ("path:model", r"models.base.init: model lies outside sources/, where .* or pin it"),
         ("path:sources/../model", "lies outside sources/"),
         ("path:/models/large", "/models/large lies outside sources/"),
         ("hub:org/name@main", r"org/name@main names no commit .* may move, or pin it"),
@@ -67,9 +133,10 @@ COMMIT = "c" * 40
     ],
 )
 def test_what_could_change_unnoticed_must_be_pinned(tmp_path, source, message):
-    pinned = with_changes(tmp_path, "fetch", "model", to={"source": source, "sha256": "0" * 64})
-    assert load_settings(pinned).fetch.model.source == source
-    loose = with_changes(tmp_path, "fetch", "model", to={"source": source})
+    init = {"kind": "source", "source": source}
+    pinned = with_changes(tmp_path, "models", "base", "init", to={**init, "sha256": "0" * 64})
+    assert load_settings(pinned).models["base"].init.source == source
+    loose = with_changes(tmp_path, "models", "base", "init", to=init)
     if message is None:
         load_settings(loose)
     else:
@@ -77,26 +144,31 @@ def test_what_could_change_unnoticed_must_be_pinned(tmp_path, source, message):
             load_settings(loose)
 
 
-def test_the_arms_that_are_commented_out_are_valid(tmp_path):
+def test_the_model_that_is_commented_out_is_valid(tmp_path):
     text = (REPOSITORY / "params.yaml").read_text()
-    commented = re.compile(r"^( +)# (direct|label_smoothing|first_paper): ", re.MULTILINE)
-    (tmp_path / "params.yaml").write_text(commented.sub(r"\1\2: ", text))
+    commented = re.compile(r"^  # (direct:.*|  .*)$", re.MULTILINE)
+    (tmp_path / "params.yaml").write_text(commented.sub(r"  \1", text))
     settings = load_settings(tmp_path / "params.yaml")
-    assert set(settings.arms) == {"sft", "first", "direct", "label_smoothing", "first_paper"}
-    assert settings.arms["first_paper"].tail == "renormalise"
+    terms = settings.models["direct"].learn.values()
+    assert {term.recalibration for term in terms} == {"none"}
 
 
 def test_a_missing_setting_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"finetune.epochs: missing"):
-        load_settings(with_changes(tmp_path, "finetune", "epochs", remove=True))
+    with pytest.raises(ConfigError, match=r"train.finetune.epochs: missing"):
+        load_settings(with_changes(tmp_path, "train", "finetune", "epochs", remove=True))
+    with pytest.raises(ConfigError, match=r"models.start.init.layers: missing"):
+        load_settings(with_changes(tmp_path, "models", "start", "init", "layers", remove=True))
 
 
 def test_several_mistakes_are_told_at_once(tmp_path):
-    path = with_changes(tmp_path, "finetune", "epochs", to=0)
-    text = path.read_text().replace("top_k: 5", "top_k: 0")
+    path = with_changes(tmp_path, "train", "finetune", "epochs", to=0)
+    text = path.read_text().replace("layers: 20", "layers: 0")
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"finetune.epochs: 0(.|\n)*extract.top_k: 0"):
+    with pytest.raises(ConfigError) as raised:
         load_settings(path)
+    first, second = str(raised.value).splitlines()
+    assert ": models.start.init.layers: 0 is not allowed" in first
+    assert ": train.finetune.epochs: 0 is not allowed" in second
 
 
 def test_broken_yaml_and_a_missing_file_are_named(tmp_path):
@@ -126,6 +198,6 @@ def test_another_encoding_is_one_line(tmp_path, comment, problem):
 
 
 def test_numbers_in_scientific_notation_are_numbers(tmp_path):
-    path = with_changes(tmp_path, "finetune", "learning_rate", to=1.0)
-    path.write_text(path.read_text().replace("learning_rate: 1.0", "learning_rate: 2e-6", 1))
-    assert load_settings(path).finetune.learning_rate == 2e-6
+    path = with_changes(tmp_path, "train", "finetune", "learning_rate", to=0.5)
+    path.write_text(path.read_text().replace("learning_rate: 0.5", "learning_rate: 2e-6", 1))
+    assert load_settings(path).train["finetune"].learning_rate == 2e-6

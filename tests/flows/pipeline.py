@@ -34,7 +34,7 @@ def prepare() -> None:
 
 def train(out: Path, stage: str, epochs: int) -> None:
     if epochs == 13:
-        sys.exit(f"{stage.partition('@')[0]}: thirteen epochs are too many")
+        sys.exit("model: thirteen epochs are too many")
     (out / "model.safetensors").write_bytes(b"weights" * epochs)
     (out / "config.json").write_text("{}")
     points = [{"step": step, "loss": 1 / (step + 1)} for step in range(epochs)]
@@ -46,12 +46,12 @@ def train(out: Path, stage: str, epochs: int) -> None:
     (logs / "cost.json").write_text(
         json.dumps({"seconds": 12.5, "peak_memory_bytes": 10**9, "tokens_per_second": 400})
     )
-    print(f"INFO tasks.{stage}: trained", file=sys.stderr)
+    print(f"INFO {stage}: trained", file=sys.stderr)
     sys.stderr.write("\r 50%|#\r100%|##\n")
 
 
 def evaluate(model: str) -> None:
-    right = min(QUESTIONS, 10 * params["distill"]["epochs"])
+    right = min(QUESTIONS, 10 * params["train"]["distill"]["epochs"])
     out = folder("evaluate", model)
     correct = [i < right for i in range(QUESTIONS)]
     answers = [i % CHOICES for i in range(QUESTIONS)]
@@ -109,9 +109,9 @@ def folder(*names: str) -> Path:
 if __name__ == "__main__":
     stage, *values = sys.argv[1:]
     match stage:
-        case "finetune":
-            train(folder("finetune"), "finetune", params["finetune"]["epochs"])
-        case "distill":
-            train(folder("distill", *values), f"distill@{values[0]}", params["distill"]["epochs"])
+        case "model":
+            (name,) = values
+            epochs = params["train"][params["models"][name]["train"]]["epochs"]
+            train(folder("model", name), f"model-{name}", epochs)
         case _:
             {"prepare": prepare, "evaluate": evaluate, "report": report}[stage](*values)

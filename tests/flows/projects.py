@@ -17,27 +17,23 @@ stages:
     cmd: python pipeline.py prepare
     outs:
       - data/prepare
-  finetune:
-    cmd: python pipeline.py finetune
-    params: [finetune]
+  model-teacher:
+    cmd: python pipeline.py model teacher
+    params: [train.finetune]
     deps: [data/prepare/train.parquet]
     outs:
-      - data/finetune
-  distill:
-    matrix:
-      arm: [first]
-    cmd: python pipeline.py distill ${item.arm}
-    params: [distill]
-    deps: [data/finetune]
+      - data/model/teacher
+  model-first:
+    cmd: python pipeline.py model first
+    params: [train.distill]
+    deps: [data/model/teacher]
     outs:
-      - data/distill/${item.arm}
-  evaluate:
-    matrix:
-      model: [first]
-    cmd: python pipeline.py evaluate ${item.model}
-    deps: [data/distill/first, data/prepare/test.parquet]
+      - data/model/first
+  evaluate-first:
+    cmd: python pipeline.py evaluate first
+    deps: [data/model/first, data/prepare/test.parquet]
     outs:
-      - data/evaluate/${item.model}
+      - data/evaluate/first
   report:
     cmd: python pipeline.py report
     deps: [data/evaluate/first]
@@ -59,10 +55,12 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def change(root: Path, section: str, key: str, value: object) -> None:
-    """Set one number in params.yaml."""
+    """Set one number in params.yaml; `section` may be of several keys, with dots between."""
     yaml = YAML()
-    params = yaml.load(root / "params.yaml")
-    params[section][key] = value
+    params = found = yaml.load(root / "params.yaml")
+    for part in section.split("."):
+        found = found[part]
+    found[key] = value
     yaml.dump(params, root / "params.yaml")
 
 
@@ -72,9 +70,8 @@ def make_project(root: Path) -> None:
     shutil.copy(REPOSITORY / "params.yaml", root)
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
-    params["arms"] = {"first": {"recalibration": "temperature", "choices": 1.0}}
-    params["evaluate"]["models"] = {"first": "distill/first"}
-    params["distill"]["epochs"] = 4
+    params["evaluate"]["models"] = ["first"]
+    params["train"]["distill"]["epochs"] = 4
     params["promote"]["require_reproducible"] = False  # the project is outside git
     yaml.dump(params, root / "params.yaml")
     (root / "dvc.yaml").write_text(DVC_YAML)

@@ -45,11 +45,11 @@ def test_help_answers_at_once(tmp_path: Path) -> None:
 
 
 def test_mistake_in_settings_is_one_line(project: Workspace) -> None:
-    change(project.root, "distill", "epochz", 3)
+    change(project.root, "train.distill", "epochz", 3)
     done = firstkd(project.root)
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
-    assert line.startswith("error: params.yaml: distill: unknown key 'epochz' (value 3)")
+    assert line.startswith("error: params.yaml: train.distill: unknown key 'epochz' (value 3)")
 
 
 def test_debug_shows_where(tmp_path: Path) -> None:
@@ -59,11 +59,11 @@ def test_debug_shows_where(tmp_path: Path) -> None:
 
 
 def test_record_refuses_stale_files_and_then_records_once(project: Workspace) -> None:
-    change(project.root, "distill", "epochs", 5)
+    change(project.root, "train.distill", "epochs", 5)
     refused = firstkd(project.root, "record")
     assert refused.returncode == 1
-    assert "dvc.lock does not describe the present files of distill@first" in refused.stderr
-    change(project.root, "distill", "epochs", 4)
+    assert "dvc.lock does not describe the present files of model-first" in refused.stderr
+    change(project.root, "train.distill", "epochs", 4)
     first = firstkd(project.root, "record")
     assert first.returncode == 0, first.stderr
     assert "firstkd-student v1" in first.stdout and "v1 is promoted" in first.stdout
@@ -74,10 +74,10 @@ def test_record_refuses_stale_files_and_then_records_once(project: Workspace) ->
 
 @pytest.mark.integration
 def test_run_on_the_embedded_server(project: Workspace) -> None:
-    change(project.root, "distill", "epochs", 5)
+    change(project.root, "train.distill", "epochs", 5)
     first = firstkd(project.root)
     assert first.returncode == 0, first.stderr
-    assert "── distill@first ──" in first.stderr and "INFO tasks.distill@first" in first.stderr
+    assert "── model-first ──" in first.stderr and "INFO model-first" in first.stderr
     assert "Running stage" not in first.stderr and "Prefect" not in first.stderr
     assert "0.833" in first.stdout and "0.00–1.00" in first.stdout
     assert "firstkd-student v1 is promoted" in first.stdout.replace("\n", " ")
@@ -86,11 +86,11 @@ def test_run_on_the_embedded_server(project: Workspace) -> None:
     assert second.stdout == "Nothing has changed; the champion is firstkd-student v1.\n"
     assert second.stderr == ""
 
-    change(project.root, "finetune", "epochs", 13)
+    change(project.root, "train.finetune", "epochs", 13)
     failed = firstkd(project.root)
     assert failed.returncode == 1
     assert failed.stderr.count("thirteen epochs") == 1
-    assert failed.stderr.splitlines()[-1] == "error: finetune: thirteen epochs are too many"
+    assert failed.stderr.splitlines()[-1] == "error: model: thirteen epochs are too many"
 
 
 def test_an_error_of_several_lines_is_left_to_whoever_runs_the_flow(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_an_error_of_several_lines_is_left_to_whoever_runs_the_flow(tmp_path: Pa
         for text in ("INFO counting", "validate: 2 expectations failed:", "  one", "  two"):
             shown.line(text)
         shown.end("failed")
-        shown.begin("finetune")
+        shown.begin("model-teacher")
         shown.line("INFO training")
     said = log.read_text()
     assert "INFO counting" in said and "INFO training" in said

@@ -21,13 +21,13 @@ def state(root: Path) -> dict:
 
 def test_status_says_why_a_stage_is_stale_and_what_waits_for_it(project: Workspace) -> None:
     assert all(not stage["why"] for stage in state(project.root)["stages"])
-    change(project.root, "distill", "epochs", 5)
+    change(project.root, "train.distill", "epochs", 5)
     stages = {stage["name"]: stage for stage in state(project.root)["stages"]}
-    assert stages["distill@first"]["why"] == ["params.yaml: distill.epochs 4 → 5"]
-    assert stages["finetune"]["waits_for"] == []
-    assert stages["report"]["waits_for"] == ["distill@first"]
+    assert stages["model-first"]["why"] == ["params.yaml: train.distill.epochs 4 → 5"]
+    assert stages["model-teacher"]["waits_for"] == []
+    assert stages["report"]["waits_for"] == ["model-first"]
     said = firstkd(project.root, "status").stdout
-    assert "stale       distill@first           params.yaml: distill.epochs 4 → 5" in said
+    assert "stale       model-first             params.yaml: train.distill.epochs 4 → 5" in said
     assert "champion: none yet" in said and "last run: none yet" in said
 
 
@@ -77,7 +77,7 @@ def test_compare_shows_every_model_on_every_set(project: Workspace) -> None:
 
 def test_compare_sets_registered_versions_beside_the_present_models(project: Workspace) -> None:
     assert firstkd(project.root, "record").returncode == 0
-    change(project.root, "distill", "epochs", 5)
+    change(project.root, "train.distill", "epochs", 5)
     dvc(project.root, "repro", "--quiet")
     asked = ("compare", "--version", "1", "--version", "champion")
     done = firstkd(project.root, *asked)
@@ -140,7 +140,7 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(
 
 
 def test_doctor_names_a_wrong_setting(project: Workspace) -> None:
-    change(project.root, "distill", "epochz", 3)
+    change(project.root, "train.distill", "epochz", 3)
     done = firstkd(project.root, "doctor")
     assert done.returncode == 1
     assert "unknown key 'epochz'" in done.stdout

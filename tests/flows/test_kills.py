@@ -35,9 +35,9 @@ pytestmark = [
 FIRSTKD = [sys.executable, "-c", "from flows.cli import main; main()"]
 # where a file `slow` lies, a stage begins its curve, tells its process id and waits for its end
 SLOW = """
-if sys.argv[1] == "distill" and Path("slow").exists():
+if sys.argv[1:] == ["model", "first"] and Path("slow").exists():
     import os, time
-    logs = Path("logs", "@".join(sys.argv[1:]))
+    logs = Path("logs", "-".join(sys.argv[1:]))
     logs.mkdir(parents=True, exist_ok=True)
     (logs / "curve.jsonl").write_text('{"step": 0, "loss": 1}\\n')
     Path("pid").write_text(str(os.getpid()))
@@ -107,7 +107,7 @@ def running(project: Workspace) -> Running:
     environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     found = Running(root, environment)
     found.run()
-    change(root, "distill", "epochs", 5)
+    change(root, "train.distill", "epochs", 5)
     change(root, "retrain", "retry_delay_seconds", 0)
     return found
 
@@ -152,7 +152,7 @@ def test_killed_flow(running: Running, undisturbed: bytes) -> None:
     wait_for(lambda: not is_alive(stage), 40)
     assert champion(running) == "1"
     (running.root / "slow").unlink()
-    assert "── finetune" not in running.run()
+    assert "── model-teacher" not in running.run()
     assert_as_undisturbed(running, undisturbed)
 
 
@@ -251,7 +251,7 @@ def test_killed_mlflow_server(
     assert "Traceback" not in said
     assert champion(running) == "1"
     mlflow_server()
-    assert "── distill@first" not in running.run()
+    assert "── model-first" not in running.run()
     assert_as_undisturbed(running, undisturbed, running.environment["MLFLOW_TRACKING_URI"])
 
 

@@ -58,7 +58,7 @@ def test_lock_is_committed_beside_the_users_branch(repository: Workspace) -> Non
     again = publish(repository, branch("retrained"), Quiet())
     assert again.words[0].startswith("retrained holds this dvc.lock")
 
-    change(root, "distill", "epochs", 5)
+    change(root, "train.distill", "epochs", 5)
     refused = publish(repository, branch("retrained"), Quiet())
     assert "not committed to retrained: it was made with uncommitted changes" in refused.words[0]
     assert not refused.is_complete
@@ -92,7 +92,7 @@ def test_fresh_worker_goes_on_from_what_was_published(
     worker = Workspace(tmp_path / "worker")
     assert worker.restore(Quiet())
     assert worker.stale() == set()
-    model = "data/distill/first/model.safetensors"
+    model = "data/model/first/model.safetensors"
     assert (worker.root / model).read_bytes() == (root / model).read_bytes()
 
 
@@ -129,7 +129,7 @@ def test_what_another_machine_has_published_is_followed(
     publish(other, asked, Quiet())
     second = git(other.root, "rev-parse", "new")
     assert git(other.root, "log", "-1", "--format=%P", "new") == first
-    change(root, "distill", "epochs", 5)
+    change(root, "train.distill", "epochs", 5)
     git(root, "commit", "-qam", "five epochs")
     dvc(root, "repro", "--quiet")
     publish(repository, asked, Quiet())
@@ -150,7 +150,7 @@ def test_a_student_that_the_run_has_not_recorded_is_not_registered(
 ) -> None:
     root = repository.root
     run_id = record(repository, settings, tracking).run_id
-    change(root, "distill", "epochs", 5)
+    change(root, "train.distill", "epochs", 5)
     dvc(root, "repro", "--quiet")  # from another terminal
     with pytest.raises(PipelineError, match="results were changed while they were recorded"):
         register(repository, settings, tracking, run_id)
@@ -181,12 +181,12 @@ def test_a_damaged_copy_is_named(
     root = repository.root
     run_id = record(repository, settings, tracking).run_id
     version = register(repository, settings, tracking, run_id)
-    digest = hashlib.md5((root / "data/finetune/model.safetensors").read_bytes()).hexdigest()
+    digest = hashlib.md5((root / "data/model/teacher/model.safetensors").read_bytes()).hexdigest()
     (copy,) = (root / ".dvc/cache/files/md5").rglob(digest[2:])
     copy.chmod(0o644)
     copy.write_bytes(b"damaged")
     found = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
-    assert any("damaged  data/finetune" in words for words in found.differences)
+    assert any("damaged  data/model/teacher" in words for words in found.differences)
 
 
 def test_version_comes_back_the_same(
@@ -195,7 +195,7 @@ def test_version_comes_back_the_same(
     root = repository.root
     run_id = record(repository, settings, tracking).run_id
     version = register(repository, settings, tracking, run_id)
-    change(root, "distill", "epochs", 5)
+    change(root, "train.distill", "epochs", 5)
     git(root, "commit", "-qam", "five epochs")
     dvc(root, "repro", "--quiet")
     before = (root / "dvc.lock").read_bytes()
@@ -280,7 +280,7 @@ def test_version_that_comes_out_otherwise_is_told(
     result = reproduce(repository, tracking, version, rebuild=True, sink=Quiet())
     assert len(result.differences) == 3
     assert result.differences[-1].startswith("differs  the registered student: recorded ")
-    assert (result.folder / "data" / "distill").exists()
+    assert (result.folder / "data" / "model").exists()
     gone = "0" * 40
     client.set_model_version_tag(version.name, number, "git_commit", gone)
     version = client.get_model_version(version.name, number)

@@ -33,7 +33,7 @@ def names(tracking: Tracking) -> list[str]:
     return sorted(run.info.run_name.split()[0] for run in runs)
 
 
-WHOLE = ["distill@first", "evaluate@first", "finetune", "prepare", "report", "retrain"]
+WHOLE = ["evaluate-first", "model-first", "model-teacher", "prepare", "report", "retrain"]
 
 
 def test_a_deleted_experiment_is_refused_before_anything_runs(
@@ -62,7 +62,7 @@ def test_record_holds_what_was_made(
     assert run.info.status == "FINISHED"
     assert run.data.tags["dvc_lock_sha256"] == project.lock_digest()
     assert run.data.tags["prefect_flow_run_id"] == "flow-run-1"
-    assert run.data.tags["output/data/finetune"].endswith(".dir")
+    assert run.data.tags["output/data/model/teacher"].endswith(".dir")
     assert run.data.metrics["sets/test/calibrated/ece"] == 0.05
     assert run.data.metrics["sets/test/calibrated/ece/high"] == 0.1
     assert {path.path for path in client.list_artifacts(recorded.run_id)} == {
@@ -75,9 +75,9 @@ def test_record_holds_what_was_made(
     assert {("train", "training"), ("openbookqa", "testing")} <= lineage
     assert (project.root / "mlflow" / "artifacts").is_dir()
 
-    [distill] = client.search_runs([tracking.experiment_id], "tags.stage = 'distill@first'")
+    [distill] = client.search_runs([tracking.experiment_id], "tags.stage = 'model-first'")
     assert distill.data.tags["mlflow.parentRunId"] == recorded.run_id
-    assert distill.data.params["distill.epochs"] == "4"
+    assert distill.data.params["train.distill.epochs"] == "4"
     assert distill.data.metrics["cost/tokens_per_second"] == 400
     assert distill.info.end_time - distill.info.start_time == 12_500
     steps = [point.step for point in client.get_metric_history(distill.info.run_id, "loss")]
@@ -100,10 +100,10 @@ def test_same_state_is_recorded_and_registered_once(
 def test_what_another_repro_changes_meanwhile_is_not_recorded(
     project: Workspace, settings: Settings, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = project.root / "data/distill/first/model.safetensors"
+    model = project.root / "data/model/first/model.safetensors"
     log_inputs, log_model = tracking.client.log_inputs, registry._log_model
-    shutil.rmtree(project.root / "data/finetune")
-    with pytest.raises(ArtifactError, match=r"data/finetune is missing"):
+    shutil.rmtree(project.root / "data/model/teacher")
+    with pytest.raises(ArtifactError, match=r"data/model/teacher is missing"):
         record(project, settings, tracking)
     project.restore(Quiet())
 
@@ -205,16 +205,16 @@ def test_live_curve_is_mirrored_while_it_grows(
     project: Workspace, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.curves.POLL_SECONDS", 0.05)
-    curve = project.root / "logs" / "finetune" / "curve.jsonl"
+    curve = project.root / "logs" / "model-teacher" / "curve.jsonl"
     live = LiveRun(tracking, "flow-run-1", project.root / "logs/live-run")
-    with live.follow("finetune", curve):
+    with live.follow("model-teacher", curve):
         curve.write_text('{"step": 0, "loss": 2.0}\n{"step": 1, "lo')  # begun anew
         deadline = time.monotonic() + 10
-        while "finetune" not in names(tracking) and time.monotonic() < deadline:
+        while "model-teacher" not in names(tracking) and time.monotonic() < deadline:
             time.sleep(0.05)
         with curve.open("a") as file:
             file.write('ss": 1.0}\n')
-    [run] = tracking.client.search_runs([tracking.experiment_id], "run_name = 'finetune'")
+    [run] = tracking.client.search_runs([tracking.experiment_id], "run_name = 'model-teacher'")
     history = tracking.client.get_metric_history(run.info.run_id, "loss")
     assert [point.value for point in history] == [2.0, 1.0]
     live.drop()
@@ -225,12 +225,12 @@ def test_live_runs_of_a_killed_retraining_are_closed_by_the_next(
     project: Workspace, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.curves.POLL_SECONDS", 0.05)
-    curve, note = project.root / "logs/finetune/curve.jsonl", project.root / "logs/live-run"
+    curve, note = project.root / "logs/model-teacher/curve.jsonl", project.root / "logs/live-run"
     curve.unlink()
     killed = LiveRun(tracking, "flow-run-1", note)
     elsewhere = LiveRun(tracking, "flow-run-2", project.root / "logs/of-another-workspace")
     for live in (killed, elsewhere):
-        with live.follow("finetune", curve), curve.open("a") as file:
+        with live.follow("model-teacher", curve), curve.open("a") as file:
             file.write('{"step": 0, "loss": 2.0}\n')
     LiveRun(tracking, "flow-run-3", note).close_killed()
     found = {
@@ -239,9 +239,9 @@ def test_live_runs_of_a_killed_retraining_are_closed_by_the_next(
     }
     assert found == {
         ("flow-run-1", "retrain (live)"): "KILLED",
-        ("flow-run-1", "finetune"): "KILLED",
+        ("flow-run-1", "model-teacher"): "KILLED",
         ("flow-run-2", "retrain (live)"): "RUNNING",
-        ("flow-run-2", "finetune"): "RUNNING",
+        ("flow-run-2", "model-teacher"): "RUNNING",
     }
 
 

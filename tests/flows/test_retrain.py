@@ -14,7 +14,7 @@ from tests.flows.projects import change
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-STAGES = ["prepare", "finetune", "distill@first", "evaluate@first", "report"]
+STAGES = ["prepare", "model-teacher", "model-first", "evaluate-first", "report"]
 
 
 def last_run() -> tuple[FlowRun, dict[str, TaskRun]]:
@@ -47,38 +47,38 @@ def test_first_run_promotes_the_second_finds_nothing_to_do(project: Workspace) -
 
 def test_worse_student_is_registered_but_not_promoted(project: Workspace) -> None:
     retrain(str(project.root))
-    change(project.root, "distill", "epochs", 2)
+    change(project.root, "train.distill", "epochs", 2)
     worse: Retrained = retrain(str(project.root))
-    assert worse.outcomes["finetune"] is Outcome.UNCHANGED
-    assert worse.outcomes["distill@first"] is Outcome.RAN
+    assert worse.outcomes["model-teacher"] is Outcome.UNCHANGED
+    assert worse.outcomes["model-first"] is Outcome.RAN
     assert worse.version == "2" and not worse.verdict.passed and worse.champion == "1"
     run, tasks = last_run()
-    assert state(tasks["finetune"]) == "Unchanged"
-    assert state(tasks["distill@first"]) == "Completed"
+    assert state(tasks["model-teacher"]) == "Unchanged"
+    assert state(tasks["model-first"]) == "Completed"
     assert run.state is not None and run.state.name == "Completed"
-    logs = eventually_logs(tasks["distill@first"])
-    assert "INFO tasks.distill@first: trained" in logs
+    logs = eventually_logs(tasks["model-first"])
+    assert "INFO model-first: trained" in logs
     assert "100%|##" in logs
 
 
 def test_failed_stage_fails_the_run_with_its_own_message(project: Workspace) -> None:
-    change(project.root, "finetune", "epochs", 13)
-    with pytest.raises(StageError, match=r"^finetune: thirteen epochs are too many$"):
+    change(project.root, "train.finetune", "epochs", 13)
+    with pytest.raises(StageError, match=r"^model: thirteen epochs are too many$"):
         retrain(str(project.root))
     run, tasks = last_run()
     assert state(tasks["prepare"]) == "Unchanged"
-    assert state(tasks["finetune"]) == "Failed"
-    assert "distill@first" not in tasks
+    assert state(tasks["model-teacher"]) == "Failed"
+    assert "model-first" not in tasks
     assert run.state is not None and run.state.is_failed()
 
 
 def test_stage_over_its_time_is_ended(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     (project.root / "pipeline.py").write_text("import time\ntime.sleep(60)\n")
-    change(project.root, "finetune", "epochs", 9)
+    change(project.root, "train.finetune", "epochs", 9)
     monkeypatch.setattr("flows.retrain.SECONDS_PER_MINUTE", 3 / 720)
-    with pytest.raises(PipelineError, match="stage finetune took longer than"):
+    with pytest.raises(PipelineError, match="stage model-teacher took longer than"):
         retrain(str(project.root))
-    assert state(last_run()[1]["finetune"]) == "TimedOut"
+    assert state(last_run()[1]["model-teacher"]) == "TimedOut"
 
 
 def test_second_retraining_in_one_workspace_is_refused(project: Workspace) -> None:

@@ -47,14 +47,14 @@ def wait_for(condition: Any, seconds: float = 60) -> Any:
     raise AssertionError(f"{condition} never came true")
 
 
-def make_sleep(project: Workspace, stage: str = "finetune") -> None:
-    """Let a stage write its process id and then do nothing for two minutes."""
+def make_sleep(project: Workspace) -> None:
+    """Let the teacher's stage write its process id and then do nothing for two minutes."""
     pipeline = project.root / "pipeline.py"
     text = pipeline.read_text()
-    start = f'        case "{stage}":\n'
+    start = '        case "model":\n'
     body = "".join(f"            {line}\n" for line in SLEEPING.splitlines())
     pipeline.write_text(text.replace(start, start + body))
-    change(project.root, stage, "epochs", 9)
+    change(project.root, "train.finetune", "epochs", 9)
 
 
 @pytest.mark.slow
@@ -69,14 +69,14 @@ def test_plain_dvc_repro_keeps_the_retraining_out(project: Workspace) -> None:
         with pytest.raises(WorkspaceBusyError, match=words):
             project.stale()
         with pytest.raises(WorkspaceBusyError, match=words):
-            project.reproduce("finetune", Quiet())
+            project.reproduce("model-teacher", Quiet())
         state = read_state(project, load_settings(project.root / "params.yaml"))
         assert state.busy and re.match(words, state.busy) and state.stages == []
     finally:
         os.killpg(other.pid, signal.SIGKILL)
     taken_note = threading.Timer(1, other.wait)
     taken_note.start()
-    assert "finetune" in project.stale()  # whose lock counts until its parent has taken note
+    assert "model-teacher" in project.stale()  # whose lock counts until its parent has taken note
     taken_note.join()
 
 
@@ -84,18 +84,19 @@ def test_plain_dvc_repro_keeps_the_retraining_out(project: Workspace) -> None:
 def test_crashed_stage_is_tried_again_and_finished_ones_are_not(project: Workspace) -> None:
     pipeline = project.root / "pipeline.py"
     body = "import os\nprint('ran', *sys.argv[1:], file=open('ran', 'a'))\n"
-    body += "if sys.argv[1] == 'distill' and open('ran').read().count('ran distill') == 1:\n"
+    body += "first = open('ran').read().count('ran model first')\n"
+    body += "if sys.argv[1:] == ['model', 'first'] and first == 1:\n"
     body += "    os.kill(os.getpid(), 9)\n"
     pipeline.write_text(pipeline.read_text().replace("\nQUESTIONS", f"\n{body}\nQUESTIONS", 1))
-    change(project.root, "finetune", "epochs", 9)
-    change(project.root, "distill", "epochs", 5)
+    change(project.root, "train.finetune", "epochs", 9)
+    change(project.root, "train.distill", "epochs", 5)
     change(project.root, "retrain", "retry_delay_seconds", 0)
     assert retrain(str(project.root)).verdict.passed
     ran = (project.root / "ran").read_text().splitlines()
     assert ran == [
-        "ran finetune",
-        "ran distill first",
-        "ran distill first",
+        "ran model teacher",
+        "ran model first",
+        "ran model first",
         "ran evaluate first",
         "ran report",
     ]
@@ -103,7 +104,7 @@ def test_crashed_stage_is_tried_again_and_finished_ones_are_not(project: Workspa
 
 @pytest.mark.usefixtures("prefect_server")
 def test_error_of_the_stages_own_is_not_tried_again(project: Workspace) -> None:
-    change(project.root, "finetune", "epochs", 13)
+    change(project.root, "train.finetune", "epochs", 13)
     started = time.monotonic()
     with pytest.raises(StageError) as failure:
         retrain(str(project.root))
@@ -143,12 +144,12 @@ def test_webhook_hears_of_promotion_and_failure(
     change(project.root, "retrain", "webhook", url)
     retrain(str(project.root))
     retrain(str(project.root))  # nothing new, nothing to tell
-    change(project.root, "finetune", "epochs", 13)
+    change(project.root, "train.finetune", "epochs", 13)
     with pytest.raises(StageError):
         retrain(str(project.root))
     assert [message["event"] for message in messages] == ["promoted", "failed"]
     assert messages[0]["text"].startswith("firstkd-student v1 is promoted\n  - ECE 0.050")
-    assert messages[1]["text"] == "finetune: thirteen epochs are too many"
+    assert messages[1]["text"] == "model: thirteen epochs are too many"
     assert messages[1]["project"] == str(project.root)
 
     monkeypatch.setattr(Received, "status", 500)
@@ -195,7 +196,7 @@ def test_webhook_hears_of_a_rollback(
     url, messages = webhook
     change(project.root, "retrain", "webhook", url)
     retrain(str(project.root))
-    change(project.root, "distill", "epochs", 5)
+    change(project.root, "train.distill", "epochs", 5)
     retrain(str(project.root))
     monkeypatch.chdir(project.root)
     done = CliRunner().invoke(app, ["rollback"])

@@ -38,7 +38,7 @@ def running(project: Workspace, servers: Servers, request: pytest.FixtureRequest
     change(root, "record", "registered_model", found.model)
     change(root, "record", "experiment", found.experiment)
     found.run()
-    change(root, "distill", "epochs", 5)
+    change(root, "train.distill", "epochs", 5)
     change(root, "retrain", "retry_delay_seconds", 0)
     prefect(found, "work-pool", "create", "firstkd", "--type", "process", "--overwrite")
     prefect(found, "deploy", "--all")

@@ -26,30 +26,36 @@ class Collected:
 
 
 def test_stages_come_in_the_order_of_dvc_yaml(project: Workspace) -> None:
-    assert project.stages() == ["prepare", "finetune", "distill@first", "evaluate@first", "report"]
+    assert project.stages() == [
+        "prepare",
+        "model-teacher",
+        "model-first",
+        "evaluate-first",
+        "report",
+    ]
 
 
 def test_stage_runs_once_and_is_restored_from_the_run_cache(project: Workspace) -> None:
     assert project.stale() == set()
     before = project.lock_digest()
-    change(project.root, "distill", "epochs", 5)
-    assert project.stale() == {"distill@first"}
+    change(project.root, "train.distill", "epochs", 5)
+    assert project.stale() == {"model-first"}
     seen = Collected()
-    assert project.reproduce("distill@first", seen) is Outcome.RAN
-    assert "INFO tasks.distill@first: trained" in seen.lines
+    assert project.reproduce("model-first", seen) is Outcome.RAN
+    assert "INFO model-first: trained" in seen.lines
     assert "100%|##" in seen.lines
-    assert project.reproduce("distill@first", seen) is Outcome.UNCHANGED
+    assert project.reproduce("model-first", seen) is Outcome.UNCHANGED
     assert project.lock_digest() != before
-    change(project.root, "distill", "epochs", 4)
-    assert project.reproduce("distill@first", seen) is Outcome.RESTORED
+    change(project.root, "train.distill", "epochs", 4)
+    assert project.reproduce("model-first", seen) is Outcome.RESTORED
     assert project.lock_digest() == before
 
 
 def test_failure_carries_the_stages_own_message(project: Workspace) -> None:
-    change(project.root, "distill", "epochs", 13)
+    change(project.root, "train.distill", "epochs", 13)
     with pytest.raises(StageError) as failure:
-        project.reproduce("distill@first", Collected())
-    assert str(failure.value) == "distill: thirteen epochs are too many"
+        project.reproduce("model-first", Collected())
+    assert str(failure.value) == "model: thirteen epochs are too many"
 
 
 def test_crash_names_the_stage_and_its_last_line(project: Workspace) -> None:

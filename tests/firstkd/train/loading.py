@@ -13,9 +13,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from firstkd.models.scoring import ResponseScorer
+from firstkd.terms.gold import Gold
 from firstkd.train.distributed import join_ranks
 from firstkd.train.engine import end_engine, load_to_train, make_engine
+from firstkd.train.player import Player
 from tests.firstkd.train.trainings import changed
 
 
@@ -42,7 +43,9 @@ def main(folder: Path, tiny: Path, out: Path) -> None:
     peak.join()
     held = sum(getattr(weight, "ds_tensor", weight).nbytes for weight in model.parameters())
     (out / f"peak-{ranks.rank}").write_text(str(max(held, peak.bytes - before)))
-    end_engine(make_engine(ResponseScorer(model), settings, machine, ranks), ranks)
+    end_engine(
+        make_engine(Player(model, {"gold": Gold(kind="gold")}, {}), settings, machine, ranks), ranks
+    )
     if ranks.is_first:
         assert all(weight.device.type == "cpu" for weight in model.parameters())
         weights = {name: weight.contiguous() for name, weight in model.named_parameters()}

@@ -1,0 +1,205 @@
+"""Which settings of models and signals are refused, and the order of those that are not."""
+
+import json
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from firstkd.errors import ConfigError
+from firstkd.lineage import Lineage, Node
+from firstkd.settings import Settings, load_settings
+from tests.tiny import REPOSITORY
+
+KL = {"kind": "choice_kl", "from": "choices"}
+SOURCE = {"kind": "source", "source": "path:sources/other"}
+
+
+def with_params(tmp_path: Any, changes: dict[str, Any]) -> Settings:
+    """Load the shipped settings with some of their keys, given in dots, set."""
+    yaml = YAML()
+    params = yaml.load(REPOSITORY / "params.yaml")
+    for dotted, value in changes.items():
+        *path, last = dotted.split(".")
+        section = params
+        for key in path:
+            section = section[key]
+        section[last] = json.loads(json.dumps(value))  # no anchors, where a value is used twice
+    yaml.dump(params, tmp_path / "params.yaml")
+    return load_settings(tmp_path / "params.yaml")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a model that is its own origin": (
+        {"models.first.init": {"kind": "copy", "of": "first"}},
+        r"a cycle: models.first → models.first; one of them must come first",
+    ),
+    "a cycle of starts": (
+        {"models.base.init": {"kind": "copy", "of": "start"}},
+        r"a cycle: models.(base → models.start → models.base|start → models.base → models.start); ",
+    ),
+    "a teacher that learns from its student": (
+        {"signals.choices.of": "first"},
+        r"a cycle: .*models.first.*signals.choices.*; one of them must come first",
+    ),
+    "a mean of itself": (
+        {"signals.pooled": {"kind": "mean", "of": ["choices", "pooled"]}},
+        r"a cycle: signals.pooled → signals.pooled; ",
+    ),
+    "a start of a model that is not there": (
+        {"models.first.init.of": "begin"},
+        r"models.first.init.of: there is no 'begin' among models; allowed: base, first, sft, ",
+    ),
+    "a signal of a model that is not there": (
+        {"signals.tokens.of": "professor"},
+        r"signals.tokens.of: there is no 'professor' among models; allowed: base, .*teacher",
+    ),
+    "a term from a signal that is not there": (
+        {"models.first.learn.choices.from": "choice"},
+        r"models.first.learn.choices.from: there is no 'choice' among signals; allowed: choices, t",
+    ),
+    "no signals at all": (
+        {"signals": {}},
+        r"models.first.learn.choices.from: there is no 'choices' among signals; allowed: none",
+    ),
+    "a pool of a signal that is not there": (
+        {"signals.pooled": {"kind": "mean", "of": ["choices", "others"]}},
+        r"signals.pooled.of: there is no 'others' among signals",
+    ),
+    "a pool of tokens": (
+        {"signals.pooled": {"kind": "mean", "of": ["choices", "tokens"]}},
+        r"signals.pooled: of: 'tokens' is of tokens; only signals of choices can be pooled",
+    ),
+    "a term on choices from tokens": (
+        {"models.first.learn.choices.from": "tokens"},
+        r"models.first.learn.choices: it compares choices, but signals.tokens is of tokens",
+    ),
+    "a term on tokens from choices": (
+        {"models.first.learn.tokens.from": "choices"},
+        r"models.first.learn.tokens: it compares tokens, but signals.choices is of choices",
+    ),
+    "tails that are not kept": (
+        {"models.first.learn.tokens.recalibrate": "vocabulary_temperature"},
+        r"models.first.learn.tokens: recalibrate: vocabulary_temperature needs the tail's nodes; "
+        r"set signals.tokens.tail_nodes to 8",
+    ),
+    "an unknown kind of signal": (
+        {"signals.choices.kind": "votes"},
+        r"signals.choices.kind: 'votes' is not allowed; allowed: 'choices', 'tokens', 'mean'",
+    ),
+    "an unknown kind of term": (
+        {"models.sft.learn": {"golden": {}}},
+        r"models.sft.learn.golden.kind: 'golden' is not allowed; allowed: 'gold', 'gold_choice', ",
+    ),
+    "an unknown kind of start": (
+        {"models.start.init.kind": "cut"},
+        r"models.start.init.kind: 'cut' is not allowed; allowed: 'source', 'copy', 'prune'",
+    ),
+    "a section of train that is not there": (
+        {"models.first.train": "distil"},
+        r"models.first.train: there is no section train.distil; allowed: distill, finetune",
+    ),
+    "learning without a way to train": (
+        {"models.first.train": None},
+        r"models.first: learn without train: a model needs both to be trained",
+    ),
+    "training without anything to learn": (
+        {"models.first.learn": None},
+        r"models.first: train without learn: a model needs both to be trained",
+    ),
+    "a source that learns": (
+        {"models.base.train": "finetune", "models.base.learn": {"gold": {}}},
+        r"models.base: a model of kind source is made once and learns nothing itself; let another",
+    ),
+    "a pruned start that learns": (
+        {"models.start.train": "finetune", "models.start.learn": {"gold": {}}},
+        r"models.start: a model of kind prune is made once and learns nothing itself; let another",
+    ),
+    "a student that is not evaluated": (
+        {"evaluate.models": ["teacher", "sft"]},
+        r"record.student: 'first' is not evaluated; add it to evaluate.models or choose one of "
+        r"them: sft, teacher",
+    ),
+    "a student that learns nothing": (
+        {"evaluate.models": ["base", "first"], "record.student": "base"},
+        r"record.student: 'base' learns nothing \(models.base\)",
+    ),
+    "an evaluated model that is not there": (
+        {"evaluate.models": ["first", "frist"]},
+        r"evaluate.models.1: 'frist' is not among models; allowed: base, first, ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_one_line_with_its_key(tmp_path, case):
+    changes, message = REFUSED[case]
+    with pytest.raises(ConfigError) as raised:
+        with_params(tmp_path, changes)
+    assert raised.match(r"/params\.yaml: " + message)
+    assert "\n" not in str(raised.value)
+
+
+def position(lineage: Lineage, section: str, name: str) -> int:
+    return lineage.order.index(Node(section, name))
+
+
+def test_everything_comes_after_what_it_reads():
+    lineage = load_settings(REPOSITORY / "params.yaml").lineage
+    assert sorted(lineage.order) == sorted(set(lineage.order))
+    for place, node in enumerate(lineage.order):
+        assert all(lineage.order.index(other) < place for other in lineage.reads(node))
+
+
+def test_sources_come_first_and_trainings_last(tmp_path):
+    lineage = with_params(
+        tmp_path,
+        {
+            "models.judge": {"init": SOURCE},  # written last, and of use to the last student only
+            "signals.judged": {"kind": "choices", "of": "judge"},
+            "signals.pooled": {"kind": "mean", "of": ["choices", "judged"]},
+            "models.pupil": {
+                "init": {"kind": "copy", "of": "start"},
+                "train": "distill",
+                "learn": {"pooled": {"kind": "choice_kl", "from": "pooled"}},
+            },
+        },
+    ).lineage
+    names = [f"{section}.{name}" for section, name in lineage.order]
+    assert names == [
+        "models.base",
+        "models.judge",
+        "models.start",
+        "signals.judged",
+        "models.teacher",
+        "signals.choices",
+        "signals.tokens",
+        "signals.pooled",
+        "models.sft",
+        "models.first",
+        "models.pupil",
+    ]
+    assert lineage.roots == ["base", "judge"]
+    assert lineage.teachers("pupil") == ["teacher", "judge"]
+    assert lineage.teachers("first") == ["teacher"] and lineage.teachers("sft") == []
+    assert lineage.read_with("pooled") == "teacher" and lineage.read_with("judged") == "judge"
+    assert lineage.root("pupil") == "base" and lineage.root("judge") == "judge"
+
+
+def test_the_order_is_stable(tmp_path):
+    first = load_settings(REPOSITORY / "params.yaml").lineage.order
+    again = with_params(tmp_path, {"train.distill.epochs": 9}).lineage.order
+    assert first == again == load_settings(REPOSITORY / "params.yaml").lineage.order
+
+
+def test_a_chain_of_students_is_trained_in_turn(tmp_path):
+    chain = {
+        "models.grandchild": {"init": {"kind": "copy", "of": "first"}, "train": "distill",
+                              "learn": {"again": {**KL, "from": "second_hand"}}},
+        "signals.second_hand": {"kind": "choices", "of": "sft"},
+    }  # fmt: skip
+    lineage = with_params(tmp_path, chain).lineage
+    assert position(lineage, "models", "sft") < position(lineage, "signals", "second_hand")
+    assert position(lineage, "signals", "second_hand") < position(lineage, "models", "grandchild")
+    assert position(lineage, "models", "first") < position(lineage, "models", "grandchild")
+    assert lineage.root("grandchild") == "base"
