@@ -52,7 +52,7 @@ def run(task: str, size: int) -> None:
     ]
     settings = CAPTURE.model_copy(update={"micro_batch_size": 64, "shard_examples": 500})
     tokens = Tokens(kind="tokens", of="teacher", select=TopK(kind="top_k", k=5))
-    sources = {}
+    sources: dict[str, Stored] = {}
     with tempfile.TemporaryDirectory() as name:
         for signal in (Choices(kind="choices", of="teacher"), tokens):
             folder = Path(name) / signal.kind

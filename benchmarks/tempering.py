@@ -48,9 +48,7 @@ def errors(logits: torch.Tensor) -> dict[str, float]:
 
 
 def as_stored(records: Records, vocabulary_size: int) -> Records:
-    signal = Tokens(
-        kind="tokens", of="teacher", select=TopK(kind="top_k", k=TOP_K), tail_nodes=len(NODES)
-    )
+    signal = Tokens(kind="tokens", of="teacher", select=TopK(kind="top_k", k=TOP_K), tail_nodes=8)
     columns = {
         name: records.columns[name].to(column.dtype)
         for name, column in signal.layout(vocabulary_size).items()
