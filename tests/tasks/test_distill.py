@@ -1,8 +1,6 @@
 import shutil
 
 import pytest
-from firstkd.terms.settings import Arm
-from tasks.distill import open_loss
 
 from firstkd.data.examples import Example, read_examples, write_examples
 from firstkd.data.prompts import encode
@@ -10,7 +8,9 @@ from firstkd.errors import ConfigError, DataValidationError
 from firstkd.files import write_json
 from firstkd.models.folders import load_tokenizer
 from firstkd.settings import load_settings
+from firstkd.terms.settings import Arm
 from tasks import extract
+from tasks.distill import open_loss
 from tests.tiny import HOMES, write_tiny_params
 
 
