@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
+from benchmarks.arms_tables import REFERENCE, table
 from firstkd.files import write_json
 from firstkd.measure.figures import save_reliability
 from firstkd.measure.metrics import Predictions, Summary
 from firstkd.settings import load_settings
 from tasks.evaluated import Evaluated, load_evaluated
+from tasks.graph import write_graph
 
 REPOSITORY = Path(__file__).parents[1]
 FILES = {
@@ -41,41 +43,41 @@ FILES = {
     "boolq": ("boolq", "train.jsonl", "dev.jsonl"),
 }
 """Format, and files to train and to test on."""
-DISTILLED = {"choices": 1.0, "tokens": 0.5}
+
+
+def distilled(recalibrate: str, **tokens: Any) -> dict[str, Any]:
+    """Return the terms of `first`, of params.yaml, from signals recalibrated otherwise."""
+    return {
+        "choices": {"kind": "choice_kl", "from": "choices", "recalibrate": recalibrate},
+        "tokens": {
+            "kind": "sparse_kl",
+            "from": "tokens",
+            "recalibrate": recalibrate,
+            "weight": {"from": 0.5, "to": 0},
+            **tokens,
+        },
+    }
+
+
 ARMS: dict[str, dict[str, Any]] = {
-    "sft": {"recalibration": "none", "gold_tokens": 1.0},
-    "direct": {"recalibration": "none", **DISTILLED},
-    "first": {"recalibration": "temperature", **DISTILLED},
-    "first_paper": {"recalibration": "paper", **DISTILLED, "tail": "renormalise"},
-    "label_smoothing": {"recalibration": "label_smoothing", **DISTILLED},
+    "sft": {"gold": {}},
+    "choice_sft": {"gold_choice": {}},
+    "direct": distilled("none"),
+    "first": distilled("temperature"),
+    "first_paper": distilled("paper", tail="renormalise"),
+    "label_smoothing": distilled("label_smoothing"),
 }
+"""What each student learns from."""
 ABLATIONS: dict[str, dict[str, Any]] = {  # one thing of `first` changed in each
-    "first_renormalise": {"recalibration": "temperature", **DISTILLED, "tail": "renormalise"},
-    "first_isotonic": {"recalibration": "isotonic", **DISTILLED},
-    "first_platt": {"recalibration": "platt", **DISTILLED},
-    "first_choices": {"recalibration": "temperature", "choices": 1.0},
-    "first_tokens": {"recalibration": "temperature", "tokens": 1.0},
+    "first_renormalise": distilled("temperature", tail="renormalise"),
+    "first_isotonic": distilled("isotonic"),
+    "first_platt": distilled("platt"),
+    "first_choices": {"choices": distilled("temperature")["choices"]},
+    "first_tokens": {"tokens": distilled("temperature", weight=1.0)["tokens"]},
 }
-REFERENCE = "first"
 EXAMPLES = {"train": 600, "calibration": 250, "test": 600, "out_of_domain": 500}
 SAMPLES = 2000
 SHOWN = ("accuracy", "ece", "nll", "brier", "trust")
-COLUMNS = [
-    ("accuracy", "raw", "accuracy"),
-    ("ECE", "raw", "ece"),
-    ("NLL", "raw", "nll"),
-    ("Brier", "raw", "brier"),
-    ("trust", "raw", "trust"),
-    ("ECE, own T", "calibrated", "ece"),
-    ("NLL, own T", "calibrated", "nll"),
-]
-DIFFERENCES = [
-    ("accuracy", "raw_less_first", "accuracy"),
-    ("ECE", "raw_less_first", "ece"),
-    ("NLL", "raw_less_first", "nll"),
-    ("ECE, own T", "calibrated_less_first", "ece"),
-    ("NLL, own T", "calibrated_less_first", "nll"),
-]
 
 
 def main() -> None:
@@ -97,8 +99,8 @@ def main() -> None:
     with tqdm(cells, unit="model") as progress:
         for name, root in progress:
             progress.set_description(f"{name}, {root.name}")
-            dvc(root, "repro", f"evaluate@{name}")
-    seeds = [load_evaluated(root, load_settings(root / "params.yaml").evaluate) for root in roots]
+            dvc(root, "repro", f"evaluate-{name}")
+    seeds = [load_evaluated(root, load_settings(root / "params.yaml")) for root in roots]
     found = {
         test_set: {name: measured(seeds, name, test_set) for name in seeds[0]}
         for test_set in seeds[0]["teacher"].sets
@@ -127,7 +129,6 @@ def write_project(
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns("__pycache__"),
         )
-    shutil.copy(REPOSITORY / "dvc.yaml", root)
     yaml = YAML()
     params = yaml.load(REPOSITORY / "params.yaml")
     data_format, *files = FILES[dataset]
@@ -149,10 +150,14 @@ def write_project(
     params["prompt"]["max_length"] = 1280  # BoolQ's passages; the others' questions are short
     params["validate"]["max_prompt_tokens"] = 1200
     params["runtime"]["seed"] = seed
-    params["arms"] = arms
-    params["evaluate"]["models"] = {"teacher": "finetune", **{a: f"distill/{a}" for a in arms}}
+    models = params["models"]
+    params["models"] = {name: models[name] for name in ("base", "teacher", "start")}
+    for name, learn in arms.items():
+        init = {"kind": "copy", "of": "start"}
+        params["models"][name] = {"init": init, "train": "distill", "learn": learn}
+    params["evaluate"]["models"] = ["teacher", *arms]
     yaml.dump(params, root / "params.yaml")
-    load_settings(root / "params.yaml")
+    write_graph(root, load_settings(root / "params.yaml"))
     if not (root / ".dvc").exists():
         dvc(root, "init", "--no-scm", "--quiet")
         dvc(root, "cache", "dir", str(root.parent / "cache"))  # the seeds share what is the same
@@ -236,36 +241,6 @@ def pooled(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> P
             for part in ("probabilities", "is_right", "gold_probability")
         )
     )
-
-
-def table(test_set: str, models: dict[str, dict[str, Summary]]) -> str:
-    """Markdown: value and interval of each model, and of its differences to `first`."""
-    others = {name: found for name, found in models.items() if name != REFERENCE}
-    return "\n\n".join(
-        [
-            f"**{test_set}**",
-            rows(models, COLUMNS, ".3f"),
-            f"less `{REFERENCE}`:",
-            rows(others, DIFFERENCES, "+.3f"),
-        ]
-    )
-
-
-def rows(
-    models: dict[str, dict[str, Summary]], columns: list[tuple[str, str, str]], style: str
-) -> str:
-    lines = [
-        "| model | " + " | ".join(title for title, *_ in columns) + " |",
-        "|---|" + "---|" * len(columns),
-    ]
-    for name, found in models.items():
-        cells = [interval(found[kind][metric], style) for _, kind, metric in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def interval(found: dict[str, float], style: str = ".3f") -> str:
-    return f"{found['value']:{style}} ({found['low']:{style}} to {found['high']:{style}})"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What capturing knowledge costs, over the forward pass that it needs and over the usual way.
+"""What capturing a signal costs, over the forward pass that it needs and over the usual way.
 
 On the fetched base model and the training questions, in one run:
 
@@ -12,7 +12,7 @@ On the fetched base model and the training questions, in one run:
   each; `largest_score_difference` between the two in float32.
 - `bytes_per_token` of the shards' records; each example takes 12 more for its key and count.
 
-Prints one JSON line; needs the stages fetch and prepare.
+Prints one JSON line; needs the stages fetch, prepare and model-base.
 
 Run as  python -m benchmarks.capture
 """
@@ -25,19 +25,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.models import CAPTURE
 from firstkd.data.examples import read_examples
 from firstkd.data.packing import batches_by_length, pack
 from firstkd.data.prompts import Question, encode
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import ResponseScorer, score_questions
 from firstkd.settings import load_settings
-from firstkd.signals.capture import capture
-from firstkd.signals.settings import ExtractSettings
+from firstkd.signals.capture import Capture
+from firstkd.signals.tokens import Tokens, TopK
 from firstkd.train.distributed import Ranks
 
 ROOT = Path(".")
@@ -47,19 +48,8 @@ TOP_K = 5
 BATCH = 32
 
 
-def settings(tail_nodes: int = 0) -> ExtractSettings:
-    return ExtractSettings(
-        top_k=TOP_K,
-        tail_nodes=tail_nodes,  # type: ignore[arg-type]
-        micro_batch_size=BATCH,
-        micro_batch_tokens=8192,
-        shard_examples=QUESTIONS,
-        min_top_k_mass=0,
-    )
-
-
 def real_questions() -> list[Question]:
-    tokenizer = load_tokenizer(ROOT / "data/fetch/base")
+    tokenizer = load_tokenizer(ROOT / "data/model/base")
     examples = read_examples(ROOT / "data/prepare/train.parquet")[:QUESTIONS]
     return encode(examples, tokenizer, load_settings(ROOT / "params.yaml").prompt)
 
@@ -71,16 +61,22 @@ def open_text(question: Question) -> Question:
     return Question(question.id, text[:1], [text[1:]], 0)
 
 
-def run_capture(model: PreTrainedModel, questions: Sequence[Question], tail_nodes: int = 0) -> int:
-    """Return the bytes of the shards of token decisions."""
+def run_capture(
+    model: PreTrainedModel, questions: Sequence[Question], tail_nodes: Literal[0, 8] = 0
+) -> int:
+    """Return the bytes of the shards."""
+    signal = Tokens(
+        kind="tokens", of="base", select=TopK(kind="top_k", k=TOP_K), tail_nodes=tail_nodes
+    )
+    settings = CAPTURE.model_copy(update={"micro_batch_size": BATCH, "shard_examples": QUESTIONS})
     with tempfile.TemporaryDirectory() as folder:
-        vocabulary = model.config.vocab_size
-        capture(model, questions, settings(tail_nodes), vocabulary, Path(folder), Ranks())
-        return sum(file.stat().st_size for file in Path(folder).glob("token/*.safetensors"))
+        run = Capture(signal, model.config.vocab_size, settings, Ranks())
+        run.write(model, questions, range(len(questions)), Path(folder))
+        return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
 
 
 def bytes_per_token(
-    model: PreTrainedModel, questions: Sequence[Question], tail_nodes: int
+    model: PreTrainedModel, questions: Sequence[Question], tail_nodes: Literal[0, 8]
 ) -> float:
     """Of the records, without each example's key and count: 12 bytes."""
     stored = run_capture(model, questions, tail_nodes) - 12 * len(questions)
@@ -121,7 +117,7 @@ def _seconds(task: Callable[[], Any]) -> float:
 
 
 def capture_vs_forward(
-    model: PreTrainedModel, questions: Sequence[Question], tail_nodes: int = 0
+    model: PreTrainedModel, questions: Sequence[Question], tail_nodes: Literal[0, 8] = 0
 ) -> float:
     scorer = ResponseScorer(model).eval()
     batches = [pack(questions, index) for index in batches_by_length(questions, BATCH)]
@@ -154,7 +150,7 @@ def peak_memory(task: str) -> float:
 
 
 def measure_memory(task: str) -> None:
-    model = load_model(ROOT / "data/fetch/base", "bf16").eval()
+    model = load_model(ROOT / "data/model/base", "bf16").eval()
     questions = [question.gold_only() for question in real_questions()]
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
     before = _memory_mb("VmRSS")
@@ -172,7 +168,7 @@ def _memory_mb(name: str) -> float:
 
 def main() -> None:
     torch.set_num_threads(load_settings(ROOT / "params.yaml").runtime.threads)
-    model = load_model(ROOT / "data/fetch/base", "bf16").eval()
+    model = load_model(ROOT / "data/model/base", "bf16").eval()
     questions = real_questions()
     short = [question.gold_only() for question in questions]
     text = [open_text(question) for question in short]
@@ -191,7 +187,7 @@ def main() -> None:
         "bytes_per_token_tail_nodes": bytes_per_token(model, text, tail_nodes=8),
         "peak_memory_vs_usual": round(peak_memory("capture") / peak_memory("usual"), 3),
     }
-    exact = load_model(ROOT / "data/fetch/base", "fp32").eval()
+    exact = load_model(ROOT / "data/model/base", "fp32").eval()
     together = score_questions(exact, questions[:32], BATCH)
     apart = separate_scores(exact, separate(questions[:32]))
     difference = (together[together.isfinite()] - apart).abs().max()

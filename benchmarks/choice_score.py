@@ -22,7 +22,7 @@ from firstkd.settings import load_settings
 
 def main(root: Path = Path(".")) -> None:
     prompt = load_settings(root / "params.yaml").prompt
-    tokenizer = load_tokenizer(root / "data/finetune")
+    tokenizer = load_tokenizer(root / "data/model/teacher")
     predictions = pq.read_table(root / "data/evaluate/teacher/predictions.parquet")
     found = {}
     for file in [root / "data/prepare/test.parquet", *(root / "data/prepare").glob("ood_*")]:

@@ -1,6 +1,6 @@
 """What a run of any size costs: the formulas of docs/scaling.md, to be computed again.
 
-Storage follows from the knowledge format itself. Times are floating-point operations over the rate
+Storage follows from the signal's own columns. Times are floating-point operations over the rate
 that the device is taken to sustain, a number to put in, with capture's share of it as
 `benchmarks.capture` measures it; opening and validation are scaled from `benchmarks.store` and
 `benchmarks.validate`. Prints one JSON line: bytes and seconds.
@@ -12,10 +12,10 @@ Run as  python -m benchmarks.cost_model --teacher 33e9 --student 7e9 --examples 
 import argparse
 import json
 from dataclasses import dataclass, fields
+from typing import Literal
 
-import torch
-
-from firstkd.signals.knowledge import FIELDS, Knowledge, Layout
+from firstkd.signals.store import Layout
+from firstkd.signals.tokens import Tokens, TopK
 
 CAPTURE_SHARE = 0.90
 """Throughput of capture over that of the bare forward pass, every token supervised:
@@ -45,15 +45,16 @@ class Run:
     """That one device sustains, of a transformer's passes in bfloat16."""
 
 
-def predict(run: Run, top_k: int = 5, tail_nodes: int = 0) -> dict[str, float]:
+def predict(run: Run, top_k: int = 5, tail_nodes: Literal[0, 8] = 0) -> dict[str, float]:
     """Return bytes, and seconds on one device; memory is without activations."""
-    layout = Layout(
-        kind="token", top_k=top_k, vocabulary_size=int(run.vocabulary), tail_nodes=tail_nodes
+    signal = Tokens(
+        kind="tokens", of="teacher", select=TopK(kind="top_k", k=top_k), tail_nodes=tail_nodes
     )
+    layout = signal.layout(int(run.vocabulary))
     read, kept = run.examples * run.tokens, run.examples * run.response_tokens
     per_second = run.teraflops * 1e12
     return {
-        "knowledge_bytes": kept * record_bytes(layout) + run.examples * EXAMPLE_BYTES,
+        "signal_bytes": kept * record_bytes(layout) + run.examples * EXAMPLE_BYTES,
         "dense_float16_bytes": kept * 2 * run.vocabulary,
         "capture_seconds": 2 * run.teacher * read / per_second / CAPTURE_SHARE,
         "teacher_bytes": 2 * run.teacher,
@@ -65,16 +66,8 @@ def predict(run: Run, top_k: int = 5, tail_nodes: int = 0) -> dict[str, float]:
 
 
 def record_bytes(layout: Layout) -> int:
-    """Return what one token's decision takes in a shard: of the code that writes it."""
-    reals = dict.fromkeys(FIELDS[2:4], torch.zeros(1))
-    one = Knowledge(
-        top_ids=torch.zeros(1, layout.top_k, dtype=torch.long),
-        top_logprobs=torch.zeros(1, layout.top_k),
-        tail_bends=torch.zeros(1, layout.tail_nodes),
-        vocabulary_size=layout.vocabulary_size,
-        **reals,
-    )
-    return sum(field.nbytes for field in layout.pack(one).values())
+    """Return what one record takes in a shard."""
+    return sum(column.dtype.itemsize * (column.width or 1) for column in layout.values())
 
 
 def main() -> None:

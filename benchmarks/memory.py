@@ -25,18 +25,21 @@ def measure(task: str, size: int) -> float:
 
 
 def run(task: str, size: int) -> None:
-    from firstkd.terms.distillation import DistillationLoss, Lessons
-    from firstkd.terms.settings import Arm
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from benchmarks.models import MACHINE, SETTINGS
+    from benchmarks.models import CAPTURE, MACHINE, SETTINGS
     from firstkd.data.prompts import Question
     from firstkd.recalibration.none import Identity
-    from firstkd.signals.capture import capture, finish
-    from firstkd.signals.knowledge import KnowledgeStore
-    from firstkd.signals.settings import ExtractSettings
+    from firstkd.signals.capture import Capture
+    from firstkd.signals.choices import Choices
+    from firstkd.signals.store import SignalStore
+    from firstkd.signals.target import Stored
+    from firstkd.signals.tokens import Tokens, TopK
+    from firstkd.terms.choice_kl import ChoiceKl
+    from firstkd.terms.sparse_kl import SparseKl
     from firstkd.train.distributed import Ranks
     from firstkd.train.loop import train, training_plan
+    from firstkd.train.player import Player
 
     config = LlamaConfig(
         vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -47,24 +50,28 @@ def run(task: str, size: int) -> None:
         Question(str(i), [1 + i % 500] * 20, [[3], [4, 5], [6, 7 + i % 9]], i % 3)
         for i in range(size)
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        settings = ExtractSettings(
-            top_k=5, tail_nodes=0, micro_batch_size=64, shard_examples=500,
-            min_top_k_mass=0,
-        )  # fmt: skip
-        knowledge = Path(folder) / "knowledge"
-        stores = capture(model, questions, settings, config.vocab_size, knowledge, Ranks())
-        finish(knowledge, stores, identity={})
+    settings = CAPTURE.model_copy(update={"micro_batch_size": 64, "shard_examples": 500})
+    tokens = Tokens(kind="tokens", of="teacher", select=TopK(kind="top_k", k=5))
+    sources: dict[str, Stored] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for signal in (Choices(kind="choices", of="teacher"), tokens):
+            folder = Path(name) / signal.kind
+            capture = Capture(signal, config.vocab_size, settings, Ranks())
+            capture.write(model, questions, range(size), folder)
+            capture.finish(folder, identity={})
+            if task == "distill":
+                store = SignalStore(folder)
+                places = store.positions(range(size), [question.id for question in questions])
+                sources[signal.kind] = Stored(signal, store, Identity(), places)
         if task == "distill":
-            loss = DistillationLoss(
-                arm=Arm(recalibration="none", choices=1.0, tokens=1.0),
-                choices=Lessons(KnowledgeStore(knowledge / "choice"), Identity()),
-                tokens=Lessons(KnowledgeStore(knowledge / "token"), Identity()),
-            )
+            learn = {
+                "choices": ChoiceKl.model_validate({"kind": "choice_kl", "from": "choices"}),
+                "tokens": SparseKl.model_validate({"kind": "sparse_kl", "from": "tokens"}),
+            }
             training = SETTINGS.model_copy(update={"micro_batch_size": 128, "precision": "fp32"})
             plan = training_plan(questions, training, seed=0)
-            live = Path(folder) / "stage/curve.jsonl"
-            train(model, questions, plan, loss, training, MACHINE, live)
+            live = Path(name) / "stage/curve.jsonl"
+            train(Player(model, learn, sources), questions, plan, training, MACHINE, live)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

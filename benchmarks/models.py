@@ -1,9 +1,12 @@
 """What the benchmarks of training have in common: settings, and random models of known shape."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from firstkd.settings import load_settings
+from firstkd.terms.gold import Gold
 from firstkd.train.settings import MachineSettings, TrainingSettings
 
 SETTINGS = TrainingSettings(
@@ -17,6 +20,8 @@ SETTINGS = TrainingSettings(
     gradient_clipping=1.0,
     precision="bf16",
 )
+CAPTURE = load_settings(Path(__file__).parents[1] / "params.yaml").capture
+FINE_TUNING = {"gold": Gold(kind="gold")}
 MACHINE = MachineSettings(
     processes=1,
     zero_stage=0,

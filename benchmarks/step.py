@@ -1,4 +1,4 @@
-"""What a training step of `first` costs, against fine-tuning and against online distillation.
+"""What a training step of `sparse_kl` costs, against fine-tuning and against online distillation.
 
 All train the same student on the same batch of open text in the real training loop: a random model
 of the default student's shape, 99 M parameters. Online, the teacher's forward pass is in the loop,
@@ -16,71 +16,92 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from firstkd.terms.distillation import DistillationLoss, Lessons
-from firstkd.terms.settings import Arm
 from torch import Tensor
 
-from benchmarks.models import MACHINE, SETTINGS, larger_random_model, random_model
+from benchmarks.models import (
+    CAPTURE,
+    FINE_TUNING,
+    MACHINE,
+    SETTINGS,
+    larger_random_model,
+    random_model,
+)
 from firstkd.data.packing import Batch, pack
 from firstkd.data.prompts import Question
-from firstkd.models.scoring import ResponseScorer, cross_entropy
+from firstkd.models.scoring import ResponseScorer
+from firstkd.models.view import View
 from firstkd.recalibration.temperature import Temperature
 from firstkd.reproducibility import deterministic
-from firstkd.signals.capture import capture, finish
-from firstkd.signals.knowledge import KnowledgeStore
-from firstkd.signals.settings import ExtractSettings
-from firstkd.train.distributed import present_ranks
-from firstkd.train.loop import Loss, train
+from firstkd.signals.capture import Capture
+from firstkd.signals.store import SignalStore
+from firstkd.signals.target import Stored
+from firstkd.signals.tokens import Tokens, TopK
+from firstkd.terms.base import Sum, Term
+from firstkd.terms.sparse_kl import SparseKl
+from firstkd.train.distributed import Ranks
+from firstkd.train.loop import train
+from firstkd.train.player import Player
 
 QUESTIONS, PROMPT, RESPONSE = 8, 48, 48  # and tokens of each
 STEPS = 4
 
 
-def seconds_per_step(questions: list[Question], loss: Loss, folder: Path) -> float:
-    """Seconds of the fastest step, as the training loop itself tells them."""
+def seconds_per_step(
+    questions: list[Question], learn: dict[str, Any], sources: dict[str, Any], folder: Path
+) -> float:
+    """Seconds of the fastest step, by the training loop's own clock."""
     live_curve = folder / "benchmark/curve.jsonl"
     plan = [list(range(QUESTIONS))] * STEPS
-    train(random_model(20), questions, plan, loss, SETTINGS, MACHINE, live_curve)
+    player = Player(random_model(20), learn, sources)
+    train(player, questions, plan, SETTINGS, MACHINE, live_curve)
     points = [json.loads(line) for line in live_curve.read_text().splitlines()]
     return min(point["step_tokens"] / point["tokens_per_second"] for point in points)
 
 
-def first(questions: list[Question], teacher: Any, folder: Path) -> DistillationLoss:
-    settings = ExtractSettings(
-        top_k=5,
-        tail_nodes=0,
-        micro_batch_size=QUESTIONS,
-        shard_examples=QUESTIONS,
-        min_top_k_mass=0.0,
-    )
-    knowledge = folder / "knowledge"
-    stores = capture(
-        teacher, questions, settings, teacher.config.vocab_size, knowledge, present_ranks()
-    )
-    finish(knowledge, stores, identity={})
-    return DistillationLoss(
-        arm=Arm(recalibration="temperature", tokens=1.0),
-        choices=None,
-        tokens=Lessons(KnowledgeStore(folder / "knowledge/token"), Temperature(2.0)),
-    )
+def captured(questions: list[Question], teacher: Any, folder: Path) -> Stored:
+    signal = Tokens(kind="tokens", of="teacher", select=TopK(kind="top_k", k=5))
+    run = Capture(signal, teacher.config.vocab_size, CAPTURE, Ranks())
+    keys = range(len(questions))
+    run.write(teacher, questions, keys, folder)
+    run.finish(folder, identity={})
+    store = SignalStore(folder)
+    return Stored(signal, store, Temperature(2.0), store.positions(keys, [q.id for q in questions]))
 
 
-def online(teacher: Any) -> Loss:
-    """KL over the whole vocabulary from a teacher that is asked in every step."""
-    asked = ResponseScorer(teacher).eval()
+class Dense(NamedTuple):
+    logprobs_RV: Tensor
 
-    def loss(scorer: Any, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.no_grad():
-            taught = asked.head.logits(asked.hidden(batch)).log_softmax(-1)
-        student = scorer.module
-        logprobs = F.linear(student.hidden(batch), student.head.weight).float().log_softmax(-1)
-        return F.kl_div(logprobs, taught, log_target=True, reduction="batchmean"), {}
 
-    return loss
+class Asked:
+    """A teacher that is asked in every step."""
+
+    def __init__(self, teacher: Any) -> None:
+        self.scorer = ResponseScorer(teacher).eval()
+
+    @torch.no_grad()
+    def of(self, batch: Batch) -> Dense:
+        return Dense(self.scorer.head.logits(self.scorer.hidden(batch)).log_softmax(-1))
+
+
+class DenseKl(Term):
+    """KL over the whole vocabulary, at the tokens of right responses."""
+
+    kind: Literal["dense_kl"] = "dense_kl"
+
+    def count(self, question: Question) -> int:
+        assert question.gold is not None
+        return len(question.responses[question.gold])
+
+    def __call__(self, view: View, name: str, target: Any) -> Sum:
+        logits = F.linear(view.hidden_NH, view.scorer.head.weight)
+        divergence = F.kl_div(
+            logits.float().log_softmax(-1), target.logprobs_RV, log_target=True, reduction="sum"
+        )
+        return Sum(divergence, len(logits), {})
 
 
 def gkd_seconds(questions: list[Question], teacher: Any) -> float | None:
@@ -121,12 +142,15 @@ def main() -> None:
     teacher, small_teacher = larger_random_model().eval(), random_model(30).eval()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        distilling = seconds_per_step(questions, first(questions, teacher, folder), folder)
+        term = SparseKl.model_validate({"kind": "sparse_kl", "from": "tokens"})
+        stored = captured(questions, teacher, folder / "tokens")
+        distilling = seconds_per_step(questions, {"tokens": term}, {"tokens": stored}, folder)
+        dense = {"dense": DenseKl()}
         others = {
-            "kd_vs_finetune": seconds_per_step(questions, cross_entropy, folder),
-            "kd_vs_online": seconds_per_step(questions, online(teacher), folder),
+            "kd_vs_finetune": seconds_per_step(questions, FINE_TUNING, {}, folder),
+            "kd_vs_online": seconds_per_step(questions, dense, {"dense": Asked(teacher)}, folder),
             "kd_vs_online_small_teacher": seconds_per_step(
-                questions, online(small_teacher), folder
+                questions, dense, {"dense": Asked(small_teacher)}, folder
             ),
             "kd_vs_trl": gkd_seconds(questions, teacher),
         }

@@ -1,13 +1,13 @@
-"""What reading knowledge costs, over Python lists in Parquet and over the step that consumes it.
+"""What reading a signal costs, over Python lists in Parquet and over the step that consumes it.
 
 - `open_seconds`, `open_rss_mb`: opening a store of ten million tokens, checksums included, and the
   memory that this adds to a process which has its libraries loaded.
 - `rows_per_second`, and `read_vs_lists`: over the same records in Parquet's list columns, read
   through Python lists, for the same random batches.
-- `read_share_of_step`: reading a batch's knowledge over the forward and backward pass on it, with
+- `read_share_of_step`: reading a batch's records over the forward and backward pass on it, with
   the fetched base model.
 
-Prints one JSON line; the last figure needs the stages fetch and prepare.
+Prints one JSON line; the last figure needs the stages fetch, prepare and model-base.
 
 Run as  python -m benchmarks.store
 """
@@ -23,42 +23,47 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from firstkd.signals.knowledge import Knowledge, KnowledgeStore, Layout, write_manifest, write_shard
+from firstkd.signals.knowledge import Knowledge
+from firstkd.signals.store import SignalStore, write_manifest, write_shard
+from firstkd.signals.tokens import Tokens, TopK
+from firstkd.signals.top_k import packed
 
 TOKENS_PER_EXAMPLE = 20
 EXAMPLES_PER_SHARD = 4096
 SHARDS = 123  # 10,076,160 tokens
-LAYOUT = Layout(kind="token", top_k=5, vocabulary_size=49_152)
+TOP_K, VOCABULARY = 5, 49_152
+SIGNAL = Tokens(kind="tokens", of="teacher", select=TopK(kind="top_k", k=TOP_K))
 BATCHES, BATCH = 50, 32
 
 
 def random_block(number: int) -> Knowledge:
     generator = torch.Generator().manual_seed(number)
     records = TOKENS_PER_EXAMPLE * EXAMPLES_PER_SHARD
-    logprobs = torch.randn(records, LAYOUT.top_k + 2, generator=generator).log_softmax(-1)
+    logprobs = torch.randn(records, TOP_K + 2, generator=generator).log_softmax(-1)
     return Knowledge(
-        top_ids=torch.randint(LAYOUT.vocabulary_size, (records, LAYOUT.top_k), generator=generator),
-        top_logprobs=logprobs[:, : LAYOUT.top_k],
-        log_tail_mass=logprobs[:, LAYOUT.top_k],
+        top_ids=torch.randint(VOCABULARY, (records, TOP_K), generator=generator),
+        top_logprobs=logprobs[:, :TOP_K],
+        log_tail_mass=logprobs[:, TOP_K],
         gold_logprob=logprobs[:, 0],
         tail_bends=torch.empty(records, 0),
-        vocabulary_size=LAYOUT.vocabulary_size,
+        vocabulary_size=VOCABULARY,
     )
 
 
 def write_store(folder: Path) -> None:
     folder.mkdir()
-    records = torch.full((EXAMPLES_PER_SHARD,), TOKENS_PER_EXAMPLE, dtype=torch.int32)
+    layout, facts = SIGNAL.layout(VOCABULARY), SIGNAL.facts(VOCABULARY)
+    counts = torch.full((EXAMPLES_PER_SHARD,), TOKENS_PER_EXAMPLE, dtype=torch.int32)
     for number in range(SHARDS):
         keys = torch.arange(EXAMPLES_PER_SHARD) + number * EXAMPLES_PER_SHARD
-        write_shard(folder, number, LAYOUT, random_block(number), keys, records)
-    write_manifest(folder, LAYOUT, identity={})
+        write_shard(folder, number, layout, packed(random_block(number), counts), keys.tolist())
+    write_manifest(folder, layout, SIGNAL.kind, identity={}, **facts)
 
 
 def write_lists(path: Path) -> None:
     """One example a row, as tools write it that keep lists of lists."""
     knowledge = random_block(0)
-    shape = (EXAMPLES_PER_SHARD, TOKENS_PER_EXAMPLE, LAYOUT.top_k)
+    shape = (EXAMPLES_PER_SHARD, TOKENS_PER_EXAMPLE, TOP_K)
     columns = {
         "top_ids": knowledge.top_ids.view(shape).tolist(),
         "top_logprobs": knowledge.top_logprobs.view(shape).tolist(),
@@ -74,12 +79,12 @@ def random_batches() -> list[torch.Tensor]:
     ]
 
 
-def store_seconds(store: KnowledgeStore, spread: int) -> float:
+def store_seconds(store: SignalStore, spread: int) -> float:
     """Seconds per batch, its examples from all over the store."""
     batches = [batch * spread for batch in random_batches()]
     started = time.perf_counter()
     for batch in batches:
-        store.of_examples(batch)
+        SIGNAL.decisions(store.of_examples(batch), store.facts)
     return (time.perf_counter() - started) / BATCHES
 
 
@@ -96,7 +101,7 @@ def list_seconds(path: Path) -> float:
 def measure_opening(folder: Path) -> None:
     before = _resident_mb()
     started = time.perf_counter()
-    KnowledgeStore(folder)
+    SignalStore(folder)
     seconds = time.perf_counter() - started
     print(json.dumps({"open_seconds": round(seconds, 3), "open_rss_mb": _resident_mb() - before}))
 
@@ -112,19 +117,26 @@ def step_seconds(root: Path) -> float:
     from firstkd.data.packing import batches_by_length, pack
     from firstkd.data.prompts import encode
     from firstkd.models.folders import load_model, load_tokenizer
-    from firstkd.models.scoring import ResponseScorer, cross_entropy
     from firstkd.settings import load_settings
+    from firstkd.terms.gold import Gold
+    from firstkd.train.player import Player
 
     settings = load_settings(root / "params.yaml")
     torch.set_num_threads(settings.runtime.threads)
-    tokenizer = load_tokenizer(root / "data/fetch/base")
+    tokenizer = load_tokenizer(root / "data/model/base")
     examples = read_examples(root / "data/prepare/train.parquet")[: 4 * BATCH]
     questions = [q.gold_only() for q in encode(examples, tokenizer, settings.prompt)]
-    scorer = ResponseScorer(load_model(root / "data/fetch/base", "bf16")).train()
+    model = load_model(root / "data/model/base", "bf16")
+    player = Player(model, {"gold": Gold(kind="gold")}, {}).train()
     batch = pack(questions, batches_by_length(questions, BATCH)[1])
-    cross_entropy(scorer, batch)[0].backward()  # type: ignore[no-untyped-call]
+
+    def step() -> None:
+        found = player(batch, {})["gold"]
+        (found.total / found.units).backward()
+
+    step()
     started = time.perf_counter()
-    cross_entropy(scorer, batch)[0].backward()  # type: ignore[no-untyped-call]
+    step()
     return time.perf_counter() - started
 
 
@@ -136,7 +148,7 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.store", str(store_folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout)
-        store = KnowledgeStore(store_folder)
+        store = SignalStore(store_folder)
         # the lists are of one shard, so the comparison is, too; the step reads from all of them
         found["read_vs_lists"] = round(list_seconds(lists) / store_seconds(store, spread=1), 1)
         seconds = store_seconds(store, spread=SHARDS)

@@ -3,7 +3,7 @@
 Against the dense softmax of the same logits, over temperatures from 0.5 to 5: the largest error
 of the head's mass, storage precision included. On the fetched base model and on the fine-tuned
 teacher, for right answers and for the questions' own text. Prints one JSON line; needs the stages
-fetch, prepare and finetune.
+up to model-teacher.
 
 Run as  python -m benchmarks.tempering
 """
@@ -21,30 +21,39 @@ from firstkd.data.prompts import encode
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import ResponseScorer
 from firstkd.settings import load_settings
-from firstkd.signals.capture import knowledge_of
-from firstkd.signals.knowledge import Layout
+from firstkd.signals.store import Records
 from firstkd.signals.tail import NODES, TEMPERATURES, temper
+from firstkd.signals.tokens import Tokens, TopK
+from firstkd.signals.top_k import knowledge_of, packed, token_decisions
 
 QUESTIONS, TOP_K = 64, 5
 
 
 def errors(logits: torch.Tensor) -> dict[str, float]:
     """Of the head's mass, largest over all positions and temperatures."""
-    layout = Layout(
-        kind="token", top_k=TOP_K, vocabulary_size=logits.shape[1], tail_nodes=len(NODES)
-    )
-    record = layout.unpack(layout.pack(knowledge_of(logits.log_softmax(-1), layout)))
+    size = logits.shape[1]
+    found = knowledge_of(logits.log_softmax(-1), TOP_K, len(NODES))
+    record = token_decisions(as_stored(packed(found, torch.tensor([len(logits)])), size), size)
     largest = {"0.5_to_5": 0.0, "0.8_to_3": 0.0}
     for temperature in np.geomspace(*TEMPERATURES, 25).tolist():
         head = (
             (logits.double() / temperature).log_softmax(-1).gather(1, record.top_ids).exp().sum(-1)
         )
-        found = temper(record, temperature).sum(-1)
-        error = float((found - head).abs().max())
+        mass = temper(record, temperature).sum(-1)
+        error = float((mass - head).abs().max())
         largest["0.5_to_5"] = max(largest["0.5_to_5"], error)
         if 0.8 <= temperature <= 3:
             largest["0.8_to_3"] = max(largest["0.8_to_3"], error)
     return largest
+
+
+def as_stored(records: Records, vocabulary_size: int) -> Records:
+    signal = Tokens(kind="tokens", of="teacher", select=TopK(kind="top_k", k=TOP_K), tail_nodes=8)
+    columns = {
+        name: records.columns[name].to(column.dtype)
+        for name, column in signal.layout(vocabulary_size).items()
+    }
+    return Records(columns, records.counts)
 
 
 @torch.inference_mode()
@@ -53,7 +62,7 @@ def main(root: Path = Path(".")) -> None:
     torch.set_num_threads(settings.runtime.threads)
     examples = read_examples(root / "data/prepare/test.parquet")[:QUESTIONS]
     found = {}
-    for name, folder in (("base", "data/fetch/base"), ("teacher", "data/finetune")):
+    for name, folder in (("base", "data/model/base"), ("teacher", "data/model/teacher")):
         scorer = ResponseScorer(load_model(root / folder, "fp32")).eval()
         questions = encode(examples, load_tokenizer(root / folder), settings.prompt)
         answers = [question.gold_only() for question in questions]

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.models import MACHINE, SETTINGS, random_model
+from benchmarks.models import FINE_TUNING, MACHINE, SETTINGS, random_model
 from firstkd.data.packing import pack, packed_length
 from firstkd.data.prompts import Question
-from firstkd.models.scoring import ResponseScorer, cross_entropy
 from firstkd.reproducibility import deterministic
 from firstkd.train.loop import train, training_plan
+from firstkd.train.player import Player
 
 BATCH = 32
 
@@ -46,22 +46,24 @@ def questions_of_many_lengths(count: int) -> list[Question]:
 def engine_seconds(model: Any, questions: Sequence[Question], plan: Any, settings: Any) -> float:
     with tempfile.TemporaryDirectory() as folder:
         live_curve = Path(folder) / "benchmark/curve.jsonl"
-        train(model, questions, plan, cross_entropy, settings, MACHINE, live_curve)
+        player = Player(model, FINE_TUNING, {})
+        train(player, questions, plan, settings, MACHINE, live_curve)
         points = [json.loads(line) for line in live_curve.read_text().splitlines()]
     second = points[len(points) // 2 :]
     return sum(point["step_tokens"] / point["tokens_per_second"] for point in second)
 
 
 def bare_seconds(model: Any, questions: Sequence[Question], plan: Any) -> float:
-    scorer = ResponseScorer(model).train()
-    weights = list(scorer.parameters())
+    player = Player(model, FINE_TUNING, {}).train()
+    weights = list(player.parameters())
     masters = [weight.detach().float() for weight in weights]
     optimizer = torch.optim.AdamW(masters, lr=1e-5, betas=(0.9, 0.95), fused=True)
     started = 0.0
     for step, index in enumerate(plan):
         if step == len(plan) // 2:
             started = time.monotonic()
-        loss, _ = cross_entropy(scorer, pack(questions, index))
+        found = player(pack(questions, index), {})["gold"]
+        loss = found.total / found.units
         loss.backward()
         for weight, master in zip(weights, masters, strict=True):
             master.grad = weight.grad.float()  # type: ignore[union-attr]

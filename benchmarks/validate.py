@@ -1,7 +1,7 @@
 """How long the stage validate takes for 50,000 examples, and where the time goes.
 
 Prints one JSON line. Run as  python -m benchmarks.validate [MODEL_FOLDER]
-(default: data/fetch/base, for its tokenizer).
+(default: data/model/base, for its tokenizer).
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from firstkd.data.examples import Example, content_id, read_examples, write_examples
 from firstkd.data.frames import flat_frames
 from firstkd.data.settings import PromptSettings, SplitSizes, ValidateSettings
-from tasks.validate import token_lengths
+from tasks.validate import load_tokenizer, token_lengths
 
 SIZES = {"train": 30_000, "calibration": 7_500, "test": 12_500}
 LIMITS = ValidateSettings(
@@ -59,7 +59,9 @@ def main(model: Path) -> None:
         started = time.perf_counter()
         splits = {split: read_examples(folder / f"{split}.parquet") for split in SIZES}
         lap("read")
-        lengths = token_lengths(splits, model, PromptSettings(format="cloze", max_length=256))
+        lengths = token_lengths(
+            splits, [load_tokenizer(model)], PromptSettings(format="cloze", max_length=256)
+        )
         lap("tokens")
         frames = flat_frames(splits, lengths)
         lap("frames")
@@ -81,4 +83,4 @@ def main(model: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "data/fetch/base"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "data/model/base"))

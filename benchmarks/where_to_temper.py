@@ -4,7 +4,7 @@ The fine-tuned teacher on the calibration and test questions of the default pipe
 divides all logits by T, over the whole vocabulary, and scores each choice by its tokens as ever;
 `choice` divides the choices' scores, by the T that fits the calibration split. `first_token_top_1`
 is the mean probability of the most probable token where a right answer begins: what tempering the
-whole vocabulary leaves of it. Prints one JSON line; needs the stages up to finetune.
+whole vocabulary leaves of it. Prints one JSON line; needs the stages up to model-teacher.
 
 Run as  python -m benchmarks.where_to_temper
 """
@@ -35,8 +35,8 @@ SHOWN = ("accuracy", "ece", "nll")
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
     torch.set_num_threads(settings.runtime.threads)
-    model = load_model(root / "data/finetune", "bf16")
-    tokenizer = load_tokenizer(root / "data/finetune")
+    model = load_model(root / "data/model/teacher", "bf16")
+    tokenizer = load_tokenizer(root / "data/model/teacher")
     scores, gold, confidence = {}, {}, {}
     for split in ("calibration", "test"):
         examples = read_examples(root / f"data/prepare/{split}.parquet")

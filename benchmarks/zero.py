@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.models import MACHINE, SETTINGS, random_model
+from benchmarks.models import FINE_TUNING, MACHINE, SETTINGS, random_model
 from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
-from firstkd.models.scoring import ResponseScorer, cross_entropy
 from firstkd.reproducibility import deterministic
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import end_engine, make_engine
+from firstkd.train.player import Player
 
 STEPS = 4
 QUESTIONS, PROMPT, RESPONSE = 16, 48, 16  # of a step, and tokens of each
@@ -39,27 +39,28 @@ def measure(stage: int, layers: int, ranks: Ranks) -> dict[str, float]:
     questions = [Question(str(i), row[:PROMPT], [row[PROMPT:]], 0) for i, row in enumerate(ids)]
     settings = SETTINGS.model_copy(update={"micro_batches_per_step": MICRO_BATCHES})
     machine = MACHINE.model_copy(update={"zero_stage": stage})
-    engine = make_engine(ResponseScorer(random_model(layers)), settings, machine, ranks)
+    engine = make_engine(Player(random_model(layers), FINE_TUNING, {}), settings, machine, ranks)
     size = QUESTIONS // MICRO_BATCHES
     fastest, gradients = float("inf"), 0
     for _ in range(STEPS):
         started = time.monotonic()
         for number in range(ranks.rank, MICRO_BATCHES, ranks.world_size):
             batch = pack(questions, range(number * size, (number + 1) * size)).to(engine.device)
-            engine.backward(cross_entropy(engine, batch)[0])
+            found = engine(batch, {})["gold"]
+            engine.backward(found.total / found.units)
             if engine.is_gradient_accumulation_boundary():
                 gradients = gradient_bytes(engine)
             engine.step()
         ranks.barrier()
         fastest = min(fastest, time.monotonic() - started)
-    found = {
+    sizes = {
         "states": state_bytes(engine),
         "gradients": gradients,
         "weights": weight_bytes(engine),
         "tokens_per_second": QUESTIONS * (PROMPT + RESPONSE) / fastest,
     }
     end_engine(engine, ranks)
-    return found
+    return sizes
 
 
 def total_bytes(tensors: Iterable[Tensor | None]) -> int:

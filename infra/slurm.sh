@@ -1,8 +1,8 @@
 #!/bin/bash
-# Fine-tune on several hosts under SLURM, from the project's folder on a shared file system:
+# Train a model on several hosts under SLURM, here the teacher, from the project's folder on a shared file system:
 #   sbatch infra/slurm.sh
 # Not tested on a cluster. machine.processes in params.yaml is the number of GPUs of one host.
-#SBATCH --job-name=firstkd-finetune
+#SBATCH --job-name=firstkd-teacher
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
@@ -21,9 +21,9 @@ PET_RDZV_ENDPOINT=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):2
 export PET_RDZV_ENDPOINT
 
 code=0
-srun .venv/bin/python -m tasks.finetune || code=$?
+srun .venv/bin/python -m tasks.model teacher || code=$?
 case $code in
-    0) .venv/bin/dvc commit --force finetune ;;
+    0) .venv/bin/dvc commit --force model-teacher ;;
     143) scontrol requeue "$SLURM_JOB_ID" ;; # stopped by SIGTERM, and saved
     *) exit "$code" ;;
 esac

@@ -9,13 +9,13 @@ import sys
 import pytest
 
 from benchmarks.cost_model import record_bytes
-from firstkd.signals.knowledge import Layout
+from firstkd.signals.tokens import Tokens, TopK
 from tests.pages import commands_of
 from tests.tiny import REPOSITORY
 
 PAGE = REPOSITORY / "docs/scaling.md"
 ROWS = {
-    "knowledge": "knowledge_bytes",
+    "signal `tokens`": "signal_bytes",
     "the same as dense float16": "dense_float16_bytes",
     "capture, one GPU at 400 TFLOP/s": "capture_seconds",
     "the teacher on the device": "teacher_bytes",
@@ -62,5 +62,7 @@ def split_row(row: str) -> list[str]:
     ("vocabulary", "tail_nodes", "size"), [(49_152, 0, 24), (152_000, 0, 27), (49_152, 8, 40)]
 )
 def test_a_record_is_as_large_as_the_page_says(vocabulary: int, tail_nodes: int, size: int) -> None:
-    layout = Layout(kind="token", top_k=5, vocabulary_size=vocabulary, tail_nodes=tail_nodes)
-    assert record_bytes(layout) == size
+    signal = Tokens(
+        kind="tokens", of="teacher", select=TopK(kind="top_k", k=5), tail_nodes=tail_nodes
+    )
+    assert record_bytes(signal.layout(vocabulary)) == size

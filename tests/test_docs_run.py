@@ -40,7 +40,7 @@ NOT_RUN = {
     r"|prefect server start --host 127\.0\.0\.1 --port 4200"
     r"|prefect (work-pool|deploy|worker|deployment).*": "tests/test_servers.py runs the like",
     r"(sudo|docker|cp infra/).*": "as root, or with a container engine",
-    r"export PET_.*|python -m tasks\..*|dvc (commit|repro) .*(finetune|validate|prune|distill).*": (
+    r"export PET_.*|python -m tasks\..*|dvc (commit|repro) .*(validate|model-).*": (
         "on two hosts; tests/tasks/test_training.py starts two such processes"
     ),
     r"mlflow models\s+serve": "in the text, of what operations.md runs",
@@ -147,7 +147,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     replaced = {port: free_port() for port in ("4200", "5000", "5001")}
     replaced |= {
         "s3://BUCKET/firstkd": str(root.parent / "remote"),
-        "captured.jsonl": "knowledge.jsonl",
+        "captured.jsonl": "tokens.jsonl",
         "--version N": "--version 1",
     }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -1,0 +1,52 @@
+"""The tables of `benchmarks.arms`, in Markdown."""
+
+from firstkd.measure.metrics import Summary
+
+REFERENCE = "first"
+"""The arm that the others are compared with."""
+COLUMNS = [
+    ("accuracy", "raw", "accuracy"),
+    ("ECE", "raw", "ece"),
+    ("NLL", "raw", "nll"),
+    ("Brier", "raw", "brier"),
+    ("trust", "raw", "trust"),
+    ("ECE, own T", "calibrated", "ece"),
+    ("NLL, own T", "calibrated", "nll"),
+]
+DIFFERENCES = [
+    ("accuracy", "raw_less_first", "accuracy"),
+    ("ECE", "raw_less_first", "ece"),
+    ("NLL", "raw_less_first", "nll"),
+    ("ECE, own T", "calibrated_less_first", "ece"),
+    ("NLL, own T", "calibrated_less_first", "nll"),
+]
+
+
+def table(test_set: str, models: dict[str, dict[str, Summary]]) -> str:
+    """Markdown: value and interval of each model, and of its differences to `first`."""
+    others = {name: found for name, found in models.items() if name != REFERENCE}
+    return "\n\n".join(
+        [
+            f"**{test_set}**",
+            rows(models, COLUMNS, ".3f"),
+            f"less `{REFERENCE}`:",
+            rows(others, DIFFERENCES, "+.3f"),
+        ]
+    )
+
+
+def rows(
+    models: dict[str, dict[str, Summary]], columns: list[tuple[str, str, str]], style: str
+) -> str:
+    lines = [
+        "| model | " + " | ".join(title for title, *_ in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for name, found in models.items():
+        cells = [interval(found[kind][metric], style) for _, kind, metric in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def interval(found: dict[str, float], style: str = ".3f") -> str:
+    return f"{found['value']:{style}} ({found['low']:{style}} to {found['high']:{style}})"
