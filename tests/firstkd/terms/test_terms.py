@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from firstkd.recalibration.kinds import Identity, Temperature
 from pydantic import ValidationError
 
 from firstkd.data.packing import pack
@@ -12,6 +11,8 @@ from firstkd.models.head import HeadScores
 from firstkd.models.scoring import ResponseScorer
 from firstkd.models.settings import ModelSettings
 from firstkd.models.view import View
+from firstkd.recalibration.none import Identity
+from firstkd.recalibration.temperature import Temperature
 from firstkd.signals.target import Stored
 from firstkd.terms.base import Ramp
 from firstkd.terms.choice_kl import ChoiceKl
