@@ -8,7 +8,7 @@ and training are those of params.yaml. Each seed is a project of its own under -
 `dvc repro`: what is finished is kept, and the same command goes on where it was interrupted.
 Prints progress and tables, then one JSON line; writes that and a reliability diagram per test set.
 
-Values are means over seeds; intervals are 95 % percentile bootstrap intervals over seeds and
+Values are means over seeds; intervals are 95 % bootstrap intervals over seeds and
 questions together, of differences too, for which both arms are drawn alike.
 """
 
@@ -24,17 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from benchmarks.arms_tables import REFERENCE, table
+from benchmarks.arms_tables import REFERENCE, Measured, table
 from firstkd.files import write_json
+from firstkd.measure.bootstrap import Counts, Draws, Estimate, Floats, resample
 from firstkd.measure.figures import save_reliability
-from firstkd.measure.metrics import Predictions, Summary
+from firstkd.measure.metrics import Predictions
 from firstkd.settings import load_settings
 from tasks.evaluated import Evaluated, load_evaluated
 from tasks.graph import write_graph
+from tasks.scores import plain
 
 REPOSITORY = Path(__file__).parents[1]
 FILES = {
@@ -77,7 +78,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # one thing of `first` changed in each
 }
 EXAMPLES = {"train": 600, "calibration": 250, "test": 600, "out_of_domain": 500}
 SAMPLES = 2000
-SHOWN = ("accuracy", "ece", "nll", "brier", "trust")
+SHOWN = ("accuracy", "nll", "brier", "auroc", "aurc", "accuracy_at_25", "ece")
 
 
 def main() -> None:
@@ -108,8 +109,15 @@ def main() -> None:
     for test_set in found:
         diagrams = {name: pooled(seeds, name, test_set) for name in ["teacher", *ARMS]}
         save_reliability(work / f"reliability-{test_set}.png", diagrams)
-    write_json(work / "results.json", found)
-    print(json.dumps(found))
+    written = {
+        test_set: {
+            name: {kind: plain(estimates) for kind, estimates in kinds.items()}
+            for name, kinds in models.items()
+        }
+        for test_set, models in found.items()
+    }
+    write_json(work / "results.json", written)
+    print(json.dumps(written))
     print("\n\n".join(table(*item) for item in found.items()), file=sys.stderr)
 
 
@@ -182,7 +190,7 @@ def dvc(root: Path, *arguments: str) -> None:
     subprocess.run(command, cwd=root, env=environment, check=True, stdout=sys.stderr)
 
 
-def measured(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> dict[str, Summary]:
+def measured(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> Measured:
     """A model's metrics as it is and with its own temperature, and its differences to `first`."""
     ours = [models[name] for models in seeds]
     theirs = [models[REFERENCE] for models in seeds]
@@ -197,39 +205,31 @@ def measured(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) ->
     return found
 
 
-def summary(ours: Sequence[Predictions], theirs: Sequence[Predictions] | None = None) -> Summary:
+def summary(
+    ours: Sequence[Predictions], theirs: Sequence[Predictions] | None = None
+) -> dict[str, Estimate]:
     """Mean over seeds, less the mean of theirs, with its interval over seeds and questions.
 
     Each sample draws seeds and, for all of them, questions.
     """
-    generator = np.random.default_rng(0)
-    size = len(ours[0].gold_probability)
-    questions = generator.integers(size, size=(SAMPLES, size))
-    seeds = generator.integers(len(ours), size=(SAMPLES, len(ours)))
+    # first the data themselves, of which each seed counts once, as `resample` asks for them
+    drawn = np.concatenate([np.ones((1, len(ours))), *Draws(len(ours), SAMPLES, seed=1)])
+    of_seeds = iter(drawn)
 
-    def means(chosen: NDArray[np.int64], drawn: NDArray[np.int64]) -> dict[str, Any]:
-        by_seed = [ours[seed].metrics(chosen) for seed in range(len(ours))]
-        others = [theirs[seed].metrics(chosen) for seed in range(len(ours))] if theirs else None
+    def means(counts: Counts) -> dict[str, Floats]:
+        by_seed = [model.metrics(counts, SHOWN) for model in ours]
+        others = [model.metrics(counts, SHOWN) for model in theirs] if theirs else None
+        weights = np.stack([next(of_seeds) for _ in counts])
         found = {}
         for name in SHOWN:
-            values = np.stack([np.atleast_1d(metrics[name]) for metrics in by_seed], axis=-1)
+            values = np.stack([metrics[name] for metrics in by_seed], axis=-1)
             if others:
-                values = values - np.stack([np.atleast_1d(m[name]) for m in others], axis=-1)
-            found[name] = np.take_along_axis(values, drawn, axis=-1).mean(-1)
+                values = values - np.stack([metrics[name] for metrics in others], axis=-1)
+            found[name] = (values * weights).sum(-1) / len(ours)
         return found
 
-    value = means(np.arange(size), np.arange(len(ours))[None])
-    resampled = means(questions, seeds)
-    return {
-        name: dict(
-            zip(
-                ("value", "low", "high"),
-                [float(value[name][0]), *map(float, np.percentile(resampled[name], [2.5, 97.5]))],
-                strict=True,
-            )
-        )
-        for name in SHOWN
-    }
+    found = resample(means, Draws(len(ours[0]), SAMPLES, seed=0))
+    return {name: each.estimate() for name, each in found.items()}
 
 
 def pooled(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> Predictions:

@@ -1,17 +1,22 @@
 """The tables of `benchmarks.arms`, in Markdown."""
 
-from firstkd.measure.metrics import Summary
+from firstkd.measure.bootstrap import Estimate
 
 REFERENCE = "first"
 """The arm that the others are compared with."""
+Measured = dict[str, dict[str, Estimate]]
+"""Metrics by how the confidence was read."""
 COLUMNS = [
     ("accuracy", "raw", "accuracy"),
     ("ECE", "raw", "ece"),
     ("NLL", "raw", "nll"),
     ("Brier", "raw", "brier"),
-    ("trust", "raw", "trust"),
     ("ECE, own T", "calibrated", "ece"),
     ("NLL, own T", "calibrated", "nll"),
+    ("Brier, own T", "calibrated", "brier"),
+    ("AUROC", "calibrated", "auroc"),
+    ("AURC", "calibrated", "aurc"),
+    ("surest 25 %", "calibrated", "accuracy_at_25"),
 ]
 DIFFERENCES = [
     ("accuracy", "raw_less_first", "accuracy"),
@@ -19,10 +24,13 @@ DIFFERENCES = [
     ("NLL", "raw_less_first", "nll"),
     ("ECE, own T", "calibrated_less_first", "ece"),
     ("NLL, own T", "calibrated_less_first", "nll"),
+    ("Brier, own T", "calibrated_less_first", "brier"),
+    ("AURC", "calibrated_less_first", "aurc"),
+    ("surest 25 %", "calibrated_less_first", "accuracy_at_25"),
 ]
 
 
-def table(test_set: str, models: dict[str, dict[str, Summary]]) -> str:
+def table(test_set: str, models: dict[str, Measured]) -> str:
     """Markdown: value and interval of each model, and of its differences to `first`."""
     others = {name: found for name, found in models.items() if name != REFERENCE}
     return "\n\n".join(
@@ -35,9 +43,7 @@ def table(test_set: str, models: dict[str, dict[str, Summary]]) -> str:
     )
 
 
-def rows(
-    models: dict[str, dict[str, Summary]], columns: list[tuple[str, str, str]], style: str
-) -> str:
+def rows(models: dict[str, Measured], columns: list[tuple[str, str, str]], style: str) -> str:
     lines = [
         "| model | " + " | ".join(title for title, *_ in columns) + " |",
         "|---|" + "---|" * len(columns),
@@ -48,5 +54,5 @@ def rows(
     return "\n".join(lines)
 
 
-def interval(found: dict[str, float], style: str = ".3f") -> str:
-    return f"{found['value']:{style}} ({found['low']:{style}} to {found['high']:{style}})"
+def interval(found: Estimate, style: str = ".3f") -> str:
+    return f"{found.value:{style}} ({found.low:{style}} to {found.high:{style}})"

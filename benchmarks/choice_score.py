@@ -34,9 +34,9 @@ def main(root: Path = Path(".")) -> None:
         with_choices = [question for question in questions if len(question.responses) > 1]
         for row, question in enumerate(with_choices):
             lengths[row, : len(question.responses)] = [len(r) for r in question.responses]
-        answers = rows["answer_index"].to_numpy()
+        is_right = np.array(rows["is_right"].to_pylist())
         for score, values in (("mean", means), ("sum", means * lengths)):
-            metrics = Predictions.of_choices(values, answers).values()
+            metrics = Predictions.of_choices(values, is_right).values()
             for metric in ("accuracy", "nll", "ece"):
                 found[f"{name}_{metric}_{score}"] = round(metrics[metric], 4)
     print(json.dumps(found))

@@ -19,7 +19,7 @@ from torch import Tensor
 from firstkd.data.examples import read_examples
 from firstkd.data.packing import Batch, batches_by_length, pack
 from firstkd.data.prompts import Question, encode
-from firstkd.measure.metrics import Predictions
+from firstkd.measure.metrics import Predictions, one_right
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.head import chunks, within
 from firstkd.models.scoring import ResponseScorer
@@ -103,7 +103,9 @@ def tempered_logprobs(scorer: ResponseScorer, batch: Batch) -> tuple[Tensor, Ten
 
 
 def measured(scores: Tensor, gold: Tensor) -> dict[str, float]:
-    values = Predictions.of_choices(scores.numpy(), gold.numpy()).values()
+    values = Predictions.of_choices(
+        scores.numpy(), one_right(gold.numpy(), scores.shape[-1])
+    ).values()
     return {name: round(values[name], 3) for name in SHOWN}
 
 

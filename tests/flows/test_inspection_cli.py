@@ -70,7 +70,7 @@ def test_what_reads_a_stale_stage_waits_through_others() -> None:
 def test_compare_shows_every_model_on_every_set(project: Workspace) -> None:
     done = firstkd(project.root, "compare")
     assert done.returncode == 0, done.stderr
-    assert "On the test set test" in done.stdout and "openbookqa" in done.stdout
+    assert "On the test questions" in done.stdout and "test set openbookqa" in done.stdout
     found = json.loads(firstkd(project.root, "compare", "--json").stdout)
     assert found["first"]["sets"]["test"]["raw"]["accuracy"]["value"] == pytest.approx(40 / 60)
 

@@ -1,11 +1,16 @@
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from firstkd.data.examples import Example, write_examples
 from firstkd.errors import DataValidationError
 from firstkd.files import read_json
+from firstkd.measure.metrics import METRICS
+from firstkd.settings import load_settings
 from tasks.evaluate import main
+from tasks.scores import Scored, measured, own_temperature
 from tests.tiny import HOMES, write_tiny_params
 
 
@@ -45,3 +50,59 @@ def test_open_text_alone_is_refused_by_the_file_that_lacks_choices(root):
         DataValidationError, match=r"calibration.parquet: no questions with choices"
     ):
         main(root, "teacher")
+
+
+def test_an_answer_whose_text_is_the_right_ones_counts_as_right(root):
+    """Of choices a, b, b the last is marked; whichever b the model gives, it gives the answer."""
+    den, hive = list(HOMES.values())[:2]
+    asked = [((den, den, hive), 1), ((den, hive, hive), 2)]
+    for split in ("calibration", "test"):
+        examples = [
+            Example(f"{split}/{n}", f"Where {n}?", choices[marked], choices, marked, "made", split)
+            for n in range(6)
+            for choices, marked in [asked[n % 2]]
+        ]
+        write_examples(root / f"data/prepare/{split}.parquet", examples)
+    main(root, "teacher")
+    rows = pq.read_table(root / "data/evaluate/teacher/predictions.parquet").to_pylist()
+    assert [row["is_right"] for row in rows[:2]] == [[True, True, False], [False, True, True]]
+    # equal texts have equal scores, of which the first is taken, where the second is marked
+    given = [row for row in rows if row["is_right"][row["predicted_index"]]]
+    assert given and all(row["correct"] for row in given)
+    assert all(row["predicted_index"] == row["answer_index"] - 1 for row in given)
+
+
+def test_a_temperature_at_its_bound_is_warned_of_and_recorded(root, caplog):
+    """The tiny model gives one answer to every question here: all are right, or all wrong."""
+    den, hive = list(HOMES.values())[:2]
+    for split in ("calibration", "test"):
+        examples = [
+            Example(f"{split}/{n}", f"Where {n}?", hive, (den, hive), 1, "made", split)
+            for n in range(6)
+        ]
+        write_examples(root / f"data/prepare/{split}.parquet", examples)
+    main(root, "teacher")
+    found = read_json(root / "data/evaluate/teacher/metrics.json")
+    assert found["temperature"] in (0.05, 20.0) and found["temperature_at_bound"] is True
+    [said] = [r.message for r in caplog.records if "the bound of its search" in r.message]
+    assert said.startswith("teacher on the calibration split: the fitted temperature of 20")
+    assert "0 of 6 decisions are right" in said
+
+
+def test_what_is_measured_of_scores_needs_no_model(root):
+    """So whatever runtime scores the choices, the same functions measure it."""
+    settings = load_settings(root / "params.yaml")
+    draw = torch.Generator().manual_seed(0)
+    scored = Scored.of(
+        [choice("test", n) for n in range(50)],
+        torch.randn(50, 4, generator=draw) + torch.eye(4)[[0] * 50],
+        by_one_token=False,
+    )
+    temperature = own_temperature(scored, settings.calibrate).temperature
+    sets, rows = measured({"test": scored}, temperature, settings.evaluate, seed=0)
+    assert set(sets["test"]["calibrated"]) == set(METRICS)
+    assert all(
+        found["low"] <= found["value"] <= found["high"]
+        for found in sets["test"]["calibrated"].values()
+    )
+    assert rows.num_rows == 50
