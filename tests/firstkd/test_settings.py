@@ -36,7 +36,7 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         (
             ("fetch", "datasets", "openbookqa", "columns"),
             {"question": "q"},
-            r"openbookqa: columns: only for `format: questions`",
+            r"fetch.datasets.openbookqa: columns: only for `format: questions`",
         ),
         (("models", "base", "init", "source"), "ftp:x", "models.base.init.source: 'ftp:x' is not"),
         (("models", "start", "init", "layers"), 0, "models.start.init.layers: 0 is not allowed"),
