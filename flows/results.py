@@ -46,7 +46,7 @@ def rows(test_set: str, measured: Mapping[str, Any], columns: Sequence[Column]) 
 
 def cell(found: Mapping[str, float], style: str, detail: str) -> Cell:
     low, high = format(found["low"], detail), format(found["high"], detail)
-    return format(found["value"], style), f"{low}–{high}" if detail == ".2f" else f"{low} to {high}"
+    return format(found["value"], style), f"{low}–{high}" if detail == ".2f" else f"{low}, {high}"
 
 
 def markdown_table(measured: Mapping[str, Any]) -> str:

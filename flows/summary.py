@@ -16,7 +16,7 @@ from tasks.evaluated import teacher_name
 if TYPE_CHECKING:  # `compare` uses this module too, and Prefect takes long to import
     from flows.retrain import Retrained
 
-DIFFERENCES = ("accuracy", "NLL at T", "Brier at T", "AUROC", "AURC", "ECE at T")
+DIFFERENCES = ("accuracy", "NLL at T", "Brier at T", "AURC", "ECE at T")
 
 
 def print_summary(root: Path, settings: Settings, retrained: "Retrained") -> None:
@@ -79,9 +79,11 @@ def _print_differences(
 
 
 def _table(title: str, titles: Sequence[str], found: Sequence[Sequence[Cell]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for number, heading in enumerate(titles):
-        table.add_column(heading, justify="right" if number else "left")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
     for row in found:
         table.add_row(*(f"{value}\n[dim]{detail}[/dim]" for value, detail in row))
     return table

@@ -49,10 +49,10 @@ RANKING = (
         False,
         "AURC beyond that of a model as accurate whose right answers are all surer",
     ),
-    Column("surest 25 %", "calibrated", "accuracy_at_25", True, "accuracy on its surest quarter"),
-    Column("surest 50 %", "calibrated", "accuracy_at_50", True, "accuracy on its surest half"),
+    Column("top 25 %", "calibrated", "accuracy_at_25", True, "accuracy on its surest quarter"),
+    Column("top 50 %", "calibrated", "accuracy_at_50", True, "accuracy on its surest half"),
     Column(
-        "surest 75 %",
+        "top 75 %",
         "calibrated",
         "accuracy_at_75",
         True,

@@ -20,6 +20,7 @@ from firstkd.recalibration.temperature import Temperature, temperature_interval
 from firstkd.recalibration.vocabulary_temperature import VocabularyTemperature
 from firstkd.signals.knowledge import Knowledge
 from firstkd.signals.top_k import knowledge_of
+from tests.tiny import REPOSITORY
 
 SETTINGS = CalibrateSettings(criterion="nll", max_temperature=20.0, bootstrap_samples=100)
 ONE_TO_ONE = ("platt", "isotonic")  # these rescale the top against the rest
@@ -308,3 +309,16 @@ def test_none_is_the_teacher_itself():
 def test_an_unknown_recalibration_is_refused():
     with pytest.raises(ArtifactError, match="isotonique"):
         from_json({"kind": "isotonique"})
+
+
+def test_only_the_table_knows_the_kinds():
+    """All models have a temperature of their own; of the others nothing else knows the class."""
+    kinds = {recalibration.__module__ for recalibration in RECALIBRATIONS.values()}
+    kinds -= {"firstkd.recalibration.temperature"}
+    table = REPOSITORY / "firstkd/recalibration/table.py"
+    for package in ("firstkd", "tasks", "flows"):
+        for file in (REPOSITORY / package).rglob("*.py"):
+            if file != table:
+                text = file.read_text()
+                assert not [kind for kind in kinds if f"from {kind} import" in text], file
+                assert "isinstance(recalibration" not in text, file
