@@ -24,10 +24,10 @@ def fetch_model(model: Source, folder: Path, project: Path) -> None:
         fetch_source(model.source, model.sha256, folder, project)
     if not folder.is_dir() or not any(folder.glob("*.safetensors")):
         raise SourceError(
-            f"fetch.model: {model.source} has no weights in safetensors; needed is a folder with "
+            f"{model.source} has no weights in safetensors; needed is a folder with "
             "*.safetensors, or one .gguf file. Pickled weights (.bin, .pt) are not read, since "
             "loading them runs the code inside: save the model again with save_pretrained."
         )
     for needed in ("config.json", "tokenizer*"):
         if not any(folder.glob(needed)):
-            raise SourceError(f"fetch.model: {model.source} has no {needed}; it is incomplete")
+            raise SourceError(f"{model.source} has no {needed}; it is incomplete")
