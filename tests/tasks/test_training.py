@@ -78,7 +78,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_params(root)
     write_tiny_model(root / "data/fetch/base")
     for name, seed in (("questions", 1), ("elsewhere", 2)):
-        write_tiny_questions(root / f"data/fetch/raw/{name}.jsonl", 80, seed)
+        write_tiny_questions(root / f"data/fetch/{name}.jsonl", 80, seed)
     prepare.main(root)
     return root
 
