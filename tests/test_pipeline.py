@@ -102,8 +102,8 @@ def test_a_second_run_does_nothing_and_says_so(project):
 
 def test_everything_forced_again_gives_the_same_bytes(project):
     lock = (project.root / "dvc.lock").read_bytes()
-    shutil.rmtree(project.root / "data/prune")
-    shutil.rmtree(project.root / "data/extract")
+    shutil.rmtree(project.root / "data/model/start")
+    shutil.rmtree(project.root / "data/signal")
     done = project.dvc("repro", "--force", "--no-run-cache")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (project.root / "dvc.lock").read_bytes() == lock
@@ -112,9 +112,15 @@ def test_everything_forced_again_gives_the_same_bytes(project):
 @pytest.mark.parametrize(
     ("setting", "value", "directly_stale"),
     [
-        (("prune", "layers"), 2, {"prune"}),
+        (("models", "start", "init", "layers"), 2, {"model-start", "report", "validate"}),
         (("prepare", "max_examples", "train"), 20, {"prepare"}),
-        (("arms", "first", "tokens"), 0.25, {"distill@first", "report"}),
+        (
+            ("models", "first", "learn", "tokens", "weight"),
+            0.25,
+            {"model-first", "report", "validate"},
+        ),
+        (("train", "finetune", "epochs"), 2, {"model-teacher"}),
+        (("machine", "checkpoint_steps"), 7, set()),
     ],
 )
 def test_a_changed_number_makes_stale_only_what_reads_it(project, setting, value, directly_stale):
@@ -122,13 +128,14 @@ def test_a_changed_number_makes_stale_only_what_reads_it(project, setting, value
     assert stale(project) == directly_stale
 
 
-def test_another_temperature_setting_leaves_the_other_arms_alone(project):
+def test_another_temperature_setting_leaves_the_gold_student_alone(project):
     project.change("calibrate", "criterion", to="ece")
     done = project.dvc("repro")
     assert done.returncode == 0, done.stderr[-3000:]
     ran = {line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running")}
-    assert {"calibrate", "distill@first", "evaluate@first", "report"} <= ran
-    assert not ran & {"fetch", "prepare", "finetune", "extract", "prune", "distill@sft"}
+    assert {"calibrate-choices", "model-first", "evaluate-first", "report"} <= ran
+    assert not ran & {"fetch", "prepare", "model-teacher", "model-start", "model-sft"}
+    assert not any(name.startswith("signal-") for name in ran)
     project.change("calibrate", "criterion", to="nll")
     assert project.dvc("repro").returncode == 0  # back from DVC's run cache
 
@@ -136,11 +143,15 @@ def test_another_temperature_setting_leaves_the_other_arms_alone(project):
 @pytest.mark.parametrize(
     ("setting", "value", "error"),
     [
-        (("finetune", "epochz"), 3, "finetune: unknown key 'epochz' (value 3); " + EPOCHS_ALLOWED),
+        (
+            ("train", "finetune", "epochz"),
+            3,
+            "train.finetune: unknown key 'epochz' (value 3); " + EPOCHS_ALLOWED,
+        ),
         (("runtime", "threads"), 0, "runtime.threads: 0 is not allowed"),
         (("record", "tracking_uri"), "http://127.0.0.1:9", "MLflow at http://127.0.0.1:9 does not"),
-        (("fetch", "model", "source"), "path:sources/questions.jsonl", "no weights in safetensors"),
-        (("fetch", "model", "sha256"), "0" * 64, "expected " + "0" * 64),
+        (("models", "base", "init", "source"), "path:sources/questions.jsonl", "no weights"),
+        (("models", "base", "init", "sha256"), "0" * 64, "expected " + "0" * 64),
     ],
 )
 def test_a_mistake_is_one_clear_error_and_leaves_nothing(project, setting, value, error):
@@ -157,19 +168,19 @@ def test_a_mistake_is_one_clear_error_and_leaves_nothing(project, setting, value
 
 def test_knowledge_goes_out_and_comes_back(project, tmp_path):
     copy = Project(shutil.copytree(project.root, tmp_path / "copy"), project.environment)
-    done = copy.firstkd("export-knowledge", "train", str(tmp_path / "lines.jsonl"))
+    done = copy.firstkd("export-knowledge", "tokens", "train", str(tmp_path / "lines.jsonl"))
     assert done.returncode == 0, done.stderr
-    before = (copy.root / "data/extract/train/token/00000.safetensors").read_bytes()
-    done = copy.firstkd("import-knowledge", "train", str(tmp_path / "lines.jsonl"))
+    before = (copy.root / "data/signal/tokens/train/00000.safetensors").read_bytes()
+    done = copy.firstkd("import-knowledge", "tokens", "train", str(tmp_path / "lines.jsonl"))
     assert done.returncode == 0, done.stderr
-    assert "missing: " in done.stdout
-    copy.firstkd("export-knowledge", "train", str(tmp_path / "again.jsonl"))
+    assert "incomplete: gold_logprob" in done.stdout
+    copy.firstkd("export-knowledge", "tokens", "train", str(tmp_path / "again.jsonl"))
     sent, came = (
         [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         for name in ("lines.jsonl", "again.jsonl")
     )
     assert came == sent
-    assert (copy.root / "data/extract/train/token/00000.safetensors").read_bytes() != before
-    done = copy.firstkd("import-knowledge", "calibration", str(tmp_path / "lines.jsonl"))
+    assert (copy.root / "data/signal/tokens/train/00000.safetensors").read_bytes() != before
+    done = copy.firstkd("import-knowledge", "tokens", "calibration", str(tmp_path / "lines.jsonl"))
     assert done.returncode == 1
     assert "lines for" in done.stderr

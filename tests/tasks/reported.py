@@ -1,8 +1,8 @@
 """A project with everything that the report reads, of as many models as a test wants."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
 from firstkd.data.examples import Example, write_examples
+from firstkd.files import write_json
 from firstkd.measure.comparison import summary
 from firstkd.measure.metrics import Predictions, one_right
 from tasks.scores import plain
@@ -19,26 +20,30 @@ SETS = {"test": 120, "elsewhere": 40}
 CHOICES = ("in a den", "in a hive", "in the <sea> & sky", "under the ground")
 
 
-def write_project(root: Path, models: dict[str, str], arms: dict[str, Any], student: str) -> None:
+def write_project(root: Path, models: list[str], student: str) -> None:
     """Write params.yaml and data/ as the stages before the report leave them.
 
-    A model of lower rank in `models` is right more often; each is over-confident.
+    A model of lower rank in `models` is right more often; each is over-confident. Those that the
+    shipped settings do not have learn as `first` does.
     """
     yaml = YAML()
     params = yaml.load(REPOSITORY / "params.yaml")
-    params["arms"], params["evaluate"]["models"] = arms, models
+    for name in models:
+        params["models"].setdefault(name, deepcopy(params["models"]["first"]))
+    params["evaluate"]["models"] = models
     params["evaluate"]["bootstrap_samples"] = 200
-    params["record"]["arm"] = student
+    params["record"]["student"] = student
     root.mkdir(parents=True, exist_ok=True)
     yaml.dump(params, root / "params.yaml")
     answers = _write_examples(root / "data/prepare")
-    _write_knowledge(root / "data/extract")
-    for rank, (name, folder) in enumerate(models.items()):
+    _write_signals(root / "data/signal")
+    for rank, name in enumerate(models):
         write_evaluation(root, name, answers, seed=rank, skill=1.5 - rank / 10)
         curve = [{"step": step + 1, "loss": 3 / (step + 1)} for step in range(20)]
-        path = root / "data" / folder / "training.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(point) + "\n" for point in curve))
+        if "learn" in params["models"][name]:
+            path = root / "data/model" / name / "training.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(point) + "\n" for point in curve))
 
 
 def _write_examples(folder: Path) -> dict[str, np.ndarray]:
@@ -63,14 +68,20 @@ def _write_examples(folder: Path) -> dict[str, np.ndarray]:
     return answers
 
 
-def _write_knowledge(folder: Path) -> None:
-    store = folder / "train/token"
-    store.mkdir(parents=True)
-    (store / "00000.safetensors").write_bytes(b"k" * 2400)
-    (store / "manifest.json").write_text('{"vocabulary_size": 400}')
+def _write_signals(folder: Path) -> None:
+    """What tasks/signal.py describes of the signals of the shipped settings."""
+    choices = {"examples": 30, "records": 120, "bytes": 1000}
     mass = {f"top_{k}": 1 - 0.5**k for k in range(1, 6)}
-    found = {split: {"tokens": 100, "cumulative_mass": mass} for split in ("train", "calibration")}
-    (folder / "metrics.json").write_text(json.dumps(found))
+    tokens = {
+        "examples": 30,
+        "records": 100,
+        "bytes": 2400,
+        "cumulative_mass": mass,
+        "dense_bytes": 100 * 400 * 2,
+        "vocabulary_size": 400,
+    }
+    for name, described in {"choices": choices, "tokens": tokens}.items():
+        write_json(folder / name / "metrics.json", {"train": described, "calibration": described})
 
 
 def write_evaluation(

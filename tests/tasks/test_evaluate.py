@@ -26,7 +26,7 @@ def text(split, number):
 @pytest.fixture
 def root(tmp_path, tiny_model):
     write_tiny_params(tmp_path)
-    shutil.copytree(tiny_model, tmp_path / "data/finetune")
+    shutil.copytree(tiny_model, tmp_path / "data/model/teacher")
     (tmp_path / "data/prepare").mkdir()
     return tmp_path
 

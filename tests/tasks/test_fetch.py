@@ -1,5 +1,4 @@
 import gzip
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,27 @@ from tests.tiny import write_tiny_params, write_tiny_questions
 
 
 @pytest.fixture
-def project(tmp_path: Path, tiny_model: Path) -> Path:
-    """A tiny project's params.yaml and sources."""
-    (tmp_path / "sources").mkdir()
-    shutil.copytree(tiny_model, tmp_path / "sources/model")
+def project(tmp_path: Path) -> Path:
+    """A tiny project's params.yaml and data."""
     write_tiny_questions(tmp_path / "sources/questions.jsonl", 8, seed=1)
     write_tiny_questions(tmp_path / "sources/elsewhere.jsonl", 4, seed=2)
     write_tiny_params(tmp_path)
     return tmp_path
 
 
-def change(project: Path, section: str, key: str, value: dict[str, Any]) -> None:
+def change(project: Path, name: str, value: dict[str, Any]) -> None:
     yaml = YAML()
     params = yaml.load(project / "params.yaml")
-    params["fetch"][section][key] = value if section == "datasets" else value["source"]
+    params["fetch"]["datasets"][name] = value
     yaml.dump(params, project / "params.yaml")
 
 
-def test_model_and_data_land_under_their_names(project: Path, tiny_model: Path) -> None:
+def test_data_land_under_their_names(project: Path) -> None:
     fetch.main(project)
-    fetched = project / "data/fetch"
-    assert sorted(file.name for file in (fetched / "raw").iterdir()) == [
-        "elsewhere.jsonl",
-        "questions.jsonl",
-    ]
+    fetched = sorted(file.name for file in (project / "data/fetch").iterdir())
+    assert fetched == ["elsewhere.jsonl", "questions.jsonl"]
     original = project / "sources/questions.jsonl"
-    assert sha256_of(fetched / "raw/questions.jsonl") == sha256_of(original)
-    assert sha256_of(fetched / "base") == sha256_of(tiny_model)
+    assert sha256_of(project / "data/fetch/questions.jsonl") == sha256_of(original)
 
 
 def test_the_same_sources_give_the_same_bytes(project: Path) -> None:
@@ -49,36 +42,9 @@ def test_the_same_sources_give_the_same_bytes(project: Path) -> None:
     assert sha256_of(project / "data/fetch") == before
 
 
-@pytest.mark.parametrize("weights", [None, "pytorch_model.bin"])
-def test_a_model_folder_without_safetensors_leaves_nothing(
-    project: Path, tiny_model: Path, weights: str | None
-) -> None:
-    folder = project / "sources/bare"
-    folder.mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        (folder / name).write_bytes((tiny_model / name).read_bytes())
-    if weights:
-        (folder / weights).write_bytes(b"pickle")
-    change(project, "model", "source", {"source": "path:sources/bare"})
-    with pytest.raises(SourceError, match=r"path:sources/bare has no weights in safetensors"):
-        fetch.main(project)
-    assert list((project / "data").iterdir()) == []
-    change(project, "model", "source", {"source": "path:sources/model"})
-    fetch.main(project)
-
-
-def test_a_model_without_its_config_is_incomplete(project: Path, tiny_model: Path) -> None:
-    folder = project / "sources/bare"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes())
-    change(project, "model", "source", {"source": "path:sources/bare"})
-    with pytest.raises(SourceError, match=r"has no config\.json"):
-        fetch.main(project)
-
-
 def test_a_wrong_sha256_leaves_nothing(project: Path) -> None:
     dataset = {"source": "path:sources/questions.jsonl", "format": "questions", "role": "split"}
-    change(project, "datasets", "questions", {**dataset, "sha256": "0" * 64})
+    change(project, "questions", {**dataset, "sha256": "0" * 64})
     with pytest.raises(SourceError, match=r"questions\.jsonl: sha256 is [0-9a-f]{64}, expected 0"):
         fetch.main(project)
     assert list((project / "data").iterdir()) == []
@@ -87,7 +53,7 @@ def test_a_wrong_sha256_leaves_nothing(project: Path) -> None:
 def test_data_of_an_unknown_suffix_is_refused(project: Path) -> None:
     (project / "sources/a.xlsx").write_bytes(b"")
     dataset = {"source": "path:sources/a.xlsx", "format": "questions", "role": "split"}
-    change(project, "datasets", "questions", dataset)
+    change(project, "questions", dataset)
     with pytest.raises(SourceError, match=r"fetch\.datasets\.questions: .* is not a data file"):
         fetch.main(project)
 
@@ -106,9 +72,9 @@ def test_data_files_keep_their_kind(project: Path, name: str, fetched: str) -> N
     packed = name.endswith("GZ")
     (project / "sources" / name).write_bytes(gzip.compress(content) if packed else content)
     dataset = {"source": f"path:sources/{name}", "format": "questions", "role": "split"}
-    change(project, "datasets", "questions", dataset)
+    change(project, "questions", dataset)
     fetch.main(project)
-    assert (project / "data/fetch/raw" / fetched).read_bytes() == content
+    assert (project / "data/fetch" / fetched).read_bytes() == content
 
 
 def test_data_that_are_a_git_lfs_pointer_are_named(project: Path) -> None:

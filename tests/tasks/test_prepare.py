@@ -22,7 +22,7 @@ SETTINGS = PrepareSettings(fractions=FRACTIONS, max_examples=LIMITS)
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    raw = tmp_path / "data/fetch/raw"
+    raw = tmp_path / "data/fetch"
     write_tiny_questions(raw / "questions.jsonl", 80, seed=1)
     write_tiny_questions(raw / "elsewhere.jsonl", 20, seed=2)
     write_tiny_params(tmp_path)
@@ -50,7 +50,7 @@ def test_every_question_is_in_exactly_one_split(project: Path) -> None:
 def test_the_same_data_give_the_same_bytes_in_any_order(project: Path) -> None:
     prepare.main(project)
     before = sha256_of(project / "data/prepare")
-    raw = project / "data/fetch/raw/questions.jsonl"
+    raw = project / "data/fetch/questions.jsonl"
     raw.write_text("".join(reversed(raw.read_text().splitlines(keepends=True))))
     prepare.main(project)
     assert sha256_of(project / "data/prepare") == before
@@ -60,7 +60,7 @@ def test_adding_data_moves_no_example(project: Path) -> None:
     prepare.main(project)
     before = {split: set(ids(project, split)) for split in prepare.SPLITS}
     write_tiny_questions(project / "more.jsonl", 40, seed=3)
-    with (project / "data/fetch/raw/questions.jsonl").open("a") as raw:
+    with (project / "data/fetch/questions.jsonl").open("a") as raw:
         raw.write((project / "more.jsonl").read_text())
     prepare.main(project)
     for split, was in before.items():
@@ -68,7 +68,7 @@ def test_adding_data_moves_no_example(project: Path) -> None:
 
 
 def test_a_truncated_file_leaves_nothing_and_the_next_run_works(project: Path) -> None:
-    raw = project / "data/fetch/raw/questions.jsonl"
+    raw = project / "data/fetch/questions.jsonl"
     whole = raw.read_bytes()
     raw.write_bytes(whole[:-30])
     with pytest.raises(DataValidationError, match=r"questions\.jsonl, line 80: not valid JSON"):
@@ -80,7 +80,7 @@ def test_a_truncated_file_leaves_nothing_and_the_next_run_works(project: Path) -
 
 
 def test_a_missing_answer_leaves_nothing(project: Path) -> None:
-    raw = project / "data/fetch/raw/questions.jsonl"
+    raw = project / "data/fetch/questions.jsonl"
     with raw.open("a") as lines:
         lines.write(json.dumps({"question": "Who?", "choices": ["he", "she"]}) + "\n")
     with pytest.raises(
@@ -91,7 +91,7 @@ def test_a_missing_answer_leaves_nothing(project: Path) -> None:
 
 
 def test_missing_data_are_named(project: Path) -> None:
-    (project / "data/fetch/raw/questions.jsonl").unlink()
+    (project / "data/fetch/questions.jsonl").unlink()
     with pytest.raises(ArtifactError, match=r"questions\.\* is missing; run the stage fetch"):
         prepare.main(project)
 

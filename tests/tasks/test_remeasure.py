@@ -24,7 +24,7 @@ def choice(split: str, number: int) -> Example:
 def root(tmp_path: Path, tiny_model: Path) -> Path:
     """A project in which one model was evaluated on two test sets."""
     write_tiny_params(tmp_path)
-    shutil.copytree(tiny_model, tmp_path / "data/finetune")
+    shutil.copytree(tiny_model, tmp_path / "data/model/teacher")
     for split in ("calibration", "test", "ood_elsewhere"):
         examples = [choice(split, number) for number in range(8)]
         write_examples(tmp_path / f"data/prepare/{split}.parquet", examples)
@@ -34,7 +34,7 @@ def root(tmp_path: Path, tiny_model: Path) -> Path:
 
 def test_on_the_same_questions_it_measures_the_same(root: Path, tmp_path: Path) -> None:
     evaluated, output = root / "data/evaluate/teacher", tmp_path / "measured"
-    main(root, str(root / "data/finetune"), str(evaluated / "calibration.json"), str(output))
+    main(root, str(root / "data/model/teacher"), str(evaluated / "calibration.json"), str(output))
     first, again = (pq.read_table(f / "predictions.parquet") for f in (evaluated, output))
     assert again.equals(first)
     sets = read_json(evaluated / "metrics.json")["sets"]
@@ -44,7 +44,9 @@ def test_on_the_same_questions_it_measures_the_same(root: Path, tmp_path: Path) 
 
 def test_pickled_weights_are_refused_in_one_line(root: Path, tmp_path: Path) -> None:
     planted = tmp_path / "planted"
-    shutil.copytree(root / "data/finetune", planted, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(
+        root / "data/model/teacher", planted, ignore=shutil.ignore_patterns("*.safetensors")
+    )
     proof = tmp_path / "it ran"
     (planted / "pytorch_model.bin").write_bytes(f"cos\nsystem\n(S'touch \"{proof}\"'\ntR.".encode())
     calibration = root / "data/evaluate/teacher/calibration.json"

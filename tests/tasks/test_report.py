@@ -11,9 +11,7 @@ from tasks.report import main
 from tests.tasks.reported import SETS, write_evaluation, write_project
 from tests.tiny import REPOSITORY
 
-GOLD = {"recalibration": "none", "gold_tokens": 1.0}
-FIRST = {"recalibration": "temperature", "choices": 1.0}
-THREE = {"teacher": "finetune", "sft": "distill/sft", "first": "distill/first"}
+THREE = ["teacher", "sft", "first"]
 
 
 def report(root: Path) -> str:
@@ -24,7 +22,7 @@ def report(root: Path) -> str:
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("three")
-    write_project(root, THREE, {"sft": GOLD, "first": FIRST}, "first")
+    write_project(root, THREE, "first")
     return root
 
 
@@ -63,19 +61,17 @@ def test_folders_of_removed_models_are_left_out(three: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("count", [1, 5, 12])
 def test_page_of_few_and_many_models(count: int, tmp_path: Path) -> None:
-    arms = {f"arm_with_a_name_{i}": FIRST for i in range(count)}
-    models = {name: f"distill/{name}" for name in arms}
-    write_project(tmp_path, models, arms, "arm_with_a_name_0")
+    models = [f"model_with_a_name_{i}" for i in range(count)]
+    write_project(tmp_path, models, "model_with_a_name_0")
     page = report(tmp_path)
-    assert page.count("<figcaption><strong>arm_with_a_name_") == 2 * count  # with the training
+    assert page.count("<figcaption><strong>model_with_a_name_") == 2 * count  # with the training
     assert ("stands alone" in page) == (count == 1)
     assert ("neither a teacher nor a student fine-tuned on gold labels" in page) == (count > 1)
     assert (" best student</span>" in page) == (count > 1)
 
 
 def test_a_model_that_was_not_trained_has_no_curve(tmp_path: Path) -> None:
-    models = {"base": "fetch/base", "first": "distill/first"}
-    write_project(tmp_path, models, {"first": FIRST}, "first")
+    write_project(tmp_path, ["base", "first"], "first")
     page = report(tmp_path)
     assert "Training loss of first" in page and "Training loss of base" not in page
 

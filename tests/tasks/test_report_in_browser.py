@@ -25,31 +25,20 @@ pytestmark = [
     ),
 ]
 
-GOLD = {"recalibration": "none", "gold_tokens": 1.0}
-FIRST = {"recalibration": "temperature", "choices": 1.0}
-
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pages of few and of many models, and one whose student has neither teacher nor other arm."""
-    names = [f"arm_{i}_with_quite_a_name" if i > 4 else f"arm_{i}" for i in range(12)]
-    compared = {"teacher": "finetune", "sft": "distill/sft", "first": "distill/first"}
+    """Pages of few and of many models, and one whose student has neither teacher nor rival."""
+    names = [f"pupil_{i}_with_quite_a_name" if i > 4 else f"pupil_{i}" for i in range(12)]
     of_models = {
-        "three": (compared, {"sft": GOLD, "first": FIRST}, "first"),
-        "missing": ({"base": "fetch/base", "first": "distill/first"}, {"first": FIRST}, "first"),
-        **{
-            str(count): (
-                {name: f"distill/{name}" for name in names[:count]},
-                dict.fromkeys(names[:count], FIRST),
-                "arm_0",
-            )
-            for count in (1, 5, 12)
-        },
+        "three": (["teacher", "sft", "first"], "first"),
+        "missing": (["base", "first"], "first"),
+        **{str(count): (names[:count], "pupil_0") for count in (1, 5, 12)},
     }
     found = {}
-    for name, (models, arms, student) in of_models.items():
+    for name, (models, student) in of_models.items():
         root = tmp_path_factory.mktemp(name)
-        write_project(root, models, arms, student)
+        write_project(root, models, student)
         main(root)
         found[name] = root / "data/report/index.html"
     return found

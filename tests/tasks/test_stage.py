@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import REPOSITORY
+from firstkd.settings import load_settings
+from tasks.graph import write_graph
+from tests.tiny import REPOSITORY, write_tiny_params
 
 STAGE = """
 import time
@@ -27,7 +29,7 @@ def main(root, how):
             print("waiting", flush=True)
             time.sleep(60)
         if how == "train":
-            curve = log_folder(root, "demo@train") / "curve.jsonl"
+            curve = log_folder(root, "demo-train") / "curve.jsonl"
             curve.parent.mkdir(parents=True)
             curve.write_text('{"step_tokens": 100, "tokens_per_second": 50}\\n' * 2)
 
@@ -38,6 +40,8 @@ run_stage(main, "demo", "how")
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     (tmp_path / "stage.py").write_text(textwrap.dedent(STAGE))
+    write_tiny_params(tmp_path)
+    write_graph(tmp_path, load_settings(tmp_path / "params.yaml"))
     return [sys.executable, "stage.py"]
 
 
@@ -57,7 +61,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(command: list[str], tmp_path: Pat
 
 def test_the_cost_is_logged_outside_the_tracked_data(command: list[str], tmp_path: Path) -> None:
     assert run([*command, "train"], tmp_path).returncode == 0
-    cost = json.loads((tmp_path / "logs/demo@train/cost.json").read_text())
+    cost = json.loads((tmp_path / "logs/demo-train/cost.json").read_text())
     assert cost["seconds"] > 0 and cost["peak_memory_bytes"] > 1e6
     assert cost["tokens"] == 200 and cost["tokens_per_second"] == 50
 

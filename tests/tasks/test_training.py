@@ -17,15 +17,17 @@ import pytest
 from ruamel.yaml import YAML
 
 from firstkd.files import read_json_lines, sha256_of
+from firstkd.settings import load_settings
 from firstkd.train.settings import MachineSettings
 from tasks import prepare
+from tasks.graph import write_graph
 from tests.tiny import REPOSITORY, write_tiny_model, write_tiny_params, write_tiny_questions
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
 """What a training within the tests' own process leaves in its environment."""
-STAGE = [sys.executable, "-m", "tasks.finetune"]
+STAGE = [sys.executable, "-m", "tasks.model", "teacher"]
 SECONDS_TO_END = 20
 """Within which nothing of a training is left when a part of it was killed."""
 
@@ -50,20 +52,23 @@ class Project:
         _, said = process.communicate()
         assert process.returncode == 0, said[-3000:]
         assert not list((self.root / "data/.train").glob("*"))
-        return sha256_of(self.root / "data/finetune")
+        return sha256_of(self.root / "data/model/teacher")
 
     def change(self, **settings: object) -> None:
         yaml = YAML()
         params = yaml.load(self.root / "params.yaml")
         for key, value in settings.items():
-            params["machine" if key in MachineSettings.model_fields else "finetune"][key] = value
+            of_machine = key in MachineSettings.model_fields
+            section = params["machine"] if of_machine else params["train"]["finetune"]
+            section[key] = value
         yaml.dump(params, self.root / "params.yaml")
+        write_graph(self.root, load_settings(self.root / "params.yaml"))
 
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in self.root.glob("data/.train/*/step-*"))
 
     def steps_done(self) -> int:
-        curve = self.root / "logs/finetune/curve.jsonl"
+        curve = self.root / "logs/model-teacher/curve.jsonl"
         return len(curve.read_text().splitlines()) if curve.exists() else 0
 
     def reach(self, process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
@@ -76,9 +81,9 @@ class Project:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("inputs")
     write_tiny_params(root)
-    write_tiny_model(root / "data/fetch/base")
+    write_tiny_model(root / "data/model/base")
     for name, seed in (("questions", 1), ("elsewhere", 2)):
-        write_tiny_questions(root / f"data/fetch/raw/{name}.jsonl", 80, seed)
+        write_tiny_questions(root / f"data/fetch/{name}.jsonl", 80, seed)
     prepare.main(root)
     return root
 
@@ -112,7 +117,7 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def result(project: Project) -> str:
-    return sha256_of(project.root / "data/finetune")
+    return sha256_of(project.root / "data/model/teacher")
 
 
 def children(pid: int) -> list[int]:
@@ -136,7 +141,7 @@ def wait_until_gone(pids: list[int]) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_five_times_it_ends_with_the_same_bytes(project, undisturbed, processes):
     project.change(processes=processes)
-    steps = len(read_json_lines(undisturbed[1].root / "data/finetune/training.jsonl"))
+    steps = len(read_json_lines(undisturbed[1].root / "data/model/teacher/training.jsonl"))
     seed = random.randrange(2**32)
     print(f"the moments are of seed {seed}")  # shown when the test fails
     draw = random.Random(seed)
@@ -149,12 +154,14 @@ def test_killed_five_times_it_ends_with_the_same_bytes(project, undisturbed, pro
             os.kill(pid, signal.SIGKILL)
         process.communicate()
         wait_until_gone(ranks)
-        assert not (project.root / "data/finetune").exists()
+        assert not (project.root / "data/model/teacher").exists()
     assert project.run() == result(undisturbed[processes])
 
 
 def test_two_processes_learn_what_one_does(undisturbed):
-    curves = [read_json_lines(undisturbed[n].root / "data/finetune/training.jsonl") for n in (1, 2)]
+    curves = [
+        read_json_lines(undisturbed[n].root / "data/model/teacher/training.jsonl") for n in (1, 2)
+    ]
     for alone, shared in zip(*curves, strict=True):
         assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-3)
 
@@ -223,8 +230,8 @@ def test_a_training_resumes_under_other_settings_of_the_machine(
     _, said = process.communicate()
     assert process.returncode == 0, said
     assert "going on after step" in said
-    expected = read_json_lines(undisturbed[1].root / "data/finetune/training.jsonl")
-    found = read_json_lines(project.root / "data/finetune/training.jsonl")
+    expected = read_json_lines(undisturbed[1].root / "data/model/teacher/training.jsonl")
+    found = read_json_lines(project.root / "data/model/teacher/training.jsonl")
     for alone, changed in zip(expected, found, strict=True):
         assert changed["loss"] == pytest.approx(alone["loss"], rel=1e-3)
 
@@ -270,7 +277,7 @@ def test_the_error_of_a_rank_is_the_one_line_that_is_shown(project):
     assert process.returncode == 1
     line = said.splitlines()[-1]
     assert "Traceback" not in said
-    assert line.startswith("finetune: micro_batches_per_step: 1 cannot be shared out evenly")
+    assert line.startswith("model: micro_batches_per_step: 1 cannot be shared out evenly")
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoints_before(project, undisturbed):
@@ -287,7 +294,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before(project, undisturbed
         assert process.returncode == 1
         line = said.splitlines()[-1]
         assert "Traceback" not in said
-        assert line.startswith("finetune: cannot write") and "o space left" in line
+        assert line.startswith("model: cannot write") and "o space left" in line
         assert project.checkpoints() == ["step-00000005", "step-00000010"]
         subprocess.run([*mount, "remount,size=100m", "tmpfs", disk], check=True)
         process = project.start()
@@ -370,14 +377,14 @@ def test_lora_is_merged_into_an_ordinary_model(project):
 
     project.change(lora={"rank": 4, "alpha": 8}, epochs=2, learning_rate=1e-2)
     project.run()
-    curve = read_json_lines(project.root / "data/finetune/training.jsonl")
+    curve = read_json_lines(project.root / "data/model/teacher/training.jsonl")
     assert curve[-1]["loss"] < curve[0]["loss"]
-    before = AutoModelForCausalLM.from_pretrained(project.root / "data/fetch/base").state_dict()
-    after = AutoModelForCausalLM.from_pretrained(project.root / "data/finetune").state_dict()
+    before = AutoModelForCausalLM.from_pretrained(project.root / "data/model/base").state_dict()
+    after = AutoModelForCausalLM.from_pretrained(project.root / "data/model/teacher").state_dict()
     assert before.keys() == after.keys()
     changed = {n for n in before if not before[n].bfloat16().equal(after[n].bfloat16())}
     assert changed == {n for n in before if "_proj" in n}
-    config = json.loads((project.root / "logs/finetune/deepspeed.json").read_text())
+    config = json.loads((project.root / "logs/model-teacher/deepspeed.json").read_text())
     assert config["gradient_clipping"] == 1.0
 
 
@@ -393,4 +400,4 @@ def test_a_host_that_nobody_answers_says_so(project):
     _, said = (process := project.start(**nobody)).communicate(timeout=100)
     assert process.returncode == 1
     assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("finetune: the hosts did not find each other")
+    assert said.splitlines()[-1].startswith("model: the hosts did not find each other")

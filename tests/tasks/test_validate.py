@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ def questions(split: str, count: int) -> list[Example]:
 
 @pytest.fixture
 def project(tmp_path: Path, tiny_model: Path) -> Path:
-    (tmp_path / "data/fetch").mkdir(parents=True)
-    (tmp_path / "data/fetch/base").symlink_to(tiny_model)
+    (tmp_path / "data/model").mkdir(parents=True)
+    (tmp_path / "data/model/base").symlink_to(tiny_model)
     write_tiny_params(tmp_path)
     set_validate(tmp_path, min_answer_questions=20)
     return tmp_path
@@ -233,10 +234,18 @@ def test_a_file_that_is_no_example_file_is_refused(project: Path) -> None:
         validate.main(project)
 
 
-def test_a_student_deeper_than_the_model_is_named_before_any_training(project: Path) -> None:
-    yaml = YAML()
-    params = yaml.load(project / "params.yaml")
-    params["prune"]["layers"] = 3
-    yaml.dump(params, project / "params.yaml")
-    with pytest.raises(ConfigError, match=r"prune\.layers: 3, but the model has 2"):
+def test_token_ids_of_two_tokenizers_are_refused_before_any_training(project: Path) -> None:
+    params = YAML(typ="safe").load(project / "params.yaml")
+    params["models"]["judge"] = {"init": {"kind": "source", "source": "path:sources/judge"}}
+    params["signals"]["tokens"]["of"] = "judge"
+    YAML().dump(params, project / "params.yaml")
+    judge = project / "data/model/judge"
+    shutil.copytree(project / "data/model/base", judge)
+    check(project, good())  # of the same vocabulary
+    tokenizer = (judge / "tokenizer.json").read_text(encoding="utf-8")
+    (judge / "tokenizer.json").write_text(tokenizer.replace('"<pad>"', '"<nil>"'))
+    with pytest.raises(
+        ConfigError,
+        match=r"models\.first\.learn\.tokens\.from: signals\.tokens holds token ids of ",
+    ):
         check(project, good())

@@ -1,0 +1,177 @@
+"""The stage that makes models: sources, pruned starts, and what is refused before training."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from firstkd.data.examples import Example, write_examples
+from firstkd.errors import ArtifactError, ConfigError, SourceError
+from firstkd.files import read_json, read_json_lines, sha256_of, write_json
+from firstkd.models.folders import load_model
+from tasks import model, signal
+from tests.tiny import HOMES, write_tiny_model, write_tiny_params
+
+CHOICES = tuple(HOMES.values())[:4]
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Path:
+    """The tiny settings, the source of their model, and prepared examples."""
+    shutil.copytree(tiny_model, tmp_path / "sources/model")
+    write_tiny_params(tmp_path)
+    write_data(tmp_path, CHOICES)
+    return tmp_path
+
+
+def write_data(root: Path, choices: tuple[str, ...] | None) -> None:
+    for split in signal.SPLITS:
+        answer = None if choices is None else 0
+        examples = [
+            Example(f"{split}/{n}", f"Tell {n} {split}", "in a den", choices, answer, "made", split)
+            for n in range(8)
+        ]
+        write_examples(root / f"data/prepare/{split}.parquet", examples)
+
+
+def change(root: Path, *path: str, to: Any) -> None:
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    section = params
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1]] = to
+    yaml.dump(params, root / "params.yaml")
+
+
+def taught(root: Path, recalibration: str = "none") -> None:
+    """Make what the student learns from, with the base model as its teacher."""
+    model.main(root, "base")
+    model.main(root, "start")
+    shutil.copytree(root / "data/model/base", root / "data/model/teacher")
+    for name in ("choices", "tokens"):
+        signal.main(root, name)
+        fitted = root / f"data/calibrate/{name}/{recalibration}.json"
+        write_json(fitted, {"kind": recalibration})
+    for term in ("choices", "tokens"):
+        change(root, "models", "first", "learn", term, "recalibrate", to=recalibration)
+
+
+def test_a_source_is_the_model_that_was_made_elsewhere(project: Path) -> None:
+    model.main(project, "base")
+    assert sha256_of(project / "data/model/base") == sha256_of(project / "sources/model")
+
+
+@pytest.mark.parametrize("weights", [None, "pytorch_model.bin"])
+def test_a_source_without_safetensors_leaves_nothing(project: Path, weights: str | None) -> None:
+    (project / "sources/model/model.safetensors").unlink()
+    if weights:
+        (project / "sources/model" / weights).write_bytes(b"pickle")
+    with pytest.raises(SourceError, match=r"^path:sources/model has no weights in safetensors"):
+        model.main(project, "base")
+    assert not (project / "data/model").exists() or not list((project / "data/model").iterdir())
+
+
+def test_a_source_without_its_config_is_incomplete(project: Path) -> None:
+    (project / "sources/model/config.json").unlink()
+    with pytest.raises(SourceError, match=r"has no config\.json; it is incomplete"):
+        model.main(project, "base")
+
+
+def test_a_pruned_start_has_the_layers_that_matter(project: Path) -> None:
+    model.main(project, "base")
+    model.main(project, "start")
+    before = sha256_of(project / "data/model/start")
+    found = read_json(project / "data/model/start/metrics.json")
+    (kept,) = found["kept"]
+    assert found["influence"][kept] == max(found["influence"])
+    start = load_model(project / "data/model/start", "fp32")
+    base = load_model(project / "data/model/base", "fp32")
+    assert start.config.num_hidden_layers == len(start.base_model.layers) == 1
+    expected = base.base_model.layers[kept].state_dict()
+    for name, weights in start.base_model.layers[0].state_dict().items():
+        assert torch.equal(weights, expected[name].bfloat16().float())
+    model.main(project, "start")
+    assert sha256_of(project / "data/model/start") == before
+
+
+def test_more_layers_than_there_are_is_refused(project: Path) -> None:
+    model.main(project, "base")
+    change(project, "models", "start", "init", "layers", to=3)
+    with pytest.raises(ConfigError, match="layers: 3, but base has 2"):
+        model.main(project, "start")
+
+
+def test_a_name_that_is_not_there_is_refused(project: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no models\.frist; there are base, teacher"):
+        model.main(project, "frist")
+
+
+def test_a_student_learns_its_terms_from_where_it_starts(project: Path) -> None:
+    taught(project)
+    model.main(project, "first")
+    folder = project / "data/model/first"
+    curve = read_json_lines(folder / "training.jsonl")
+    assert {"choices", "tokens", "choices_agreement", "tokens_head_mass"} <= curve[0].keys()
+    for point in curve:
+        weight = 0.5 * (1 - (point["step"] - 1) / len(curve))
+        expected = point["choices"] + weight * point["tokens"]
+        assert point["loss"] == pytest.approx(expected, rel=1e-6)
+    assert "step_tokens" not in curve[0]
+    learned = load_model(folder, "fp32").state_dict()
+    started = load_model(project / "data/model/start", "fp32").state_dict()
+    assert learned.keys() == started.keys()
+    assert any(not torch.equal(learned[name], started[name]) for name in started)
+    assert not list((project / "data/.train").glob("*"))
+    before = sha256_of(folder)
+    model.main(project, "first")
+    assert sha256_of(folder) == before
+
+
+def test_choices_of_open_text_are_refused_by_the_term(project: Path) -> None:
+    write_data(project, choices=None)
+    taught(project)
+    with pytest.raises(
+        ConfigError,
+        match=r"models\.first\.learn\.choices: no training question has what choice_kl compares",
+    ):
+        model.main(project, "first")
+
+
+def test_open_text_is_learned_from_tokens_alone(project: Path) -> None:
+    write_data(project, choices=None)
+    taught(project)
+    term = {"kind": "sparse_kl", "from": "tokens", "recalibrate": "none"}
+    change(project, "models", "first", "learn", to={"tokens": term})
+    model.main(project, "first")
+    assert (project / "data/model/first/model.safetensors").exists()
+
+
+def test_a_signal_of_other_data_is_refused(project: Path) -> None:
+    taught(project)
+    write_data(project, CHOICES[:3])
+    with pytest.raises(ArtifactError, match=r"choices/train holds nothing of 8 examples, train/0 "):
+        model.main(project, "first")
+
+
+def test_a_recalibration_that_was_not_fitted_is_named(project: Path) -> None:
+    taught(project)
+    (project / "data/calibrate/tokens/none.json").unlink()
+    with pytest.raises(ArtifactError, match=r"calibrate/tokens/none\.json is missing"):
+        model.main(project, "first")
+
+
+def test_token_ids_of_another_tokenizer_are_refused(project: Path) -> None:
+    taught(project)
+    other = project / "data/model/start"
+    shutil.rmtree(other)
+    write_tiny_model(other, layers=1)
+    tokenizer = (other / "tokenizer.json").read_text(encoding="utf-8")
+    (other / "tokenizer.json").write_text(tokenizer.replace('"<pad>"', '"<nil>"'))
+    with pytest.raises(
+        ConfigError, match=r"models\.first\.learn\.tokens\.from: signals\.tokens holds token ids"
+    ):
+        model.main(project, "first")
