@@ -42,13 +42,13 @@ def main(root: Path = Path(".")) -> None:
     check_tokenizers(settings, tokenizers)
     files = {file.stem: file for file in sorted((root / "data/prepare").glob("*.parquet"))}
     splits = {split: read_examples(file) for split, file in files.items()}
-    check_models(root, settings, tokenizers, splits)
     log.info("counting the tokens of %s examples", f"{sum(map(len, splits.values())):,}")
     lengths = token_lengths(splits, tokenizers.values(), settings.prompt)
     frames = flat_frames(splits, lengths)
     docs = log_folder(root, "validate") / "data_docs"
     outcomes = run(frames, settings.validate_, docs)
     report(outcomes, docs / "index.html")
+    check_models(root, settings, tokenizers, splits)
     with atomic_folder(root / "data/validate") as folder:
         write_json(folder / "summary.json", summary(frames, outcomes))
 

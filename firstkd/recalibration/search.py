@@ -15,6 +15,8 @@ STEPS = 60
 """Of the grid over the whole range."""
 REFINEMENTS = 7
 """Each narrows the step to a quarter: from a tenth of T to 6·10⁻⁶ of it."""
+NOISE = 1e-7
+"""Differences in the loss below this are float32 rounding."""
 
 
 def loss(
@@ -44,7 +46,8 @@ def minimise_over_log(function: Callable[[float], float], lower: float, upper: f
     """Return the argmin over [lower, upper], both included; of equal ones the lowest.
 
     A grid in the logarithm, then finer ones around the best point: steps, plateaus and several
-    minima do not mislead it as they do a search that follows a slope.
+    minima do not mislead it as they do a search that follows a slope. A bound is returned if
+    nothing inside is better beyond rounding.
     """
     step = np.log(upper / lower) / STEPS
     grid = np.geomspace(lower, upper, STEPS + 1)
@@ -53,7 +56,9 @@ def minimise_over_log(function: Callable[[float], float], lower: float, upper: f
         around = np.clip(best * np.exp(step * np.arange(-4, 5) / 4), lower, upper)
         best = _lowest(function, around)
         step /= 4
-    return best
+    # near a bound that is approached ever more slowly, what tells two points apart is rounding
+    limit = function(best) + NOISE
+    return next((bound for bound in (lower, upper) if function(bound) <= limit), best)
 
 
 def _lowest(function: Callable[[float], float], grid: Floats) -> float:

@@ -28,7 +28,7 @@ def project(tmp_path: Path, tiny_model: Path) -> Path:
 
 
 def write_data(root: Path, choices: tuple[str, ...] | None) -> None:
-    for split in signal.SPLITS:
+    for split in ("train", "calibration"):
         answer = None if choices is None else 0
         examples = [
             Example(f"{split}/{n}", f"Tell {n} {split}", "in a den", choices, answer, "made", split)

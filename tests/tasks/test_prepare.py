@@ -192,7 +192,7 @@ def test_an_error_starts_on_a_line_of_its_own(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Not behind the progress bar, which must be closed while the error is still being handled."""
-    raw = project / "data/fetch/raw/elsewhere.jsonl"
+    raw = project / "data/fetch/elsewhere.jsonl"
     raw.write_text(json.dumps({"question": "Who?", "choices": ["a", "b"], "answer": ["a"]}))
     with pytest.raises(DataValidationError) as caught:
         prepare.main(project)
@@ -211,13 +211,13 @@ def add_dataset(project: Path, name: str, role: str, **settings: object) -> Path
     source = {"source": f"path:sources/{name}.jsonl", "format": "questions", "role": role}
     params["fetch"]["datasets"][name] = {**source, **settings}
     yaml.dump(params, project / "params.yaml")
-    return project / f"data/fetch/raw/{name}.jsonl"
+    return project / f"data/fetch/{name}.jsonl"
 
 
 def test_a_passage_never_straddles_splits(project: Path) -> None:
     passages = [f"Passage {number}. " + "It goes on and on. " * 20 for number in range(30)]
     asked = [f"{passage}\nQuestion {i}?" for passage in passages for i in range(4)]
-    raw = project / "data/fetch/raw/questions.jsonl"
+    raw = project / "data/fetch/questions.jsonl"
     write_questions(raw, *asked, answer="a")
     prepare.main(project)
     found = {split: read_examples(project / f"data/prepare/{split}.parquet") for split in SPLITS}
@@ -262,7 +262,7 @@ def test_an_instruction_above_every_question_is_no_passage(
     project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     instruction = "Read the question with care and choose what is right. " * 5
-    raw = project / "data/fetch/raw/questions.jsonl"
+    raw = project / "data/fetch/questions.jsonl"
     write_questions(raw, *[f"{instruction}\nNumber {i}?" for i in range(20)], answer="a")
     prepare.main(project)
     assert "questions.jsonl: 20 of 20 examples are one group, passage/" in caplog.text
