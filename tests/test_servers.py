@@ -21,6 +21,8 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from ruamel.yaml import YAML
 
+from firstkd.settings import load_settings
+from tasks.graph import write_graph
 from tests.servers import BUCKET, Server, Servers, status_of, wait_for
 from tests.tiny import REPOSITORY, write_tiny_project, write_tiny_questions
 
@@ -103,6 +105,7 @@ class Operated:
                 section = section[name]
             section[key] = value
         yaml.dump(params, self.root / "params.yaml")
+        write_graph(self.root, load_settings(self.root / "params.yaml"))
 
     def write_data(self, train: int, test: int, scrambled: bool) -> None:
         """Write training questions, scrambled ones with answers by chance, and test questions."""
@@ -136,8 +139,7 @@ def operated(servers: Servers, tmp_path: Path) -> Operated:
     changes: dict[str, Any] = {
         "fetch.datasets.questions": question,
         "fetch.datasets.asked": asked,
-        "arms": {"first": {"recalibration": "temperature", "choices": 1.0, "tokens": 0.5}},
-        "evaluate.models": {"first": "distill/first"},
+        "evaluate.models": ["first"],
         "promote.require_reproducible": True,
         "promote.max_accuracy_drop": 0.05,
         "promote.max_nll_increase": 10.0,
@@ -147,8 +149,8 @@ def operated(servers: Servers, tmp_path: Path) -> Operated:
         "publish.push": True,
         "publish.branch": "retrained",
     }
-    for stage in ("finetune", "distill"):
-        changes |= {f"{stage}.epochs": 5, f"{stage}.learning_rate": 1e-2}
+    for section in ("finetune", "distill"):
+        changes |= {f"train.{section}.epochs": 5, f"train.{section}.learning_rate": 1e-2}
     found.change(changes)
     found.write_data(train=80, test=60, scrambled=True)
     shutil.copy(REPOSITORY / "prefect.yaml", root)
