@@ -10,11 +10,11 @@ from rich.table import Table
 from firstkd.settings import Settings
 from flows.results import HEADINGS, ModelResult, load_results
 
-if TYPE_CHECKING:  # `compare` uses this module too, and Prefect takes long to import
-    from flows.retrain import Retrained
+if TYPE_CHECKING:  # `compare` uses this module too, and MLflow takes long to import
+    from flows.conclude import Concluded
 
 
-def print_summary(root: Path, settings: Settings, retrained: "Retrained") -> None:
+def print_summary(root: Path, settings: Settings, concluded: "Concluded") -> None:
     console = Console()
     name = settings.record.registered_model
     results = load_results(root, settings)
@@ -23,9 +23,12 @@ def print_summary(root: Path, settings: Settings, retrained: "Retrained") -> Non
         if result.name == "teacher":
             console.print(_recalibration(result), highlight=False)
     console.print(
-        retrained.verdict.in_words(f"{name} v{retrained.version}"), highlight=False, soft_wrap=True
+        concluded.verdict.in_words(f"{name} v{concluded.version.version}"),
+        highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"The champion is {name} v{retrained.champion or '–'}.\n", highlight=False)
+    in_charge = f"The champion is {name} v{concluded.champion}."
+    console.print(f"{in_charge if concluded.champion else 'No champion yet.'}\n", highlight=False)
     console.print(
         "Where to look next, after `. .venv/bin/activate`:\n"
         f"  report      firstkd report, or {root / 'data' / 'report' / 'index.html'}\n"
