@@ -157,15 +157,17 @@ def _log_model(project: Project, run_id: str) -> ModelInfo:
     """Log the student as a model made from code and files."""
     root, student = project.root, project.student
     with TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
-        # MLflow refuses a file that is a link, as those are that DVC links to its cache
-        calibration = Path(scratch, "calibration.json")
+        weights, calibration = root / student.weights, Path(scratch, "calibration.json")
         shutil.copyfile(root / student.evaluation / calibration.name, calibration)
+        if any(file.is_symlink() for file in weights.iterdir()):
+            # MLflow refuses links out of a folder, such as DVC's to its cache
+            weights = Path(shutil.copytree(weights, Path(scratch, student.name)))
         model: ModelInfo = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("student_model.py")),
             # as URIs: MLflow takes a plain path for one, and a % in it for an escape
             artifacts={
-                "student": (root / student.weights).as_uri(),
+                "student": weights.as_uri(),
                 "calibration": calibration.as_uri(),
             },
             code_paths=[str(Path(firstkd.__file__).parent)],

@@ -153,6 +153,15 @@ def test_killed_flow(running: Running, undisturbed: bytes) -> None:
     assert_as_undisturbed(running, undisturbed)
 
 
+def test_interrupted_run_says_how_to_resume(running: Running) -> None:
+    process, stage = running.in_the_middle()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].startswith("interrupted; `firstkd run` resumes from"), said
+    assert not is_alive(stage)
+
+
 def test_killed_stage_is_tried_again_in_the_same_run(running: Running, undisturbed: bytes) -> None:
     process, stage = running.in_the_middle()
     (running.root / "slow").unlink()
