@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import deque
 from enum import Enum
 from pathlib import Path
@@ -18,6 +19,8 @@ FAILED = re.compile(r"failed to reproduce '([^']+)': failed to run: .*, exited w
 """What `dvc repro` says of a stage that ran and failed."""
 HOLDER = re.compile(r"\(PID (\d+)\): (.+)")
 """Who DVC says has its lock."""
+FORGET_SECONDS = 10.0
+"""In which the system forgets a killed process: until then DVC respects its lock."""
 
 
 class StageError(PipelineError):
@@ -40,14 +43,28 @@ class Outcome(Enum):
 
 def ask(root: Path, *arguments: str) -> str:
     """Return what DVC says; raises PipelineError with its reason."""
-    done = subprocess.run(
-        [*DVC, *arguments], cwd=root, env=stage_environment(), capture_output=True, text=True
-    )
-    if done.returncode == 0:
-        return done.stdout
-    reason = done.stderr.strip().removeprefix("ERROR: ")
+    command, deadline = [*DVC, *arguments], time.monotonic() + FORGET_SECONDS
+    while True:
+        done = subprocess.run(
+            command, cwd=root, env=stage_environment(), capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            return done.stdout
+        reason = done.stderr.strip().removeprefix("ERROR: ")
+        holder = HOLDER.search(reason)
+        if not holder or not _is_dead(int(holder[1])) or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
     _check_free(root, reason)
     raise PipelineError(f"dvc {' '.join(arguments)}: {reason}")
+
+
+def _is_dead(pid: int) -> bool:
+    """Whether a process is gone, or only waits for its parent to take note of its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 class Shown:
