@@ -18,8 +18,8 @@ from pathlib import Path
 from firstkd.files import sha256_of
 from firstkd.settings import load_settings
 from flows.gate import decide
+from flows.project import opened
 from flows.registry import get_version, load_evidence
-from flows.tracking import open_tracking
 from tasks.graph import stages_of
 
 MADE = {"data", "logs", "mlflow", ".venv", ".git", "dvc.lock"}
@@ -122,13 +122,11 @@ def _stage_commands(root: Path) -> list[str]:
 
 def _promotion_seconds(root: Path) -> float:
     """Return the seconds of a decision, from the registry's evidence of two versions."""
-    settings = load_settings(root / "params.yaml")
-    tracking = open_tracking(root, settings.record)
-    name = settings.record.registered_model
-    version = get_version(tracking, name, 1)
-    started = time.perf_counter()
-    challenger, champion = (load_evidence(tracking, version) for _ in range(2))
-    decide(challenger, champion, settings.promote)
+    with opened(root) as project:
+        version = get_version(project, "1")
+        started = time.perf_counter()
+        challenger, champion = (load_evidence(project.tracking, version) for _ in range(2))
+        decide(challenger, champion, project.settings.promote)
     return time.perf_counter() - started
 
 

@@ -3,9 +3,14 @@
 Every message names the file, line or key, what was found, what was expected and what to do.
 """
 
+from typing import ClassVar
+
 
 class PipelineError(Exception):
     """A mistake in input, settings or environment: shown to people as one line, no traceback."""
+
+    exit_code: ClassVar[int] = 2
+    """Of a stage that ends with it; a crash exits with 1 or a signal."""
 
 
 class ConfigError(PipelineError):
@@ -14,6 +19,8 @@ class ConfigError(PipelineError):
 
 class SourceError(PipelineError):
     """A model or data source cannot be resolved, fetched or verified."""
+
+    exit_code = 3  # it may pass the next time
 
 
 class DataValidationError(PipelineError):

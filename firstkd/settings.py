@@ -77,6 +77,8 @@ class RetrainSettings(Section):
     """How often a stage is tried again that crashed, or could not fetch its sources. An error of
     the stage's own would only come again."""
     retry_delay_seconds: Annotated[float, Field(ge=0)]
+    stop_seconds: Annotated[float, Field(gt=0)]
+    """Between SIGTERM and SIGKILL for a stage that is ended early, e.g. to save a checkpoint."""
     webhook: Annotated[str, Field(pattern=r"^https?://.+")] | None
     """Gets a POST on failure and promotion; FIRSTKD_WEBHOOK in the environment goes first."""
 

@@ -1,20 +1,23 @@
 """When and in what order: Prefect flows, the MLflow record, promotion and the command line."""
 
-import gc
 import os
 
-gc.set_threshold(100_000, 50, 50)  # as in tasks/__init__.py, for Prefect's and MLflow's imports
-
 # Prefect, MLflow and DVC read these when they are imported or started, so they are set before any
-# module of this package can import one. Whoever sets one outside keeps it.
+# module of this package can import one. A value set outside is kept.
 for _name, _value in {
     "DO_NOT_TRACK": "true",
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # the default gives a dead server up after minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # by default a dead server is given up after minutes
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1",
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",  # none is used; saves 4 s of each start
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }.items():
     os.environ.setdefault(_name, _value)
+
+# a proxy cannot reach the servers of this machine
+_direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+if _direct != "*" and "127.0.0.1" not in _direct:
+    _direct = ",".join(filter(None, [_direct, "127.0.0.1", "localhost"]))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = _direct

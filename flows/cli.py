@@ -3,14 +3,13 @@
 Everything heavy is imported inside the commands: `firstkd --help` answers at once.
 """
 
-import atexit
-import gc
+import io
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -18,12 +17,7 @@ from firstkd.errors import PipelineError
 from flows import inspection_cli, knowledge_cli, operations_cli
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from firstkd.settings import Settings
-    from flows.retrain import Retrained
-    from flows.tracking import Tracking
-    from flows.workspace import Workspace
+    from flows.conclude import Concluded
 
 ROOT = Path(".")
 INTERRUPTED = 130
@@ -54,27 +48,33 @@ def firstkd(
 def run() -> None:
     """Bring every stage up to date, record the result, and promote the student if it passes.
 
-    Stages that are up to date are skipped; after an interruption it goes on from the last finished
+    Stages that are up to date are skipped; after an interruption it resumes from the last finished
     one. Example: `firstkd run`
     """
     from firstkd.settings import load_settings
-    from flows.terminal import Terminal, terminal
     from flows.workspace import Workspace
     from tasks.graph import refresh_graph
 
     settings = load_settings(ROOT / "params.yaml")  # before any server is started
     refresh_graph(ROOT, settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    here = Workspace(ROOT.resolve())
-    if nothing_to_do(here, settings):
-        return
-    retrain = _quiet_flow(here, settings)
-    terminal.set(Terminal())
-    retrained = retrain(str(here.root))
+    here, concluded = Workspace(ROOT.resolve()), None
+    try:
+        if (here.root / "dvc.lock").exists() and not here.stale():
+            concluded = _conclude(publishes=True)
+            if not concluded.recorded.is_new and concluded.verdict.outcome != "promoted":
+                champion = concluded.champion and f"{concluded.version.name} v{concluded.champion}"
+                typer.echo(f"Nothing has changed; the champion is {champion or 'none'}.")
+                return
+        else:
+            concluded = _retrain(here.root)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; `firstkd run` resumes from the last finished stage", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
     from flows.summary import print_summary
 
-    print_summary(ROOT, settings, retrained)
+    print_summary(ROOT, settings, concluded)
 
 
 @app.command()
@@ -103,70 +103,42 @@ def graph(
 @app.command()
 def record() -> None:
     """Write the present state into MLflow and register its student, as after `dvc repro`."""
-    from firstkd.settings import load_settings
-    from flows import promotion, registry, tracking, workspace
-    from flows.notification import announce
-    from flows.record import record as record_state
+    from flows.workspace import Workspace
 
-    settings = load_settings(ROOT / "params.yaml")
-    here = workspace.Workspace(ROOT.resolve())
-    with here.exclusive():
-        if stale := sorted(here.stale()):
-            raise PipelineError(
-                f"dvc.lock does not describe the present files of {', '.join(stale)}; "
-                "run `firstkd run` or `dvc repro` first"
-            )
-        server = tracking.open_tracking(here.root, settings.record)
-        with tracking.clear_errors(server):
-            recorded = record_state(here, settings, server)
-            version = registry.register(here, settings, server, recorded.run_id)
-            verdict = promotion.promote(here, settings, server, version)
-            announce(settings.retrain.webhook, here, server, version)
-    known = "" if recorded.is_new else " (it was recorded before)"
-    typer.echo(f"run {recorded.run_id}{known}: {version.name} v{version.version}")
-    typer.echo(verdict.in_words(f"v{version.version}"))
+    if stale := sorted(Workspace(ROOT.resolve()).stale()):
+        raise PipelineError(
+            f"dvc.lock does not describe the present files of {', '.join(stale)}; "
+            "run `firstkd run` or `dvc repro` first"
+        )
+    found = _conclude(publishes=False)
+    known = "" if found.recorded.is_new else " (it was recorded before)"
+    who = f"v{found.version.version}"
+    typer.echo(f"run {found.recorded.run_id}{known}: {found.version.name} {who}")
+    typer.echo(found.verdict.in_words(who))
 
 
 inspection_cli.add_to(app)
 knowledge_cli.add_to(app)
 
 
-def nothing_to_do(here: "Workspace", settings: "Settings") -> bool:
-    """Say so where the present state is up to date, recorded, decided on and published.
+def _conclude(publishes: bool) -> "Concluded":
+    """Conclude a state whose stages are up to date, for which no Prefect server has to start."""
+    from flows.conclude import conclude
+    from flows.lock import check_lock
+    from flows.project import opened
+    from flows.publish import publish_once
+    from flows.terminal import Terminal
 
-    The flow would find the same, after the many seconds that a Prefect server takes to start.
-    """
-    if not (here.root / "dvc.lock").exists() or here.stale():
-        return False
-    from flows import tracking
-
-    server = tracking.open_tracking(here.root, settings.record)
-    with tracking.clear_errors(server):
-        return _is_concluded(here, settings, server)
-
-
-def _is_concluded(here: "Workspace", settings: "Settings", server: "Tracking") -> bool:
-    from flows import promotion, publish, registry
-    from flows.notification import is_announced
-
-    version = registry.find_version(here, settings, server)
-    if version is None or promotion.standing(settings, server, version) is None:
-        return False
-    if registry.can_be_rebuilt_now(here, version) or not is_announced(version):
-        return False
-    if settings.publish.push or settings.publish.branch:
-        run = server.client.get_run(registry.run_of(version))
-        if not publish.is_published(settings.publish, run.data.tags):
-            return False
-    name = settings.record.registered_model
-    champion = registry.aliases(server, name).get(promotion.CHAMPION)
-    in_charge = f"{name} v{champion}" if champion else "none"
-    typer.echo(f"Nothing has changed; the champion is {in_charge}.")
-    return True
+    with opened(ROOT) as project, project.workspace.exclusive():
+        check_lock(project.tracking)
+        found = conclude(project)
+        for words in publish_once(project, found.version, Terminal()) if publishes else []:
+            typer.echo(words)
+    return found
 
 
-def _quiet_flow(here: "Workspace", settings: "Settings") -> "Callable[[str], Retrained]":
-    """Import the flow with Prefect's own messages kept to its log, and make what it needs ready.
+def _retrain(root: Path) -> "Concluded":
+    """Run the flow, with Prefect's own messages kept to its log.
 
     The stages' output and errors are shown by this command line; Prefect would repeat them, with
     tracebacks, through its console handler.
@@ -174,20 +146,36 @@ def _quiet_flow(here: "Workspace", settings: "Settings") -> "Callable[[str], Ret
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
     from flows.prefect_server import server_starting
 
-    with server_starting():  # which takes as long as these two
+    with server_starting():  # which takes as long as this
         from flows.retrain import retrain
-        from flows.tracking import open_tracking
-
-        open_tracking(here.root, settings.record)
+    from flows.terminal import Terminal, terminal
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).propagate = False
-    return retrain
+    terminal.set(Terminal())
+    return retrain(str(root)).concluded
+
+
+class _Unbroken(io.FileIO):
+    """An output whose reader may leave (`firstkd run | head`) without ending this process."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def _tolerant(stream: TextIO) -> TextIO:
+    """Return an output that shows `?` for what its encoding does not have."""
+    buffer = io.BufferedWriter(_Unbroken(stream.fileno(), "w", closefd=False))
+    shows_lines = stream.isatty() or stream is sys.stderr
+    return io.TextIOWrapper(buffer, stream.encoding, "replace", line_buffering=shows_lines)
 
 
 def main() -> None:
     """Run the command line: an error of the user's is one line and exit code 1."""
-    atexit.register(gc.freeze)  # else ending looks through all imported modules, for two seconds
+    sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
     try:
         app()
     except PipelineError as error:
@@ -195,6 +183,3 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; `firstkd run` goes on from the last finished stage", err=True)
-        sys.exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Is this machine fit for a run? Each check says what it found, and how to mend what is wrong."""
+"""Is this machine ready for a run? Each check says what it found, and how to fix what is wrong."""
 
 import os
 import platform
@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import Settings, load_settings
@@ -31,37 +29,59 @@ SECONDS = 5.0
 @dataclass(frozen=True)
 class Check:
     name: str
-    verdict: Literal["ok", "mind", "wrong"]
-    """`mind`: a run works, but something may surprise."""
+    verdict: Literal["ok", "warn", "wrong"]
+    """`warn`: a run works, but something may surprise."""
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
-def examine(root: Path) -> list[Check]:
-    checks = [_python(), _packages(root), _disk(root), _memory(), _device()]
+def examine(root: Path) -> Iterator[Check]:
+    yield _python()
+    yield _packages(root)
+    free = shutil.disk_usage(root).free
+    fix = f"a default run wants {FREE_DISK / 1e9:.0f} GB: free some, e.g. `dvc gc --workspace`"
+    yield _warn_unless(free >= FREE_DISK, "disk", f"{free / 1e9:.0f} GB free", fix)
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists() and (found := re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())):
+        size = int(found[1]) * 1024
+        fix = "lower the micro_batch_size of the stages that train"
+        yield _warn_unless(size >= FREE_MEMORY, "memory", f"{size / 1e9:.1f} GB available", fix)
+    yield _device()
     try:
         settings = load_settings(root / "params.yaml")
     except ConfigError as error:
-        return [*checks, Check("settings", "wrong", str(error), "correct params.yaml")]
-    checks.append(_threads(settings))
-    checks += _dvc(root)
-    return [*checks, _mlflow(root, settings), _prefect()]
+        yield Check("settings", "wrong", str(error), "correct params.yaml")
+        return
+    threads, cores = settings.runtime.threads, len(os.sched_getaffinity(0))
+    fix = "lower it in params.yaml, or expect a slow run"
+    found_threads = f"runtime.threads is {threads}, for {cores} cores"
+    yield _warn_unless(threads <= cores, "threads", found_threads, fix)
+    yield from _dvc(root)
+    yield _mlflow(root, settings)
+    url = os.environ.get("PREFECT_API_URL")
+    if url is None:
+        yield Check("prefect", "ok", "no server set; a run starts its own")
+    else:
+        fix = "run `prefect server start`, or unset PREFECT_API_URL"
+        yield _answers("prefect", f"{url}/health", fix)
+
+
+def _warn_unless(holds: bool, name: str, found: str, fix: str) -> Check:
+    return Check(name, "ok", found) if holds else Check(name, "warn", found, fix)
 
 
 def _python() -> Check:
-    found = f"{platform.python_version()} at {sys.executable}"
-    if sys.version_info[:2] == PYTHON:
-        return Check("python", "ok", found)
-    wanted = ".".join(map(str, PYTHON))
-    if sys.version_info[:2] > PYTHON:
-        return Check("python", "mind", found, f"constraints.txt was made with Python {wanted}")
-    return Check("python", "wrong", found, f"install Python {wanted}, then `make setup`")
+    found, wanted = f"{platform.python_version()} at {sys.executable}", "3.11"
+    if sys.version_info[:2] < PYTHON:
+        return Check("python", "wrong", found, f"install Python {wanted}, then `make setup`")
+    is_tested = sys.version_info[:2] == PYTHON
+    return _warn_unless(is_tested, "python", found, f"constraints.txt is for Python {wanted}")
 
 
 def _packages(root: Path) -> Check:
     constraints = root / "constraints.txt"
     if not constraints.exists():
-        return Check("packages", "mind", "there is no constraints.txt to compare with")
+        return Check("packages", "warn", "there is no constraints.txt to compare with")
     other, missing = [], []
     pins = re.findall(r"^([\w.-]+)==(\S+)", constraints.read_text(encoding="utf-8"), re.MULTILINE)
     for name, wanted in pins:
@@ -74,33 +94,8 @@ def _packages(root: Path) -> Check:
             other.append(f"{name} {found} instead of {wanted}")
     if other or missing:
         absent = [f"{len(missing)} missing: {', '.join(missing[:5])}"] if missing else []
-        return Check("packages", "mind", "; ".join([*other[:5], *absent]), "run `make setup`")
+        return Check("packages", "warn", "; ".join([*other[:5], *absent]), "run `make setup`")
     return Check("packages", "ok", f"the {len(pins)} versions of constraints.txt")
-
-
-def _disk(root: Path) -> Check:
-    free = shutil.disk_usage(root).free
-    found = f"{free / 1e9:.0f} GB free"
-    if free >= FREE_DISK:
-        return Check("disk", "ok", found)
-    mend = (
-        f"a default run wants {FREE_DISK / 1e9:.0f} GB: free some, e.g. with `dvc gc --workspace`"
-    )
-    return Check("disk", "mind", found, mend)
-
-
-def _memory() -> Check:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return Check("memory", "mind", "not known on this system")
-    available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="utf-8"))
-    if not available:
-        return Check("memory", "mind", "not known on this system")
-    size = int(available[1]) * 1024
-    found = f"{size / 1e9:.1f} GB available"
-    if size >= FREE_MEMORY:
-        return Check("memory", "ok", found)
-    return Check("memory", "mind", found, "lower the micro_batch_size of finetune and distill")
 
 
 def _device() -> Check:
@@ -111,19 +106,10 @@ def _device() -> Check:
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        return Check("device", "wrong", done.stdout.strip(), "mend the NVIDIA driver")
+        return Check("device", "wrong", done.stdout.strip(), "repair the NVIDIA driver")
     found = f"{'; '.join(done.stdout.splitlines())}; torch {built}"
-    if built.endswith("+cpu"):
-        return Check("device", "mind", found, "this torch is for CPU: install one with CUDA")
-    return Check("device", "ok", found)
-
-
-def _threads(settings: Settings) -> Check:
-    threads, cores = settings.runtime.threads, len(os.sched_getaffinity(0))
-    found = f"runtime.threads is {threads}, for {cores} cores"
-    if threads <= cores:
-        return Check("threads", "ok", found)
-    return Check("threads", "mind", found, "lower it in params.yaml, or expect a slow run")
+    fix = "this torch is for CPU: install one with CUDA"
+    return _warn_unless(not built.endswith("+cpu"), "device", found, fix)
 
 
 def _dvc(root: Path) -> Iterator[Check]:
@@ -131,63 +117,52 @@ def _dvc(root: Path) -> Iterator[Check]:
     try:
         stages = workspace.stages()
     except PipelineError as error:
-        yield Check("dvc", "wrong", str(error), "run `dvc init`, or mend dvc.yaml")
+        yield Check("dvc", "wrong", str(error), "run `dvc init`, or correct dvc.yaml")
         return
     yield Check("dvc", "ok", f"{len(stages)} stages")
     listed = workspace.remote_urls()
     if not listed:
-        mend = "to share results: `dvc remote add --default NAME URL`"
-        yield Check("remote", "ok", f"none; everything stays on this machine ({mend})")
+        way = "to share results: `dvc remote add --default NAME URL`"
+        yield Check("remote", "ok", f"none; everything stays on this machine ({way})")
     for name, url in listed.items():
-        url = shown(url)
+        found = f"{name}: {shown(url)}"
         if "://" in url:
-            yield Check("remote", "ok", f"{name}: {url} (`dvc status --cloud` asks it)")
+            yield Check("remote", "ok", f"{found} (`dvc status --cloud` asks it)")
         elif os.access(url, os.W_OK):
-            yield Check("remote", "ok", f"{name}: {url}")
+            yield Check("remote", "ok", found)
         else:
-            mend = f"make the folder, or `dvc remote modify {name} url PLACE`"
-            yield Check("remote", "wrong", f"{name}: {url} cannot be written to", mend)
+            fix = f"make the folder, or `dvc remote modify {name} url PLACE`"
+            yield Check("remote", "wrong", f"{found} cannot be written to", fix)
 
 
 def _mlflow(root: Path, settings: Settings) -> Check:
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.record.tracking_uri
-    mend = "start it, or mend MLFLOW_TRACKING_URI or record.tracking_uri in params.yaml"
-    if uri.startswith(("http://", "https://")):
-        return _answers("mlflow", f"{uri}/health", mend)
+    from flows.tracking import address_of, database_at
+
+    fix = "start it, or correct MLFLOW_TRACKING_URI or record.tracking_uri in params.yaml"
     try:
-        url = make_url(uri)
-    except ArgumentError:
-        return Check("mlflow", "wrong", f"{uri!r} is no URI like sqlite:/// or https://", mend)
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return Check("mlflow", "mind", f"{url.render_as_string()} was not asked")
-    database = (root / url.database).resolve()
-    there = database if database.exists() else _nearest_folder(database)
+        url = address_of(settings.record)
+    except ConfigError as error:
+        return Check("mlflow", "wrong", str(error), fix)
+    if url.drivername in ("http", "https"):
+        return _answers("mlflow", f"{url.render_as_string(hide_password=False)}/health", fix)
+    database = database_at(root, url)
+    if database is None:
+        return Check("mlflow", "warn", f"{url.render_as_string()} was not asked")
+    there = next(path for path in [database, *database.parents] if path.exists())
     if not os.access(there, os.W_OK):
-        return Check("mlflow", "wrong", f"{there} cannot be written to", "mend its permissions")
+        return Check("mlflow", "wrong", f"{there} cannot be written to", "change its permissions")
     return Check("mlflow", "ok", f"{database}{'' if database.exists() else ' (made by a run)'}")
 
 
-def _nearest_folder(path: Path) -> Path:
-    return next(folder for folder in path.parents if folder.exists())
-
-
-def _prefect() -> Check:
-    url = os.environ.get("PREFECT_API_URL")
-    if url is None:
-        return Check("prefect", "ok", "no server set; a run starts its own")
-    mend = "run `prefect server start`, or unset PREFECT_API_URL"
-    return _answers("prefect", f"{url}/health", mend)
-
-
-def _answers(name: str, url: str, mend: str) -> Check:
+def _answers(name: str, url: str, fix: str) -> Check:
     try:
         httpx.get(url, timeout=SECONDS).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error).replace(url, shown(url))
-        return Check(name, "wrong", f"{shown(url)} does not answer ({reason})", mend)
+        return Check(name, "wrong", f"{shown(url)} does not answer ({reason})", fix)
     return Check(name, "ok", f"{shown(url)} answers")
 
 
 def shown(address: str) -> str:
-    """Return an address without who and what password is in it."""
+    """Return an address without its user and password."""
     return re.sub(r"://[^/]*@", "://***@", address)

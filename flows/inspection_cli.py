@@ -4,13 +4,9 @@ Everything heavy is imported inside the commands, as in flows/cli.py.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from firstkd.settings import Settings
-    from flows.workspace import Workspace
 
 ROOT = Path(".")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -26,9 +22,11 @@ def status(as_json: AsJson = False) -> None:
 
     Examples: `firstkd status`, `firstkd status --json`
     """
+    from firstkd.settings import load_settings
     from flows.state import read_state
+    from flows.workspace import Workspace
 
-    here, settings = _here()
+    here, settings = Workspace(ROOT.resolve()), load_settings(ROOT / "params.yaml")
     state = read_state(here, settings)
     if as_json:
         _print_json(state)
@@ -61,28 +59,31 @@ def compare(
     Examples: `firstkd compare`, `firstkd compare --version 1 --version champion`,
     `firstkd compare --json`
     """
+    from firstkd.settings import load_settings
     from flows.results import load_differences, load_metrics
     from flows.summary import print_comparison
 
-    here, settings = _here()
-    measured, elsewhere = load_metrics(here.root, settings), []
+    settings = load_settings(ROOT / "params.yaml")
+    measured, elsewhere = load_metrics(ROOT, settings), []
     if version:
         from firstkd.files import sha256_of
-        from flows.tracking import open_tracking
-        from flows.versions import measured_versions
+        from flows import registry
+        from flows.project import opened
 
-        digest = sha256_of(here.root / "data/prepare/test.parquet")
-        tracking = open_tracking(here.root, settings.record)
-        for found in measured_versions(tracking, settings, version):
-            measured[found.name] = found.metrics
-            if found.test_digest != digest:
-                elsewhere.append(found.name)
+        digest = sha256_of(ROOT / "data/prepare/test.parquet")
+        with opened(ROOT) as project:
+            for asked in version:
+                found = registry.get_version(project, asked)
+                shown = f"v{found.version}" + ("" if asked.isdecimal() else f", {asked}")
+                measured[shown] = registry.load_metrics(project.tracking, found)
+                if found.tags["test_sha256"] != digest:
+                    elsewhere.append(shown)
     if as_json:
         _print_json(measured)
     else:
-        differences = load_differences(here.root)
+        student, differences = settings.record.student, load_differences(ROOT)
         for test_set in dict.fromkeys(name for each in measured.values() for name in each["sets"]):
-            print_comparison(measured, test_set, settings.record.student, differences)
+            print_comparison(measured, test_set, student, differences)
     for name in elsewhere:
         said = f"{name} was measured on other test questions than the present ones"
         typer.echo(f"{said}: it cannot be compared with the rest", err=True)
@@ -98,39 +99,33 @@ def report(
     Example: `firstkd report --no-open`
     """
     from flows.page import build_page
+    from flows.project import opened
     from flows.terminal import Terminal
 
-    here, settings = _here()
-    path = build_page(here, settings, Terminal())
+    with opened(ROOT) as project:
+        path = build_page(project, Terminal())
     typer.echo(path)
     if not no_open:
         typer.launch(path.as_uri())
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check Python, packages, disk, memory, device, DVC, MLflow and Prefect; say how to mend.
+    """Check Python, packages, disk, memory, device, DVC, MLflow and Prefect; say how to fix.
 
-    Exits with 1 when something must be mended before a run. Example: `firstkd doctor`
+    Exits with 1 if something must be fixed before a run. Example: `firstkd doctor`
     """
     from flows.doctor import examine
 
-    checks = examine(ROOT.resolve())
+    checks = list(examine(ROOT.resolve()))
     if as_json:
         _print_json(checks)
     else:
         for check in checks:
             typer.echo(f"{check.verdict:<5}  {check.name:<9}  {check.found}")
-            if check.mend:
-                typer.echo(f"{'':<18}→ {check.mend}")
+            if check.fix:
+                typer.echo(f"{'':<18}→ {check.fix}")
     if any(check.verdict == "wrong" for check in checks):
         raise typer.Exit(1)
-
-
-def _here() -> "tuple[Workspace, Settings]":
-    from firstkd.settings import load_settings
-    from flows.workspace import Workspace
-
-    return Workspace(ROOT.resolve()), load_settings(ROOT / "params.yaml")
 
 
 def _print_json(value: Any) -> None:

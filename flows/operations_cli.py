@@ -3,18 +3,12 @@
 Everything heavy is imported inside the commands, as in flows/cli.py.
 """
 
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from firstkd.settings import Settings
-    from flows.tracking import Tracking
-    from flows.workspace import Workspace
+from firstkd.errors import ConfigError, PipelineError
 
 ROOT = Path(".")
 
@@ -26,7 +20,7 @@ def add_to(app: typer.Typer) -> None:
 
 def promote(
     version: Annotated[
-        int | None, typer.Option(help="Number of the version; by default the newest.")
+        str | None, typer.Option(help="Number or alias of the version; by default the newest.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what the gate would decide.")
@@ -35,24 +29,25 @@ def promote(
         bool,
         typer.Option(
             "--no-comparison",
-            help="Leave out the comparison with the champion, e.g. where that cannot be measured "
+            help="Leave out the comparison with the champion, e.g. if that cannot be measured "
             "on changed test questions; the limits on the version itself hold.",
         ),
     ] = False,
 ) -> None:
     """Let a registered version through the gate, and put it in charge if it passes."""
     from flows import promotion, registry
-    from flows.notification import announce
+    from flows.conclude import announce
+    from flows.project import opened
 
-    compared = not no_comparison
-    with _opened() as (here, settings, server):
-        name = settings.record.registered_model
-        chosen = registry.get_version(server, name, version)
-        decide = promotion.judge if dry_run else promotion.promote_on_request
-        verdict = decide(here, settings, server, chosen, compared)
-        if not dry_run:
-            announce(settings.retrain.webhook, here, server, chosen)
-    typer.echo(verdict.in_words(f"{name} v{chosen.version}"))
+    with opened(ROOT) as project:
+        chosen = registry.get_version(project, version)
+        if dry_run:
+            champion = registry.aliases(project).get(promotion.CHAMPION)
+            verdict, _ = promotion.judge(project, chosen, None if no_comparison else champion)
+        else:
+            verdict = promotion.promote(project, chosen, not no_comparison, again=True)
+            announce(project, chosen)
+    typer.echo(verdict.in_words(f"{chosen.name} v{chosen.version}"))
     if dry_run:
         typer.echo("This was a dry run: nothing has changed.")
     if not verdict.passed:
@@ -62,22 +57,40 @@ def promote(
 def rollback() -> None:
     """Put the champion's predecessor back in charge."""
     from flows import promotion
-    from flows.notification import notify
+    from flows.conclude import notify
+    from flows.project import opened
 
-    with _opened() as (here, settings, server):
-        old, new = promotion.rollback(settings, server)
-    words = f"The champion is {settings.record.registered_model} v{new}; v{old} was rolled back."
-    typer.echo(words)
-    notify(settings.retrain.webhook, here, "rolled back", words)
+    with opened(ROOT) as project:
+        old, new = promotion.rollback(project)
+        words = f"The champion is {project.model} v{new}; v{old} was rolled back."
+        typer.echo(words)
+        notify(project.settings.retrain.webhook, project.root, "rolled back", words)
 
 
 def history() -> None:
     """Show every registered version with its numbers, the decision on it and its reasons."""
-    from flows.history import history
+    from datetime import UTC, datetime
 
-    with _opened() as (_, settings, server):
-        lines = list(history(settings, server))
-    typer.echo("\n".join(lines) if lines else "No student has been registered yet.")
+    from flows import promotion, registry
+    from flows.project import opened
+
+    with opened(ROOT) as project:
+        aliases, versions = registry.aliases(project), registry.versions(project)
+    for version in versions:
+        tags, made = version.tags, datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+        roles = sorted(role for role, number in aliases.items() if number == str(version.version))
+        words = [
+            f"v{version.version}  {made:%Y-%m-%d %H:%M} UTC",
+            f"accuracy {tags.get('test_accuracy', '–')}  ECE {tags.get('test_ece', '–')}",
+            f"commit {tags.get('git_commit', '–')[:8]}",
+            tags.get(promotion.DECISION_TAG, "not decided on"),
+            *([f"[{', '.join(roles)}]"] if roles else []),
+        ]
+        typer.echo("  ".join(words))
+        for reason in tags.get(promotion.REASONS_TAG, "").splitlines():
+            typer.echo(f"      {reason}")
+    if not versions:
+        typer.echo("No student has been registered yet.")
 
 
 def ask(
@@ -91,20 +104,31 @@ def ask(
     ] = None,
 ) -> None:
     """Let the champion answer a question, with its calibrated confidence."""
-    from flows.serving import ask_champion
+    from tempfile import TemporaryDirectory
 
-    with _opened() as (_, settings, server):
-        version, answer, confidence, abstain = ask_champion(
-            settings, server, question, choice or []
+    from flows import promotion, registry
+    from flows.project import opened
+
+    if choice and len(choice) == 1:
+        raise ConfigError("name at least two possible answers, each with --choice")
+    with opened(ROOT) as project, TemporaryDirectory() as scratch:
+        number = registry.aliases(project).get(promotion.CHAMPION)
+        if number is None:
+            raise PipelineError(f"{project.model} has no champion yet; run `firstkd run` first")
+        from firstkd.answering import Answerer  # brings torch
+
+        # the champion's files in this program's code: what it brings as code is not run here
+        version, limit = registry.get_version(project, number), project.settings.serve.abstain_below
+        answerer = Answerer.load(
+            *registry.student_files(project.tracking, version, Path(scratch)), limit
         )
-    name = f"{settings.record.registered_model} v{version}"
-    if abstain:
-        limit = settings.serve.abstain_below
-        typer.echo(
-            f"abstain  (best guess: {answer}, confidence {confidence:.2f} < {limit}, {name})"
-        )
+        [found] = answerer.answer([question], [choice or None])
+    name = f"{version.name} v{number}"
+    if found.abstain:
+        guess = f"best guess: {found.answer}, confidence {found.confidence:.2f} < {limit}"
+        typer.echo(f"abstain  ({guess}, {name})")
     else:
-        typer.echo(f"{answer}  (confidence {confidence:.2f}, {name})")
+        typer.echo(f"{found.answer}  (confidence {found.confidence:.2f}, {name})")
 
 
 def schedule(
@@ -130,23 +154,21 @@ def schedule(
 
 
 def reproduce(
-    version: Annotated[int, typer.Argument(help="Number of the version.")],
+    version: Annotated[str, typer.Argument(help="Number or alias of the version.")],
     rebuild: Annotated[
         bool,
-        typer.Option(
-            "--rebuild",
-            help="Run every stage again, on what was fetched then.",
-        ),
+        typer.Option("--rebuild", help="Run every stage again, on what was fetched then."),
     ] = False,
 ) -> None:
     """Bring a version back from its commit, and compare it with what the registry recorded."""
     from flows import registry
+    from flows.project import opened
     from flows.reproduce import reproduce
     from flows.terminal import Terminal
 
-    with _opened() as (here, settings, server):
-        chosen = registry.get_version(server, settings.record.registered_model, version)
-        result = reproduce(here, server, chosen, rebuild, Terminal())
+    with opened(ROOT) as project:
+        chosen = registry.get_version(project, version)
+        result = reproduce(project, chosen, rebuild, Terminal())
     typer.echo("\n".join(result.compared))
     who = f"{chosen.name} v{chosen.version}"
     if result.differences:
@@ -154,15 +176,3 @@ def reproduce(
         typer.echo(f"Its files are in {result.folder}")
         raise typer.Exit(1)
     typer.echo(f"{who} is reproduced, byte for byte; {result.way}.")
-
-
-@contextmanager
-def _opened() -> "Iterator[tuple[Workspace, Settings, Tracking]]":
-    from firstkd.settings import load_settings
-    from flows import tracking, workspace
-
-    settings = load_settings(ROOT / "params.yaml")
-    root = ROOT.resolve()
-    server = tracking.open_tracking(root, settings.record)
-    with tracking.clear_errors(server):
-        yield workspace.Workspace(root), settings, server

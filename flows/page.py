@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy.engine import make_url
-
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file, read_json
-from firstkd.settings import Settings
+from flows.git import git_state
 from flows.processes import OutputSink
+from flows.project import Project
+from flows.record import recorded_runs
 from flows.workspace import Workspace
 from tasks.page import templates_of
 
@@ -24,8 +24,9 @@ LINK_PLACE = "<!-- firstkd report: link to them -->"
 """In the report stage's page; tasks/templates/report.html."""
 
 
-def build_page(workspace: Workspace, settings: Settings, sink: OutputSink) -> Path:
+def build_page(project: Project, sink: OutputSink) -> Path:
     """Bring the report stage, and no other, up to date; return the page with cost and lineage."""
+    workspace = project.workspace
     with workspace.exclusive():
         workspace.reproduce("report", sink)
     page = (workspace.root / "data/report/index.html").read_text(encoding="utf-8")
@@ -34,7 +35,7 @@ def build_page(workspace: Workspace, settings: Settings, sink: OutputSink) -> Pa
     section = (
         templates_of("flows")
         .get_template("run.html")
-        .render(costs=costs(workspace), lineage=lineage(workspace, settings))
+        .render(costs=costs(workspace), lineage=lineage(project))
     )
     path = workspace.root / "logs/report/index.html"
     with atomic_file(path) as temporary:
@@ -49,21 +50,16 @@ def costs(workspace: Workspace) -> dict[str, Any]:
     return {stage: read_json(file) for stage, file in files.items() if file.exists()}
 
 
-def lineage(workspace: Workspace, settings: Settings) -> dict[str, str]:
-    from flows.record import LOCK_TAG
-    from flows.tracking import open_tracking
-
-    git, digest = workspace.git(), workspace.lock_digest()
-    server = open_tracking(workspace.root, settings.record)
-    runs = server.client.search_runs([server.experiment_id], f"tags.{LOCK_TAG} = '{digest}'")
-    commit = git.commit or "none"
-    ids = [run.info.run_id for run in runs]
+def lineage(project: Project) -> dict[str, str]:
+    git, digest = git_state(project.root), project.workspace.lock_digest()
+    server = project.tracking
+    ids = recorded_runs(server, digest)
     return {
-        "git commit": f"{commit} (with changes that are not committed)" if git.dirty else commit,
+        "git commit": (git.commit or "none") + (f" ({git.problem})" if git.problem else ""),
         "SHA-256 of dvc.lock": digest,
         "MLflow run": ", ".join(run_links(server.uri, server.experiment_id, ids))
         or "not recorded yet",
-        "MLflow": make_url(server.uri).render_as_string(),  # hides the password
+        "MLflow": server.shown,
     }
 
 

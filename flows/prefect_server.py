@@ -1,98 +1,83 @@
-"""The Prefect server: one that lasts, which the user has named, or one that ends with the run."""
+"""The Prefect server: a lasting one that the user has named, or one that ends with the run."""
 
 import atexit
-import logging
-import os
 import socket
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import httpx
-from prefect.context import refresh_global_settings_context
-from prefect.settings import get_current_settings
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from firstkd.errors import PipelineError
-from flows.processes import guardian
+from flows.processes import group
 
-log = logging.getLogger(__name__)
-
-PROCESS = Path(__file__).with_name("prefect_process.py")
 START_SECONDS = 180.0
 """For a server that starts on a busy machine and makes its database."""
-
 END_SECONDS = 20.0
 ANSWER_SECONDS = 20.0
-"""For a lasting server that was started the moment before."""
+"""For a lasting server that was started a moment before."""
+# its scheduler would schedule the deployments of other servers that share its database
+COMMAND = ["prefect", "server", "start", "--no-ui", "--no-scheduler", "--no-late-runs"]
+
+_own_server: str | None = None
 
 
-def configured_server() -> str | None:
-    """Return the address of the lasting Prefect server, or None where a run starts its own.
-
-    Raises PipelineError when the one that is named does not answer.
-    """
+def lasting_server() -> str | None:
+    """Return the address of the Prefect server that the user has named, if any."""
     url = get_current_settings().api.url
-    if url is None:
-        return None
-    deadline, waits = time.monotonic() + ANSWER_SECONDS, False
-    while True:
-        try:
-            httpx.get(f"{url}/health", timeout=10).raise_for_status()
-            return str(url)
-        except httpx.HTTPError as error:
-            if not isinstance(error, httpx.ConnectError) or time.monotonic() > deadline:
-                raise PipelineError(
-                    f"the Prefect server at {url} does not answer ({error}); start it with "
-                    "`prefect server start`, or unset PREFECT_API_URL to run without "
-                    "one"
-                ) from error
-        if not waits:
-            log.warning("waiting for the Prefect server at %s", url)
-        waits = True
-        time.sleep(0.5)
+    return None if url is None or str(url) == _own_server else str(url)
+
+
+def answering_server() -> str | None:
+    """Return the lasting server's address; raises PipelineError if that does not answer."""
+    url = lasting_server()
+    if url and not _answers(url, ANSWER_SECONDS):
+        raise PipelineError(
+            f"the Prefect server at {url} does not answer; start it with `prefect server start`, "
+            "or unset PREFECT_API_URL to run without one"
+        )
+    return url
 
 
 @contextmanager
 def server_starting() -> Iterator[None]:
-    """Have a server by the end of the body: one of this process starts meanwhile.
+    """Have a server by the end of the body: unless a lasting one is named, one starts meanwhile.
 
-    Prefect would start one like it, but only once all of Prefect is imported, and would leave it
-    behind where the run is killed. Raises PipelineError, before the body, when a lasting one is
-    named and does not answer, and after it when this one does not start.
+    It ends with this process, even a killed one; Prefect's ephemeral server would be left behind.
+    Raises PipelineError if a server does not answer or does not start.
     """
-    if configured_server():
+    global _own_server
+    if answering_server():
         yield
         return
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # so whoever asks early waits
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(PROCESS), str(listening.fileno())],
-            pass_fds=[listening.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    _own_server = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", *COMMAND, "--host", "127.0.0.1", "--port", str(port)]
     ending = ExitStack()
-    ending.enter_context(guardian(process.pid))
-    ending.callback(_end, process)
-    atexit.register(ending.close)
-    os.environ["PREFECT_API_URL"] = url
-    refresh_global_settings_context()
+    atexit.register(ending.close)  # after Prefect's own handlers, which send the last of the log
+    said = ending.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed by `ending`
+    process = ending.enter_context(group(command, END_SECONDS, stdout=said, stderr=said))
+    ending.enter_context(temporary_settings({PREFECT_API_URL: _own_server}))
     yield
-    try:
-        httpx.get(f"{url}/health", timeout=START_SECONDS).raise_for_status()
-    except httpx.HTTPError as error:
-        raise PipelineError(
-            f"Prefect's server did not start ({error}); what it said is above"
-        ) from error
+    if not _answers(_own_server, START_SECONDS, lambda: process.poll() is None):
+        said.seek(0)
+        last = said.read().decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
+        raise PipelineError(f"Prefect's server at {_own_server} did not start: {last[0]}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _answers(url: str, seconds: float, goes_on: Callable[[], bool] = lambda: True) -> bool:
+    """Wait until the server answers, for at most so many seconds or while `goes_on`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return httpx.get(f"{url}/health", timeout=10).is_success
+        except httpx.ConnectError:
+            if time.monotonic() > deadline or not goes_on():
+                return False
+        except httpx.HTTPError:
+            return False
+        time.sleep(0.2)

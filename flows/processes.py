@@ -6,30 +6,20 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Any, Protocol
 
-GRACE_SECONDS = 30.0
-"""Between SIGTERM and SIGKILL: a stage removes what it has half-written in it."""
 GUARDIAN = """
 read -r _
 kill -s TERM -- "-$1"
-left=300
+left=$(($2 * 10))
 while kill -s 0 -- "-$1" && [ "$left" -gt 0 ]; do sleep 0.1; left=$((left - 1)); done
 kill -s KILL -- "-$1"
 """
-"""A shell that waits for the end of its input, i.e. of this process, and then ends a group."""
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one that was killed and only waits for its parent to
-    take note of it does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+"""A shell that ends a group of processes once its input ends: closed by this process, or by the
+system when this process is killed."""
 
 
 class OutputSink(Protocol):
@@ -42,50 +32,75 @@ class OutputSink(Protocol):
         """The state of a progress bar, to be overwritten by what comes next."""
 
 
-def run_group(command: list[str], cwd: Path, env: dict[str, str], sink: OutputSink) -> int:
-    """Run to the end and return the exit code, stdout and stderr going to `sink`.
-
-    On any exception here (Ctrl-C, a cancelled or timed-out Prefect task, an error in `sink`) the
-    command and everything it started is ended before the exception goes on. Where this process is
-    killed outright, a guardian ends them.
-    """
-    process = subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    with process.stdout as pipe, guardian(process.pid):
-        try:
-            splitter = LineSplitter(sink)
-            for chunk in _chunks(pipe.fileno()):
-                splitter.feed(chunk)
-            splitter.close()
-            return process.wait()
-        except BaseException:
-            _end_group(process, pipe.fileno())
-            raise
-
-
 @contextmanager
-def guardian(group: int) -> Iterator[None]:
-    """Have a group of processes ended where this process is killed during the body."""
-    shell = subprocess.Popen(
-        ["sh", "-c", GUARDIAN, "sh", str(group)],
-        stdin=subprocess.PIPE,  # which the system closes when this process ends, however it ends
+def group(
+    command: list[str], stop_seconds: float, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command in a process group of its own, which does not outlive the body.
+
+    If the command has not been waited for by then (Ctrl-C, a timed-out task, SIGKILL of this
+    process), its group gets SIGTERM, and SIGKILL `stop_seconds` later. A second Ctrl-C kills it.
+    """
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+    guardian = subprocess.Popen(
+        ["sh", "-c", GUARDIAN, "sh", str(process.pid), str(round(stop_seconds))],
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    assert guardian.stdin is not None
     try:
-        yield
+        yield process
     finally:
-        shell.kill()
-        shell.communicate()
+        try:
+            if process.returncode is None:
+                guardian.stdin.close()
+                _wait(guardian, process)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            guardian.kill()
+            guardian.wait()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+
+
+def _wait(guardian: subprocess.Popen[bytes], process: subprocess.Popen[bytes]) -> None:
+    """Wait until the guardian is done; a process must not block on output that nobody reads."""
+    while guardian.poll() is None:
+        process.poll()  # a dead leader would count as alive
+        if process.stdout and select.select([process.stdout], [], [], 0.05)[0]:
+            os.read(process.stdout.fileno(), 65536)
+        time.sleep(0.01)
+
+
+def run_group(
+    command: list[str], cwd: Path, env: Mapping[str, str], sink: OutputSink, stop_seconds: float
+) -> int:
+    """Run to the end and return the exit code, stdout and stderr going to `sink`."""
+    options = {"cwd": cwd, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with group(command, stop_seconds, **options) as process:
+        assert process.stdout is not None
+        splitter = LineSplitter(sink)
+        for chunk in _chunks(process.stdout):
+            splitter.feed(chunk)
+        splitter.close()
+        return process.wait()
+
+
+def _chunks(pipe: IO[bytes]) -> Iterator[bytes]:
+    """Yield output until every process that holds the pipe is gone."""
+    while True:
+        # waking up twice a second, so that an exception sent to this thread is raised in time
+        if select.select([pipe], [], [], 0.5)[0]:
+            chunk = os.read(pipe.fileno(), 65536)
+            if not chunk:
+                return
+            yield chunk
 
 
 class LineSplitter:
@@ -112,29 +127,3 @@ class LineSplitter:
 def _visible(text: str) -> str:
     """Return what a terminal would show of a line in which bars overwrote each other."""
     return text.rstrip("\r").rpartition("\r")[2]
-
-
-def _chunks(pipe: int, seconds: float | None = None) -> Iterator[bytes]:
-    """Yield output until every process that holds the pipe is gone, or `seconds` have passed.
-
-    It wakes up twice a second so that an exception sent to this thread is raised in time.
-    """
-    deadline = None if seconds is None else time.monotonic() + seconds
-    while deadline is None or time.monotonic() < deadline:
-        if select.select([pipe], [], [], 0.5)[0]:
-            chunk = os.read(pipe, 65536)
-            if not chunk:
-                return
-            yield chunk
-
-
-def _end_group(process: subprocess.Popen[bytes], pipe: int) -> None:
-    try:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        for _ in _chunks(pipe, GRACE_SECONDS):
-            pass
-    finally:  # also when the user does not want to wait
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

@@ -5,14 +5,17 @@ Neither touches the checked-out branch, its index or its files.
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from mlflow.entities.model_registry import ModelVersion
 
 from firstkd.errors import ConfigError
 from firstkd.settings import PublishSettings
+from flows.git import git, git_or_none, git_state
 from flows.processes import OutputSink
-from flows.workspace import GitError, Workspace
+from flows.project import Project
+from flows.registry import run_of
+from flows.workspace import Workspace
 
 PUBLISHED_TAG = "published"
 """Of a retraining's run: the settings that it was published by."""
@@ -24,20 +27,29 @@ IDENTITY = {
 """Of the pipeline's own commits: a fresh worker has no other."""
 
 
-@dataclass(frozen=True)
-class Published:
-    words: list[str]
-    """A sentence about each thing done, or not done."""
-    is_complete: bool
+def publish_once(project: Project, version: ModelVersion, sink: OutputSink) -> list[str]:
+    """Publish a version's state if the settings ask for it and it was not done; say what was done.
 
-
-def publish(workspace: Workspace, settings: PublishSettings, sink: OutputSink) -> Published:
-    """Do what the settings ask for.
-
-    The data go first: a published dvc.lock names only what can be pulled. A state that no commit
-    rebuilds goes to no branch; it is complete once that is mended.
+    A state that no commit rebuilds goes to no branch, and is tried again the next time.
     """
-    done, is_complete = [], True
+    run_id, settings = run_of(version), project.settings.publish
+    as_asked = settings.model_dump_json()
+    if not (settings.push or settings.branch):
+        return []
+    if project.client.get_run(run_id).data.tags.get(PUBLISHED_TAG) == as_asked:
+        return []
+    said = publish(project.workspace, settings, sink)
+    if not (settings.branch and git_state(project.root).problem):
+        project.client.set_tag(run_id, PUBLISHED_TAG, as_asked)
+    return said
+
+
+def publish(workspace: Workspace, settings: PublishSettings, sink: OutputSink) -> list[str]:
+    """Do what the settings ask for; return a sentence about each thing done, or not done.
+
+    The data go first: a published dvc.lock names only what can be pulled.
+    """
+    done = []
     if settings.push:
         if not workspace.remote_urls():
             raise ConfigError(
@@ -47,102 +59,61 @@ def publish(workspace: Workspace, settings: PublishSettings, sink: OutputSink) -
         workspace.push(sink)
         done.append("the outputs are pushed to the DVC remote")
     if settings.branch:
-        if problem := workspace.git().problem:
+        if problem := git_state(workspace.root).problem:
             done.append(f"dvc.lock is not committed to {settings.branch}: {problem}")
-            is_complete = False
         else:
             done += _publish_branch(workspace, settings.branch, settings.git_remote)
-    return Published(done, is_complete)
-
-
-def is_published(settings: PublishSettings, run_tags: Mapping[str, str]) -> bool:
-    """Whether a run says that all that is asked for was done."""
-    return run_tags.get(PUBLISHED_TAG) == settings.model_dump_json()
+    return done
 
 
 def _publish_branch(workspace: Workspace, branch: str, remote: str | None) -> list[str]:
+    root, reference = workspace.root, f"refs/heads/{branch}"
     if remote is None:
-        return [commit_lock(workspace, branch)]
-    known = workspace.run_git("remote").split()
+        return [_commit_lock(workspace, branch, [reference])]
+    known = git(root, "remote").split()
     if remote not in known:  # git would take it for a path
         raise ConfigError(
             f"publish.git_remote: {remote!r} is no remote of this repository; allowed: {known}"
         )
-    reference, alone = f"refs/heads/{branch}", _unattended(workspace)
+    # neither git nor ssh, as it is configured, may ask anybody
+    configured = git_or_none(root, "config", "core.sshCommand")
+    ssh = os.environ.get("GIT_SSH_COMMAND") or configured or "ssh"
+    alone = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": f"{ssh} -o BatchMode=yes"}
     # what other machines have published; the first one finds no such branch there
-    _succeeds(workspace, "fetch", remote, f"+{reference}:refs/remotes/{remote}/{branch}", env=alone)
-    done = commit_lock(workspace, branch, remote)
-    workspace.run_git("push", remote, f"{reference}:{reference}", env=alone)
+    theirs = f"refs/remotes/{remote}/{branch}"
+    git_or_none(root, "fetch", remote, f"+{reference}:{theirs}", env=alone)
+    done = _commit_lock(workspace, branch, [reference, theirs])
+    git(root, "push", remote, f"{reference}:{reference}", env=alone)
     return [done, f"{branch} is pushed to {remote}"]
 
 
-def _unattended(workspace: Workspace) -> dict[str, str]:
-    """Return the environment in which neither git nor ssh, as it is configured, asks anybody."""
-    configured = _succeeds(workspace, "config", "core.sshCommand")
-    ssh = os.environ.get("GIT_SSH_COMMAND") or configured or "ssh"
-    return {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": f"{ssh} -o BatchMode=yes"}
-
-
-def commit_lock(workspace: Workspace, branch: str, remote: str | None = None) -> str:
+def _commit_lock(workspace: Workspace, branch: str, references: list[str]) -> str:
     """Commit the present commit's files with the present dvc.lock to a branch; say what was done.
 
-    The commit follows the branch as it is here and as the remote was seen last. Nothing is
-    committed where it holds the same already.
+    The commit follows all of `references` that there are. Nothing is committed if the latest of
+    them holds the same already.
     """
-    git, reference = workspace.run_git, f"refs/heads/{branch}"
-    if _succeeds(workspace, "symbolic-ref", "HEAD") == reference:
+    root, reference = workspace.root, references[0]
+    if git_or_none(root, "symbolic-ref", "HEAD") == reference:
         raise ConfigError(
             f"publish.branch: {branch} is checked out here, and what is checked out is not "
             "touched; name a branch of its own, or leave it with `git switch --detach`"
         )
-    tip = _tip(workspace, reference)
-    elsewhere = _tip(workspace, f"refs/remotes/{remote}/{branch}") if remote else None
-    parents = _latest(workspace, [tip, elsewhere, git("rev-parse", "HEAD")])
-    tree = _tree_with_lock(workspace)
-    newest = parents[0]
-    holds = len(parents) == 1 and git("rev-parse", f"{newest}^{{tree}}") == tree
-    if holds and newest in (tip, elsewhere):
-        git("update-ref", "-m", "firstkd: follow the remote", reference, newest, tip or "")
-        return f"{branch} holds this dvc.lock already ({newest[:8]})"
-    message = f"Retrain\n\ndvc.lock {workspace.lock_digest()}\n"
-    arguments = [word for parent in parents for word in ("-p", parent)]
-    commit = git("commit-tree", tree, *arguments, "-m", message, env=IDENTITY)
-    git("update-ref", "-m", "firstkd: retrain", reference, commit, tip or "")
-    return f"dvc.lock is committed to {branch} ({commit[:8]})"
-
-
-def _tip(workspace: Workspace, reference: str) -> str | None:
-    return _succeeds(workspace, "rev-parse", "--verify", "--quiet", reference)
-
-
-def _latest(workspace: Workspace, commits: Sequence[str | None]) -> list[str]:
-    """Return those commits that no other of them follows, in their order."""
-    known = list(dict.fromkeys(commit for commit in commits if commit))
-
-    def follows(later: str, earlier: str) -> bool:
-        return _succeeds(workspace, "merge-base", "--is-ancestor", earlier, later) is not None
-
-    return [c for c in known if not any(follows(other, c) for other in known if other != c)]
-
-
-def _tree_with_lock(workspace: Workspace) -> str:
-    """Write the tree of HEAD with the present dvc.lock, by an index of its own."""
-    git = workspace.run_git
-    inside = git("rev-parse", "--show-prefix")
-    blob = git("hash-object", "-w", "dvc.lock")
+    tips = [git_or_none(root, "rev-parse", "--verify", "--quiet", each) for each in references]
+    published = [tip for tip in tips if tip]
+    parents = git(root, "merge-base", "--independent", *published, "HEAD").split()
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-        git("read-tree", "HEAD", env=index)
-        entry = f"100644,{blob},{inside}dvc.lock"
-        git("update-index", "--add", "--cacheinfo", entry, env=index)
-        return git("write-tree", env=index)
-
-
-def _succeeds(
-    workspace: Workspace, *arguments: str, env: dict[str, str] | None = None
-) -> str | None:
-    """Return what git says, or None where it exits with an error: its way to say no."""
-    try:
-        return workspace.run_git(*arguments, env=env)
-    except GitError:
-        return None
+        git(root, "read-tree", "HEAD", env=index)
+        git(root, "add", "--force", "dvc.lock", env=index)
+        tree = git(root, "write-tree", env=index)
+    latest = parents[0]
+    holds = git(root, "rev-parse", f"{latest}^{{tree}}") == tree
+    if parents == [latest] and latest in published and holds:
+        git(root, "update-ref", reference, latest)
+        return f"{branch} holds this dvc.lock already ({latest[:8]})"
+    ancestry = [word for parent in parents for word in ("-p", parent)]
+    message = f"Retrain\n\ndvc.lock {workspace.lock_digest()}\n"
+    commit = git(root, "commit-tree", tree, *ancestry, "-m", message, env=IDENTITY)
+    git(root, "update-ref", "-m", "firstkd: retrain", reference, commit, tips[0] or "")
+    return f"dvc.lock is committed to {branch} ({commit[:8]})"

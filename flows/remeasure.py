@@ -1,10 +1,9 @@
-"""The champion on the challenger's questions, where it was tested on others.
+"""The champion on the challenger's questions, if it was tested on others.
 
 Scoring needs torch, so it is a process of its own: tasks/remeasure.py.
 """
 
 import sys
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,42 +13,38 @@ from mlflow.entities.model_registry import ModelVersion
 
 from firstkd.errors import PipelineError
 from firstkd.files import read_json, sha256_of
+from flows.dvc import stage_environment
 from flows.gate import Evidence
 from flows.processes import run_group
-from flows.registry import download_student
+from flows.project import Project
+from flows.registry import student_files
 from flows.terminal import terminal
-from flows.tracking import Tracking
-from flows.workspace import Workspace, stage_environment
 
-KEPT_LINES = 50
-"""Of the process's output, to find its error in."""
+QUESTIONS = "data/prepare/test.parquet"
 
 
-def holds_questions(workspace: Workspace, evidence: Evidence) -> bool:
+def holds_questions(project: Project, evidence: Evidence) -> bool:
     """Whether the test questions in the workspace are those of the evidence."""
-    questions = workspace.root / "data" / "prepare" / "test.parquet"
+    questions = project.root / QUESTIONS
     return questions.exists() and sha256_of(questions) == evidence.test_digest
 
 
-def measure_again(
-    workspace: Workspace, tracking: Tracking, version: ModelVersion, before: Evidence
-) -> Evidence:
+def measure_again(project: Project, version: ModelVersion, before: Evidence) -> Evidence:
     """Return a registered version's evidence on the test questions in the workspace.
 
-    What was measured of it on sets that are not there any more is kept. Raises PipelineError when
-    the version cannot be measured.
+    What was measured of it on sets that are gone is kept. Raises PipelineError if the version
+    cannot be measured.
     """
-    who = f"{version.name} v{version.version}"
+    said, stop_seconds = _Said(), project.workspace.stop_seconds
     with TemporaryDirectory() as scratch:
-        student = download_student(tracking, version, Path(scratch))
+        files = student_files(project.tracking, version, Path(scratch))
         output = Path(scratch) / "measured"
-        command = [sys.executable, "-m", "tasks.remeasure"]
-        command += [str(student.weights), str(student.calibration), str(output)]
-        said = _Said()
-        if run_group(command, workspace.root, stage_environment(), said):
+        command = [sys.executable, "-m", "tasks.remeasure", *map(str, files), str(output)]
+        if run_group(command, project.root, stage_environment(), said, stop_seconds):
             raise PipelineError(
-                f"{who} cannot be measured on the present test questions ({said.error}); "
-                "`firstkd promote --no-comparison` leaves the comparison with it out"
+                f"{version.name} v{version.version} cannot be measured on the present test "
+                f"questions ({said.error}); `firstkd promote --no-comparison` leaves the "
+                "comparison with it out"
             )
         measured = read_json(output / "metrics.json")
         sets = measured["sets"]
@@ -57,7 +52,7 @@ def measure_again(
     gone = before.predictions[~before.predictions["set"].isin(sets)]
     return replace(
         before,
-        test_digest=sha256_of(workspace.root / "data" / "prepare" / "test.parquet"),
+        test_digest=sha256_of(project.root / QUESTIONS),
         sets={**before.sets, **sets},
         temperature=measured["temperature"],
         predictions=pd.concat([predictions, gone], ignore_index=True),
@@ -66,15 +61,15 @@ def measure_again(
 
 
 class _Said:
-    """Shows progress on the terminal, if there is one, and keeps the end of the output."""
+    """Shows progress on the terminal, if there is one, and keeps the last line."""
 
     def __init__(self) -> None:
-        self._lines: deque[str] = deque(["no output"], maxlen=KEPT_LINES)
+        self._last = "no output"
         self._screen = terminal.get()
 
     def line(self, text: str) -> None:
         if text.strip():
-            self._lines.append(text)
+            self._last = text
 
     def progress(self, text: str) -> None:
         if self._screen:
@@ -82,4 +77,4 @@ class _Said:
 
     @property
     def error(self) -> str:
-        return self._lines[-1].removeprefix("remeasure: ")
+        return self._last.removeprefix("remeasure: ")

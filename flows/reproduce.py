@@ -9,21 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from ruamel.yaml import YAML
 
 from firstkd.errors import PipelineError
 from firstkd.files import sha256_of
 from firstkd.settings import load_settings
+from flows.git import GitError, git
 from flows.processes import OutputSink
-from flows.registry import NOT_REPRODUCIBLE_TAG, run_of
-from flows.tracking import Tracking
-from flows.workspace import GitError, Workspace
-
-"""The stage that depends on what is not in the commit, and its output."""
+from flows.project import Project
+from flows.registry import NOT_REPRODUCIBLE_TAG, run_of, student_files
+from flows.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -33,36 +30,47 @@ class Reproduced:
     compared: list[str]
     differences: list[str]
     folder: Path
-    """The worktree; it is kept only where there are differences to look at."""
+    """The worktree; it is kept only if there are differences to look at."""
 
 
 def reproduce(
-    workspace: Workspace,
-    tracking: Tracking,
-    version: ModelVersion,
-    rebuild: bool,
-    sink: OutputSink,
+    project: Project, version: ModelVersion, rebuild: bool, sink: OutputSink
 ) -> Reproduced:
     """Bring a version's files back and compare hashes, metrics and weights.
 
     With `rebuild` every stage runs again; otherwise only those whose outputs are in no cache.
-    Raises PipelineError when the version says itself that no commit rebuilds it.
+    Raises PipelineError if the version itself says that no commit rebuilds it.
     """
     who, commit = f"{version.name} v{version.version}", version.tags["git_commit"]
     if problem := version.tags.get(NOT_REPRODUCIBLE_TAG):
         raise PipelineError(f"{who} cannot be rebuilt: {problem}")
+    tracking, workspace = project.tracking, project.workspace
     folder = workspace.root / "logs" / "reproduce" / f"v{version.version}"
     with TemporaryDirectory() as scratch, _worktree(workspace, commit, folder) as there:
-        kept = Path(tracking.client.download_artifacts(run_of(version), "", scratch))
+        kept = tracking.run_files(run_of(version), "", Path(scratch, "run"))
+        weights, _ = student_files(tracking, version, Path(scratch, "model"))
         shutil.copy(kept / "dvc.lock", there.root)
         there.use_storage_of(workspace)
         way = _bring_back(there, workspace.root / "sources", rebuild, sink)
-        compared = [(False, f"damaged  {path}: not as dvc.lock says") for path in there.damaged()]
-        compared += _compare(there.root, kept, tracking, version)
-        differences = [words for same, words in compared if not same]
+        differences = [f"damaged  {path}: not as dvc.lock says" for path in there.damaged()]
+        recorded, found = _outputs(kept / "dvc.lock"), _outputs(there.root / "dvc.lock")
+        for file in sorted((kept / "evaluation").iterdir()):
+            recorded[f"evaluation/{file.name}"] = sha256_of(file)
+            again = there.root / version.tags["evaluation"] / file.name
+            found[f"evaluation/{file.name}"] = sha256_of(again)
+        recorded["the registered student"] = sha256_of(weights)
+        found["the registered student"] = sha256_of(there.root / version.tags["weights"])
+        compared = []
+        for what in [*recorded, *(found.keys() - recorded.keys())]:
+            before, now = recorded.get(what, "nothing"), found.get(what, "nothing")
+            if before == now:
+                compared.append(f"same     {what}")
+            else:
+                words = f"differs  {what}: recorded {before[:16]}, found {now[:16]}"
+                differences.append(words)
         if not differences:
-            workspace.run_git("worktree", "remove", "--force", str(folder))
-    return Reproduced(way, [words for _, words in compared], differences, there.root)
+            git(workspace.root, "worktree", "remove", "--force", str(folder))
+    return Reproduced(way, [*compared, *differences], differences, there.root)
 
 
 @contextmanager
@@ -72,22 +80,22 @@ def _worktree(workspace: Workspace, commit: str, folder: Path) -> Iterator[Works
     It is left where it is for whoever wants to look; a failure removes it.
     """
     shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt's
-    git = workspace.run_git
-    git("worktree", "prune")
+    root = workspace.root
+    git(root, "worktree", "prune")
     try:
-        git("worktree", "add", "--detach", str(folder), commit)
-        yield Workspace(folder / git("rev-parse", "--show-prefix"))
+        git(root, "worktree", "add", "--detach", str(folder), commit)
+        yield Workspace(folder / git(root, "rev-parse", "--show-prefix"), workspace.stop_seconds)
     except GitError as error:
         raise PipelineError(f"commit {commit} cannot be checked out: {error}") from error
     except BaseException:
-        git("worktree", "remove", "--force", str(folder))
+        git(root, "worktree", "remove", "--force", str(folder))
         raise
 
 
 def _bring_back(there: Workspace, sources: Path, rebuild: bool, sink: OutputSink) -> str:
     """Bring the files back; say how.
 
-    What was fetched then comes from DVC's copy, and from today's sources only where there is none.
+    What was fetched then comes from DVC's copy, and from today's sources only if there is none.
     """
     if not rebuild and there.restore(sink):
         return "DVC had a copy of everything"
@@ -109,36 +117,7 @@ def _fetched(root: Path) -> dict[str, str]:
     return {"fetch": "data/fetch"} | {f"model-{name}": f"data/model/{name}" for name in roots}
 
 
-def _compare(
-    root: Path, kept: Path, tracking: Tracking, version: ModelVersion
-) -> Iterator[tuple[bool, str]]:
-    """Yield whether each thing is the same, and a word on it."""
-    recorded, found = _outputs(kept / "dvc.lock"), _outputs(root / "dvc.lock")
-    for path in sorted(recorded.keys() | found.keys()):
-        yield _verdict(path, recorded.get(path, "nothing"), found.get(path, "nothing"))
-    student = version.tags["student"]
-    for file in sorted((kept / "evaluation").iterdir()):
-        again = root / "data" / "evaluate" / student / file.name
-        yield _verdict(f"evaluation/{file.name}", sha256_of(file), sha256_of(again))
-    with TemporaryDirectory() as scratch:
-        model = f"models:/{version.name}/{version.version}"
-        with tracking.as_default():
-            registered = download_artifacts(f"{model}/artifacts/{student}", dst_path=scratch)
-        again = root / "data" / "model" / student
-        yield _verdict("the registered student", sha256_of(Path(registered)), sha256_of(again))
-
-
-def _verdict(what: str, recorded: str, found: str) -> tuple[bool, str]:
-    if recorded == found:
-        return True, f"same     {what}"
-    return False, f"differs  {what}: recorded {recorded[:16]}, found {found[:16]}"
-
-
 def _outputs(lock: Path) -> dict[str, str]:
     """Return the hash of each output in a dvc.lock."""
-    stages = _read_yaml(lock)["stages"].values()
+    stages = YAML(typ="safe", pure=True).load(lock)["stages"].values()
     return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
-
-
-def _read_yaml(path: Path) -> Any:
-    return YAML(typ="safe", pure=True).load(path)

@@ -4,14 +4,13 @@ Prefect shows each stage as a task run of its name, with its state, duration and
 stage has anything to do is DVC's decision: what is up to date ends as `Unchanged`.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities.model_registry import ModelVersion
-from prefect import flow, runtime, task
+from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import FlowRun, State
@@ -19,18 +18,15 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from firstkd.errors import ConfigError, PipelineError
-from firstkd.settings import RetrainSettings, Settings, load_settings
-from flows.curves import LiveRun
-from flows.gate import Verdict
-from flows.notification import announce, notify
-from flows.promotion import CHAMPION, promote
-from flows.publish import PUBLISHED_TAG, Published, publish
-from flows.record import Recorded, record
-from flows.registry import aliases, register, run_of
+from firstkd.settings import RetrainSettings, load_settings
+from flows.conclude import Concluded, conclude, notify
+from flows.dvc import Outcome, TransientStageError
+from flows.lock import check_lock
+from flows.project import Project, load_workspace, opened
+from flows.publish import publish_once
 from flows.results import load_metrics, markdown_image, markdown_table
 from flows.terminal import Terminal, terminal
-from flows.tracking import Tracking, clear_errors, open_tracking
-from flows.workspace import Outcome, TransientStageError, Workspace
+from flows.workspace import Workspace
 from tasks.graph import refresh_graph
 
 SECONDS_PER_MINUTE = 60.0
@@ -39,197 +35,128 @@ SECONDS_PER_MINUTE = 60.0
 @dataclass(frozen=True)
 class Retrained:
     outcomes: dict[str, Outcome]
-    recorded: Recorded
-    version: str
-    verdict: Verdict
-    champion: str | None
-    """The version in charge now."""
+    concluded: Concluded
 
 
-def tell_of_crash(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
-    """Tell of a run that was killed and could not tell so itself; the schedule or worker calls it.
+def announce_crash(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
+    """Announce a run that was killed and could not say so itself; the schedule or worker calls it.
 
-    Who has started one by hand sees it end.
+    Whoever has started one by hand sees it end.
     """
     if flow_run.deployment_id:
-        workspace = Workspace(Path(flow_run.parameters["root"]))
-        webhook = load_settings(workspace.root / "params.yaml").retrain.webhook
-        notify(webhook, workspace, "failed", str(state.message))
+        root = Path(flow_run.parameters["root"])
+        webhook = load_settings(root / "params.yaml").retrain.webhook
+        notify(webhook, root, "failed", str(state.message))
 
 
-@flow(name="retrain", on_crashed=[tell_of_crash])
+@flow(name="retrain", on_crashed=[announce_crash])
 def retrain(root: str = ".") -> Retrained:
     """Bring the pipeline in `root` up to date, record it, and let its student through the gate.
 
-    Raises PipelineError for what a user can mend: before the first stage when MLflow does not
-    answer or another retraining runs here, later with the failed stage's own message.
+    Raises PipelineError for what a user can fix: before the first stage if MLflow does not answer
+    or another retraining runs here, later with the failed stage's own message.
     """
-    workspace = Workspace(Path(root).resolve())
-    webhook = None
+    folder, webhook = Path(root).resolve(), None
     try:
-        settings = load_settings(workspace.root / "params.yaml")
+        workspace, settings = load_workspace(folder)
         webhook = settings.retrain.webhook
-        return _retrain(workspace, settings)
+        with workspace.exclusive():
+            refresh_graph(folder, settings)
+            with opened(folder) as project:  # what is wrong with MLflow is found before hours pass
+                check_lock(project.tracking)
+            outcomes = _run_stages(workspace, settings.retrain)
+            with opened(folder) as project:
+                return Retrained(outcomes, _conclude(project))
     except Exception as error:
-        notify(webhook, workspace, "failed", str(error))
+        notify(webhook, folder, "failed", str(error))
         raise
 
 
-def _retrain(workspace: Workspace, settings: Settings) -> Retrained:
-    with workspace.exclusive():
-        refresh_graph(workspace.root, settings)
-        tracking = open_tracking(workspace.root, settings.record)
-        note = workspace.root / "logs" / "live-run"
-        live = LiveRun(tracking, str(runtime.flow_run.id), note)
-        with clear_errors(tracking):
-            live.close_killed()
-        try:
-            outcomes = _run_stages(workspace, live, settings.retrain)
-            with clear_errors(tracking):
-                return _conclude(workspace, settings, tracking, live, outcomes)
-        except BaseException:
-            with suppress(Exception):  # what went wrong before matters more
-                live.fail()
-            raise
-
-
-def _conclude(
-    workspace: Workspace,
-    settings: Settings,
-    tracking: Tracking,
-    live: LiveRun,
-    outcomes: dict[str, Outcome],
-) -> Retrained:
-    """Record what was made, register it, decide on it and show it."""
-    recorded = _step(record)(workspace, settings, tracking, live.flow_run_id)
-    live.drop()
-    version: ModelVersion = _step(register)(workspace, settings, tracking, recorded.run_id)
-    verdict = _promote(workspace, settings, tracking, version)
-    announce(settings.retrain.webhook, workspace, tracking, version)
-    _show(workspace.root, markdown_table(load_metrics(workspace.root, settings)), verdict)
-    published = _publish(workspace, settings)
-    for words in published.words:
-        get_run_logger().info("%s", words)
-    if published.is_complete:
-        as_asked = settings.publish.model_dump_json()
-        tracking.client.set_tag(run_of(version), PUBLISHED_TAG, as_asked)
-    champion = aliases(tracking, version.name).get(CHAMPION)
-    return Retrained(outcomes, recorded, str(version.version), verdict, champion)
-
-
-def _promote(
-    workspace: Workspace, settings: Settings, tracking: Tracking, version: ModelVersion
-) -> Verdict:
-    """Take the gate's decision, for which the champion may have to be measured again."""
-    limit = settings.retrain.stage_timeout_minutes * SECONDS_PER_MINUTE
-    try:
-        verdict: Verdict = _step(promote).with_options(timeout_seconds=limit)(
-            workspace, settings, tracking, version
-        )
-    except TimeoutError as error:
-        raise _took_too_long("promote") from error
-    return verdict
-
-
-def _publish(workspace: Workspace, settings: Settings) -> Published:
-    """Publish as a task that is tried again: what it needs is elsewhere, and may be away."""
-
-    @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
-    def step() -> Published:
-        return publish(workspace, settings.publish, _RunLog(terminal.get()))
-
-    try:
-        published = step.with_options(**_limits(settings.retrain, _is_no_mistake))()
-    except TimeoutError as error:
-        raise _took_too_long("publish") from error
-    return published
-
-
-def _run_stages(
-    workspace: Workspace, live: LiveRun, settings: RetrainSettings
-) -> dict[str, Outcome]:
+def _run_stages(workspace: Workspace, settings: RetrainSettings) -> dict[str, Outcome]:
     """Run each stage as a task; DVC is asked again only once something upstream may have changed.
 
     Asking takes a second, so one question covers all stages until the first one runs.
     """
-    with ThreadPoolExecutor() as pool:
-        stages, changed = pool.submit(workspace.stages), pool.submit(workspace.stale)
-        stale = changed.result()
-    outcomes: dict[str, Outcome] = {}
-    for stage in stages.result():
+    stale, outcomes = workspace.stale(), dict[str, Outcome]()
+    for stage in workspace.stages():
         asks_dvc = stage in stale or set(outcomes.values()) - {Outcome.UNCHANGED} != set()
-        run: Any = run_stage.with_options(
-            name=stage, task_run_name=stage, **_limits(settings, _may_pass_next_time)
-        )
-        try:
-            outcomes[stage] = Outcome(run(workspace, stage, live, asks_dvc).name)
-        except TimeoutError as error:
-            raise _took_too_long(f"stage {stage}") from error
+        run = _step(run_stage, settings, stage, retried=TransientStageError)
+        outcomes[stage] = Outcome(run(workspace, stage, asks_dvc).name)
     return outcomes
 
 
-def _limits(settings: RetrainSettings, is_worth_it: Any) -> dict[str, Any]:
-    """Return the options of a task that may take long, or fail and pass the next time."""
-    return {
-        "timeout_seconds": settings.stage_timeout_minutes * SECONDS_PER_MINUTE,
-        "retries": settings.stage_retries,
-        "retry_delay_seconds": settings.retry_delay_seconds,
-        "retry_condition_fn": is_worth_it,
-    }
-
-
-def _took_too_long(what: str) -> PipelineError:
-    return PipelineError(
-        f"{what} took longer than retrain.stage_timeout_minutes in params.yaml allows, and was "
-        "ended"
-    )
-
-
-def _is_no_mistake(_task: Any, _task_run: Any, state: State[Any]) -> bool:
-    """Whether publishing failed for another reason than a setting or the time limit."""
-    return not isinstance(state.result(raise_on_failure=False), ConfigError | TimeoutError)
-
-
-def _may_pass_next_time(_task: Any, _task_run: Any, state: State[Any]) -> bool:
-    """Whether a failed stage is worth another try."""
-    return isinstance(state.result(raise_on_failure=False), TransientStageError)
-
-
-@task(cache_policy=NO_CACHE)
-def run_stage(workspace: Workspace, stage: str, live: LiveRun, asks_dvc: bool) -> Any:
+def run_stage(workspace: Workspace, stage: str, asks_dvc: bool) -> Any:
     """Return a completed state with the name of the stage's Outcome."""
     screen = terminal.get()
     if not asks_dvc:
         return Completed(name=Outcome.UNCHANGED.value)
     if screen:
         screen.begin(stage)
-    logs = workspace.root / "logs" / stage
-    with live.follow(stage, logs / "curve.jsonl"):
-        try:
-            outcome = workspace.reproduce(stage, _RunLog(screen))
-        except TransientStageError:
-            if screen:
-                screen.end("failed")
-            raise
+    try:
+        outcome = workspace.reproduce(stage, _RunLog(screen))
+    except TransientStageError:
+        if screen:
+            screen.end("failed")
+        raise
     if outcome is Outcome.RESTORED:  # what an earlier run took says nothing about these files
-        (logs / "cost.json").unlink(missing_ok=True)
+        (workspace.root / "logs" / stage / "cost.json").unlink(missing_ok=True)
     if screen:
         screen.end(outcome.value.lower())
     return Completed(name=outcome.value)
 
 
-def _step(function: Any) -> Any:
-    """Return a function of this package as a task of its own name."""
-    name = function.__name__
-    return task(function, name=name, task_run_name=name, cache_policy=NO_CACHE)
+def _conclude(project: Project) -> Concluded:
+    settings = project.settings.retrain
+    concluded = conclude(project, lambda function: _step(function, settings, function.__name__))
+    _show(project, concluded)
+    publish = _step(publish_once, settings, "publish", retried=Exception)
+    for words in publish(project, concluded.version, _RunLog(terminal.get())):
+        get_run_logger().info("%s", words)
+    return concluded
+
+
+def _step(
+    function: Callable[..., Any],
+    settings: RetrainSettings,
+    name: str,
+    retried: type[Exception] | None = None,
+) -> Callable[..., Any]:
+    """Return a function as a task that must end in time, and is tried again after some errors."""
+
+    def may_pass_next_time(_task: Any, _task_run: Any, state: State[Any]) -> bool:
+        error = state.result(raise_on_failure=False)
+        is_mistake = retried is None or isinstance(error, ConfigError | TimeoutError)
+        return not is_mistake and isinstance(error, retried or ())
+
+    options: dict[str, Any] = {
+        "name": name,
+        "task_run_name": name,
+        "cache_policy": NO_CACHE,
+        "timeout_seconds": settings.stage_timeout_minutes * SECONDS_PER_MINUTE,
+        "retries": settings.stage_retries,
+        "retry_delay_seconds": settings.retry_delay_seconds,
+        "retry_condition_fn": may_pass_next_time,
+    }
+    step: Any = task(**options)(function)
+
+    @wraps(function)
+    def in_time(*arguments: Any) -> Any:
+        try:
+            return step(*arguments)
+        except TimeoutError as error:
+            raise PipelineError(
+                f"{name} took longer than retrain.stage_timeout_minutes in params.yaml allows, "
+                "and was ended"
+            ) from error
+
+    return in_time
 
 
 class _RunLog:
     """Sends a stage's lines to Prefect's log of its task run, and everything to the terminal."""
 
     def __init__(self, screen: Terminal | None) -> None:
-        self._log = get_run_logger()
-        self._screen = screen
+        self._log, self._screen = get_run_logger(), screen
 
     def line(self, text: str) -> None:
         if text.strip():
@@ -242,11 +169,11 @@ class _RunLog:
             self._screen.progress(text)
 
 
-def _show(root: Path, table: str, verdict: Verdict) -> None:
-    word = "promoted" if verdict.passed else "not promoted"
-    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
-    create_markdown_artifact(
-        key="results", markdown=f"{table}\n\nThe student was **{word}**:\n\n{reasons}\n"
-    )
-    diagram = markdown_image(root / "data" / "report" / "reliability.png", "reliability diagram")
+def _show(project: Project, concluded: Concluded) -> None:
+    table = markdown_table(load_metrics(project.root, project.settings))
+    word = "promoted" if concluded.verdict.passed else "not promoted"
+    reasons = "\n".join(f"- {reason}" for reason in concluded.verdict.reasons)
+    text = f"{table}\n\nThe student was **{word}**:\n\n{reasons}\n"
+    create_markdown_artifact(key="results", markdown=text)
+    diagram = markdown_image(project.root / "data/report/reliability.png", "reliability diagram")
     create_markdown_artifact(key="reliability", markdown=diagram)

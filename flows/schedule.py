@@ -1,11 +1,9 @@
-"""Retrain on a schedule: a process that a lasting Prefect server tells when to run.
+"""Retrain on a schedule: a process that a lasting Prefect server starts runs in.
 
 Prefect's embedded server lives only as long as a run, and never starts a scheduled one.
 """
 
-import hashlib
 import re
-import socket
 from datetime import timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -14,14 +12,15 @@ from prefect.schedules import Cron, Interval, Schedule
 from prefect.types.entrypoint import EntrypointType
 
 from firstkd.errors import ConfigError, PipelineError
-from flows.prefect_server import configured_server
+from flows.prefect_server import answering_server
 from flows.retrain import retrain
+from flows.workspace import Workspace
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 def make_schedule(cron: str | None, interval: str | None, timezone: str) -> Schedule:
-    """Return the schedule of exactly one of the two; raises ConfigError for what is none."""
+    """Return the schedule of exactly one of the two; raises ConfigError for anything else."""
     if (cron is None) == (interval is None):
         raise ConfigError("name one of --cron and --interval, e.g. --cron '0 3 * * 1'")
     try:
@@ -44,8 +43,8 @@ def _duration(text: str) -> timedelta:
 
 
 def check_server() -> str:
-    """Return the address of the Prefect server; raises PipelineError when none can schedule."""
-    url = configured_server()
+    """Return the address of the Prefect server; raises PipelineError if none can schedule."""
+    url = answering_server()
     if url is None:
         raise PipelineError(
             "a schedule needs a lasting Prefect server: start one with "
@@ -57,8 +56,7 @@ def check_server() -> str:
 
 def deployment_name(root: Path) -> str:
     """Return a name that two clones on one server do not share."""
-    place = hashlib.sha256(f"{socket.gethostname()}:{root}".encode()).hexdigest()
-    return f"{root.name}-{place[:6]}"
+    return f"{root.name}-{Workspace(root).place[:6]}"
 
 
 def serve(root: Path, schedule: Schedule) -> None:

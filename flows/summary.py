@@ -13,13 +13,13 @@ from flows.results import Cell, cell, headings, load_differences, load_metrics, 
 from tasks.columns import CORRECTNESS, RANKING
 from tasks.evaluated import teacher_name
 
-if TYPE_CHECKING:  # `compare` uses this module too, and Prefect takes long to import
-    from flows.retrain import Retrained
+if TYPE_CHECKING:  # `compare` uses this module too, and MLflow takes long to import
+    from flows.conclude import Concluded
 
 DIFFERENCES = ("accuracy", "NLL at T", "Brier at T", "AURC", "ECE at T")
 
 
-def print_summary(root: Path, settings: Settings, retrained: "Retrained") -> None:
+def print_summary(root: Path, settings: Settings, concluded: "Concluded") -> None:
     console = Console()
     name = settings.record.registered_model
     measured = load_metrics(root, settings)
@@ -28,13 +28,12 @@ def print_summary(root: Path, settings: Settings, retrained: "Retrained") -> Non
     if teacher := teacher_name(settings):
         console.print(_recalibration(measured[teacher]), highlight=False)
     console.print(
-        retrained.verdict.in_words(f"{name} v{retrained.version}"), highlight=False, soft_wrap=True
-    )
-    champion = f"{name} v{retrained.champion}" if retrained.champion else None
-    console.print(
-        f"The champion is {champion}.\n" if champion else f"{name} has no champion yet.\n",
+        concluded.verdict.in_words(f"{name} v{concluded.version.version}"),
         highlight=False,
+        soft_wrap=True,
     )
+    in_charge = f"The champion is {name} v{concluded.champion}."
+    console.print(f"{in_charge if concluded.champion else 'No champion yet.'}\n", highlight=False)
     console.print(
         "Where to look next, after `. .venv/bin/activate`:\n"
         f"  report      firstkd report, or {root / 'data' / 'report' / 'index.html'}\n"

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from flows.workspace import is_error_line
+from flows.dvc import is_error_line
 
 CLEAR = "\r\x1b[K"
 PROGRESS_SECONDS = 30.0

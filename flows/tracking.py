@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 from sqlalchemy.engine import URL, make_url
@@ -18,16 +22,27 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import RecordSettings
 
+ERRORS = (MlflowException, SQLAlchemyError, RequestException)
+ARTIFACTS = "artifacts"
+"""The folder beside a local database."""
+
 
 @dataclass(frozen=True)
 class Tracking:
     client: MlflowClient
     uri: str
     experiment_id: str
+    database: Path | None
+    """None if the record is on a server."""
+
+    @property
+    def shown(self) -> str:
+        """The address without its password."""
+        return make_url(self.uri).render_as_string()
 
     @contextmanager
     def as_default(self) -> Iterator[None]:
-        """Make this the address of MLflow's module functions, some of which have no other way.
+        """Make this the address of MLflow's module functions, some of which take no other.
 
         MLflow keeps it in the process and in the environment, so it is put back afterwards.
         """
@@ -41,71 +56,111 @@ class Tracking:
             if outside is not None:
                 os.environ["MLFLOW_TRACKING_URI"] = outside
 
+    def run_files(self, run_id: str, path: str, scratch: Path) -> Path:
+        """Return a run's files; those of a server are brought to `scratch`."""
+        return self._files(f"{self.client.get_run(run_id).info.artifact_uri}/{path}", scratch)
+
+    def version_files(self, version: ModelVersion, path: str, scratch: Path) -> Path:
+        """Return a registered version's files; those of a server are brought to `scratch`."""
+        uri = self.client.get_model_version_download_uri(version.name, str(version.version))
+        return self._files(f"{uri}/{path}", scratch)
+
+    def _files(self, uri: str, scratch: Path) -> Path:
+        if self.database is None or urlsplit(uri).scheme != "file":
+            return Path(download_artifacts(uri, dst_path=str(scratch), tracking_uri=self.uri))
+        there = _path(uri)
+        for index, part in enumerate(there.parts):  # the project may have been moved since
+            here = self.database.parent.joinpath(*there.parts[index:])
+            if part == ARTIFACTS and here.exists():
+                return here
+        return there
+
 
 @contextmanager
 def clear_errors(tracking: Tracking) -> Iterator[None]:
     """Turn a server that fails on the way into one PipelineError that names it."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, RequestException) as error:
-        address = make_url(tracking.uri).render_as_string()
+    except ERRORS as error:
         raise PipelineError(
-            f"MLflow at {address} failed ({_cause(error)}); what was built is kept: see to the "
-            "server and run it again"
+            f"MLflow at {tracking.shown} failed ({_cause(error)}); what was built is kept: see to "
+            "it and run it again"
         ) from error
 
 
 def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
-    """Connect to MLflow, making the experiment (and a local database) when it is missing.
+    """Connect to MLflow, making the experiment (and a local database) if it is missing.
 
-    MLFLOW_TRACKING_URI in the environment goes before the settings. A local database's artifacts
-    lie beside it; a server decides for itself. Raises PipelineError when nothing answers, and
-    ConfigError for a database outside the project that only params.yaml names.
+    MLFLOW_TRACKING_URI in the environment takes precedence over the settings. A local database's
+    artifacts lie beside it; a server decides for itself. Raises PipelineError if nothing answers,
+    and ConfigError for an address that cannot be used.
     """
     _silence()
-    from_outside = os.environ.get("MLFLOW_TRACKING_URI")
-    given = from_outside or settings.tracking_uri
-    try:
-        url = make_url(given)
-    except ArgumentError as error:
-        raise ConfigError(
-            f"MLflow's address {given!r} is no URI like sqlite:/// or https://"
-        ) from error
-    local = _local_database(root, url)
-    if local and not from_outside and not local.is_relative_to(root.resolve()):
-        raise ConfigError(
-            f"record.tracking_uri: {local} is outside {root.resolve()}, where params.yaml may not "
-            "have anything written; name it in MLFLOW_TRACKING_URI if that is meant"
-        )
-    if local:
-        url = url.set(database=str(local))
-        local.parent.mkdir(parents=True, exist_ok=True)
-    if url.password and not from_outside:
-        raise ConfigError(
-            "record.tracking_uri in params.yaml holds a password, and params.yaml is kept by git "
-            "and MLflow; give the whole address in MLFLOW_TRACKING_URI instead"
-        )
+    url = address_of(settings)
+    database = database_at(root, url)
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        if database and not database.is_relative_to(root.resolve()):
+            raise ConfigError(
+                f"record.tracking_uri: {database} is outside {root.resolve()}, and params.yaml "
+                "must not have anything written there; name it in MLFLOW_TRACKING_URI instead"
+            )
+        if url.password:
+            raise ConfigError(
+                "record.tracking_uri in params.yaml holds a password, and params.yaml is kept by "
+                "git and MLflow; give the whole address in MLFLOW_TRACKING_URI instead"
+            )
+    if database:
+        url = url.set(database=str(database))
+        database.parent.mkdir(parents=True, exist_ok=True)
     uri = url.render_as_string(hide_password=False)
     try:
         client = MlflowClient(uri)
-        location = (local.parent / "artifacts").as_uri() if local else None
-        return Tracking(client, uri, _experiment(client, settings.experiment, location))
-    except (MlflowException, SQLAlchemyError) as error:
+        artifacts = database.with_name(ARTIFACTS) if database else None
+        return Tracking(client, uri, _experiment(client, settings.experiment, artifacts), database)
+    except ERRORS as error:
         raise PipelineError(
             f"MLflow at {url.render_as_string()} does not answer ({_cause(error)}); start it, or "
-            "mend MLFLOW_TRACKING_URI or record.tracking_uri in params.yaml"
+            "correct MLFLOW_TRACKING_URI or record.tracking_uri in params.yaml"
         ) from error
 
 
-def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
-    """Return the id of the experiment, which is made when it is missing."""
-    if client.get_experiment_by_name(name) is None:
+def address_of(settings: RecordSettings) -> URL:
+    """Return where MLflow is; raises ConfigError for what cannot be a place for the record."""
+    given = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
+    if urlsplit(given).scheme in ("", "file"):
+        raise ConfigError(
+            f"MLflow's address {given!r} is a folder, which cannot keep a model registry; use a "
+            "database such as sqlite:///mlflow/mlflow.db, or a server's https:// address"
+        )
+    try:
+        return make_url(given)
+    except ArgumentError as error:
+        raise ConfigError(
+            f"MLflow's address {given!r} is not a URI such as sqlite:/// or https://"
+        ) from error
+
+
+def database_at(root: Path, url: URL) -> Path | None:
+    """Return the absolute path of an SQLite database; a relative one lies in the project."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    return (root / url.database).resolve()
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
+    """Return the id of the experiment, which is made if it is missing."""
+    found = client.get_experiment_by_name(name)
+    if found and artifacts and _was_moved(found.artifact_location, artifacts):
+        # an experiment's place cannot be changed, and a run writes where its experiment says
+        client.rename_experiment(found.experiment_id, f"{name} (moved, {found.experiment_id})")
+        found = None
+    if found is None:
         try:
-            client.create_experiment(name, location)
+            client.create_experiment(name, artifacts.as_uri() if artifacts else None)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another in the same second
                 raise
-    found = client.get_experiment_by_name(name)
+        found = client.get_experiment_by_name(name)
     assert found is not None
     if found.lifecycle_stage == "deleted":
         raise ConfigError(
@@ -115,19 +170,22 @@ def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
     return str(found.experiment_id)
 
 
-def _local_database(root: Path, url: URL) -> Path | None:
-    """Return the absolute path of an SQLite database; a relative one lies in the project."""
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return None
-    return (root / url.database).resolve()
+def _was_moved(location: str, artifacts: Path) -> bool:
+    """Whether an experiment's artifacts lie beside this database, but in another project folder."""
+    there = _path(location)
+    is_ours = urlsplit(location).scheme == "file" and there.parts[-2:] == artifacts.parts[-2:]
+    return is_ours and there != artifacts
 
 
-def _cause(error: Exception) -> str:
+def _path(uri: str) -> Path:
+    return Path(url2pathname(urlsplit(uri).path))
+
+
+def _cause(error: BaseException) -> str:
     """Return the innermost reason: the outer messages wrap it in the address, three times over."""
-    reason: BaseException = error
-    while reason.__cause__ or reason.__context__:
-        reason = reason.__cause__ or reason.__context__ or reason
-    return str(reason).splitlines()[0].rpartition(": ")[2]
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return " ".join(str(error).split())
 
 
 def _silence() -> None:

@@ -48,7 +48,8 @@ def run_stage(
 def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) -> None:
     """Run `main(root, *values)` with the values that the command line gives the arguments.
 
-    A PipelineError becomes one line on stderr and exit code 1.
+    A PipelineError becomes one line on stderr and its exit code; anything else is a crash, with a
+    traceback and exit code 1.
     """
     atexit.register(gc.freeze)  # else ending looks through all imported modules, for a second
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}")
@@ -75,10 +76,11 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
             tell(error)
             os._exit(1)  # what libraries do at the end waits for ranks that may be gone
         elif isinstance(error, PipelineError):
-            print(f"{name}: {error}", file=sys.stderr)
+            # on a line of its own: a progress bar may still be open
+            print(f"\n{name}: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
         else:
             raise
-        sys.exit(1)
 
 
 def _launched(root: Path, name: str, values: Sequence[str]) -> bool:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flows.workspace import Workspace
-from tests.flows.projects import dvc, make_project
+from tests.flows.projects import dvc, make_project, open_project
 
 if TYPE_CHECKING:  # flows comes first, which turns MLflow's telemetry off
     from mlflow import MlflowClient
+
+    from flows.project import Project
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,6 +45,12 @@ def built(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Pa
 @pytest.fixture
 def project(built: Path, tmp_path: Path) -> Workspace:
     return Workspace(shutil.copytree(built, tmp_path / "project"))
+
+
+@pytest.fixture
+def opened_project(project: Workspace) -> "Project":
+    """The project, connected to its record."""
+    return open_project(project.root)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from flows.processes import OutputSink
+from flows.project import Project, load_workspace
+from flows.tracking import open_tracking
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -85,3 +87,16 @@ class Quiet(OutputSink):
 
     def progress(self, text: str) -> None:
         pass
+
+
+def open_project(root: Path) -> Project:
+    workspace, settings = load_workspace(root)
+    return Project(workspace, settings, open_tracking(root, settings.record))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,5 +1,4 @@
 import json
-import resource
 import shutil
 import sqlite3
 from pathlib import Path
@@ -43,17 +42,6 @@ def test_status_reads_from_the_database_what_mlflow_says(project: Workspace) -> 
     assert found["last_run"] == version.run_id
 
 
-def test_status_answers_in_two_seconds(project: Workspace) -> None:
-    """Of the processor's time: others may be at work here, and two cores halve it."""
-    took = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        state(project.root)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(took) < 2
-
-
 def test_what_reads_a_stale_stage_waits_through_others() -> None:
     def entry(out: str, *deps: str) -> dict:
         return {"outs": [{"path": out}], "deps": [{"path": dep} for dep in deps]}
@@ -91,7 +79,7 @@ def test_compare_sets_registered_versions_beside_the_present_models(project: Wor
     assert "v1 was measured on other test questions" in firstkd(project.root, *asked).stderr
     unknown = firstkd(project.root, "compare", "--version", "best")
     assert unknown.returncode == 1
-    assert "'best' is neither a version's number nor an alias; there: cha" in unknown.stderr
+    assert "has no version 'best'; allowed: 1, challenger, champion" in unknown.stderr
 
 
 def test_report_adds_cost_and_lineage_outside_of_what_dvc_tracks(project: Workspace) -> None:

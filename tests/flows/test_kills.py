@@ -21,10 +21,9 @@ import pytest
 from mlflow import MlflowClient
 from prefect.settings import get_current_settings
 
-from flows.processes import is_alive
-from flows.record import COMPLETE_TAG, LOCK_TAG
+from flows.record import LOCK_TAG
 from flows.workspace import Workspace
-from tests.flows.projects import REPOSITORY, change
+from tests.flows.projects import REPOSITORY, change, is_alive
 
 pytestmark = [
     pytest.mark.integration,
@@ -133,7 +132,7 @@ def assert_as_undisturbed(running: Running, undisturbed: bytes, uri: str | None 
     whole = [
         run.data.tags[LOCK_TAG]
         for run in runs
-        if LOCK_TAG in run.data.tags and COMPLETE_TAG in run.data.tags
+        if LOCK_TAG in run.data.tags and run.info.status == "FINISHED"
     ]
     assert len(whole) == len(set(whole)) == 2
 
@@ -145,8 +144,6 @@ def champion(running: Running, uri: str | None = None) -> str:
 
 def test_killed_flow(running: Running, undisturbed: bytes) -> None:
     process, stage = running.in_the_middle()
-    client = MlflowClient(f"sqlite:///{running.root}/mlflow/mlflow.db")
-    wait_for(lambda: client.search_runs(["1"], "attributes.status = 'RUNNING'"))
     process.kill()
     process.wait()
     wait_for(lambda: not is_alive(stage), 40)
@@ -154,6 +151,15 @@ def test_killed_flow(running: Running, undisturbed: bytes) -> None:
     (running.root / "slow").unlink()
     assert "── model-teacher" not in running.run()
     assert_as_undisturbed(running, undisturbed)
+
+
+def test_interrupted_run_says_how_to_resume(running: Running) -> None:
+    process, stage = running.in_the_middle()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].startswith("interrupted; `firstkd run` resumes from"), said
+    assert not is_alive(stage)
 
 
 def test_killed_stage_is_tried_again_in_the_same_run(running: Running, undisturbed: bytes) -> None:

@@ -2,19 +2,22 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from firstkd.errors import ConfigError, PipelineError
-from firstkd.settings import PublishSettings, Settings, load_settings
-from flows.publish import PUBLISHED_TAG, is_published, publish
+from firstkd.settings import PublishSettings
+from flows.git import GitError
+from flows.project import Project
+from flows.publish import publish, publish_once
 from flows.record import record
 from flows.registry import aliases, register, versions
 from flows.reproduce import reproduce
-from flows.tracking import Tracking, open_tracking
-from flows.workspace import GitError, Workspace
-from tests.flows.projects import Quiet, change, dvc, git
+from flows.tracking import Tracking
+from flows.workspace import Workspace
+from tests.flows.projects import Quiet, change, dvc, git, open_project
 
 
 @pytest.fixture
@@ -32,13 +35,13 @@ def repository(project: Workspace) -> Workspace:
 
 
 @pytest.fixture
-def settings(repository: Workspace) -> Settings:
-    return load_settings(repository.root / "params.yaml")
+def opened_repository(repository: Workspace) -> Project:
+    return open_project(repository.root)
 
 
 @pytest.fixture
-def tracking(repository: Workspace, settings: Settings) -> Tracking:
-    return open_tracking(repository.root, settings.record)
+def tracking(opened_repository: Project) -> Tracking:
+    return opened_repository.tracking
 
 
 def branch(name: str | None) -> PublishSettings:
@@ -50,18 +53,17 @@ def test_lock_is_committed_beside_the_users_branch(repository: Workspace) -> Non
     head = git(root, "rev-parse", "HEAD")
     (root / "dvc.yaml").touch()
     said = publish(repository, branch("retrained"), Quiet())
-    assert said.words[0].startswith("dvc.lock is committed to retrained (") and said.is_complete
+    assert said[0].startswith("dvc.lock is committed to retrained (")
     assert git(root, "show", "retrained:dvc.lock") == (root / "dvc.lock").read_text().strip()
     assert git(root, "show", "retrained:params.yaml") == (root / "params.yaml").read_text().strip()
     assert git(root, "log", "-1", "--format=%an %P", "retrained") == f"firstkd {head}"
     assert git(root, "rev-parse", "HEAD") == head and git(root, "status", "--porcelain") == ""
     again = publish(repository, branch("retrained"), Quiet())
-    assert again.words[0].startswith("retrained holds this dvc.lock")
+    assert again[0].startswith("retrained holds this dvc.lock")
 
     change(root, "train.distill", "epochs", 5)
     refused = publish(repository, branch("retrained"), Quiet())
-    assert "not committed to retrained: it was made with uncommitted changes" in refused.words[0]
-    assert not refused.is_complete
+    assert "not committed to retrained: it was made with uncommitted changes" in refused[0]
     git(root, "commit", "-qam", "five epochs")
     dvc(root, "repro", "--quiet")
     publish(repository, branch("retrained"), Quiet())
@@ -87,7 +89,7 @@ def test_fresh_worker_goes_on_from_what_was_published(
         publish(repository, both, Quiet())
     git(tmp_path, "init", "-q", "--bare", "shared")
     git(root, "remote", "add", "origin", str(tmp_path / "shared"))
-    assert len(publish(repository, both, Quiet()).words) == 3
+    assert len(publish(repository, both, Quiet())) == 3
     git(tmp_path, "clone", "-q", "-b", "retrained", str(tmp_path / "shared"), "worker")
     worker = Workspace(tmp_path / "worker")
     assert worker.restore(Quiet())
@@ -138,94 +140,103 @@ def test_what_another_machine_has_published_is_followed(
     assert git(tmp_path / "shared", "rev-parse", "new") == git(root, "rev-parse", "new")
 
 
-def test_what_was_not_published_is_not_done() -> None:
-    asked = branch("retrained")
-    assert not is_published(asked, {})
-    assert is_published(asked, {PUBLISHED_TAG: asked.model_dump_json()})
-    assert not is_published(branch("elsewhere"), {PUBLISHED_TAG: asked.model_dump_json()})
+def test_a_state_is_published_once_for_the_same_settings(opened_repository: Project) -> None:
+    root = opened_repository.root
+
+    def asked(name: str) -> Project:
+        settings = opened_repository.settings.model_copy(update={"publish": branch(name)})
+        return replace(opened_repository, settings=settings)
+
+    version = register(opened_repository, record(opened_repository).run_id)
+    (root / "notes").touch()
+    assert "not committed" in publish_once(asked("first"), version, Quiet())[0]
+    (root / "notes").unlink()
+    assert "is committed to first" in publish_once(asked("first"), version, Quiet())[0]
+    assert publish_once(asked("first"), version, Quiet()) == []
+    assert "is committed to second" in publish_once(asked("second"), version, Quiet())[0]
 
 
 def test_a_student_that_the_run_has_not_recorded_is_not_registered(
-    repository: Workspace, settings: Settings, tracking: Tracking
+    repository: Workspace, opened_repository: Project, tracking: Tracking
 ) -> None:
     root = repository.root
-    run_id = record(repository, settings, tracking).run_id
+    run_id = record(opened_repository).run_id
     change(root, "train.distill", "epochs", 5)
     dvc(root, "repro", "--quiet")  # from another terminal
     with pytest.raises(PipelineError, match="results were changed while they were recorded"):
-        register(repository, settings, tracking, run_id)
-    assert versions(tracking, settings.record.registered_model) == []
+        register(opened_repository, run_id)
+    assert versions(opened_repository) == []
 
 
 def test_a_registration_that_was_interrupted_gets_its_alias(
-    repository: Workspace, settings: Settings, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    repository: Workspace,
+    opened_repository: Project,
+    tracking: Tracking,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_id = record(repository, settings, tracking).run_id
+    run_id = record(opened_repository).run_id
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tracking.client, "set_registered_model_alias", killed)
-        register(repository, settings, tracking, run_id)
-    name = settings.record.registered_model
-    assert aliases(tracking, name) == {}
-    version = register(repository, settings, tracking, run_id)
-    assert aliases(tracking, name) == {"challenger": str(version.version)}
-    assert len(versions(tracking, name)) == 1
+        register(opened_repository, run_id)
+    assert aliases(opened_repository) == {}
+    version = register(opened_repository, run_id)
+    assert aliases(opened_repository) == {"challenger": str(version.version)}
+    assert len(versions(opened_repository)) == 1
 
 
 def test_a_damaged_copy_is_named(
-    repository: Workspace, settings: Settings, tracking: Tracking
+    repository: Workspace, opened_repository: Project, tracking: Tracking
 ) -> None:
     root = repository.root
-    run_id = record(repository, settings, tracking).run_id
-    version = register(repository, settings, tracking, run_id)
+    run_id = record(opened_repository).run_id
+    version = register(opened_repository, run_id)
     digest = hashlib.md5((root / "data/model/teacher/model.safetensors").read_bytes()).hexdigest()
     (copy,) = (root / ".dvc/cache/files/md5").rglob(digest[2:])
     copy.chmod(0o644)
     copy.write_bytes(b"damaged")
-    found = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+    found = reproduce(opened_repository, version, rebuild=False, sink=Quiet())
     assert any("damaged  data/model/teacher" in words for words in found.differences)
 
 
 def test_version_comes_back_the_same(
-    repository: Workspace, settings: Settings, tracking: Tracking
+    repository: Workspace, opened_repository: Project, tracking: Tracking
 ) -> None:
     root = repository.root
-    run_id = record(repository, settings, tracking).run_id
-    version = register(repository, settings, tracking, run_id)
+    run_id = record(opened_repository).run_id
+    version = register(opened_repository, run_id)
     change(root, "train.distill", "epochs", 5)
     git(root, "commit", "-qam", "five epochs")
     dvc(root, "repro", "--quiet")
     before = (root / "dvc.lock").read_bytes()
 
-    restored = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+    restored = reproduce(opened_repository, version, rebuild=False, sink=Quiet())
     assert restored.way == "DVC had a copy of everything" and not restored.differences
-    rebuilt = reproduce(repository, tracking, version, rebuild=True, sink=Quiet())
+    rebuilt = reproduce(opened_repository, version, rebuild=True, sink=Quiet())
     assert rebuilt.way.startswith("every stage ran again") and not rebuilt.differences
     assert "same     the registered student" in rebuilt.compared
     assert not rebuilt.folder.exists() and git(root, "worktree", "list").count("\n") == 0
 
     shutil.rmtree(root / ".dvc" / "cache")
-    again = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+    again = reproduce(opened_repository, version, rebuild=False, sink=Quiet())
     assert again.way.startswith("what DVC had no copy of was built again") and not again.differences
     assert (root / "dvc.lock").read_bytes() == before
 
 
 def test_a_version_older_than_the_remote_comes_back_from_it(
-    repository: Workspace, settings: Settings, tracking: Tracking, tmp_path: Path
+    repository: Workspace, opened_repository: Project, tracking: Tracking, tmp_path: Path
 ) -> None:
     root = repository.root
-    version = register(
-        repository, settings, tracking, record(repository, settings, tracking).run_id
-    )
+    version = register(opened_repository, record(opened_repository).run_id)
     (tmp_path / "remote").mkdir()
     dvc(root, "remote", "add", "--default", "storage", "../remote")  # beside the project
     git(root, "commit", "-qam", "storage")
     dvc(root, "push", "--quiet")
     shutil.rmtree(root / ".dvc" / "cache")
-    found = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+    found = reproduce(opened_repository, version, rebuild=False, sink=Quiet())
     assert found.way == "DVC had a copy of everything" and not found.differences
 
 
@@ -238,38 +249,38 @@ FETCH_STAGE = """
 
 
 def test_a_rebuild_takes_the_sources_of_then_where_they_are_kept(
-    repository: Workspace, settings: Settings, tracking: Tracking
+    repository: Workspace, opened_repository: Project, tracking: Tracking
 ) -> None:
     root = repository.root
     with (root / "dvc.yaml").open("a") as file:
         file.write(FETCH_STAGE)
     dvc(root, "repro", "--quiet")
     git(root, "commit", "-qam", "fetch")
-    run_id = record(repository, settings, tracking).run_id
-    version = register(repository, settings, tracking, run_id)
+    run_id = record(opened_repository).run_id
+    version = register(opened_repository, run_id)
     (root / "sources" / "README.md").write_text("other data\n")
-    rebuilt = reproduce(repository, tracking, version, rebuild=True, sink=Quiet())
+    rebuilt = reproduce(opened_repository, version, rebuild=True, sink=Quiet())
     assert rebuilt.way == "every stage ran again, from what was fetched then"
     assert not rebuilt.differences
     [lost] = (out for out in Workspace(root).lock()["report"]["outs"])
     digest = lost["md5"].removesuffix(".dir")
     (copy,) = (root / ".dvc/cache/files/md5").rglob(f"{digest[2:]}.dir")
     copy.unlink()
-    partly = reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+    partly = reproduce(opened_repository, version, rebuild=False, sink=Quiet())
     assert partly.way == "what DVC had no copy of was built again, from what was fetched then"
     assert not partly.differences
     shutil.rmtree(root / ".dvc" / "cache")
-    rebuilt = reproduce(repository, tracking, version, rebuild=True, sink=Quiet())
+    rebuilt = reproduce(opened_repository, version, rebuild=True, sink=Quiet())
     assert rebuilt.way == "every stage ran again, from the sources of today"
     [difference] = rebuilt.differences
     assert difference.startswith("differs  data/fetch: recorded ")
 
 
 def test_version_that_comes_out_otherwise_is_told(
-    repository: Workspace, settings: Settings, tracking: Tracking
+    repository: Workspace, opened_repository: Project, tracking: Tracking
 ) -> None:
-    run_id = record(repository, settings, tracking).run_id
-    version = register(repository, settings, tracking, run_id)
+    run_id = record(opened_repository).run_id
+    version = register(opened_repository, run_id)
     pipeline = repository.root / "pipeline.py"
     pipeline.write_text(pipeline.read_text().replace('b"weights"', 'b"WEIGHTS"'))
     git(repository.root, "commit", "-qam", "something else")
@@ -277,7 +288,7 @@ def test_version_that_comes_out_otherwise_is_told(
     commit = git(repository.root, "rev-parse", "HEAD")
     client.set_model_version_tag(version.name, number, "git_commit", commit)
     version = client.get_model_version(version.name, number)
-    result = reproduce(repository, tracking, version, rebuild=True, sink=Quiet())
+    result = reproduce(opened_repository, version, rebuild=True, sink=Quiet())
     assert len(result.differences) == 3
     assert result.differences[-1].startswith("differs  the registered student: recorded ")
     assert (result.folder / "data" / "model").exists()
@@ -285,14 +296,14 @@ def test_version_that_comes_out_otherwise_is_told(
     client.set_model_version_tag(version.name, number, "git_commit", gone)
     version = client.get_model_version(version.name, number)
     with pytest.raises(PipelineError, match=f"commit {gone} cannot be checked out"):
-        reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+        reproduce(opened_repository, version, rebuild=False, sink=Quiet())
 
 
 def test_version_of_uncommitted_changes_is_not_tried(
-    repository: Workspace, settings: Settings, tracking: Tracking
+    repository: Workspace, opened_repository: Project, tracking: Tracking
 ) -> None:
     (repository.root / "notes.txt").write_text("")
-    run_id = record(repository, settings, tracking).run_id
-    version = register(repository, settings, tracking, run_id)
+    run_id = record(opened_repository).run_id
+    version = register(opened_repository, run_id)
     with pytest.raises(PipelineError, match="v1 cannot be rebuilt: it was made with uncommitted"):
-        reproduce(repository, tracking, version, rebuild=False, sink=Quiet())
+        reproduce(opened_repository, version, rebuild=False, sink=Quiet())

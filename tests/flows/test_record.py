@@ -1,5 +1,4 @@
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,24 +7,24 @@ import pytest
 from mlflow import MlflowClient
 
 from firstkd.errors import ArtifactError, ConfigError, PipelineError
-from firstkd.settings import Settings, load_settings
+from firstkd.settings import Settings
 from flows import registry
-from flows.curves import LiveRun
+from flows.project import Project
 from flows.record import LOCK_TAG, Recorded, flatten, record
 from flows.registry import aliases, register, versions
 from flows.tracking import Tracking, open_tracking
 from flows.workspace import Workspace
-from tests.flows.projects import Quiet
+from tests.flows.projects import Quiet, open_project
 
 
 @pytest.fixture
-def settings(project: Workspace) -> Settings:
-    return load_settings(project.root / "params.yaml")
+def settings(opened_project: Project) -> Settings:
+    return opened_project.settings
 
 
 @pytest.fixture
-def tracking(project: Workspace, settings: Settings) -> Tracking:
-    return open_tracking(project.root, settings.record)
+def tracking(opened_project: Project) -> Tracking:
+    return opened_project.tracking
 
 
 def names(tracking: Tracking) -> list[str]:
@@ -52,16 +51,15 @@ def test_a_password_in_params_yaml_is_refused(project: Workspace, settings: Sett
 
 
 def test_record_holds_what_was_made(
-    project: Workspace, settings: Settings, tracking: Tracking
+    project: Workspace, opened_project: Project, tracking: Tracking
 ) -> None:
-    recorded = record(project, settings, tracking, "flow-run-1")
+    recorded = record(opened_project)
     assert recorded.is_new
     assert names(tracking) == WHOLE
     client = tracking.client
     run = client.get_run(recorded.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["dvc_lock_sha256"] == project.lock_digest()
-    assert run.data.tags["prefect_flow_run_id"] == "flow-run-1"
     assert run.data.tags["output/data/model/teacher"].endswith(".dir")
     assert run.data.metrics["sets/test/calibrated/ece"] == 0.05
     assert run.data.metrics["sets/test/calibrated/ece/high"] == 0.1
@@ -85,25 +83,26 @@ def test_record_holds_what_was_made(
 
 
 def test_same_state_is_recorded_and_registered_once(
-    project: Workspace, settings: Settings, tracking: Tracking
+    project: Workspace, opened_project: Project, tracking: Tracking
 ) -> None:
-    first = record(project, settings, tracking)
-    version = register(project, settings, tracking, first.run_id)
-    assert record(project, settings, tracking) == Recorded(first.run_id, is_new=False)
-    assert register(project, settings, tracking, first.run_id).version == version.version
+    first = record(opened_project)
+    version = register(opened_project, first.run_id)
+    assert record(opened_project) == Recorded(first.run_id, is_new=False)
+    assert register(opened_project, first.run_id).version == version.version
     assert names(tracking) == WHOLE
     assert version.tags["test_accuracy"] == "0.6667"
-    assert aliases(tracking, version.name) == {"challenger": str(version.version)}
+    assert version.tags["recalibration"] == "temperature"
+    assert aliases(opened_project) == {"challenger": str(version.version)}
 
 
 def test_what_another_repro_changes_meanwhile_is_not_recorded(
-    project: Workspace, settings: Settings, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    project: Workspace, opened_project: Project, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = project.root / "data/model/first/model.safetensors"
     log_inputs, log_model = tracking.client.log_inputs, registry._log_model
     shutil.rmtree(project.root / "data/model/teacher")
     with pytest.raises(ArtifactError, match=r"data/model/teacher is missing"):
-        record(project, settings, tracking)
+        record(opened_project)
     project.restore(Quiet())
 
     def disturbed(*arguments: Any) -> None:
@@ -112,10 +111,9 @@ def test_what_another_repro_changes_meanwhile_is_not_recorded(
 
     with monkeypatch.context() as patch, pytest.raises(PipelineError, match="were changed while"):
         patch.setattr(tracking.client, "log_inputs", disturbed)
-        record(project, settings, tracking)
+        record(opened_project)
     project.restore(Quiet())
-    run_id = record(project, settings, tracking).run_id
-    assert names(tracking) == WHOLE
+    run_id = record(opened_project).run_id
 
     def disturbed_too(*arguments: Any) -> Any:
         model.write_bytes(b"others")
@@ -123,60 +121,64 @@ def test_what_another_repro_changes_meanwhile_is_not_recorded(
 
     with monkeypatch.context() as patch, pytest.raises(PipelineError, match="were changed while"):
         patch.setattr(registry, "_log_model", disturbed_too)
-        register(project, settings, tracking, run_id)
-    assert versions(tracking, settings.record.registered_model) == []
+        register(opened_project, run_id)
+    assert versions(opened_project) == []
 
 
 def test_a_request_that_was_repeated_leaves_one_version(
     project: Workspace,
-    settings: Settings,
+    opened_project: Project,
     tracking: Tracking,
     lost_answer: Callable[[MlflowClient, str], None],
 ) -> None:
     lost_answer(tracking.client, "create_model_version")
-    version = register(project, settings, tracking, record(project, settings, tracking).run_id)
-    assert [str(found.version) for found in versions(tracking, version.name)] == ["1"]
-    assert aliases(tracking, version.name) == {"challenger": "1"}
+    register(opened_project, record(opened_project).run_id)
+    assert [str(found.version) for found in versions(opened_project)] == ["1"]
+    assert aliases(opened_project) == {"challenger": "1"}
 
 
 def test_another_workspace_with_the_same_state_is_left_at_work_and_registers_it_once(
     project: Workspace,
-    settings: Settings,
+    opened_project: Project,
     tracking: Tracking,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = Workspace(shutil.copytree(project.root, tmp_path / "other"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
+    other = open_project(shutil.copytree(project.root, tmp_path / "other"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tracking.client, "log_inputs", interrupted)
-        record(project, settings, tracking)  # it is still at work
+        record(opened_project)  # it is still at work
     [first] = tracking.client.search_runs([tracking.experiment_id], f"tags.{LOCK_TAG} LIKE '%'")
-    second = record(other, settings, tracking)
+    second = record(other)
     assert second.is_new
     assert tracking.client.get_run(first.info.run_id).info.lifecycle_stage == "active"
     log_model = registry._log_model
 
     def overtaken(*arguments: object) -> object:
         monkeypatch.setattr(registry, "_log_model", log_model)
-        register(other, settings, tracking, second.run_id)
+        register(other, second.run_id)
         return log_model(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(registry, "_log_model", overtaken)
-    version = register(project, settings, tracking, first.info.run_id)
+    version = register(opened_project, first.info.run_id)
     assert version.run_id == second.run_id
-    assert [str(found.version) for found in versions(tracking, version.name)] == ["1"]
+    assert [str(found.version) for found in versions(opened_project)] == ["1"]
 
 
-def test_interrupted_record_is_replaced(
-    project: Workspace, settings: Settings, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_record_is_marked_as_killed_by_the_next(
+    project: Workspace, opened_project: Project, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tracking.client, "log_inputs", interrupted)
-        record(project, settings, tracking)
+        record(opened_project)
     [first] = tracking.client.search_runs([tracking.experiment_id], f"tags.{LOCK_TAG} LIKE '%'")
-    second = record(project, settings, tracking)
+    second = record(opened_project)
     assert second.is_new and second.run_id != first.info.run_id
-    assert names(tracking) == WHOLE
+    found = tracking.client.search_runs([tracking.experiment_id])
+    states = {run.info.run_id: run.info.status for run in found}
+    assert states.pop(first.info.run_id) == "KILLED"
+    assert set(states.values()) == {"FINISHED"} and len(states) == len(WHOLE)
 
 
 def interrupted(*_: object) -> None:
@@ -184,10 +186,10 @@ def interrupted(*_: object) -> None:
 
 
 def test_registered_model_carries_code_files_and_pins(
-    project: Workspace, settings: Settings, tracking: Tracking
+    project: Workspace, opened_project: Project, settings: Settings, tracking: Tracking
 ) -> None:
-    run_id = record(project, settings, tracking).run_id
-    version = register(project, settings, tracking, run_id)
+    run_id = record(opened_project).run_id
+    version = register(opened_project, run_id)
     folder = Path(
         tracking.client.get_model_version_download_uri(version.name, str(version.version))
         .removeprefix("file://")
@@ -198,50 +200,6 @@ def test_registered_model_carries_code_files_and_pins(
     requirements = (folder / "requirements.txt").read_text()
     assert "torch==" in requirements and "+" not in requirements
     assert not list(folder.rglob("*.pkl"))
-
-
-def test_live_curve_is_mirrored_while_it_grows(
-    project: Workspace, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flows.curves.POLL_SECONDS", 0.05)
-    curve = project.root / "logs" / "model-teacher" / "curve.jsonl"
-    live = LiveRun(tracking, "flow-run-1", project.root / "logs/live-run")
-    with live.follow("model-teacher", curve):
-        curve.write_text('{"step": 0, "loss": 2.0}\n{"step": 1, "lo')  # begun anew
-        deadline = time.monotonic() + 10
-        while "model-teacher" not in names(tracking) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        with curve.open("a") as file:
-            file.write('ss": 1.0}\n')
-    [run] = tracking.client.search_runs([tracking.experiment_id], "run_name = 'model-teacher'")
-    history = tracking.client.get_metric_history(run.info.run_id, "loss")
-    assert [point.value for point in history] == [2.0, 1.0]
-    live.drop()
-    assert names(tracking) == [] and not (project.root / "logs/live-run").exists()
-
-
-def test_live_runs_of_a_killed_retraining_are_closed_by_the_next(
-    project: Workspace, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flows.curves.POLL_SECONDS", 0.05)
-    curve, note = project.root / "logs/model-teacher/curve.jsonl", project.root / "logs/live-run"
-    curve.unlink()
-    killed = LiveRun(tracking, "flow-run-1", note)
-    elsewhere = LiveRun(tracking, "flow-run-2", project.root / "logs/of-another-workspace")
-    for live in (killed, elsewhere):
-        with live.follow("model-teacher", curve), curve.open("a") as file:
-            file.write('{"step": 0, "loss": 2.0}\n')
-    LiveRun(tracking, "flow-run-3", note).close_killed()
-    found = {
-        (run.data.tags["prefect_flow_run_id"], run.info.run_name): run.info.status
-        for run in tracking.client.search_runs([tracking.experiment_id])
-    }
-    assert found == {
-        ("flow-run-1", "retrain (live)"): "KILLED",
-        ("flow-run-1", "model-teacher"): "KILLED",
-        ("flow-run-2", "retrain (live)"): "RUNNING",
-        ("flow-run-2", "model-teacher"): "RUNNING",
-    }
 
 
 def test_unreachable_server_is_one_error_that_names_it(
@@ -260,12 +218,12 @@ def test_numbers_with_intervals_keep_the_bare_name() -> None:
 
 
 def test_other_state_is_a_run_of_its_own(
-    project: Workspace, settings: Settings, tracking: Tracking
+    project: Workspace, opened_project: Project, tracking: Tracking
 ) -> None:
-    first = record(project, settings, tracking)
+    first = record(opened_project)
     with (project.root / "dvc.lock").open("a") as file:
         file.write("\n")
-    assert record(project, settings, tracking).run_id != first.run_id
+    assert record(opened_project).run_id != first.run_id
     assert len(names(tracking)) == 2 * len(WHOLE)
 
 

@@ -26,12 +26,12 @@ from typer.testing import CliRunner
 from firstkd.errors import ConfigError
 from firstkd.settings import load_settings
 from flows.cli import app
-from flows.processes import is_alive
+from flows.dvc import StageError, TransientStageError, WorkspaceBusyError
 from flows.retrain import retrain
 from flows.schedule import deployment_name, make_schedule
 from flows.state import read_state
-from flows.workspace import StageError, TransientStageError, Workspace, WorkspaceBusyError
-from tests.flows.projects import REPOSITORY, Quiet, change
+from flows.workspace import Workspace
+from tests.flows.projects import REPOSITORY, Quiet, change, is_alive
 
 FIRSTKD = [sys.executable, "-c", "from flows.cli import main; main()"]
 SLEEPING = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\n"
@@ -74,10 +74,8 @@ def test_plain_dvc_repro_keeps_the_retraining_out(project: Workspace) -> None:
         assert state.busy and re.match(words, state.busy) and state.stages == []
     finally:
         os.killpg(other.pid, signal.SIGKILL)
-    taken_note = threading.Timer(1, other.wait)
-    taken_note.start()
-    assert "model-teacher" in project.stale()  # whose lock counts until its parent has taken note
-    taken_note.join()
+    other.wait()
+    assert "model-teacher" in project.stale()
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -91,7 +89,7 @@ def test_crashed_stage_is_tried_again_and_finished_ones_are_not(project: Workspa
     change(project.root, "train.finetune", "epochs", 9)
     change(project.root, "train.distill", "epochs", 5)
     change(project.root, "retrain", "retry_delay_seconds", 0)
-    assert retrain(str(project.root)).verdict.passed
+    assert retrain(str(project.root)).concluded.verdict.passed
     ran = (project.root / "ran").read_text().splitlines()
     assert ran == [
         "ran model teacher",
@@ -179,7 +177,7 @@ def test_webhook_hears_once_of_a_promotion_whose_run_was_killed_before_it_could_
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("flows.retrain.announce", killed)
+        patch.setattr("flows.conclude.announce", killed)
         retrain(str(project.root))
     assert messages == []
     monkeypatch.chdir(project.root)

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows.processes import is_alive
 from flows.workspace import Workspace
-from tests.flows.projects import REPOSITORY, change
+from tests.flows.projects import REPOSITORY, change, is_alive
 from tests.flows.test_kills import Running, assert_as_undisturbed, champion, make_slow
 from tests.servers import Server, Servers, wait_for
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from flows.dvc import Outcome, StageError, TransientStageError, WorkspaceBusyError
+from flows.git import git_state
 from flows.processes import LineSplitter, run_group
-from flows.workspace import Outcome, StageError, Workspace, WorkspaceBusyError
-from tests.flows.projects import change, git
+from flows.workspace import Workspace
+from tests.flows.projects import change, git, is_alive
 
 
 class Collected:
@@ -58,10 +60,33 @@ def test_failure_carries_the_stages_own_message(project: Workspace) -> None:
     assert str(failure.value) == "model: thirteen epochs are too many"
 
 
+MISTAKES = {
+    "a bar is open": ("sys.stderr.write('50%|#')", 2, StageError),
+    "it mentions a crash": ("print('Traceback: Killed')", 2, StageError),
+    "sources are away": ("pass", 3, TransientStageError),
+    "it looks like a mistake": ("pass", 1, TransientStageError),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_the_exit_code_of_a_stage_says_what_kind_its_error_is(
+    project: Workspace, case: str
+) -> None:
+    before, code, kind = MISTAKES[case]
+    (project.root / "data" / "prepare" / "train.parquet").write_text("changed")
+    lines = ["import sys", before, "sys.stderr.write('\\nprepare: row 3: no\\n  more\\n')"]
+    (project.root / "pipeline.py").write_text("\n".join([*lines, f"sys.exit({code})", ""]))
+    with pytest.raises(StageError) as failure:
+        project.reproduce("prepare", Collected())
+    assert type(failure.value) is kind
+    if code != 1:
+        assert str(failure.value) == "prepare: row 3: no\n  more"
+
+
 def test_crash_names_the_stage_and_its_last_line(project: Workspace) -> None:
     (project.root / "data" / "prepare" / "train.parquet").write_text("changed")
     (project.root / "pipeline.py").write_text("import nowhere\n")
-    with pytest.raises(StageError, match="stage prepare crashed: ModuleNotFoundError: No module"):
+    with pytest.raises(TransientStageError, match="prepare crashed with exit code 1: ModuleNot"):
         project.reproduce("prepare", Collected())
 
 
@@ -83,22 +108,21 @@ def test_second_retraining_is_refused(project: Workspace) -> None:
 
 
 def test_git_state_ignores_dvc_lock_and_names_the_changes(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    assert "made outside git (not a git repository" in str(workspace.git().problem)
+    assert "made outside git (not a git repository" in str(git_state(tmp_path).problem)
     for name in ("dvc.lock", "dvc.yaml", "params.yaml"):
         (tmp_path / name).write_text("a")
     git(tmp_path, "init", "-q")
-    assert workspace.git().commit is None
+    assert git_state(tmp_path).commit is None
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
     (tmp_path / "dvc.lock").write_text("b")
-    state = workspace.git()
+    state = git_state(tmp_path)
     assert state.commit is not None and state.problem is None
     (tmp_path / "params.yaml").write_text("c")
     for number in range(3):
         (tmp_path / f"code{number}.py").write_text("")
     problem = "it was made with uncommitted changes (params.yaml, code0.py, code1.py, …)"
-    assert workspace.git().problem == problem
+    assert git_state(tmp_path).problem == problem
 
 
 def test_folder_that_an_outer_repository_ignores_is_outside_git(tmp_path: Path) -> None:
@@ -109,7 +133,7 @@ def test_folder_that_an_outer_repository_ignores_is_outside_git(tmp_path: Path) 
     (tmp_path / "inner").mkdir()
     for name in ("dvc.yaml", "params.yaml"):
         (tmp_path / "inner" / name).write_text("a")
-    assert "made outside git" in str(Workspace(tmp_path / "inner").git().problem)
+    assert "made outside git" in str(git_state(tmp_path / "inner").problem)
 
 
 def test_splitter_shows_bars_as_they_move_and_keeps_their_end() -> None:
@@ -141,12 +165,12 @@ def test_exception_ends_the_whole_process_group(tmp_path: Path) -> None:
 
     seen = Cancelling()
     with pytest.raises(Cancelled):
-        run_group([sys.executable, "-c", FAMILY], tmp_path, dict(os.environ), seen)
+        run_group([sys.executable, "-c", FAMILY], tmp_path, dict(os.environ), seen, 30)
     grandchild = int(seen.lines[0].split()[1])
     deadline = time.monotonic() + 5
-    while _runs(grandchild) and time.monotonic() < deadline:
+    while is_alive(grandchild) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _runs(grandchild)
+    assert not is_alive(grandchild)
 
 
 def test_killed_flow_leaves_no_stage_behind(tmp_path: Path) -> None:
@@ -157,7 +181,7 @@ from flows.processes import run_group
 class Printed:
     def line(self, text): print(text, flush=True)
     def progress(self, text): pass
-run_group([sys.executable, "-c", {FAMILY!r}], Path("."), dict(os.environ), Printed())
+run_group([sys.executable, "-c", {FAMILY!r}], Path("."), dict(os.environ), Printed(), 30)
 """
     flow = subprocess.Popen([sys.executable, "-c", runner], stdout=subprocess.PIPE, text=True)
     assert flow.stdout is not None
@@ -165,9 +189,9 @@ run_group([sys.executable, "-c", {FAMILY!r}], Path("."), dict(os.environ), Print
     flow.kill()
     flow.wait()
     deadline = time.monotonic() + 5
-    while _runs(grandchild) and time.monotonic() < deadline:
+    while is_alive(grandchild) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _runs(grandchild)
+    assert not is_alive(grandchild)
 
 
 def test_signal_ends_a_stage_that_says_nothing(tmp_path: Path) -> None:
@@ -177,15 +201,7 @@ def test_signal_ends_a_stage_that_says_nothing(tmp_path: Path) -> None:
     started = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_group(["sleep", "60"], tmp_path, dict(os.environ), Collected())
+            run_group(["sleep", "60"], tmp_path, dict(os.environ), Collected(), 30)
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 10
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

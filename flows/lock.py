@@ -1,0 +1,92 @@
+"""One writer at a time for the versions and aliases of a registered model.
+
+The writers of a local database exclude each other by a file lock, which the system releases when
+its holder dies. The writers of an MLflow server may be on several machines: they share a
+concurrency limit of one on their Prefect server, which takes a dead holder's place back.
+"""
+
+import fcntl
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from firstkd.errors import PipelineError
+from flows.tracking import Tracking
+
+LEASE_SECONDS = 60.0
+"""After which Prefect takes the place of a holder back that has stopped renewing it."""
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+@contextmanager
+def registry_lock(tracking: Tracking, name: str) -> Iterator[None]:
+    """Be the only writer of the registered model `name`; waits for another one.
+
+    Hold it for some quick requests only. Raises PipelineError as `check_lock` does.
+    """
+    url = _shared_prefect(tracking)
+    if url is None:
+        with _lock_file(tracking).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        return
+    import httpx
+    from prefect.concurrency.sync import concurrency
+
+    limit = f"registry-{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}"
+    try:
+        _create(limit)
+        with concurrency(limit, strict=True, lease_duration=LEASE_SECONDS):
+            yield
+    except httpx.HTTPError as error:
+        raise PipelineError(
+            f"Prefect at {url} failed while {name} was locked ({error}); run it again"
+        ) from error
+
+
+def check_lock(tracking: Tracking) -> None:
+    """Raise PipelineError if nothing could keep the writers of this MLflow server apart."""
+    _shared_prefect(tracking)
+
+
+def _shared_prefect(tracking: Tracking) -> str | None:
+    """Return the Prefect server that the writers share; None if all are on this machine."""
+    if tracking.database:
+        return None
+    from flows.prefect_server import lasting_server
+
+    url = lasting_server()
+    if url is None and urlsplit(tracking.uri).hostname not in LOOPBACK:
+        raise PipelineError(
+            f"other machines may write to MLflow at {tracking.shown}: start a Prefect server with "
+            "`prefect server start`, and name it in PREFECT_API_URL on each of them; it lets one "
+            "at a time change the registry"
+        )
+    return url
+
+
+def _lock_file(tracking: Tracking) -> Path:
+    if tracking.database:
+        return tracking.database.with_name(f"{tracking.database.name}.lock")
+    digest = hashlib.sha256(tracking.uri.encode()).hexdigest()
+    return Path(tempfile.gettempdir()) / f"firstkd-{digest[:16]}.lock"
+
+
+def _create(limit: str) -> None:
+    from prefect import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(limit)
+        except ObjectNotFound:
+            # or another has made it in the same second; without one, `strict` raises
+            with suppress(ObjectAlreadyExists, PrefectHTTPStatusError):
+                client.create_global_concurrency_limit(
+                    GlobalConcurrencyLimitCreate(name=limit, limit=1)
+                )

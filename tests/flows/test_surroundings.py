@@ -1,0 +1,170 @@
+"""What real machines do to a project: links, odd and moved folders, proxies, encodings, pipes."""
+
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from firstkd.errors import ConfigError, PipelineError
+from flows.lock import check_lock, registry_lock
+from flows.project import Project
+from flows.record import record
+from flows.registry import load_evidence, register, student_files
+from flows.tracking import open_tracking
+from flows.workspace import Workspace
+from tests.flows.projects import REPOSITORY, dvc, open_project
+from tests.flows.test_cli import FIRSTKD, firstkd
+
+
+def registered_weights(project: Project, scratch: Path) -> bytes:
+    version = register(project, record(project).run_id)
+    weights, calibration = student_files(project.tracking, version, scratch)
+    assert calibration.read_text()
+    return (weights / "model.safetensors").read_bytes()
+
+
+def test_files_that_dvc_links_to_its_cache_are_registered(
+    project: Workspace, tmp_path: Path
+) -> None:
+    dvc(project.root, "config", "cache.type", "symlink")
+    dvc(project.root, "checkout", "--relink", "--quiet")
+    assert (project.root / "data/evaluate/first/calibration.json").is_symlink()
+    assert registered_weights(open_project(project.root), tmp_path) == b"weights" * 4
+
+
+@pytest.mark.parametrize("name", ["job%20x", "a b#c?", "größe"])
+def test_a_folder_of_any_name_is_registered(built: Path, tmp_path: Path, name: str) -> None:
+    root = shutil.copytree(built, tmp_path / name)
+    assert registered_weights(open_project(root), tmp_path) == b"weights" * 4
+
+
+def test_a_project_that_was_moved_reads_what_it_has_and_writes_where_it_is(
+    opened_project: Project, tmp_path: Path
+) -> None:
+    registered_weights(opened_project, tmp_path)
+    moved = open_project(shutil.move(opened_project.root, tmp_path / "moved"))
+    assert registered_weights(moved, tmp_path) == b"weights" * 4
+    [version] = moved.client.search_model_versions()
+    assert load_evidence(moved.tracking, version).sets
+    run = moved.client.get_run(record(moved).run_id)
+    assert run.info.artifact_uri.startswith((tmp_path / "moved").as_uri())
+    assert not opened_project.root.exists()
+    assert "champion: none yet" in firstkd(moved.root, "status").stdout
+
+
+@pytest.mark.parametrize("place", ["file:./mlruns", "mlruns", "file:///srv/mlruns"])
+def test_a_folder_as_the_record_is_refused_with_the_reason(
+    opened_project: Project, place: str
+) -> None:
+    settings = opened_project.settings.record.model_copy(update={"tracking_uri": place})
+    with pytest.raises(ConfigError, match="cannot keep a model registry; use a database"):
+        open_tracking(opened_project.root, settings)
+
+
+@pytest.mark.parametrize("direct", ["", "example.org", "127.0.0.1"])
+def test_a_proxy_is_not_asked_for_the_servers_of_this_machine(direct: str) -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        code = f"import flows, httpx; httpx.head({url!r}).raise_for_status()"
+        proxies = {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": direct}
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=REPOSITORY, env={**os.environ, **proxies}, check=True
+        )
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_what_an_encoding_does_not_have_is_no_error(
+    project: Workspace, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    done = subprocess.run(
+        [*FIRSTKD, "compare"],
+        cwd=project.root,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("0.00–1.00" if encoding == "utf-8" else "0.00?1.00") in done.stdout.decode(encoding)
+
+
+@pytest.mark.parametrize("command", ["compare", "--help", "nonsense"])
+def test_a_reader_that_leaves_is_no_error(project: Workspace, command: str) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(
+        [*FIRSTKD, command],
+        cwd=project.root,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writes)
+    assert done.returncode == (2 if command == "nonsense" else 0)
+    assert "Traceback" not in done.stderr and "Broken" not in done.stderr
+
+
+def test_a_lock_ends_with_the_process_that_holds_it(opened_project: Project) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom flows.lock import registry_lock\n"
+        "from tests.flows.projects import open_project\n"
+        "tracking = open_project(Path(sys.argv[1])).tracking\n"
+        "with registry_lock(tracking, 'student'):\n    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(opened_project.root)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    entered = threading.Event()
+
+    def wait_for_it() -> None:
+        with registry_lock(opened_project.tracking, "student"):
+            entered.set()
+
+    threading.Thread(target=wait_for_it, daemon=True).start()
+    assert not entered.wait(1)
+    holder.kill()
+    holder.communicate()
+    assert entered.wait(10)
+
+
+def test_a_server_that_other_machines_may_write_to_needs_a_prefect_server(
+    opened_project: Project,
+) -> None:
+    server = replace(opened_project.tracking, database=None, uri="https://mlflow.example")
+    with pytest.raises(PipelineError, match=r"other machines may write .* PREFECT_API_URL"):
+        check_lock(server)
+    check_lock(replace(server, uri="http://127.0.0.1:5000"))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_writers_of_a_shared_server_share_a_limit_of_prefect(opened_project: Project) -> None:
+    server = replace(opened_project.tracking, database=None, uri="https://mlflow.example")
+    inside, most = 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        with registry_lock(server, "student/of us"):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.3)
+            inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert (inside, most) == (0, 1)
