@@ -91,7 +91,6 @@ def test_same_state_is_recorded_and_registered_once(
     assert register(opened_project, first.run_id).version == version.version
     assert names(tracking) == WHOLE
     assert version.tags["test_accuracy"] == "0.6667"
-    assert version.tags["recalibration"] == "temperature"
     assert aliases(opened_project) == {"challenger": str(version.version)}
 
 
