@@ -3,6 +3,9 @@
 Reads   data/fetch/base/, data/prepare/train.parquet
 Writes  data/prune/ (a model folder, metrics.json with each layer's influence)
 Run as  python -m tasks.prune   (normally through `dvc repro prune`)
+
+What was saved is loaded again and must give the logits of the base model with those layers passed
+over, or the stage ends with an error that names the family.
 """
 
 import logging
@@ -22,6 +25,7 @@ from firstkd.models.pruning import (
     logits_without,
     most_influential,
 )
+from firstkd.models.self_test import check_model
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
 from tasks.stage import run_stage
@@ -38,9 +42,10 @@ def main(root: Path = Path(".")) -> None:
     if settings.prune.layers > present:
         raise ConfigError(f"prune.layers: {settings.prune.layers}, but the model has {present}")
     examples = read_examples(root / "data/prepare/train.parquet")[: settings.prune.examples]
-    questions = [q.gold_only() for q in encode(examples, tokenizer, settings.prompt)]
+    questions = encode(examples, tokenizer, settings.prompt)
+    answered = [question.gold_only() for question in questions]
     influence = block_influence(
-        model, questions, settings.prune.micro_batch_size, settings.prune.micro_batch_tokens
+        model, answered, settings.prune.micro_batch_size, settings.prune.micro_batch_tokens
     )
     kept = most_influential(influence, settings.prune.layers)
     log.info("keeping layers %s of %d", kept, present)
@@ -52,6 +57,7 @@ def main(root: Path = Path(".")) -> None:
         saved = load_model(folder, "bf16")
         found = logits_without(saved, range(len(kept)), probe)
         check_same_logits(expected, found, model.config.model_type)
+        check_model(load_model(folder, "fp32"), tokenizer, questions)
         write_json(folder / "metrics.json", {"kept": kept, "influence": influence.tolist()})
 
 
