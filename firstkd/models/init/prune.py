@@ -44,6 +44,7 @@ class PruneInit(Init):
             logits_without,
             most_influential,
         )
+        from firstkd.models.self_test import check_model
 
         base = given.models[self.of]
         tokenizer, model = load_tokenizer(base), load_model(base, "bf16")
@@ -51,10 +52,9 @@ class PruneInit(Init):
         if self.layers > present:
             raise ConfigError(f"layers: {self.layers}, but {self.of} has {present}")
         examples = read_examples(given.examples[0])[: self.examples]
-        questions = [q.gold_only() for q in encode(examples, tokenizer, given.prompt)]
-        influence = block_influence(
-            model, questions, self.micro_batch_size, self.micro_batch_tokens
-        )
+        questions = encode(examples, tokenizer, given.prompt)
+        answered = [question.gold_only() for question in questions]
+        influence = block_influence(model, answered, self.micro_batch_size, self.micro_batch_tokens)
         kept = most_influential(influence, self.layers)
         log.info("keeping layers %s of %d", kept, present)
         probe = torch.tensor([questions[0].prompt], device=model.device)
@@ -63,4 +63,5 @@ class PruneInit(Init):
         save_model(model, tokenizer, folder)
         found = logits_without(load_model(folder, "bf16"), range(len(kept)), probe)
         check_same_logits(expected, found, model.config.model_type)
+        check_model(load_model(folder, "fp32"), tokenizer, questions)
         write_json(folder / "metrics.json", {"kept": kept, "influence": influence.tolist()})
