@@ -100,7 +100,7 @@ def _bring_back(there: Workspace, sources: Path, rebuild: bool, sink: OutputSink
     if not rebuild and there.restore(sink):
         return "DVC had a copy of everything"
     stages, taken = there.stages(), "what was fetched then"
-    fetched = _fetched(there.root)
+    fetched = {stage: out for stage, out in _fetched(there.root).items() if stage in stages}
     if there.restore(sink, *fetched.values()):
         stages = [stage for stage in stages if stage not in fetched]
     else:
