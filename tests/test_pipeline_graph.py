@@ -226,7 +226,7 @@ def test_the_command_writes_the_graph_and_checks_it_within_two_seconds(project):
     edited = (project / "dvc.yaml").read_text().replace("tasks.report", "tasks.reports")
     (project / "dvc.yaml").write_text(edited)
     found = firstkd(project, "graph", "--check")
-    assert found.returncode == 1
+    assert found.returncode == 2
     (line,) = found.stderr.splitlines()
     assert line.startswith("error: dvc.yaml does not follow from params.yaml and the code")
     assert (project / "dvc.yaml").read_text() == edited
@@ -246,7 +246,7 @@ def test_a_stage_refuses_a_graph_that_is_out_of_date(project):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("fetch: dvc.yaml does not follow from")
     assert not (project / "data").exists()
 
