@@ -77,8 +77,17 @@ def file_name(source: str) -> str:
 
 def _from_path(rest: str, sha256: str | None, project: Path) -> Path:
     found = project / rest
-    if not found.exists():
-        raise SourceError(f"path:{rest}: {found.absolute()} does not exist")
+    try:
+        if not found.exists():
+            raise SourceError(f"path:{rest}: {found.absolute()} does not exist")
+        for file in _model_files(found) if found.is_dir() else [found]:
+            file.open("rb").close()
+    except OSError as error:
+        where = error.filename or found
+        raise SourceError(
+            f"path:{rest}: {where} cannot be read ({error.strerror}); change its "
+            "permissions or name"
+        ) from error
     folder = found if found.is_dir() else found.parent  # DVC follows links to files, not to folders
     if sha256 is None and not folder.resolve().is_relative_to((project / "sources").resolve()):
         raise SourceError(

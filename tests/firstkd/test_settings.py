@@ -231,3 +231,9 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
     path = with_changes(tmp_path, "train", "finetune", "learning_rate", to=0.5)
     path.write_text(path.read_text().replace("learning_rate: 0.5", "learning_rate: 2e-6", 1))
     assert load_settings(path).train["finetune"].learning_rate == 2e-6
+
+
+def test_a_name_that_no_file_could_have_is_refused(tmp_path):
+    path = with_changes(tmp_path, "evaluate", "models", to=["a" * 300])
+    with pytest.raises(ConfigError, match="should have at most 64 characters"):
+        load_settings(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from firstkd.data.sources import fetch_source, file_name
+from firstkd.data.sources import _from_path, fetch_source, file_name
 from firstkd.errors import ArtifactError, PipelineError, SourceError
 from firstkd.files import sha256_of
 
@@ -286,3 +286,19 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_error(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "refused: hub:org/name@" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("source", ["a.jsonl", "model", "a" * 300 + ".jsonl"])
+def test_a_source_that_may_not_be_read_is_named(tmp_path: Path, source: str) -> None:
+    (tmp_path / "sources/model").mkdir(parents=True)
+    for name in ("a.jsonl", "model/config.json"):
+        (tmp_path / "sources" / name).write_text("{}\n")
+        (tmp_path / "sources" / name).chmod(0)
+    user = os.geteuid()
+    if user == 0:  # who may read everything
+        os.seteuid(65534)
+    try:
+        with pytest.raises(SourceError, match=rf"path:sources/{source}: .* cannot be read \("):
+            _from_path(f"sources/{source}", None, tmp_path)
+    finally:
+        os.seteuid(user)
