@@ -20,6 +20,10 @@ class ConfigError(PipelineError):
 class SourceError(PipelineError):
     """A model or data source cannot be resolved, fetched or verified."""
 
+
+class UnreachableError(SourceError):
+    """A hub or package index does not answer, or refuses."""
+
     exit_code = 3  # it may pass the next time
 
 

@@ -20,7 +20,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises ArtifactError when the disk refuses the write (full, read-only).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with one_line_if_refused(path):
@@ -38,10 +38,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises ArtifactError when the disk refuses a write (full, read-only).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     for left_by_a_kill in path.parent.glob(f".{path.name}.*.tmp"):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    with one_line_if_refused(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     temporary.chmod(0o755)  # mkdtemp makes it private, and DVC keeps the mode
     try:
         with one_line_if_refused(path):
@@ -49,6 +50,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_parent(path: Path) -> None:
+    with one_line_if_refused(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def replace_folder(finished: Path, path: Path) -> None:
@@ -59,7 +65,10 @@ def replace_folder(finished: Path, path: Path) -> None:
     finished.replace(path)
 
 
-DISK_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+DISK_REFUSALS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+}
 
 
 @contextmanager
@@ -84,7 +93,7 @@ def _unwritable(path: Path, error: Exception) -> ArtifactError:
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return ArtifactError(
         f"cannot write {path}: {reason}. Nothing was left behind; "
-        "free some space or mend the permissions and run it again."
+        "free some space or change the permissions, and run it again."
     )
 
 

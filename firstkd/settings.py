@@ -167,8 +167,10 @@ def load_settings(path: Path) -> Settings:
     """
     try:
         values = YAML(typ="safe", pure=True).load(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is missing; run from the project's folder") from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ConfigError(
+            f"{path} is missing or a folder; run from the project's folder"
+        ) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(
@@ -180,7 +182,10 @@ def load_settings(path: Path) -> Settings:
             "allowed in YAML; remove it"
         ) from error
     except MarkedYAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(_not_yaml(path, error)) from error
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else type(values).__name__
+        raise ConfigError(f"{path}: expected sections of settings, found {found}; restore the file")
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -188,10 +193,20 @@ def load_settings(path: Path) -> Settings:
         raise ConfigError("\n".join(problems)) from error
 
 
+def _not_yaml(path: Path, error: MarkedYAMLError) -> str:
+    """Say in one line what ruamel, which counts lines from 0, says in many."""
+    mark = error.problem_mark or error.context_mark
+    line = f", line {mark.line + 1}" if mark else ""
+    hint = "; indent with spaces" if "\\t" in str(error.problem) else ""
+    return f"{path}{line}: not valid YAML: {error.problem or error.context}{hint}"
+
+
 def _explain(path: Path, values: Any, problem: Any) -> str:
     key = _key(values, problem["loc"], problem["type"] == "missing")
     if problem["type"] == "missing":
         return f"{path}: {key}: missing"
+    if problem["input"] is None and problem["type"] in ("model_type", "dict_type"):
+        return f"{path}: {key}: nothing below it; write its keys, indented, or {{}} if it has none"
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         return f"{path}: {key}: {message}" if key else f"{path}: {message}"

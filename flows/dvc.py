@@ -9,7 +9,7 @@ from collections import deque
 from enum import Enum
 from pathlib import Path
 
-from firstkd.errors import PipelineError, SourceError
+from firstkd.errors import PipelineError, UnreachableError
 from flows.processes import OutputSink, run_group
 
 DVC = [sys.executable, "-m", "dvc"]
@@ -117,12 +117,12 @@ class Shown:
         if not failed:  # it could not even start a stage
             raise StageError(dvc_says or f"dvc failed: {said[-1] if said else 'no output'}")
         stage, code, own = failed[1], int(failed[2]), said[:dvc_at] or ["no output"]
-        if code not in (PipelineError.exit_code, SourceError.exit_code):
+        if code not in (PipelineError.exit_code, UnreachableError.exit_code):
             what = f"stage {stage} crashed with exit code {code}: {own[-1]}"
             raise TransientStageError(f"{what} (its output above says more)")
         begins = [i for i in range(len(own)) if is_error_line(stage, own[i])]
         message = "\n".join(own[begins[-1] :] if begins else own[-1:])
-        raise (TransientStageError if code == SourceError.exit_code else StageError)(message)
+        raise (TransientStageError if code == UnreachableError.exit_code else StageError)(message)
 
 
 def _check_free(root: Path, dvc_says: str) -> None:

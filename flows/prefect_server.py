@@ -53,6 +53,7 @@ def server_starting() -> Iterator[None]:
     if answering_server():
         yield
         return
+    _check_home()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     _own_server = f"http://127.0.0.1:{port}/api"
@@ -67,6 +68,19 @@ def server_starting() -> Iterator[None]:
         said.seek(0)
         last = said.read().decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
         raise PipelineError(f"Prefect's server at {_own_server} did not start: {last[0]}")
+
+
+def _check_home() -> None:
+    """Raise PipelineError unless Prefect can write where it keeps its database."""
+    home = get_current_settings().home
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError as error:
+        raise PipelineError(
+            f"Prefect keeps its database in {home}, which cannot be written "
+            f"({error.strerror}); set PREFECT_HOME to a folder that can"
+        ) from error
 
 
 def _answers(url: str, seconds: float, goes_on: Callable[[], bool] = lambda: True) -> bool:

@@ -34,7 +34,12 @@ def fetch_dataset(name: str, dataset: DatasetSource, folder: Path, project: Path
             f"fetch.datasets.{name}: {dataset.source} is not a data file; "
             f"expected one of {', '.join(sorted(SUFFIXES))}, also with .gz behind it"
         )
-    fetch_source(dataset.source, dataset.sha256, folder / f"{name}{suffix}", project)
+    target = folder / f"{name}{suffix}"
+    fetch_source(dataset.source, dataset.sha256, target, project)
+    if target.is_dir():
+        raise SourceError(
+            f"fetch.datasets.{name}: {dataset.source} is a folder; name the data file in it"
+        )
 
 
 if __name__ == "__main__":

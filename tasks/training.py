@@ -32,6 +32,7 @@ from firstkd.train.loop import train, training_plan
 from firstkd.train.player import Player
 from tasks.code import code_sha256
 from tasks.layout import log_folder, model_folder, recalibration_file, signal_folder
+from tasks.preflight import check_terms
 
 
 def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
@@ -114,16 +115,6 @@ def open_sources(
         store.check_counts(positions, [signal.records_of(q) for q in questions], ids)
         found[term_name] = Stored(signal, store, from_json(fitted), positions)
     return found
-
-
-def check_terms(name: str, model: ModelSettings, questions: Sequence[Question]) -> None:
-    """Raise ConfigError for a term that no training question has anything for."""
-    for term_name, term in (model.learn or {}).items():
-        if not any(map(term.count, questions)):
-            raise ConfigError(
-                f"params.yaml: models.{name}.learn.{term_name}: no training question has what "
-                f"{term.kind} compares (choices, or a right answer); remove the term"
-            )
 
 
 def checkpoint_folder(

@@ -20,11 +20,12 @@ from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.files import atomic_folder, write_json
-from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.folders import load_model, load_tokenizer, read_config
 from firstkd.models.self_test import check_model
 from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.settings import Settings, load_settings
-from tasks.layout import log_folder, model_folder
+from tasks.layout import learned_from, log_folder, model_folder
+from tasks.preflight import check_layers, check_measured, check_signals, check_terms
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -44,10 +45,12 @@ def main(root: Path = Path(".")) -> None:
     splits = {split: read_examples(file) for split, file in files.items()}
     log.info("counting the tokens of %s examples", f"{sum(map(len, splits.values())):,}")
     lengths = token_lengths(splits, tokenizers.values(), settings.prompt)
+    warn_of_cuts(lengths, settings.prompt.max_length)
     frames = flat_frames(splits, lengths)
     docs = log_folder(root, "validate") / "data_docs"
     outcomes = run(frames, settings.validate_, docs)
     report(outcomes, docs / "index.html")
+    check_settings(root, settings, tokenizers, splits)
     check_models(root, settings, tokenizers, splits)
     with atomic_folder(root / "data/validate") as folder:
         write_json(folder / "summary.json", summary(frames, outcomes))
@@ -67,6 +70,29 @@ def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Any]) -> None:
                     f"holds token ids of {other}'s tokenizer, and {name} has {own}'s; learn from "
                     "a signal of choices, whose texts mean the same to both"
                 )
+
+
+def check_settings(
+    root: Path,
+    settings: Settings,
+    tokenizers: Mapping[str, Any],
+    splits: Mapping[str, list[Example]],
+) -> None:
+    """Raise ConfigError or DataValidationError for what the data or the models cannot serve."""
+    folders = {name: model_folder(root, name) for name in tokenizers}
+    check_layers(settings, {n: read_config(f).num_hidden_layers for n, f in folders.items()})
+    check_measured(root / "data/prepare", splits)
+    learned = [e for file in learned_from(root, settings) for e in splits[file.stem]]
+    questions = {
+        name: (
+            encode(learned, tokenizer, settings.prompt),
+            encode(splits["calibration"], tokenizer, settings.prompt),
+        )
+        for name, tokenizer in tokenizers.items()
+    }
+    for name, model in settings.models.items():
+        check_terms(name, model, questions[settings.lineage.root(name)][0])
+    check_signals(settings, {name: calibration for name, (_, calibration) in questions.items()})
 
 
 def check_models(
@@ -102,6 +128,16 @@ def token_lengths(
                 for (prompt, response), q in zip(found[split], questions, strict=True)
             ]
     return found
+
+
+def warn_of_cuts(lengths: Mapping[str, list[tuple[int, int]]], max_length: int) -> None:
+    for split, found in lengths.items():
+        if cut := sum(prompt + response > max_length for prompt, response in found):
+            log.warning(
+                "data/prepare/%s.parquet: %s of %s examples are longer than prompt.max_length = %d "
+                "and lose the start of their prompt",
+                *(split, f"{cut:,}", f"{len(found):,}", max_length),
+            )
 
 
 def report(outcomes: dict[str, dict[str, Any]], docs: Path) -> None:

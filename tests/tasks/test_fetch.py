@@ -82,3 +82,15 @@ def test_data_that_are_a_git_lfs_pointer_are_named(project: Path) -> None:
     (project / "sources/questions.jsonl").write_text(pointer)
     with pytest.raises(SourceError, match=r"questions\.jsonl is a Git LFS pointer"):
         fetch.main(project)
+
+
+def test_a_folder_in_the_place_of_a_data_file_is_refused_and_nothing_is_left(
+    project: Path,
+) -> None:
+    (project / "sources/questions.jsonl").unlink()
+    (project / "sources/questions.jsonl").mkdir()
+    with pytest.raises(
+        SourceError, match=r"fetch\.datasets\.questions: .* is a folder; name the data file in it"
+    ):
+        fetch.main(project)
+    assert list((project / "data").iterdir()) == []

@@ -1,4 +1,6 @@
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,12 +79,82 @@ def test_open_text_passes(project: Path) -> None:
         splits["train"].append(example)
     check(project, splits)
     assert all(succeeded(project, "train"))
-    splits = {
-        split: [replace(example, choices=None, answer_index=None) for example in examples]
-        for split, examples in splits.items()
-    }
-    check(project, splits)
-    assert all(succeeded(project, "train"))
+
+
+def as_open_text(examples: list[Example]) -> list[Example]:
+    return [replace(example, choices=None, answer_index=None) for example in examples]
+
+
+@pytest.mark.parametrize(
+    ("splits", "problem"),
+    [
+        (["train"], "models.first.learn.choices: no training question has what choice_kl compares"),
+        (
+            ["calibration"],
+            "calibration.parquet: no questions with choices, on which a model's",
+        ),
+        (["test"], "test.parquet: no questions with choices, on which a model's answers are"),
+        (["train", "calibration", "test"], "parquet: no questions with choices"),
+    ],
+)
+def test_open_text_where_questions_with_choices_are_needed_is_refused_before_any_training(
+    project: Path, splits: list[str], problem: str
+) -> None:
+    data = {name: as_open_text(each) if name in splits else each for name, each in good().items()}
+    with pytest.raises((ConfigError, DataValidationError), match=re.escape(problem)) as caught:
+        check(project, data)
+    assert "fetch.datasets" in str(caught.value)
+    assert not (project / "data/validate").exists()
+
+
+def test_one_question_with_choices_is_too_little_to_recalibrate_a_signal_on(project: Path) -> None:
+    splits = good()
+    splits["calibration"][1:] = as_open_text(splits["calibration"][1:])
+    with pytest.raises(
+        ConfigError,
+        match=r"signals\.choices: 1 of 8 questions of data/prepare/calibration\.parquet have",
+    ):
+        check(project, splits)
+
+
+def test_more_layers_than_the_model_has_are_refused_before_any_training(project: Path) -> None:
+    def layers(params: Any) -> None:
+        params["models"]["start"]["init"]["layers"] = 3
+
+    change(project, layers)
+    with pytest.raises(ConfigError, match=r"models\.start\.init\.layers: 3, but base has 2; keep"):
+        check(project, good())
+
+
+def test_layers_are_counted_along_the_models_that_are_made_from_each_other(project: Path) -> None:
+    def add(params: Any) -> None:
+        params["models"]["smaller"] = {"init": {"kind": "prune", "of": "sft", "layers": 2}}
+
+    change(project, add)
+    with pytest.raises(ConfigError, match=r"models\.smaller\.init\.layers: 2, but sft has 1; keep"):
+        check(project, good())
+
+
+def test_a_length_that_leaves_no_room_is_refused_and_one_that_cuts_is_warned_of(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(project, lambda params: params["prompt"].update(max_length=10))
+    check(project, good())
+    assert "train.parquet: 20 of 20 examples are longer than prompt.max_length = 10" in caplog.text
+    splits = good()
+    change(project, lambda params: params["prompt"].update(max_length=8))
+    splits["train"][3] = replace(splits["train"][3], choices=("w " * 9,) * 4, response="w " * 9)
+    with pytest.raises(DataValidationError, match=r"a/train3: .*max_length = 8; raise it"):
+        check(project, splits)
+
+
+def test_more_choices_than_letters_are_refused(project: Path) -> None:
+    change(project, lambda params: params["prompt"].update(format="letter"))
+    splits = good()
+    many = tuple(f"w{number}" for number in range(27))
+    splits["test"][2] = replace(splits["test"][2], choices=many, response="w2")
+    with pytest.raises(ConfigError, match=r"prompt\.format: letter: example a/test2 has 27"):
+        check(project, splits)
 
 
 def succeeded(root: Path, split: str) -> list[bool]:
@@ -130,11 +202,15 @@ def test_what_is_wrong_is_named_with_its_split_and_rows(project: Path) -> None:
     assert (project / "logs/validate/data_docs/index.html").is_file()
 
 
-def set_validate(project: Path, **values: object) -> None:
+def change(project: Path, edit: Callable[[Any], None]) -> None:
     yaml = YAML()
     params = yaml.load(project / "params.yaml")
-    params["validate"].update(values)
+    edit(params)
     yaml.dump(params, project / "params.yaml")
+
+
+def set_validate(project: Path, **values: object) -> None:
+    change(project, lambda params: params["validate"].update(values))
 
 
 def test_answers_that_are_always_the_same_fail(project: Path) -> None:

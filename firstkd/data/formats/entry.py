@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from firstkd.data.records import Record
-from firstkd.data.text import clean
+from firstkd.data.text import clean, is_blank
 
 Reading = Literal["text", "label", "letter", "index"]
 """How an answer can name a choice."""
@@ -45,7 +45,7 @@ class Format:
 def text_of(record: Record, key: str) -> str:
     """Return a text that must be there."""
     value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or is_blank(value):
         raise Malformed(f"{key!r} must be text, found {value!r}")
     return cleaned(value, key)
 
@@ -69,6 +69,18 @@ def cleaned(value: str, key: str) -> str:
         return clean(value)
     except ValueError as error:
         raise Malformed(f"{key!r} holds {error}") from error
+
+
+def name_of(value: object, key: str) -> str:
+    """Return an id or the name of a group as text, empty if there is none.
+
+    NaN is none, as pandas writes gaps. Raises Malformed for a list, an object or a truth value.
+    """
+    if value is None or value != value:
+        return ""
+    if not isinstance(value, str) and not is_number(value):
+        raise Malformed(f"{key!r} must be text or a number, found {value!r}")
+    return cleaned(str(value), key)
 
 
 def labelled_choices(found: object) -> list[tuple[str, str]]:
@@ -109,6 +121,6 @@ def is_number(value: object) -> bool:
 
 
 def check_choices(choices: list[str]) -> tuple[str, ...]:
-    if len(choices) < 2 or not all(choices):
+    if len(choices) < 2 or any(map(is_blank, choices)):
         raise Malformed(f"expected two or more choices, none of them empty, found {choices}")
     return tuple(choices)

@@ -1,5 +1,7 @@
 """A file of one's own: columns, or keys, named in params.yaml."""
 
+import ast
+import json
 import string
 from collections.abc import Iterable
 from functools import partial
@@ -64,7 +66,22 @@ def _found(record: Record, columns: Columns) -> object:
         cells = {column: record[column] for column in columns.choices}
         return {column: "" if cell is None else cell for column, cell in cells.items()}
     found: object = record[columns.choices]
-    return found.split("|") if isinstance(found, str) else found
+    return _split(found) if isinstance(found, str) else found
+
+
+def _split(cell: str) -> object:
+    """Return the choices in a cell: separated by `|`, or a list as JSON or Python writes it."""
+    text = cell.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return cell.split("|")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)  # as pandas writes a list into a table
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return cell.split("|")
 
 
 def _readings(

@@ -33,6 +33,13 @@ class Init(Section):
         """Names of the models that it is made from."""
         return ()
 
+    def layers_of(self, present: int, key: str) -> int:
+        """Return how many layers a model has that starts so, from one that has `present`.
+
+        Raises ConfigError, with `key` before the setting's name, if it cannot start so.
+        """
+        return present
+
     def make(self, folder: Path, given: Given) -> None:
         """Write the start as a model folder that transformers can load."""
         raise NotImplementedError

@@ -29,6 +29,13 @@ class PruneInit(Init):
     def models(self) -> tuple[str, ...]:
         return (self.of,)
 
+    def layers_of(self, present: int, key: str = "") -> int:
+        if self.layers > present:
+            raise ConfigError(
+                f"{key}layers: {self.layers}, but {self.of} has {present}; keep {present} at most"
+            )
+        return self.layers
+
     def make(self, folder: Path, given: Given) -> None:
         """Raise ConfigError if the model has fewer layers than are to be kept."""
         import torch
@@ -49,8 +56,7 @@ class PruneInit(Init):
         base = given.models[self.of]
         tokenizer, model = load_tokenizer(base), load_model(base, "bf16")
         present = model.config.num_hidden_layers
-        if self.layers > present:
-            raise ConfigError(f"layers: {self.layers}, but {self.of} has {present}")
+        self.layers_of(present)
         examples = read_examples(given.examples[0])[: self.examples]
         questions = encode(examples, tokenizer, given.prompt)
         answered = [question.gold_only() for question in questions]

@@ -46,7 +46,7 @@ def test_letter_lists_the_options_and_answers_with_one_token_sequence(tokenizer)
 def test_more_choices_than_letters_are_named(tokenizer):
     example = replace(EXAMPLE, choices=tuple(map(str, range(27))))
     settings = PromptSettings(format="letter", max_length=200)
-    with pytest.raises(ConfigError, match=r"example a has 27 choices.*set prompt.format to cloze"):
+    with pytest.raises(ConfigError, match=r"prompt.format: .*example a has 27 choices.*to cloze"):
         encode([example], tokenizer, settings)
     assert len(encode([example], tokenizer, settings.model_copy(update={"format": "cloze"}))) == 1
 

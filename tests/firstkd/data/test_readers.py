@@ -227,6 +227,105 @@ def test_a_csv_row_with_a_cell_too_few_is_named(tmp_path: Path) -> None:
         list(read(tmp_path / "a.csv", dataset(), "set"))
 
 
+def read_text(folder: Path, name: str, text: str, **settings: Any) -> list[Example]:
+    (folder / name).write_text(text)
+    return read(folder / name, dataset(**settings), "set")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("a.jsonl", ""), ("a.csv", ""), ("a.jsonl", " \n"), ("a.json", "[]")),
+        *(("a.csv", "question,choices,answer\n"), ("a.csv", "PK\x03\x04")),
+    ],
+)
+def test_a_file_without_records_is_named(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(DataValidationError, match=rf"{name}: no records .*datasets\.set\.source"):
+        read_text(tmp_path, name, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        (
+            "a.csv",
+            "question,choices,answer,answer\nq?,a|b,a,b\n",
+            "the column 'answer' occurs twice",
+        ),
+        ("a.tsv", "question\tquestion\tchoices\tanswer\n", "line 1: the column 'question' occurs"),
+        (
+            "a.jsonl",
+            '{"question": "q", "answer": 0, "answer": 1}\n',
+            "line 1: .*'answer' occurs",
+        ),
+        ("a.json", '[{"question": "q", "question": "r"}]', "the key 'question' occurs twice"),
+        ("a.jsonl", "\n" + '{"question": ' + "[" * 10**5, "line 2: not valid JSON .*recursion"),
+        ("a.json", "[" * 10**5, "not valid JSON .*recursion"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_or_never_ends_is_named(
+    tmp_path: Path, name: str, text: str, problem: str
+) -> None:
+    with pytest.raises(DataValidationError, match=problem):
+        read_text(tmp_path, name, text)
+
+
+def test_a_passage_longer_than_the_csv_modules_limit_is_read(tmp_path: Path) -> None:
+    text = f"question,choices,answer\n{'word ' * 30_000}?,here|there,there\n"
+    [example] = read_text(tmp_path, "a.csv", text)
+    assert len(example.prompt) > 131_072
+
+
+@pytest.mark.parametrize(
+    ("cell", "choices"),
+    [
+        ('"[""a|b"", ""c""]"', ("a|b", "c")),
+        ('"[\'a\', ""it\'s""]"', ("a", "it's")),
+        ('"[1, 2]"', ("1", "2")),
+        ("[a]|[b]", ("[a]", "[b]")),
+    ],
+)
+def test_a_list_in_a_cell_is_read_as_pandas_and_json_write_it(
+    tmp_path: Path, cell: str, choices: tuple[str, ...]
+) -> None:
+    text = f"question,choices,answer\nWhere?,{cell},B\n"
+    [example] = read_text(tmp_path, "a.csv", text)
+    assert example.choices == choices and example.response == choices[1]
+
+
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff\u2060", "\u00a0\u200d"])
+def test_text_of_which_nothing_is_seen_is_empty(tmp_path: Path, blank: str) -> None:
+    with pytest.raises(DataValidationError, match="'question' must be text"):
+        read_all(tmp_path, "questions", {**OWN, "question": blank})
+    with pytest.raises(DataValidationError, match="none of them empty"):
+        read_all(tmp_path, "questions", {**OWN, "choices": [blank, "there"]})
+
+
+@pytest.mark.parametrize("value", [["1"], {"a": 1}, True])
+def test_an_id_or_group_is_text_or_a_number(tmp_path: Path, value: object) -> None:
+    with pytest.raises(DataValidationError, match="line 1: 'id' must be text or a number"):
+        read_all(tmp_path, "questions", {**OWN, "id": value})
+    with pytest.raises(DataValidationError, match="line 1: 'group' must be text or a number"):
+        read_all(tmp_path, "questions", {**OWN, "of": value}, columns={"group": "of"})
+
+
+def test_a_gap_in_a_column_of_ids_or_groups_is_none(tmp_path: Path) -> None:
+    records = [{**OWN, "id": float("nan"), "of": float("nan"), "question": f"{i}?"} for i in "ab"]
+    first, second = read_all(tmp_path, "questions", *records, columns={"group": "of"})
+    assert first.id != second.id and first.group is None and second.group is None
+
+
+@pytest.mark.parametrize("text", ["a &amp; b", "x &lt; y", "caf&#233;"])
+def test_html_entities_are_warned_of(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_all(tmp_path, "questions", OWN, {**OWN, "question": text})
+    assert "data.jsonl: 1 records hold HTML entities such as &amp;, first line 2" in caplog.text
+    caplog.clear()
+    read_all(tmp_path, "questions", {**OWN, "question": "AT&T; R&D?"})
+    assert "HTML" not in caplog.text
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 9) | st.text("AB. \nyx", max_size=9),
     lambda inner: (

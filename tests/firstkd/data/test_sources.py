@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from firstkd.data.sources import fetch_source, file_name
-from firstkd.errors import ArtifactError, SourceError
+from firstkd.data.sources import _from_path, fetch_source, file_name
+from firstkd.errors import ArtifactError, PipelineError, SourceError
 from firstkd.files import sha256_of
 
 TEXT = b'{"question": "q"}\n'
@@ -236,7 +236,7 @@ from firstkd.data.sources import fetch_source
 try:
     fetch_source(sys.argv[1], None, Path(sys.argv[2]), Path("."))
 except SourceError as error:
-    sys.exit(f"refused: {error}")
+    sys.exit(f"refused: {error} (exit code {error.exit_code})")
 """
 
 
@@ -266,7 +266,17 @@ def test_an_unknown_revision_is_named(hub: str, tmp_path: Path) -> None:
     done = fetch_from(hub, f"hub:org/name@{'d' * 40}", tmp_path / "out/base")
     assert done.returncode == 1
     assert f"refused: hub:org/name@{'d' * 40}: cannot be fetched" in done.stderr
+    assert "(exit code 3)" in done.stderr  # it is tried again
     assert names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("source", ["path:sources/a.jsonl", "path:sources/nowhere.jsonl"])
+def test_what_lies_here_and_is_wrong_is_not_worth_a_second_try(tmp_path: Path, source: str) -> None:
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources/a.jsonl").write_text("{}\n")
+    with pytest.raises(SourceError) as caught:
+        fetch_source(source, "0" * 64, tmp_path / "data/a.jsonl", tmp_path)
+    assert caught.value.exit_code == PipelineError.exit_code
 
 
 @pytest.mark.slow  # the client tries for half a minute
@@ -276,3 +286,19 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_error(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "refused: hub:org/name@" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("source", ["a.jsonl", "model", "a" * 300 + ".jsonl"])
+def test_a_source_that_may_not_be_read_is_named(tmp_path: Path, source: str) -> None:
+    (tmp_path / "sources/model").mkdir(parents=True)
+    for name in ("a.jsonl", "model/config.json"):
+        (tmp_path / "sources" / name).write_text("{}\n")
+        (tmp_path / "sources" / name).chmod(0)
+    user = os.geteuid()
+    if user == 0:  # who may read everything
+        os.seteuid(65534)
+    try:
+        with pytest.raises(SourceError, match=rf"path:sources/{source}: .* cannot be read \("):
+            _from_path(f"sources/{source}", None, tmp_path)
+    finally:
+        os.seteuid(user)

@@ -1,0 +1,78 @@
+"""What the settings ask of the data and of the models: checked before the first long stage.
+
+Reads nothing itself: `validate` hands over what it has read, for all models at once; a training
+checks its own terms again, on the very questions that it learns from.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from firstkd.data.examples import Example
+from firstkd.data.prompts import Question
+from firstkd.errors import ConfigError, DataValidationError
+from firstkd.models.settings import ModelSettings
+from firstkd.settings import Settings
+
+MIN_DECIDED = 2
+"""Calibration examples that a signal must have decisions on: with fewer, nothing can be
+cross-fitted."""
+
+
+def check_terms(name: str, model: ModelSettings, questions: Sequence[Question]) -> None:
+    """Raise ConfigError for a term that no training question has anything for."""
+    for term_name, term in (model.learn or {}).items():
+        if not any(map(term.count, questions)):
+            raise ConfigError(
+                f"params.yaml: models.{name}.learn.{term_name}: no training question has what "
+                f"{term.kind} compares (choices, or a right answer); remove the term, or add such "
+                "questions to fetch.datasets"
+            )
+
+
+def check_signals(settings: Settings, calibration: Mapping[str, Sequence[Question]]) -> None:
+    """Raise ConfigError for a signal that cannot be recalibrated on the calibration questions.
+
+    The questions are by the model, made elsewhere, whose tokenizer has read them.
+    """
+    for name, signal in settings.signals.items():
+        questions = calibration[settings.lineage.root(settings.lineage.read_with(name))]
+        decided = sum(signal.decisions_of(question) > 0 for question in questions)
+        if decided < MIN_DECIDED:
+            raise ConfigError(
+                f"params.yaml: signals.{name}: {decided} of {len(questions):,} questions of "
+                f"data/prepare/calibration.parquet have {signal.decides}s to recalibrate it on, "
+                f"and {MIN_DECIDED} are the fewest; add such questions to fetch.datasets, or "
+                "remove the signal"
+            )
+
+
+def check_measured(prepared: Path, splits: Mapping[str, Sequence[Example]]) -> None:
+    """Raise DataValidationError for a split without questions on which models are measured."""
+    for split in ("calibration", "test"):
+        if not any(example.choices for example in splits.get(split, ())):
+            what = {
+                "calibration": "a model's temperature is fitted",
+                "test": "a model's answers are measured",
+            }[split]
+            raise DataValidationError(
+                f"{prepared / split}.parquet: no questions with choices, on which {what}; add a "
+                f"data set that has them to fetch.datasets, with the role split or "
+                f"{'train' if split == 'calibration' else 'test'}"
+            )
+
+
+def check_layers(settings: Settings, layers: Mapping[str, int]) -> None:
+    """Raise ConfigError for a start that needs more layers than the model it is made from has.
+
+    `layers` are those of the models that were made elsewhere.
+    """
+    found = dict(layers)
+
+    def of(name: str) -> int:
+        if name not in found:
+            init = settings.models[name].init
+            found[name] = init.layers_of(of(init.models[0]), f"params.yaml: models.{name}.init.")
+        return found[name]
+
+    for name in settings.models:
+        of(name)
