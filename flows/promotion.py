@@ -15,11 +15,11 @@ from typing import Any
 from mlflow.entities.model_registry import ModelVersion
 
 from firstkd.errors import PipelineError
-from flows.gate import Evidence, Verdict, answered_alike, decide
 from flows.lock import registry_lock
 from flows.project import Project
 from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, load_evidence, run_of, versions
 from flows.remeasure import holds_questions, measure_again
+from tasks.gate import Evidence, Verdict, answered_alike, decide
 
 CHAMPION, PREVIOUS = "champion", "previous"
 DECISION_TAG = "decision"

@@ -17,13 +17,13 @@ from mlflow.types.schema import AnyType
 import firstkd
 from firstkd.errors import ArtifactError, PipelineError
 from firstkd.files import read_json, sha256_of
-from flows.gate import Evidence
 from flows.git import git_state
 from flows.lock import registry_lock
 from flows.project import Project
 from flows.record import LOCK_TAG
 from flows.tracking import Tracking
 from flows.workspace import Workspace
+from tasks.gate import Evidence
 
 CHALLENGER = "challenger"
 NOT_REPRODUCIBLE_TAG = "not_reproducible"

@@ -14,11 +14,11 @@ from mlflow.entities.model_registry import ModelVersion
 from firstkd.errors import PipelineError
 from firstkd.files import read_json, sha256_of
 from flows.dvc import stage_environment
-from flows.gate import Evidence
 from flows.processes import run_group
 from flows.project import Project
 from flows.registry import student_files
 from flows.terminal import terminal
+from tasks.gate import Evidence
 
 QUESTIONS = "data/prepare/test.parquet"
 

@@ -17,13 +17,13 @@ from mlflow.entities.model_registry import ModelVersion
 from firstkd.errors import PipelineError
 from firstkd.settings import PromoteSettings
 from flows import promotion
-from flows.gate import Evidence, Verdict
 from flows.project import Project
 from flows.promotion import judge, promote, rollback, standing
 from flows.record import record
 from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, register
 from flows.tracking import Tracking
 from flows.workspace import Workspace
+from tasks.gate import Evidence, Verdict
 from tests.flows.projects import REPOSITORY, change, git, open_project
 from tests.flows.test_cli import firstkd
 
