@@ -24,10 +24,10 @@ from flows.dvc import Outcome, TransientStageError
 from flows.lock import check_lock
 from flows.project import Project, load_workspace, opened
 from flows.publish import publish_once
-from flows.results import load_metrics, markdown_image, markdown_table
 from flows.terminal import Terminal, terminal
 from flows.workspace import Workspace
 from tasks.graph import refresh_graph
+from tasks.tables import load_metrics, markdown_table
 
 SECONDS_PER_MINUTE = 60.0
 
@@ -171,9 +171,5 @@ class _RunLog:
 
 def _show(project: Project, concluded: Concluded) -> None:
     table = markdown_table(load_metrics(project.root, project.settings))
-    word = "promoted" if concluded.verdict.passed else "not promoted"
-    reasons = "\n".join(f"- {reason}" for reason in concluded.verdict.reasons)
-    text = f"{table}\n\nThe student was **{word}**:\n\n{reasons}\n"
-    create_markdown_artifact(key="results", markdown=text)
-    diagram = markdown_image(project.root / "data/report/reliability.png", "reliability diagram")
-    create_markdown_artifact(key="reliability", markdown=diagram)
+    verdict = concluded.verdict.in_words(f"v{concluded.version.version}")
+    create_markdown_artifact(key="results", markdown=f"{table}\n\n{verdict}\n")

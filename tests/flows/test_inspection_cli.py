@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from flows.page import run_links
-from flows.state import waiting
 from flows.workspace import Workspace
+from tasks.staleness import waiting
 from tests.flows.projects import REPOSITORY, change, dvc
 from tests.flows.test_cli import firstkd
 

@@ -1,14 +1,18 @@
-"""The results of the present state, from evaluate's files: for the terminal and for Prefect."""
+"""The models side by side: tables of what evaluate measured, for the terminal and as markdown."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from firstkd.files import read_json
 from firstkd.settings import Settings
 from tasks.columns import CORRECTNESS, RANKING, Column
 
+DIFFERENCES = ("accuracy", "NLL at T", "Brier at T", "AURC", "ECE at T")
 Cell = tuple[str, str]
 """The thing itself, and a detail: a number and its interval."""
 
@@ -63,7 +67,45 @@ def markdown_table(measured: Mapping[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
-def markdown_image(path: Path, text: str) -> str:
-    """Return the image itself as markdown: a page elsewhere cannot open this machine's files."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f"![{text}](data:image/png;base64,{data})"
+def print_comparison(
+    measured: Mapping[str, Any], test_set: str, student: str, differences: list[dict[str, Any]]
+) -> None:
+    """Print each model on a test set, and what the student is less each other one there."""
+    console = Console()
+    _print_tables(console, test_set, measured)
+    _print_differences(console, test_set, student, differences)
+
+
+def _print_tables(console: Console, test_set: str, measured: Mapping[str, Any]) -> None:
+    questions = "the test questions" if test_set == "test" else f"the test set {test_set}"
+    titles = {
+        f"On {questions}, with 95 % intervals; T: the model's own temperature": CORRECTNESS,
+        "Whether it is surer of what it gets right, at T": RANKING,
+    }
+    for title, columns in titles.items():
+        found = rows(test_set, measured, columns)
+        console.print(_table(title, headings(columns), found))
+
+
+def _print_differences(
+    console: Console, test_set: str, student: str, differences: list[dict[str, Any]]
+) -> None:
+    found = [
+        [(each["model"], ""), *(cell(each["differences"][t], "+.3f", "+.2f") for t in DIFFERENCES)]
+        for each in differences
+        if each["test_set"] == test_set
+    ]
+    if found:
+        title = f"{student} less each other model, on the same questions"
+        console.print(_table(title, ["less", *DIFFERENCES], found))
+
+
+def _table(title: str, titles: Sequence[str], found: Sequence[Sequence[Cell]]) -> Table:
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for number, heading in enumerate(titles):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
+    for row in found:
+        table.add_row(*(f"{value}\n[dim]{detail}[/dim]" for value, detail in row))
+    return table
