@@ -146,11 +146,8 @@ def ask(
 
 def schedule(
     cron: Annotated[
-        str | None, typer.Option(help="When to retrain, as in cron: '0 3 * * 1' is Monday at 3.")
-    ] = None,
-    interval: Annotated[
-        str | None, typer.Option(help="Or how often, in minutes, hours or days: 90m, 12h, 7d.")
-    ] = None,
+        str, typer.Option(help="When to retrain, as in cron: '0 3 * * 1' is Monday at 3.")
+    ],
     timezone: Annotated[str, typer.Option(help="Of the schedule.")] = "UTC",
 ) -> None:
     """Retrain on a schedule, as long as this command runs; where nothing is new, do nothing."""
@@ -158,7 +155,7 @@ def schedule(
     from flows import schedule
 
     load_settings(ROOT / "params.yaml")
-    when = schedule.make_schedule(cron, interval, timezone)
+    when = schedule.make_schedule(cron, timezone)
     url = schedule.check_server()
     root = ROOT.resolve()
     typer.echo(f"Retraining {root} on schedule as {schedule.deployment_name(root)} at {url}")

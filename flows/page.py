@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file, read_json
+from firstkd.processes import OutputSink
 from flows.git import git_state
-from flows.processes import OutputSink
 from flows.project import Project
 from flows.record import recorded_runs
 from flows.workspace import Workspace

@@ -106,14 +106,15 @@ def _record_stage(project: Project, tags: dict[str, str], entry: dict[str, Any])
     start = end - int(cost.get("seconds", 0) * 1000)
     run_id = _new_run(project, stage, tags, start)
     settings = entry.get("params", {}).get("params.yaml", {})
-    params = [Param(key, str(value)) for key, value in flatten(settings, ".").items()]
+    [flat] = pd.json_normalize([settings]).to_dict("records")
+    params = [Param(str(key), str(value)) for key, value in flat.items()]
     for first in range(0, len(params), PARAMS_PER_CALL):
         client.log_batch(run_id, params=params[first : first + PARAMS_PER_CALL])
 
-    metrics = list(metrics_of(flatten({"cost": cost}, "/")))
+    metrics = list(metrics_of(flatten({"cost": cost})))
     for file in _files(project.root, entry):
         if file.name in NUMBERS:
-            metrics += metrics_of(flatten(read_json(file), "/"))
+            metrics += metrics_of(flatten(read_json(file)))
         if file.name == "training.jsonl":
             for line in file.read_text(encoding="utf-8").splitlines():
                 point = json.loads(line)
@@ -137,7 +138,7 @@ def _record_whole(project: Project, run_id: str) -> None:
         accuracy = found["raw"]["accuracy"]["value"]
         client.log_dict(run_id, {"name": teacher, "accuracy": accuracy}, "evaluation/teacher.json")
     client.log_artifacts(run_id, str(root / "data" / "report"), "report")
-    measured = flatten(read_json(evaluation / "metrics.json"), "/")
+    measured = flatten(read_json(evaluation / "metrics.json"))
     _log(client, run_id, list(metrics_of(measured)))
     data = sorted((root / "data/prepare").glob("*.parquet"))
     client.log_inputs(run_id, [_dataset(root, path) for path in data])
@@ -171,20 +172,13 @@ def _files(root: Path, entry: dict[str, Any]) -> list[Path]:
     return [file for file in [*outs, *inside] if file.is_file()]
 
 
-def flatten(values: Any, separator: str, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, with joined keys.
+def flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Return nested numbers as one mapping, with joined keys.
 
     A number with its interval ({"value", "low", "high"}) keeps the bare key for the value.
     """
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        joined = f"{prefix}{separator}{key}" if prefix else str(key)
-        if key == "value" and {"low", "high"} <= values.keys():
-            joined = prefix
-        flat |= flatten(value, separator, joined)
-    return flat
+    [flat] = pd.json_normalize([values], sep="/").to_dict("records")
+    return {str(key).removesuffix("/value"): value for key, value in flat.items()}
 
 
 def metrics_of(numbers: Mapping[str, Any], step: int = 0) -> Iterator[Metric]:

@@ -15,9 +15,9 @@ from ruamel.yaml import YAML
 
 from firstkd.errors import PipelineError
 from firstkd.files import sha256_of
+from firstkd.processes import OutputSink
 from firstkd.settings import load_settings
 from flows.git import GitError, git
-from flows.processes import OutputSink
 from flows.project import Project
 from flows.registry import NOT_REPRODUCIBLE_TAG, run_of, student_files
 from flows.workspace import Workspace

@@ -90,18 +90,15 @@ def run_stage(workspace: Workspace, stage: str, asks_dvc: bool) -> Any:
     screen = terminal.get()
     if not asks_dvc:
         return Completed(name=Outcome.UNCHANGED.value)
-    if screen:
-        screen.begin(stage)
+    screen.begin(stage)
     try:
         outcome = workspace.reproduce(stage, _RunLog(screen))
     except TransientStageError:
-        if screen:
-            screen.end("failed")
+        screen.end("failed")
         raise
     if outcome is Outcome.RESTORED:  # what an earlier run took says nothing about these files
         (workspace.root / "logs" / stage / "cost.json").unlink(missing_ok=True)
-    if screen:
-        screen.end(outcome.value.lower())
+    screen.end(outcome.value.lower())
     return Completed(name=outcome.value)
 
 
@@ -155,18 +152,16 @@ def _step(
 class _RunLog:
     """Sends a stage's lines to Prefect's log of its task run, and everything to the terminal."""
 
-    def __init__(self, screen: Terminal | None) -> None:
+    def __init__(self, screen: Terminal) -> None:
         self._log, self._screen = get_run_logger(), screen
 
     def line(self, text: str) -> None:
         if text.strip():
             self._log.info("%s", text)
-        if self._screen:
-            self._screen.line(text)
+        self._screen.line(text)
 
     def progress(self, text: str) -> None:
-        if self._screen:
-            self._screen.progress(text)
+        self._screen.progress(text)
 
 
 def _show(project: Project, concluded: Concluded) -> None:

@@ -10,20 +10,7 @@ from ruamel.yaml import YAML
 from firstkd.settings import RecordSettings, Settings
 from flows.dvc import WorkspaceBusyError
 from flows.workspace import Workspace
-from tasks.staleness import explain, waiting
-
-
-@dataclass(frozen=True)
-class StageState:
-    name: str
-    why: list[str]
-    """What changed since it last ran; empty if it is up to date or only waits."""
-    waits_for: list[str]
-    """Stale stages whose outputs it reads."""
-
-    @property
-    def in_a_word(self) -> str:
-        return "stale" if self.why else "waits" if self.waits_for else "up to date"
+from tasks.staleness import StageState, stage_states
 
 
 @dataclass(frozen=True)
@@ -56,12 +43,7 @@ def read_state(workspace: Workspace, settings: Settings) -> State:
             return State([], record, str(error))
     lock = workspace.lock() if (workspace.root / "dvc.lock").exists() else {}
     params = YAML(typ="safe", pure=True).load(workspace.root / "params.yaml")
-    why = {
-        name: list(explain(found, lock.get(name, {}).get("params", {}), params))
-        for name, found in changed.items()
-    }
-    waits = waiting(lock, list(why))
-    stages = [StageState(name, why.get(name, []), waits.get(name, [])) for name in names.result()]
+    stages = stage_states(names.result(), changed, lock, params)
     return State(stages, record, None)
 
 

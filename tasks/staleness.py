@@ -1,8 +1,37 @@
 """Why a stage would run: what DVC says has changed, in words, and which stages wait for which."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
+
+
+@dataclass(frozen=True)
+class StageState:
+    name: str
+    why: list[str]
+    """What changed since it last ran; empty if it is up to date or only waits."""
+    waits_for: list[str]
+    """Stale stages whose outputs it reads."""
+
+    @property
+    def in_a_word(self) -> str:
+        return "stale" if self.why else "waits" if self.waits_for else "up to date"
+
+
+def stage_states(
+    names: Sequence[str],
+    changed: Mapping[str, Any],
+    lock: Mapping[str, Any],
+    params: Mapping[str, Any],
+) -> list[StageState]:
+    """Return the state of each stage from `dvc status --json`, dvc.lock and params.yaml."""
+    why = {
+        name: list(explain(found, lock.get(name, {}).get("params", {}), params))
+        for name, found in changed.items()
+    }
+    waits = waiting(lock, list(why))
+    return [StageState(name, why.get(name, []), waits.get(name, [])) for name in names]
 
 
 def explain(

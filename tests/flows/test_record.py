@@ -213,7 +213,7 @@ def test_unreachable_server_is_one_error_that_names_it(
 
 def test_numbers_with_intervals_keep_the_bare_name() -> None:
     values = {"ece": {"value": 1, "low": 0, "high": 2}, "a": {"b": 3}}
-    assert flatten(values, "/") == {"ece": 1, "ece/low": 0, "ece/high": 2, "a/b": 3}
+    assert flatten(values) == {"ece": 1, "ece/low": 0, "ece/high": 2, "a/b": 3}
 
 
 def test_other_state_is_a_run_of_its_own(
