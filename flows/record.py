@@ -14,13 +14,12 @@ from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import DatasetInput, InputTag, Metric, Param
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
+from mlflow.entities import Metric, Param
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from firstkd.errors import ArtifactError
-from firstkd.files import read_json, sha256_of
-from flows.git import git_state
+from firstkd.files import read_json
+from firstkd.git import git_state
 from flows.project import Project
 from flows.tracking import Tracking
 from flows.workspace import Workspace
@@ -35,7 +34,6 @@ NUMBERS = ("metrics.json", "summary.json")
 SMALL_FILES = {".json", ".png", ".html"}
 SMALL_BYTES = 2**20
 PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000
-CONTEXTS = {"train": "training", "calibration": "calibration"}
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def _record_stage(project: Project, tags: dict[str, str], entry: dict[str, Any])
 
 
 def _record_whole(project: Project, run_id: str) -> None:
-    """Log what concerns the retraining as a whole: its identity, evidence, report and data."""
+    """Log what concerns the retraining as a whole: its identity, evidence and report."""
     client, root = project.client, project.root
     for name in ("dvc.lock", "params.yaml"):
         client.log_artifact(run_id, str(root / name))
@@ -140,24 +138,11 @@ def _record_whole(project: Project, run_id: str) -> None:
     client.log_artifacts(run_id, str(root / "data" / "report"), "report")
     measured = flatten(read_json(evaluation / "metrics.json"))
     _log(client, run_id, list(metrics_of(measured)))
-    data = sorted((root / "data/prepare").glob("*.parquet"))
-    client.log_inputs(run_id, [_dataset(root, path) for path in data])
 
 
 def _log(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
     for start in range(0, len(metrics), METRICS_PER_CALL):
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
-
-
-def _dataset(root: Path, path: Path) -> DatasetInput:
-    dataset = from_pandas(
-        pd.read_parquet(path),
-        source=path.relative_to(root).as_posix(),
-        name=path.stem,
-        digest=sha256_of(path)[:32],  # MLflow's limit is 36 characters
-    )
-    tag = InputTag(MLFLOW_DATASET_CONTEXT, CONTEXTS.get(path.stem, "testing"))
-    return DatasetInput(dataset._to_mlflow_entity(), [tag])
 
 
 def _files(root: Path, entry: dict[str, Any]) -> list[Path]:

@@ -1,15 +1,13 @@
 """What `firstkd run` says at the end: the models side by side, the verdict, where to look next."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from firstkd.settings import Settings
 from flows.conclude import Concluded
 from tasks.evaluated import teacher_name
-from tasks.tables import load_differences, load_metrics, print_comparison
+from tasks.tables import load_differences, load_metrics, print_comparison, recalibration_words
 
 
 def print_summary(root: Path, settings: Settings, concluded: Concluded) -> None:
@@ -17,7 +15,7 @@ def print_summary(root: Path, settings: Settings, concluded: Concluded) -> None:
     print_comparison(measured, "test", settings.record.student, load_differences(root))
     champion = f"The champion is {name} v{concluded.champion}."
     said = [
-        *([_recalibration(measured[found])] if (found := teacher_name(settings)) else []),
+        *([recalibration_words(measured[found])] if (found := teacher_name(settings)) else []),
         concluded.verdict.in_words(f"{name} v{concluded.version.version}"),
         f"{champion if concluded.champion else 'No champion yet.'}\n",
         "Where to look next, after `. .venv/bin/activate`:\n"
@@ -26,11 +24,3 @@ def print_summary(root: Path, settings: Settings, concluded: Concluded) -> None:
         "  state       firstkd status",
     ]
     Console().print("\n".join(said), highlight=False, markup=False, soft_wrap=True)
-
-
-def _recalibration(teacher: Mapping[str, Any]) -> str:
-    raw, calibrated = (teacher["sets"]["test"][reading] for reading in ("raw", "calibrated"))
-    return (
-        f"Recalibration at T = {teacher['temperature']:.2f} takes the teacher's ECE on the test "
-        f"questions from {raw['ece']['value']:.3f} to {calibrated['ece']['value']:.3f}."
-    )

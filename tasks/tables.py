@@ -109,3 +109,12 @@ def _table(title: str, titles: Sequence[str], found: Sequence[Sequence[Cell]]) -
     for row in found:
         table.add_row(*(f"{value}\n[dim]{detail}[/dim]" for value, detail in row))
     return table
+
+
+def recalibration_words(teacher: Mapping[str, Any]) -> str:
+    """Say what recalibration does to a teacher on the test questions."""
+    raw, calibrated = (teacher["sets"]["test"][reading] for reading in ("raw", "calibrated"))
+    return (
+        f"Recalibration at T = {teacher['temperature']:.2f} takes the teacher's ECE on the test "
+        f"questions from {raw['ece']['value']:.3f} to {calibrated['ece']['value']:.3f}."
+    )

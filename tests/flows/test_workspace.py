@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from firstkd.git import git_state
 from firstkd.processes import LineSplitter, run_group
 from flows.dvc import Outcome, StageError, TransientStageError, WorkspaceBusyError
-from flows.git import git_state
 from flows.workspace import Workspace
 from tests.flows.projects import change, git, is_alive
 
