@@ -17,9 +17,9 @@ from pathlib import Path
 
 from firstkd.files import sha256_of
 from firstkd.settings import load_settings
-from flows.gate import decide
 from flows.project import opened
 from flows.registry import get_version, load_evidence
+from tasks.gate import decide
 from tasks.graph import stages_of
 
 MADE = {"data", "logs", "mlflow", ".venv", ".git", "dvc.lock"}

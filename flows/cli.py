@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from firstkd.errors import PipelineError
-from flows import inspection_cli, knowledge_cli, operations_cli
+from flows import inspection_cli, operations_cli
 
 if TYPE_CHECKING:
     from flows.conclude import Concluded
@@ -118,7 +118,6 @@ def record() -> None:
 
 
 inspection_cli.add_to(app)
-knowledge_cli.add_to(app)
 
 
 def _conclude(publishes: bool) -> "Concluded":

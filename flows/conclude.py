@@ -11,11 +11,11 @@ from typing import Any, Literal
 import httpx
 from mlflow.entities.model_registry import ModelVersion
 
-from flows.gate import Verdict
 from flows.project import Project
 from flows.promotion import CHAMPION, DECISION_TAG, REASONS_TAG, TIME_TAG, promote
 from flows.record import Recorded, record
 from flows.registry import aliases, register
+from tasks.gate import Verdict
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from firstkd.errors import PipelineError, UnreachableError
-from flows.processes import OutputSink, run_group
+from firstkd.processes import OutputSink, run_group
 
 DVC = [sys.executable, "-m", "dvc"]
 KEPT_LINES = 200

@@ -60,8 +60,7 @@ def compare(
     `firstkd compare --json`
     """
     from firstkd.settings import load_settings
-    from flows.results import load_differences, load_metrics
-    from flows.summary import print_comparison
+    from tasks.tables import load_differences, load_metrics, print_comparison
 
     settings = load_settings(ROOT / "params.yaml")
     measured, elsewhere = load_metrics(ROOT, settings), []

@@ -78,15 +78,11 @@ def _lock_file(tracking: Tracking) -> Path:
 
 def _create(limit: str) -> None:
     from prefect import get_client
-    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+    from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_global_concurrency_limit_by_name(limit)
-        except ObjectNotFound:
-            # or another has made it in the same second; without one, `strict` raises
-            with suppress(ObjectAlreadyExists, PrefectHTTPStatusError):
-                client.create_global_concurrency_limit(
-                    GlobalConcurrencyLimitCreate(name=limit, limit=1)
-                )
+    # another may make it in the same second; without one, `strict` raises
+    with (
+        get_client(sync_client=True) as client,
+        suppress(ObjectAlreadyExists, PrefectHTTPStatusError),
+    ):
+        client.upsert_global_concurrency_limit_by_name(limit, 1)

@@ -1,4 +1,4 @@
-"""The commands of operations: who is in charge, since when and why.
+"""The commands of operations: who is in charge and why, and what comes from or goes elsewhere.
 
 Everything heavy is imported inside the commands, as in flows/cli.py.
 """
@@ -12,9 +12,22 @@ from firstkd.errors import ConfigError, PipelineError
 
 ROOT = Path(".")
 
+Name = Annotated[str, typer.Argument(help="A signal of tokens in params.yaml.")]
+Split = Annotated[str, typer.Argument(help="train or calibration.")]
+Lines = Annotated[Path, typer.Argument(help="JSON lines, one example each.")]
+
 
 def add_to(app: typer.Typer) -> None:
-    for command in (promote, rollback, history, ask, schedule, reproduce):
+    for command in (
+        promote,
+        rollback,
+        history,
+        ask,
+        schedule,
+        reproduce,
+        import_knowledge,
+        export_knowledge,
+    ):
         app.command()(command)
 
 
@@ -133,11 +146,8 @@ def ask(
 
 def schedule(
     cron: Annotated[
-        str | None, typer.Option(help="When to retrain, as in cron: '0 3 * * 1' is Monday at 3.")
-    ] = None,
-    interval: Annotated[
-        str | None, typer.Option(help="Or how often, in minutes, hours or days: 90m, 12h, 7d.")
-    ] = None,
+        str, typer.Option(help="When to retrain, as in cron: '0 3 * * 1' is Monday at 3.")
+    ],
     timezone: Annotated[str, typer.Option(help="Of the schedule.")] = "UTC",
 ) -> None:
     """Retrain on a schedule, as long as this command runs; where nothing is new, do nothing."""
@@ -145,7 +155,7 @@ def schedule(
     from flows import schedule
 
     load_settings(ROOT / "params.yaml")
-    when = schedule.make_schedule(cron, interval, timezone)
+    when = schedule.make_schedule(cron, timezone)
     url = schedule.check_server()
     root = ROOT.resolve()
     typer.echo(f"Retraining {root} on schedule as {schedule.deployment_name(root)} at {url}")
@@ -176,3 +186,30 @@ def reproduce(
         typer.echo(f"Its files are in {result.folder}")
         raise typer.Exit(1)
     typer.echo(f"{who} is reproduced, byte for byte; {result.way}.")
+
+
+def export_knowledge(name: Name, split: Split, path: Lines) -> None:
+    """Write a signal's token decisions as {token id: log-probability} per position.
+
+    Example: firstkd export-knowledge tokens train knowledge.jsonl
+    """
+    from tasks.knowledge import export_split
+
+    store = export_split(ROOT, name, split, path)
+    typer.echo(f"{len(store.keys):,} examples, {len(store):,} tokens in {path}")
+
+
+def import_knowledge(name: Name, split: Split, path: Lines) -> None:
+    """Replace a split of a signal of tokens by what another tool has captured.
+
+    The teacher, the tokenizer and the data are taken to be this pipeline's; example by example the
+    number of tokens is checked. `dvc commit --force signal-NAME` then makes it the stage's result.
+
+    Example: firstkd import-knowledge tokens train captured.jsonl
+    """
+    from tasks.knowledge import import_split
+
+    store = import_split(ROOT, name, split, path)
+    typer.echo(f"{len(store.keys):,} examples, {len(store):,} tokens in {store.folder}")
+    if lacks := ", ".join(store.manifest["incomplete"]):
+        typer.echo(f"incomplete: {lacks}; what needs it will refuse this store")

@@ -5,18 +5,15 @@ the same parameters give the same bytes there. The page with them is made of tha
 logs/, which nothing tracks.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file, read_json
-from flows.git import git_state
-from flows.processes import OutputSink
+from firstkd.git import git_state
+from firstkd.processes import OutputSink
 from flows.project import Project
 from flows.record import recorded_runs
-from flows.workspace import Workspace
 from tasks.page import templates_of
 
 PLACE = "<!-- firstkd report: cost and lineage -->"
@@ -32,11 +29,10 @@ def build_page(project: Project, sink: OutputSink) -> Path:
     page = (workspace.root / "data/report/index.html").read_text(encoding="utf-8")
     if PLACE not in page:
         raise ArtifactError("data/report/index.html is of another version; run `dvc repro report`")
-    section = (
-        templates_of("flows")
-        .get_template("run.html")
-        .render(costs=costs(workspace), lineage=lineage(project))
-    )
+    files = {stage: workspace.root / "logs" / stage / "cost.json" for stage in workspace.stages()}
+    costs = {stage: read_json(file) for stage, file in files.items() if file.exists()}
+    template = templates_of("flows").get_template("run.html")
+    section = template.render(costs=costs, lineage=_lineage(project))
     path = workspace.root / "logs/report/index.html"
     with atomic_file(path) as temporary:
         whole = page.replace(PLACE, section).replace(LINK_PLACE, '<a href="#run">Cost</a>')
@@ -44,29 +40,22 @@ def build_page(project: Project, sink: OutputSink) -> Path:
     return path
 
 
-def costs(workspace: Workspace) -> dict[str, Any]:
-    """Return what each present stage cost, where that is known."""
-    files = {stage: workspace.root / "logs" / stage / "cost.json" for stage in workspace.stages()}
-    return {stage: read_json(file) for stage, file in files.items() if file.exists()}
-
-
-def lineage(project: Project) -> dict[str, str]:
-    git, digest = git_state(project.root), project.workspace.lock_digest()
-    server = project.tracking
+def _lineage(project: Project) -> dict[str, str]:
+    git, digest, server = git_state(project.root), project.workspace.lock_digest(), project.tracking
     ids = recorded_runs(server, digest)
+    runs = [run_link(server.uri, server.experiment_id, run_id) for run_id in ids]
     return {
         "git commit": (git.commit or "none") + (f" ({git.problem})" if git.problem else ""),
         "SHA-256 of dvc.lock": digest,
-        "MLflow run": ", ".join(run_links(server.uri, server.experiment_id, ids))
-        or "not recorded yet",
+        "MLflow run": ", ".join(runs) or "not recorded yet",
         "MLflow": server.shown,
     }
 
 
-def run_links(uri: str, experiment: str, run_ids: Sequence[str]) -> list[str]:
-    """Return where an MLflow server shows each run, without a password; of a database, the ids."""
+def run_link(uri: str, experiment: str, run_id: str) -> str:
+    """Return where an MLflow server shows a run, without a password; of a database, the id."""
     address = urlsplit(uri)
     if address.scheme not in ("http", "https"):
-        return list(run_ids)
+        return run_id
     server = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
-    return [f"{server}/#/experiments/{experiment}/runs/{run_id}" for run_id in run_ids]
+    return f"{server}/#/experiments/{experiment}/runs/{run_id}"

@@ -12,7 +12,7 @@ import httpx
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from firstkd.errors import PipelineError
-from flows.processes import group
+from firstkd.processes import group
 
 START_SECONDS = 180.0
 """For a server that starts on a busy machine and makes its database."""

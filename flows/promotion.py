@@ -15,13 +15,13 @@ from typing import Any
 from mlflow.entities.model_registry import ModelVersion
 
 from firstkd.errors import PipelineError
-from flows.gate import Evidence, Verdict, answered_alike, decide
 from flows.lock import registry_lock
 from flows.project import Project
 from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, load_evidence, run_of, versions
 from flows.remeasure import holds_questions, measure_again
+from tasks.gate import Evidence, Verdict, answered_alike, decide
 
-CHAMPION, PREVIOUS = "champion", "previous"
+CHAMPION = "champion"
 DECISION_TAG = "decision"
 """`promoted`, `rejected` or `rolled back`; set last, and removed before anything of another
 decision is written: a version without it is decided on again."""
@@ -124,7 +124,6 @@ def rollback(project: Project) -> tuple[str, str]:
         client.set_model_version_tag(name, old, REASONS_TAG, words)
         client.set_model_version_tag(name, old, DECISION_TAG, "rolled back")
         client.set_registered_model_alias(name, CHAMPION, target)
-        _point_previous(project, target)
     return old, target
 
 
@@ -150,27 +149,17 @@ def _write(
         client.set_model_version_tag(name, number, key, value)
     if verdict.passed:
         client.set_registered_model_alias(name, CHAMPION, number)
-        _point_previous(project, number)
     client.set_model_version_tag(name, number, DECISION_TAG, verdict.outcome)
 
 
 def _stay(project: Project, version: ModelVersion) -> Verdict:
     """Finish what was interrupted, if anything was, after the alias had moved to this version."""
     name, number, client = version.name, str(version.version), project.client
-    _point_previous(project, number)
     if version.tags.get(DECISION_TAG) == "rolled back":
         words = "its rollback was interrupted before it began: it stayed in charge"
         client.set_model_version_tag(name, number, REASONS_TAG, words)
     client.set_model_version_tag(name, number, DECISION_TAG, "promoted")
     return Verdict("in charge", _reasons(_reload(project, version)))
-
-
-def _point_previous(project: Project, champion: str) -> None:
-    """Let the alias show what `rollback` would go back to."""
-    if number := _predecessor(project, champion):
-        project.client.set_registered_model_alias(project.model, PREVIOUS, number)
-    elif PREVIOUS in aliases(project):
-        project.client.delete_registered_model_alias(project.model, PREVIOUS)
 
 
 def _predecessor(project: Project, number: str) -> str | None:

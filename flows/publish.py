@@ -10,9 +10,9 @@ from pathlib import Path
 from mlflow.entities.model_registry import ModelVersion
 
 from firstkd.errors import ConfigError
+from firstkd.git import git, git_or_none, git_state
+from firstkd.processes import OutputSink
 from firstkd.settings import PublishSettings
-from flows.git import git, git_or_none, git_state
-from flows.processes import OutputSink
 from flows.project import Project
 from flows.registry import run_of
 from flows.workspace import Workspace

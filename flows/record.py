@@ -14,13 +14,12 @@ from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import DatasetInput, InputTag, Metric, Param
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
+from mlflow.entities import Metric, Param
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from firstkd.errors import ArtifactError
-from firstkd.files import read_json, sha256_of
-from flows.git import git_state
+from firstkd.files import read_json
+from firstkd.git import git_state
 from flows.project import Project
 from flows.tracking import Tracking
 from flows.workspace import Workspace
@@ -35,7 +34,6 @@ NUMBERS = ("metrics.json", "summary.json")
 SMALL_FILES = {".json", ".png", ".html"}
 SMALL_BYTES = 2**20
 PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000
-CONTEXTS = {"train": "training", "calibration": "calibration"}
 
 
 @dataclass(frozen=True)
@@ -106,14 +104,15 @@ def _record_stage(project: Project, tags: dict[str, str], entry: dict[str, Any])
     start = end - int(cost.get("seconds", 0) * 1000)
     run_id = _new_run(project, stage, tags, start)
     settings = entry.get("params", {}).get("params.yaml", {})
-    params = [Param(key, str(value)) for key, value in flatten(settings, ".").items()]
+    [flat] = pd.json_normalize([settings]).to_dict("records")
+    params = [Param(str(key), str(value)) for key, value in flat.items()]
     for first in range(0, len(params), PARAMS_PER_CALL):
         client.log_batch(run_id, params=params[first : first + PARAMS_PER_CALL])
 
-    metrics = list(metrics_of(flatten({"cost": cost}, "/")))
+    metrics = list(metrics_of(flatten({"cost": cost})))
     for file in _files(project.root, entry):
         if file.name in NUMBERS:
-            metrics += metrics_of(flatten(read_json(file), "/"))
+            metrics += metrics_of(flatten(read_json(file)))
         if file.name == "training.jsonl":
             for line in file.read_text(encoding="utf-8").splitlines():
                 point = json.loads(line)
@@ -125,7 +124,7 @@ def _record_stage(project: Project, tags: dict[str, str], entry: dict[str, Any])
 
 
 def _record_whole(project: Project, run_id: str) -> None:
-    """Log what concerns the retraining as a whole: its identity, evidence, report and data."""
+    """Log what concerns the retraining as a whole: its identity, evidence and report."""
     client, root = project.client, project.root
     for name in ("dvc.lock", "params.yaml"):
         client.log_artifact(run_id, str(root / name))
@@ -137,26 +136,13 @@ def _record_whole(project: Project, run_id: str) -> None:
         accuracy = found["raw"]["accuracy"]["value"]
         client.log_dict(run_id, {"name": teacher, "accuracy": accuracy}, "evaluation/teacher.json")
     client.log_artifacts(run_id, str(root / "data" / "report"), "report")
-    measured = flatten(read_json(evaluation / "metrics.json"), "/")
+    measured = flatten(read_json(evaluation / "metrics.json"))
     _log(client, run_id, list(metrics_of(measured)))
-    data = sorted((root / "data/prepare").glob("*.parquet"))
-    client.log_inputs(run_id, [_dataset(root, path) for path in data])
 
 
 def _log(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
     for start in range(0, len(metrics), METRICS_PER_CALL):
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
-
-
-def _dataset(root: Path, path: Path) -> DatasetInput:
-    dataset = from_pandas(
-        pd.read_parquet(path),
-        source=path.relative_to(root).as_posix(),
-        name=path.stem,
-        digest=sha256_of(path)[:32],  # MLflow's limit is 36 characters
-    )
-    tag = InputTag(MLFLOW_DATASET_CONTEXT, CONTEXTS.get(path.stem, "testing"))
-    return DatasetInput(dataset._to_mlflow_entity(), [tag])
 
 
 def _files(root: Path, entry: dict[str, Any]) -> list[Path]:
@@ -171,20 +157,13 @@ def _files(root: Path, entry: dict[str, Any]) -> list[Path]:
     return [file for file in [*outs, *inside] if file.is_file()]
 
 
-def flatten(values: Any, separator: str, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, with joined keys.
+def flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Return nested numbers as one mapping, with joined keys.
 
     A number with its interval ({"value", "low", "high"}) keeps the bare key for the value.
     """
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        joined = f"{prefix}{separator}{key}" if prefix else str(key)
-        if key == "value" and {"low", "high"} <= values.keys():
-            joined = prefix
-        flat |= flatten(value, separator, joined)
-    return flat
+    [flat] = pd.json_normalize([values], sep="/").to_dict("records")
+    return {str(key).removesuffix("/value"): value for key, value in flat.items()}
 
 
 def metrics_of(numbers: Mapping[str, Any], step: int = 0) -> Iterator[Metric]:

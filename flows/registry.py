@@ -17,13 +17,13 @@ from mlflow.types.schema import AnyType
 import firstkd
 from firstkd.errors import ArtifactError, PipelineError
 from firstkd.files import read_json, sha256_of
-from flows.gate import Evidence
-from flows.git import git_state
+from firstkd.git import git_state
 from flows.lock import registry_lock
 from flows.project import Project
 from flows.record import LOCK_TAG
 from flows.tracking import Tracking
 from flows.workspace import Workspace
+from tasks.gate import Evidence
 
 CHALLENGER = "challenger"
 NOT_REPRODUCIBLE_TAG = "not_reproducible"
@@ -135,11 +135,8 @@ def load_evidence(tracking: Tracking, version: ModelVersion) -> Evidence:
 def load_metrics(tracking: Tracking, version: ModelVersion) -> dict[str, Any]:
     """Return what evaluate measured of a version."""
     with TemporaryDirectory() as scratch:
-        path = "evaluation/metrics.json"
-        metrics: dict[str, Any] = read_json(
-            tracking.run_files(run_of(version), path, Path(scratch))
-        )
-    return metrics
+        path = tracking.run_files(run_of(version), "evaluation/metrics.json", Path(scratch))
+        return dict(read_json(path))
 
 
 def student_files(tracking: Tracking, version: ModelVersion, scratch: Path) -> tuple[Path, Path]:
@@ -170,10 +167,7 @@ def _log_model(project: Project, run_id: str) -> ModelInfo:
             name="student",
             python_model=str(Path(__file__).with_name("student_model.py")),
             # as URIs: MLflow takes a plain path for one, and a % in it for an escape
-            artifacts={
-                "student": weights.as_uri(),
-                "calibration": calibration.as_uri(),
-            },
+            artifacts={"student": weights.as_uri(), "calibration": calibration.as_uri()},
             code_paths=[str(Path(firstkd.__file__).parent)],
             pip_requirements=[_pinned(name) for name in SERVING_NEEDS.split()],
             signature=SIGNATURE,

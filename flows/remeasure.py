@@ -4,21 +4,19 @@ Scoring needs torch, so it is a process of its own: tasks/remeasure.py.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 
 from firstkd.errors import PipelineError
-from firstkd.files import read_json, sha256_of
+from firstkd.files import sha256_of
+from firstkd.processes import run_group
 from flows.dvc import stage_environment
-from flows.gate import Evidence
-from flows.processes import run_group
 from flows.project import Project
 from flows.registry import student_files
 from flows.terminal import terminal
+from tasks.gate import Evidence
 
 QUESTIONS = "data/prepare/test.parquet"
 
@@ -46,18 +44,7 @@ def measure_again(project: Project, version: ModelVersion, before: Evidence) -> 
                 f"questions ({said.error}); `firstkd promote --no-comparison` leaves the "
                 "comparison with it out"
             )
-        measured = read_json(output / "metrics.json")
-        sets = measured["sets"]
-        predictions = pd.read_parquet(output / "predictions.parquet")
-    gone = before.predictions[~before.predictions["set"].isin(sets)]
-    return replace(
-        before,
-        test_digest=sha256_of(project.root / QUESTIONS),
-        sets={**before.sets, **sets},
-        temperature=measured["temperature"],
-        predictions=pd.concat([predictions, gone], ignore_index=True),
-        measured_anew=True,
-    )
+        return before.measured_again(output, sha256_of(project.root / QUESTIONS))
 
 
 class _Said:
@@ -72,8 +59,7 @@ class _Said:
             self._last = text
 
     def progress(self, text: str) -> None:
-        if self._screen:
-            self._screen.progress(text)
+        self._screen.progress(text)
 
     @property
     def error(self) -> str:

@@ -15,9 +15,9 @@ from ruamel.yaml import YAML
 
 from firstkd.errors import PipelineError
 from firstkd.files import sha256_of
+from firstkd.git import GitError, git
+from firstkd.processes import OutputSink
 from firstkd.settings import load_settings
-from flows.git import GitError, git
-from flows.processes import OutputSink
 from flows.project import Project
 from flows.registry import NOT_REPRODUCIBLE_TAG, run_of, student_files
 from flows.workspace import Workspace
@@ -61,13 +61,12 @@ def reproduce(
         recorded["the registered student"] = sha256_of(weights)
         found["the registered student"] = sha256_of(there.root / version.tags["weights"])
         compared = []
-        for what in [*recorded, *(found.keys() - recorded.keys())]:
+        for what in recorded | found:
             before, now = recorded.get(what, "nothing"), found.get(what, "nothing")
             if before == now:
                 compared.append(f"same     {what}")
             else:
-                words = f"differs  {what}: recorded {before[:16]}, found {now[:16]}"
-                differences.append(words)
+                differences.append(f"differs  {what}: recorded {before[:16]}, found {now[:16]}")
         if not differences:
             git(workspace.root, "worktree", "remove", "--force", str(folder))
     return Reproduced(way, [*compared, *differences], differences, there.root)

@@ -24,10 +24,10 @@ from flows.dvc import Outcome, TransientStageError
 from flows.lock import check_lock
 from flows.project import Project, load_workspace, opened
 from flows.publish import publish_once
-from flows.results import load_metrics, markdown_image, markdown_table
 from flows.terminal import Terminal, terminal
 from flows.workspace import Workspace
 from tasks.graph import refresh_graph
+from tasks.tables import load_metrics, markdown_table
 
 SECONDS_PER_MINUTE = 60.0
 
@@ -90,18 +90,15 @@ def run_stage(workspace: Workspace, stage: str, asks_dvc: bool) -> Any:
     screen = terminal.get()
     if not asks_dvc:
         return Completed(name=Outcome.UNCHANGED.value)
-    if screen:
-        screen.begin(stage)
+    screen.begin(stage)
     try:
         outcome = workspace.reproduce(stage, _RunLog(screen))
     except TransientStageError:
-        if screen:
-            screen.end("failed")
+        screen.end("failed")
         raise
     if outcome is Outcome.RESTORED:  # what an earlier run took says nothing about these files
         (workspace.root / "logs" / stage / "cost.json").unlink(missing_ok=True)
-    if screen:
-        screen.end(outcome.value.lower())
+    screen.end(outcome.value.lower())
     return Completed(name=outcome.value)
 
 
@@ -155,25 +152,19 @@ def _step(
 class _RunLog:
     """Sends a stage's lines to Prefect's log of its task run, and everything to the terminal."""
 
-    def __init__(self, screen: Terminal | None) -> None:
+    def __init__(self, screen: Terminal) -> None:
         self._log, self._screen = get_run_logger(), screen
 
     def line(self, text: str) -> None:
         if text.strip():
             self._log.info("%s", text)
-        if self._screen:
-            self._screen.line(text)
+        self._screen.line(text)
 
     def progress(self, text: str) -> None:
-        if self._screen:
-            self._screen.progress(text)
+        self._screen.progress(text)
 
 
 def _show(project: Project, concluded: Concluded) -> None:
     table = markdown_table(load_metrics(project.root, project.settings))
-    word = "promoted" if concluded.verdict.passed else "not promoted"
-    reasons = "\n".join(f"- {reason}" for reason in concluded.verdict.reasons)
-    text = f"{table}\n\nThe student was **{word}**:\n\n{reasons}\n"
-    create_markdown_artifact(key="results", markdown=text)
-    diagram = markdown_image(project.root / "data/report/reliability.png", "reliability diagram")
-    create_markdown_artifact(key="reliability", markdown=diagram)
+    verdict = concluded.verdict.in_words(f"v{concluded.version.version}")
+    create_markdown_artifact(key="results", markdown=f"{table}\n\n{verdict}\n")

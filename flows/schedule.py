@@ -3,12 +3,10 @@
 Prefect's embedded server lives only as long as a run, and never starts a scheduled one.
 """
 
-import re
-from datetime import timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from prefect.schedules import Cron, Interval, Schedule
+from prefect.schedules import Cron, Schedule
 from prefect.types.entrypoint import EntrypointType
 
 from firstkd.errors import ConfigError, PipelineError
@@ -16,30 +14,17 @@ from flows.prefect_server import answering_server
 from flows.retrain import retrain
 from flows.workspace import Workspace
 
-UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
-
-def make_schedule(cron: str | None, interval: str | None, timezone: str) -> Schedule:
-    """Return the schedule of exactly one of the two; raises ConfigError for anything else."""
-    if (cron is None) == (interval is None):
-        raise ConfigError("name one of --cron and --interval, e.g. --cron '0 3 * * 1'")
+def make_schedule(cron: str, timezone: str) -> Schedule:
+    """Return the schedule; raises ConfigError for what is neither cron nor a timezone."""
     try:
         ZoneInfo(timezone)
     except (KeyError, ValueError) as error:
         raise ConfigError(f"--timezone {timezone!r} is unknown; allowed is e.g. UTC") from error
-    if cron is None:
-        return Interval(_duration(interval or ""), timezone=timezone)
     try:
         return Cron(cron, timezone=timezone)
     except ValueError as error:
         raise ConfigError(f"--cron {cron!r} is no cron string such as '0 3 * * 1'") from error
-
-
-def _duration(text: str) -> timedelta:
-    found = re.fullmatch(r"([1-9]\d*)([mhd])", text)
-    if not found:
-        raise ConfigError(f"--interval {text!r} is no duration; allowed are e.g. 90m, 12h and 7d")
-    return timedelta(**{UNITS[found[2]]: int(found[1])})
 
 
 def check_server() -> str:

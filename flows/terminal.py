@@ -29,10 +29,11 @@ DVC_CHATTER = (
 class Terminal:
     """Shows stages and their output on `stream`: bars live on a terminal, now and then in a log.
 
+    Without a stream it shows nothing: a scheduled run leaves everything to Prefect's log.
     The error of a failed stage is left out: whoever runs the flow tells it, once.
     """
 
-    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    stream: TextIO | None = field(default_factory=lambda: sys.stderr)
     _stage: str = ""
     _shown: float = 0.0
     _failed: bool = False
@@ -53,16 +54,18 @@ class Terminal:
     def progress(self, text: str) -> None:
         if text.startswith(DVC_CHATTER):  # a line of which the end has not come yet
             return
-        if self.stream.isatty():
+        if self.stream and self.stream.isatty():
             self._write(text)
         elif time.monotonic() - self._shown > PROGRESS_SECONDS:
             self._shown = time.monotonic()
             self._write(f"{text}\n")
 
     def _write(self, text: str) -> None:
-        self.stream.write(f"{CLEAR}{text}" if self.stream.isatty() else text)
-        self.stream.flush()
+        if self.stream:
+            self.stream.write(f"{CLEAR}{text}" if self.stream.isatty() else text)
+            self.stream.flush()
 
 
-terminal: ContextVar[Terminal | None] = ContextVar("terminal", default=None)
-"""Set by the command line; a scheduled run has none and leaves everything to Prefect's log."""
+SILENT = Terminal(None)
+terminal = ContextVar("terminal", default=SILENT)
+"""Set by the command line."""

@@ -192,9 +192,5 @@ def _silence() -> None:
     """Keep out of the user's terminal what the user can do nothing about."""
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "The specified dataset source can be interpreted in multiple ways",
-        "Hint: Inferred schema contains integer column",
-        ".*An input example was not provided",  # it would load the student here
-    ):
-        warnings.filterwarnings("ignore", message=message)
+    # it would load the student here
+    warnings.filterwarnings("ignore", message=".*An input example was not provided")

@@ -19,9 +19,9 @@ from configobj import ConfigObj
 from ruamel.yaml import YAML
 
 from firstkd.errors import ArtifactError, PipelineError
+from firstkd.processes import OutputSink
 from flows import dvc
 from flows.dvc import Outcome, Shown, WorkspaceBusyError
-from flows.processes import OutputSink
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from flows.processes import OutputSink
+from firstkd.processes import OutputSink
 from flows.project import Project, load_workspace
 from flows.tracking import open_tracking
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.page import run_links
-from flows.state import waiting
+from flows.page import run_link
 from flows.workspace import Workspace
+from tasks.staleness import waiting
 from tests.flows.projects import REPOSITORY, change, dvc
 from tests.flows.test_cli import firstkd
 
@@ -99,8 +99,8 @@ def test_report_adds_cost_and_lineage_outside_of_what_dvc_tracks(project: Worksp
 def test_runs_are_linked_where_a_server_shows_them() -> None:
     server = "https://me:secret@mlflow.example:5000/sub/"
     shown = "https://mlflow.example:5000/sub/#/experiments/3/runs/a1"
-    assert run_links(server, "3", ["a1"]) == [shown]
-    assert run_links("sqlite:////srv/mlflow.db", "3", ["a1"]) == ["a1"]
+    assert run_link(server, "3", "a1") == shown
+    assert run_link("sqlite:////srv/mlflow.db", "3", "a1") == "a1"
 
 
 def test_doctor_finds_nothing_wrong_with_a_good_project(project: Workspace) -> None:

@@ -123,7 +123,6 @@ def assert_as_undisturbed(running: Running, undisturbed: bytes, uri: str | None 
     assert {alias: str(number) for alias, number in aliases.items()} == {
         "challenger": "2",
         "champion": "2",
-        "previous": "1",
     }
     experiment = client.get_experiment_by_name(running.experiment)
     assert experiment is not None

@@ -17,13 +17,13 @@ from mlflow.entities.model_registry import ModelVersion
 from firstkd.errors import PipelineError
 from firstkd.settings import PromoteSettings
 from flows import promotion
-from flows.gate import Evidence, Verdict
 from flows.project import Project
 from flows.promotion import judge, promote, rollback, standing
 from flows.record import record
 from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, register
 from flows.tracking import Tracking
 from flows.workspace import Workspace
+from tasks.gate import Evidence, Verdict
 from tests.flows.projects import REPOSITORY, change, git, open_project
 from tests.flows.test_cli import firstkd
 
@@ -122,12 +122,12 @@ def test_decision_is_kept_with_its_numbers_and_stands(
     assert kept["challenger"]["sets"]["test"]["calibrated"]["ece"]["value"] == 0.05
 
 
-def test_previous_follows_and_rollback_goes_back_step_by_step(lenient: Project, make: Make) -> None:
+def test_rollback_goes_back_step_by_step(lenient: Project, make: Make) -> None:
     for right in (50, 60, 70):
         assert promote(lenient, make(right)).passed
-    assert aliases(lenient) == {"champion": "3", "previous": "2"}
+    assert aliases(lenient) == {"champion": "3"}
     assert rollback(lenient) == ("3", "2")
-    assert aliases(lenient) == {"champion": "2", "previous": "1"}
+    assert aliases(lenient) == {"champion": "2"}
     assert rollback(lenient) == ("2", "1")
     assert aliases(lenient) == {"champion": "1"}
     with pytest.raises(PipelineError, match="v1 has no predecessor"):
@@ -138,7 +138,7 @@ def test_a_champion_that_comes_again_keeps_who_was_before_it(lenient: Project, m
     first, second, third = make(50), make(60), make(60)
     for version in (first, second, third, second):
         assert promote(lenient, version, again=True).passed
-    assert aliases(lenient) == {"champion": "2", "previous": "3"}
+    assert aliases(lenient) == {"champion": "2"}
     assert rollback(lenient) == ("2", "3")
     assert rollback(lenient) == ("3", "1")
     with pytest.raises(PipelineError, match="v1 has no predecessor"):
@@ -162,7 +162,7 @@ def test_rolled_back_version_stays_back_until_asked_for(lenient: Project, make: 
     assert "rolled back to v1 on 20" in verdict.in_words("v2")
     assert aliases(lenient)["champion"] == "1"
     assert promote(lenient, second, again=True).passed
-    assert aliases(lenient) == {"champion": "2", "previous": "1"}
+    assert aliases(lenient) == {"champion": "2"}
 
 
 def test_older_state_that_comes_back_is_judged_against_todays_champion(
@@ -202,7 +202,7 @@ def test_other_test_questions_are_refused_and_what_is_asked_for_passes(
     assert rollback(lenient) == ("2", "1")
 
 
-@pytest.mark.parametrize("call", range(8))
+@pytest.mark.parametrize("call", range(7))
 def test_crash_at_any_write_leaves_a_champion_that_passed(
     lenient: Project,
     tracking: Tracking,
@@ -222,7 +222,7 @@ def test_crash_at_any_write_leaves_a_champion_that_passed(
     assert rollback(lenient) == ("2", "1")
 
 
-@pytest.mark.parametrize("call", range(9))
+@pytest.mark.parametrize("call", range(8))
 @pytest.mark.parametrize("before", ["rejected", "rolled back"])
 def test_crash_on_the_way_from_an_earlier_decision_is_taken_up(
     lenient: Project,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from firstkd.errors import ConfigError, PipelineError
+from firstkd.git import GitError
 from firstkd.settings import PublishSettings
-from flows.git import GitError
 from flows.project import Project
 from flows.publish import publish, publish_once
 from flows.record import record

@@ -60,6 +60,7 @@ def test_record_holds_what_was_made(
     run = client.get_run(recorded.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["dvc_lock_sha256"] == project.lock_digest()
+    assert run.data.tags["output/data/prepare"].endswith(".dir")
     assert run.data.tags["output/data/model/teacher"].endswith(".dir")
     assert run.data.metrics["sets/test/calibrated/ece"] == 0.05
     assert run.data.metrics["sets/test/calibrated/ece/high"] == 0.1
@@ -69,8 +70,6 @@ def test_record_holds_what_was_made(
         "evaluation",
         "report",
     }
-    lineage = {(found.dataset.name, found.tags[0].value) for found in run.inputs.dataset_inputs}
-    assert {("train", "training"), ("openbookqa", "testing")} <= lineage
     assert (project.root / "mlflow" / "artifacts").is_dir()
 
     [distill] = client.search_runs([tracking.experiment_id], "tags.stage = 'model-first'")
@@ -98,18 +97,18 @@ def test_what_another_repro_changes_meanwhile_is_not_recorded(
     project: Workspace, opened_project: Project, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = project.root / "data/model/first/model.safetensors"
-    log_inputs, log_model = tracking.client.log_inputs, registry._log_model
+    log_artifacts, log_model = tracking.client.log_artifacts, registry._log_model
     shutil.rmtree(project.root / "data/model/teacher")
     with pytest.raises(ArtifactError, match=r"data/model/teacher is missing"):
         record(opened_project)
     project.restore(Quiet())
 
     def disturbed(*arguments: Any) -> None:
-        log_inputs(*arguments)
+        log_artifacts(*arguments)
         model.write_bytes(b"others")
 
     with monkeypatch.context() as patch, pytest.raises(PipelineError, match="were changed while"):
-        patch.setattr(tracking.client, "log_inputs", disturbed)
+        patch.setattr(tracking.client, "log_artifacts", disturbed)
         record(opened_project)
     project.restore(Quiet())
     run_id = record(opened_project).run_id
@@ -146,7 +145,7 @@ def test_another_workspace_with_the_same_state_is_left_at_work_and_registers_it_
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
     other = open_project(shutil.copytree(project.root, tmp_path / "other"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tracking.client, "log_inputs", interrupted)
+        patch.setattr(tracking.client, "log_artifacts", interrupted)
         record(opened_project)  # it is still at work
     [first] = tracking.client.search_runs([tracking.experiment_id], f"tags.{LOCK_TAG} LIKE '%'")
     second = record(other)
@@ -169,7 +168,7 @@ def test_interrupted_record_is_marked_as_killed_by_the_next(
     project: Workspace, opened_project: Project, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tracking.client, "log_inputs", interrupted)
+        patch.setattr(tracking.client, "log_artifacts", interrupted)
         record(opened_project)
     [first] = tracking.client.search_runs([tracking.experiment_id], f"tags.{LOCK_TAG} LIKE '%'")
     second = record(opened_project)
@@ -213,7 +212,7 @@ def test_unreachable_server_is_one_error_that_names_it(
 
 def test_numbers_with_intervals_keep_the_bare_name() -> None:
     values = {"ece": {"value": 1, "low": 0, "high": 2}, "a": {"b": 3}}
-    assert flatten(values, "/") == {"ece": 1, "ece/low": 0, "ece/high": 2, "a/b": 3}
+    assert flatten(values) == {"ece": 1, "ece/low": 0, "ece/high": 2, "a/b": 3}
 
 
 def test_other_state_is_a_run_of_its_own(

@@ -38,7 +38,7 @@ def test_first_run_promotes_the_second_finds_nothing_to_do(project: Workspace) -
     run, tasks = last_run()
     assert sorted(tasks) == sorted([*STAGES, "record", "register", "promote", "publish"])
     assert {state(tasks[stage]) for stage in STAGES} == {"Unchanged"}  # the fixture had run them
-    assert artifacts(run) == {"results", "reliability"}
+    assert artifacts(run) == {"results"}
 
     second: Retrained = retrain(str(project.root))
     assert set(second.outcomes.values()) == {Outcome.UNCHANGED}

@@ -204,23 +204,17 @@ def test_webhook_hears_of_a_rollback(
 
 
 def test_schedule_is_checked_at_once() -> None:
-    for cron, interval, message in (
-        (None, None, "name one of --cron and --interval"),
-        ("0 3 * * 1", "7d", "name one of --cron and --interval"),
-        ("every monday", None, "--cron 'every monday' is no cron string"),
-        (None, "7 days", "--interval '7 days' is no duration; allowed are e.g. 90m, 12h and 7d"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            make_schedule(cron, interval, "UTC")
+    with pytest.raises(ConfigError, match="--cron 'every monday' is no cron string"):
+        make_schedule("every monday", "UTC")
     with pytest.raises(ConfigError, match="--timezone 'Mars/Olympus' is unknown"):
-        make_schedule("0 3 * * 1", None, "Mars/Olympus")
-    assert make_schedule(None, "7d", "UTC").interval is not None
+        make_schedule("0 3 * * 1", "Mars/Olympus")
+    assert make_schedule("0 3 * * 1", "Europe/Berlin").timezone == "Europe/Berlin"
 
 
 @pytest.mark.slow
 def test_schedule_needs_a_lasting_server(project: Workspace) -> None:
     done = subprocess.run(
-        [*FIRSTKD, "schedule", "--interval", "7d"],
+        [*FIRSTKD, "schedule", "--cron", "0 3 * * 1"],
         cwd=project.root,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -268,7 +262,7 @@ def scheduled(project: Workspace, lasting_server: str) -> Iterator[str]:
     """Run `firstkd schedule` every minute; yield the deployment's name."""
     with (project.root / "schedule.log").open("w") as log:
         process = subprocess.Popen(
-            [*FIRSTKD, "schedule", "--interval", "1m"],
+            [*FIRSTKD, "schedule", "--cron", "* * * * *"],
             cwd=project.root,
             env={
                 **os.environ,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from firstkd.git import git_state
+from firstkd.processes import LineSplitter, run_group
 from flows.dvc import Outcome, StageError, TransientStageError, WorkspaceBusyError
-from flows.git import git_state
-from flows.processes import LineSplitter, run_group
 from flows.workspace import Workspace
 from tests.flows.projects import change, git, is_alive
 
@@ -177,7 +177,7 @@ def test_killed_flow_leaves_no_stage_behind(tmp_path: Path) -> None:
     runner = f"""
 import os, sys
 from pathlib import Path
-from flows.processes import run_group
+from firstkd.processes import run_group
 class Printed:
     def line(self, text): print(text, flush=True)
     def progress(self, text): pass

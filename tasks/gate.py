@@ -4,12 +4,14 @@ A challenger that does not pass is a verdict, not an error.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from firstkd.files import read_json
 from firstkd.measure.bootstrap import ROUNDING, Resampled
 from firstkd.measure.comparison import paired_changes
 from firstkd.measure.metrics import Predictions
@@ -47,6 +49,20 @@ class Evidence:
         """Whether there is all that is compared; versions of earlier releases have less."""
         present = set(COLUMNS) <= set(self.predictions.columns)
         return present and not self.predictions[[*COLUMNS]].isna().to_numpy().any()
+
+    def measured_again(self, folder: Path, test_digest: str) -> "Evidence":
+        """Return this with what tasks/remeasure.py wrote to `folder` in place of its sets."""
+        found = read_json(folder / "metrics.json")
+        predictions = pd.read_parquet(folder / "predictions.parquet")
+        gone = self.predictions[~self.predictions["set"].isin(found["sets"])]
+        return replace(
+            self,
+            test_digest=test_digest,
+            sets={**self.sets, **found["sets"]},
+            temperature=found["temperature"],
+            predictions=pd.concat([predictions, gone], ignore_index=True),
+            measured_anew=True,
+        )
 
     def of_set(self, name: str) -> pd.DataFrame:
         rows = self.predictions[self.predictions["set"] == name]

@@ -9,7 +9,7 @@ import pytest
 from firstkd.measure import bootstrap
 from firstkd.measure.bootstrap import Resampled
 from firstkd.settings import PromoteSettings
-from flows.gate import Evidence, answered_alike, decide
+from tasks.gate import Evidence, answered_alike, decide
 
 LIMITS = PromoteSettings(
     max_ece=0.15,

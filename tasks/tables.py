@@ -1,0 +1,120 @@
+"""The models side by side: tables of what evaluate measured, for the terminal and as markdown."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from firstkd.files import read_json
+from firstkd.settings import Settings
+from tasks.columns import CORRECTNESS, RANKING, Column
+
+DIFFERENCES = ("accuracy", "NLL at T", "Brier at T", "AURC", "ECE at T")
+Cell = tuple[str, str]
+"""The thing itself, and a detail: a number and its interval."""
+
+
+def load_metrics(root: Path, settings: Settings) -> dict[str, Any]:
+    """Return what evaluate measured of each model of the settings."""
+    folder = root / "data" / "evaluate"
+    return {name: read_json(folder / name / "metrics.json") for name in settings.evaluate.models}
+
+
+def load_differences(root: Path) -> list[dict[str, Any]]:
+    """Return the student less each other model on each test set; none before there is a report."""
+    path = root / "data" / "report" / "differences.json"
+    return [*read_json(path)] if path.exists() else []
+
+
+def headings(columns: Sequence[Column]) -> list[str]:
+    sized = ["size"] if columns is CORRECTNESS else []
+    return ["model", *(column.title for column in columns), *sized]
+
+
+def rows(test_set: str, measured: Mapping[str, Any], columns: Sequence[Column]) -> list[list[Cell]]:
+    """Return a row under `headings` for each model that was measured on a test set."""
+    found = []
+    for name, metrics in measured.items():
+        if test_set in metrics["sets"]:
+            values = [column.of(metrics["sets"][test_set]) for column in columns]
+            row = [(name, ""), *(cell(value, ".3f", ".2f") for value in values)]
+            if columns is CORRECTNESS:
+                size = f"{metrics['parameters'] / 1e6:.1f} M", f"{metrics['bytes'] / 1e6:.0f} MB"
+                row.append(size)
+            found.append(row)
+    return found
+
+
+def cell(found: Mapping[str, float], style: str, detail: str) -> Cell:
+    low, high = format(found["low"], detail), format(found["high"], detail)
+    return format(found["value"], style), f"{low}–{high}" if detail == ".2f" else f"{low}, {high}"
+
+
+def markdown_table(measured: Mapping[str, Any]) -> str:
+    """Return the results on the test questions as markdown."""
+    tables = []
+    for columns in (CORRECTNESS, RANKING):
+        cells = [
+            [f"{value} ({detail})" if detail else value for value, detail in row]
+            for row in rows("test", measured, columns)
+        ]
+        titles = headings(columns)
+        lines = [titles, ["---"] * len(titles), *cells]
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(tables)
+
+
+def print_comparison(
+    measured: Mapping[str, Any], test_set: str, student: str, differences: list[dict[str, Any]]
+) -> None:
+    """Print each model on a test set, and what the student is less each other one there."""
+    console = Console()
+    _print_tables(console, test_set, measured)
+    _print_differences(console, test_set, student, differences)
+
+
+def _print_tables(console: Console, test_set: str, measured: Mapping[str, Any]) -> None:
+    questions = "the test questions" if test_set == "test" else f"the test set {test_set}"
+    titles = {
+        f"On {questions}, with 95 % intervals; T: the model's own temperature": CORRECTNESS,
+        "Whether it is surer of what it gets right, at T": RANKING,
+    }
+    for title, columns in titles.items():
+        found = rows(test_set, measured, columns)
+        console.print(_table(title, headings(columns), found))
+
+
+def _print_differences(
+    console: Console, test_set: str, student: str, differences: list[dict[str, Any]]
+) -> None:
+    found = [
+        [(each["model"], ""), *(cell(each["differences"][t], "+.3f", "+.2f") for t in DIFFERENCES)]
+        for each in differences
+        if each["test_set"] == test_set
+    ]
+    if found:
+        title = f"{student} less each other model, on the same questions"
+        console.print(_table(title, ["less", *DIFFERENCES], found))
+
+
+def _table(title: str, titles: Sequence[str], found: Sequence[Sequence[Cell]]) -> Table:
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for number, heading in enumerate(titles):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
+    for row in found:
+        table.add_row(*(f"{value}\n[dim]{detail}[/dim]" for value, detail in row))
+    return table
+
+
+def recalibration_words(teacher: Mapping[str, Any]) -> str:
+    """Say what recalibration does to a teacher on the test questions."""
+    raw, calibrated = (teacher["sets"]["test"][reading] for reading in ("raw", "calibrated"))
+    return (
+        f"Recalibration at T = {teacher['temperature']:.2f} takes the teacher's ECE on the test "
+        f"questions from {raw['ece']['value']:.3f} to {calibrated['ece']['value']:.3f}."
+    )
