@@ -20,6 +20,7 @@ from tasks.code import code_of
 from tasks.layout import learned_from
 
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
+EVALUATE_KEYS = ("bootstrap_samples", "micro_batch_size", "micro_batch_tokens")
 LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
 
@@ -60,15 +61,16 @@ def render(settings: Settings) -> str:
     return HEAD + text.getvalue()
 
 
-PLOTS: dict[str, Any] = {
+def _plot(name: str, x: str, y: str) -> dict[str, Any]:
+    return {f"data/report/plots/{name}": {"x": x, "y": y, "template": "linear"}}
+
+
+PLOTS = {
     "metrics": ["data/report/metrics.json"],
     "plots": [
-        {f"data/report/plots/{name}": {"x": x, "y": y, "template": "linear"}}
-        for name, x, y in (
-            ("reliability", "confidence", "accuracy"),
-            ("coverage", "coverage", "accuracy"),
-            ("training", "step", "loss"),
-        )
+        _plot("reliability", "confidence", "accuracy"),
+        _plot("coverage", "coverage", "accuracy"),
+        _plot("training", "step", "loss"),
     ],
 }
 """For `dvc metrics diff`, `dvc plots diff` and `dvc exp show`: files that report writes."""
@@ -85,10 +87,7 @@ def write_graph(root: Path, settings: Settings) -> bool:
 
 
 def refresh_graph(root: Path, settings: Settings) -> None:
-    """Write dvc.yaml where it is missing or was written before.
-
-    One of somebody's own, without the first line, is left as it is: our stages refuse to run by it.
-    """
+    """Write dvc.yaml, unless there is one without our first line: somebody wrote that by hand."""
     file = root / "dvc.yaml"
     if not file.exists() or file.read_text(encoding="utf-8").startswith(HEAD):
         write_graph(root, settings)
@@ -224,13 +223,9 @@ def _evaluate(name: str) -> Stage:
         f"Measure the model “{name}” on the test sets, and fit a temperature of its own",
         f"python -m tasks.evaluate {name}",
         [
-            "calibrate.criterion",
-            "calibrate.max_temperature",
-            "evaluate.bootstrap_samples",
-            "evaluate.micro_batch_size",
-            "evaluate.micro_batch_tokens",
-            "prompt",
-            "runtime",
+            *(f"calibrate.{key}" for key in ("criterion", "max_temperature")),
+            *(f"evaluate.{key}" for key in EVALUATE_KEYS),
+            *("prompt", "runtime"),
         ],
         code_of(["tasks.evaluate"]),
         ["data/prepare", f"data/model/{name}"],
