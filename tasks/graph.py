@@ -25,10 +25,6 @@ LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
 
 
-def _names(files: list[Path]) -> list[str]:
-    return [file.as_posix() for file in files]
-
-
 @dataclass(frozen=True)
 class Stage:
     name: str
@@ -161,7 +157,10 @@ def _model(settings: Settings, node: Node) -> Stage:
         inputs.append("sources")
     if model.init.reads_examples or model.learn:
         params += ["prompt", "runtime"]
-        inputs += [*_names(learned_from(Path(), settings)), "data/validate/summary.json"]
+        inputs += [
+            *(str(file) for file in learned_from(Path(), settings)),
+            "data/validate/summary.json",
+        ]
     for term in (model.learn or {}).values():
         kinds.append(type(term).__module__)
         if term.signal is not None:
@@ -189,7 +188,10 @@ def _signal(settings: Settings, node: Node) -> Stage:
     signal = settings.signals[name]
     inputs = [f"data/model/{of}" for of in signal.models]
     inputs += [f"data/signal/{of}" for of in signal.signals]
-    examples = ["data/prepare/calibration.parquet", *_names(learned_from(Path(), settings))]
+    examples = [
+        "data/prepare/calibration.parquet",
+        *(str(file) for file in learned_from(Path(), settings)),
+    ]
     return Stage(
         f"signal-{name}",
         f"Keep the signal “{name}” of {', '.join([*signal.models, *signal.signals])}",
