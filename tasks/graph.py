@@ -158,7 +158,7 @@ def _model(settings: Settings, node: Node) -> Stage:
     if model.init.reads_examples or model.learn:
         params += ["prompt", "runtime"]
         inputs += [
-            *(str(file) for file in learned_from(Path(), settings)),
+            *map(str, learned_from(Path(), settings)),
             "data/validate/summary.json",
         ]
     for term in (model.learn or {}).values():
@@ -190,7 +190,7 @@ def _signal(settings: Settings, node: Node) -> Stage:
     inputs += [f"data/signal/{of}" for of in signal.signals]
     examples = [
         "data/prepare/calibration.parquet",
-        *(str(file) for file in learned_from(Path(), settings)),
+        *map(str, learned_from(Path(), settings)),
     ]
     return Stage(
         f"signal-{name}",
