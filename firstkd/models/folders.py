@@ -48,7 +48,7 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
     model, info = loaded
     _check_complete(folder, info)
     ids = tokenizer_ids(folder)
-    model.tokenizer_ids = ids or len(model.get_input_embeddings().weight)
+    model.tokenizer_ids = ids or number_of_rows(model.get_input_embeddings().weight)
     moved: PreTrainedModel = model.to(device())
     return moved
 
@@ -73,9 +73,14 @@ def _config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
+def number_of_rows(weight: Any) -> int:
+    """Return the rows of an embedding, also of one that ZeRO 3 has shared out: that looks empty."""
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
 def vocabulary_size(model: Any) -> int:
     """Return how many rows of the model's head are ids of its tokenizer; the rest is padding."""
-    rows = len(model.get_output_embeddings().weight)
+    rows = number_of_rows(model.get_output_embeddings().weight)
     return min(rows, getattr(model, "tokenizer_ids", rows))
 
 
