@@ -92,7 +92,7 @@ def test_what_an_encoding_does_not_have_is_no_error(
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
-    assert ("0.00–1.00" if encoding == "utf-8" else "0.00?1.00") in done.stdout.decode(encoding)
+    assert ("0.01–0.10" if encoding == "utf-8" else "0.01?0.10") in done.stdout.decode(encoding)
 
 
 @pytest.mark.parametrize("command", ["compare", "--help", "nonsense"])

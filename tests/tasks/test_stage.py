@@ -52,9 +52,9 @@ def run(command: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
 
 
-def test_a_mistake_is_one_line_and_exit_code_1(command: list[str], tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(command: list[str], tmp_path: Path) -> None:
     done = run([*command, "fail"], tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "demo: params.yaml: demo.size: -1 is not allowed\n"
     assert list((tmp_path / "data").iterdir()) == []
 

@@ -73,14 +73,21 @@ def test_choice_decisions_are_the_softmax_of_mean_log_probabilities(model, tmp_p
 
 
 @BOTH
-def test_the_right_ones_are_in_the_order_of_the_decisions(model, tmp_path, signal):
+def test_each_question_has_the_records_and_decisions_that_are_expected_of_it(
+    model, tmp_path, signal
+):
     store = capture_into(tmp_path, signal, model, QUESTIONS)
-    right = signal.right(QUESTIONS)
-    assert len(right) == len(
-        store.whole() if signal is TOKENS else decisions_of(signal, store, 0, 2)
-    )
-    expected = {"tokens": [9, 10, 21, 22, 23, 2, 20, 21, 22, 23], "choices": [1, 0]}
-    assert right.tolist() == expected[signal.kind]
+    assert store.whole().counts.tolist() == [signal.records_of(q) for q in QUESTIONS]
+    decisions = signal.decisions(store.whole(), store.facts)
+    assert len(decisions) == sum(map(signal.decisions_of, QUESTIONS))
+
+
+def test_right_tokens_are_in_the_order_of_the_decisions(model, tmp_path):
+    store = capture_into(tmp_path, TOKENS, model, QUESTIONS)
+    decisions = TOKENS.decisions(store.whole(), store.facts)
+    right = [9, 10, 21, 22, 23, 2, 20, 21, 22, 23]
+    expected = decisions.top_ids == torch.tensor(right)[:, None]
+    assert torch.equal(TOKENS.is_right(decisions, [], QUESTIONS), expected)
 
 
 @BOTH
