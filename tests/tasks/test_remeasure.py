@@ -58,5 +58,5 @@ def test_pickled_weights_are_refused_in_one_line(root: Path, tmp_path: Path) -> 
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith(f"remeasure: {planted} holds no *.safetensors weights")
+    assert done.stderr.lstrip().startswith(f"remeasure: {planted} holds no *.safetensors weights")
     assert not proof.exists() and not (tmp_path / "measured").exists()

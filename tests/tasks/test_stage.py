@@ -55,7 +55,7 @@ def run(command: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
 def test_a_mistake_is_one_line_and_exit_code_2(command: list[str], tmp_path: Path) -> None:
     done = run([*command, "fail"], tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "demo: params.yaml: demo.size: -1 is not allowed\n"
+    assert done.stderr == "\ndemo: params.yaml: demo.size: -1 is not allowed\n"
     assert list((tmp_path / "data").iterdir()) == []
 
 
