@@ -13,4 +13,8 @@ class SourceInit(Source, Init):
     def make(self, folder: Path, given: Given) -> None:
         from firstkd.models.source import fetch_model
 
-        fetch_model(self, folder, given.project)
+        fetched = folder / "fetched"  # where a source that is one file leaves no folder either
+        fetch_model(self, fetched, given.project)
+        for path in fetched.iterdir():
+            path.replace(folder / path.name)
+        fetched.rmdir()
