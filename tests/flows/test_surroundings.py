@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from firstkd.errors import ConfigError, PipelineError
 from flows.lock import check_lock, registry_lock
@@ -144,9 +145,10 @@ def test_a_server_that_other_machines_may_write_to_needs_a_prefect_server(
     opened_project: Project,
 ) -> None:
     server = replace(opened_project.tracking, database=None, uri="https://mlflow.example")
-    with pytest.raises(PipelineError, match=r"other machines may write .* PREFECT_API_URL"):
-        check_lock(server)
-    check_lock(replace(server, uri="http://127.0.0.1:5000"))
+    with temporary_settings({PREFECT_API_URL: None}):  # other tests may have started a server
+        with pytest.raises(PipelineError, match=r"other machines may write .* PREFECT_API_URL"):
+            check_lock(server)
+        check_lock(replace(server, uri="http://127.0.0.1:5000"))
 
 
 @pytest.mark.usefixtures("prefect_server")
