@@ -70,7 +70,9 @@ def test_a_source_without_safetensors_leaves_nothing(project: Path, weights: str
     (project / "sources/model/model.safetensors").unlink()
     if weights:
         (project / "sources/model" / weights).write_bytes(b"pickle")
-    with pytest.raises(SourceError, match=r"^path:sources/model has no weights in safetensors"):
+    with pytest.raises(
+        SourceError, match=r"^models.base: path:sources/model has no weights in safetensors"
+    ):
         model.main(project, "base")
     assert not (project / "data/model").exists() or not list((project / "data/model").iterdir())
 
