@@ -36,12 +36,11 @@ class Stage:
     output: str
 
     def entry(self) -> dict[str, Any]:
-        deps = [*self.code, *dict.fromkeys(self.inputs)]
         return {
             "desc": self.desc,
             "cmd": self.command,
             "params": sorted(self.params),
-            "deps": deps,
+            "deps": [*self.code, *dict.fromkeys(self.inputs)],
             "outs": [self.output],
         }
 
@@ -125,15 +124,12 @@ def _fetch() -> Stage:
 
 
 def _prepare() -> Stage:
-    return Stage(
-        "prepare",
+    what, params = (
         "Bring all examples into one schema and split them",
-        "python -m tasks.prepare",
         ["prepare", "fetch.datasets"],
-        code_of(["tasks.prepare"]),
-        ["data/fetch"],
-        "data/prepare",
     )
+    code, command = code_of(["tasks.prepare"]), "python -m tasks.prepare"
+    return Stage("prepare", what, command, params, code, ["data/fetch"], "data/prepare")
 
 
 def _validate(settings: Settings) -> Stage:
@@ -225,9 +221,8 @@ def _evaluate(name: str) -> Stage:
         f"Measure the model “{name}” on the test sets, and fit a temperature of its own",
         f"python -m tasks.evaluate {name}",
         [
-            *(f"calibrate.{key}" for key in ("criterion", "max_temperature")),
             *(f"evaluate.{key}" for key in EVALUATE_KEYS),
-            *("prompt", "runtime"),
+            *("calibrate.criterion", "calibrate.max_temperature", "prompt", "runtime"),
         ],
         code_of(["tasks.evaluate"]),
         ["data/prepare", f"data/model/{name}"],
