@@ -10,7 +10,7 @@ from firstkd.data.examples import Example, right_choices
 from firstkd.data.prompts import Question
 from firstkd.models.needs import Needs
 from firstkd.section import Name
-from firstkd.signals.base import CapturedSignal, Facts
+from firstkd.signals.base import CapturedSignal, Facts, Signal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +20,48 @@ if TYPE_CHECKING:
     from firstkd.signals.store import Layout, Records
 
 
-class Choices(CapturedSignal):
+class OfChoices(Signal):
+    """A signal whose decisions are between the choices of questions."""
+
+    decides: ClassVar[str] = "choice"
+
+    def layout(self, vocabulary_size: int) -> "Layout":
+        import torch
+
+        from firstkd.signals.store import Column
+
+        return {"logprob": Column(torch.float32)}
+
+    def decisions(self, records: "Records", facts: Facts) -> "Knowledge":
+        """Return one decision per question that has choices, padded to the most choices of any."""
+        import torch
+
+        from firstkd.signals.knowledge import Knowledge
+
+        counts = records.counts[records.counts > 0]
+        width = int(counts.max()) if len(counts) else 0
+        logprobs = torch.full((len(counts), width), -torch.inf)
+        logprobs[torch.arange(width) < counts[:, None]] = records.columns["logprob"]
+        return Knowledge.of_choices(logprobs)
+
+    def records_of(self, question: Question) -> int:
+        return len(question.responses) if len(question.responses) > 1 else 0
+
+    def decisions_of(self, question: Question) -> int:
+        return int(self.records_of(question) > 0)
+
+    def is_right(
+        self, decisions: "Knowledge", examples: Sequence[Example], questions: Sequence[Question]
+    ) -> "Tensor":
+        import torch
+
+        decided = [example for example in examples if len(example.choices or ()) > 1]
+        return torch.from_numpy(right_choices(decided, decisions.top_ids.shape[1]))
+
+
+class Choices(OfChoices, CapturedSignal):
     kind: Literal["choices"]
     needs: ClassVar[Needs] = Needs(choices=True)
-    decides: ClassVar[str] = "choice"
 
     of: Name
     """The model that is asked."""
@@ -32,33 +70,8 @@ class Choices(CapturedSignal):
     def models(self) -> tuple[str, ...]:
         return (self.of,)
 
-    def layout(self, vocabulary_size: int) -> "Layout":
-        return choice_layout()
-
     def capture(self, view: "View", vocabulary_size: int) -> "Records":
         return choice_records(view.choice_scores_BC.log_softmax(-1))
-
-    def decisions(self, records: "Records", facts: Facts) -> "Knowledge":
-        return choice_decisions(records)
-
-    def records_of(self, question: Question) -> int:
-        return records_of_choices(question)
-
-    def decisions_of(self, question: Question) -> int:
-        return int(self.records_of(question) > 0)
-
-    def is_right(
-        self, decisions: "Knowledge", examples: Sequence[Example], questions: Sequence[Question]
-    ) -> "Tensor":
-        return is_right_choice(decisions, examples)
-
-
-def choice_layout() -> "Layout":
-    import torch
-
-    from firstkd.signals.store import Column
-
-    return {"logprob": Column(torch.float32)}
 
 
 def choice_records(logprobs_BC: "Tensor") -> "Records":
@@ -71,30 +84,3 @@ def choice_records(logprobs_BC: "Tensor") -> "Records":
     exists = logprobs_BC.isfinite()
     exists = exists & (exists.sum(-1, keepdim=True) > 1)
     return Records({"logprob": logprobs_BC[exists].cpu()}, exists.sum(-1).cpu())
-
-
-def choice_decisions(records: "Records") -> "Knowledge":
-    """Return one decision per question that has choices, padded to the most choices of any.
-
-    Where none has, there are no decisions of one candidate: terms look for the best among them.
-    """
-    import torch
-
-    from firstkd.signals.knowledge import Knowledge
-
-    counts = records.counts[records.counts > 0]
-    width = int(counts.max()) if len(counts) else 1
-    logprobs = torch.full((len(counts), width), -torch.inf)
-    logprobs[torch.arange(width) < counts[:, None]] = records.columns["logprob"]
-    return Knowledge.of_choices(logprobs)
-
-
-def records_of_choices(question: Question) -> int:
-    return len(question.responses) if len(question.responses) > 1 else 0
-
-
-def is_right_choice(decisions: "Knowledge", examples: Sequence[Example]) -> "Tensor":
-    import torch
-
-    decided = [example for example in examples if len(example.choices or ()) > 1]
-    return torch.from_numpy(right_choices(decided, decisions.top_ids.shape[1]))

@@ -6,32 +6,21 @@ arXiv 2007.08792): pooling makes a calibrated ensemble under-confident.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from firstkd.data.examples import Example
-from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.section import Name
-from firstkd.signals.base import CombinedSignal, Facts, Signal
-from firstkd.signals.choices import (
-    choice_decisions,
-    choice_layout,
-    is_right_choice,
-    records_of_choices,
-)
+from firstkd.signals.base import CombinedSignal, Signal
+from firstkd.signals.choices import OfChoices
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from firstkd.signals.knowledge import Knowledge
-    from firstkd.signals.store import Layout, Records
+    from firstkd.signals.store import Records
 
 
-class Mean(CombinedSignal):
+class Mean(OfChoices, CombinedSignal):
     kind: Literal["mean"]
-    decides: ClassVar[str] = "choice"
 
     of: Annotated[list[Name], Field(min_length=2)]
     """The signals to pool, each of choices."""
@@ -48,9 +37,6 @@ class Mean(CombinedSignal):
                     "pooled, since the top tokens of two models differ"
                 )
         return None
-
-    def layout(self, vocabulary_size: int) -> "Layout":
-        return choice_layout()
 
     def combine(self, members: Sequence[Path]) -> "Records":
         import torch
@@ -69,17 +55,3 @@ class Mean(CombinedSignal):
             parts.append(store.whole().columns["logprob"].double())
         pooled = torch.stack(parts).exp().mean(0).log()
         return Records({"logprob": pooled.float()}, first.counts)
-
-    def decisions(self, records: "Records", facts: Facts) -> "Knowledge":
-        return choice_decisions(records)
-
-    def records_of(self, question: Question) -> int:
-        return records_of_choices(question)
-
-    def decisions_of(self, question: Question) -> int:
-        return int(self.records_of(question) > 0)
-
-    def is_right(
-        self, decisions: "Knowledge", examples: Sequence[Example], questions: Sequence[Question]
-    ) -> "Tensor":
-        return is_right_choice(decisions, examples)

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from firstkd.errors import ArtifactError
-from firstkd.signals.choices import choice_decisions
 from firstkd.signals.mean import Mean
 from tests.firstkd.signals.stores import write_choices
 
@@ -25,7 +24,7 @@ def test_the_pooled_probabilities_are_the_mean_of_the_teachers(tmp_path):
     ]
     pooled = MEAN.combine(folders)
     assert pooled.counts.tolist() == [3, 2, 0, 3]
-    found = choice_decisions(pooled).top_logprobs.exp()
+    found = MEAN.decisions(pooled, {}).top_logprobs.exp()
     expected = torch.stack([member.double().exp() for member in members]).mean(0)
     torch.testing.assert_close(found.double(), expected[[0, 1, 3]], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(found.sum(-1), torch.ones(3))
@@ -33,7 +32,7 @@ def test_the_pooled_probabilities_are_the_mean_of_the_teachers(tmp_path):
 
 def test_a_teacher_pooled_with_itself_is_itself(tmp_path):
     folder = write_choices(tmp_path / "one", logprobs(5), range(4))
-    found = choice_decisions(MEAN.combine([folder] * 3)).top_logprobs
+    found = MEAN.decisions(MEAN.combine([folder] * 3), {}).top_logprobs
     torch.testing.assert_close(found, logprobs(5)[[0, 1, 3]])
 
 
