@@ -74,14 +74,12 @@ def _split(cell: str) -> object:
     text = cell.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return cell.split("|")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(text)  # as pandas writes a list into a table
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return cell.split("|")
+    for read in (json.loads, ast.literal_eval):  # pandas writes lists into tables as Python does
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue  # in brackets, but not such a list
+    return cell.split("|")
 
 
 def _readings(
