@@ -1,4 +1,4 @@
-# Set-up is done once and shared: .venv is made anew only when the requirements change.
+# Set-up is done once and shared: .venv is rebuilt only when the requirements change.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
