@@ -132,7 +132,7 @@ def decide(challenger: Evidence, champion: Evidence | None, limits: PromoteSetti
     else:
         checks += _comparisons(challenger, champion, limits)
         if champion.measured_anew:
-            words = f"champion v{champion.version}, tested on other questions, was measured anew"
+            words = f"champion v{champion.version}, tested on other questions, was measured again"
             checks.append((True, f"{words} on these"))
     reasons = [words for _, words in sorted(checks, key=lambda check: check[0])]
     return Verdict("promoted" if all(held for held, _ in checks) else "rejected", tuple(reasons))

@@ -130,7 +130,7 @@ def test_the_champion_is_measured_anew_when_the_test_questions_change(project):
     for command in (project.dvc("repro"), project.firstkd("record")):
         assert command.returncode == 0, command.stderr[-3000:]
     assert "v2 is promoted\n" in command.stdout
-    assert "champion v1, tested on other questions, was measured anew on these" in command.stdout
+    assert "champion v1, tested on other questions, was measured again on these" in command.stdout
     [file] = (project.root / "mlflow/artifacts").rglob("promotion/version-2/*.json")
     decision = json.loads(file.read_text())
     assert decision["champion"]["measured_anew"] and not decision["challenger"]["measured_anew"]

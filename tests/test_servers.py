@@ -197,7 +197,7 @@ def test_weekly_retraining_by_a_worker(
     operated.retrain()
     assert aliases() == {"challenger": "2", "champion": "2"}
     reasons = client.get_model_version(NAME, "2").tags["decision_reasons"]
-    assert "champion v1, tested on other questions, was measured anew on these" in reasons
+    assert "champion v1, tested on other questions, was measured again on these" in reasons
 
     # worse ones
     operated.write_data(train=100, test=90, scrambled=True)

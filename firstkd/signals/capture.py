@@ -26,7 +26,7 @@ class Capture:
 
     signal: CapturedSignal
     vocabulary_size: int
-    """Of the tokenizer; rows that pad the head beyond it are no tokens."""
+    """Of the tokenizer; rows that only pad the head are left out."""
     settings: CaptureSettings
     ranks: Ranks
 

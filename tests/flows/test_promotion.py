@@ -237,7 +237,7 @@ def test_crash_on_the_way_from_an_earlier_decision_is_taken_up(
     if before == "rolled back":
         promote(lenient, second)
         rollback(lenient)
-    else:  # what stands in the way is mended afterwards
+    else:  # what stands in the way is removed afterwards
         number, client = str(second.version), tracking.client
         client.set_model_version_tag(second.name, number, NOT_REPRODUCIBLE_TAG, "uncommitted")
         lenient = with_limits(lenient, require_reproducible=True)

@@ -139,7 +139,7 @@ def test_champion_measured_anew_is_compared_and_the_verdict_says_so() -> None:
     champion = dataclasses.replace(evidence("1", 80, 0.05), measured_anew=True)
     verdict = decide(evidence("2", 81, 0.05), champion, LIMITS)
     assert verdict.passed
-    words = "champion v1, tested on other questions, was measured anew on these"
+    words = "champion v1, tested on other questions, was measured again on these"
     assert verdict.reasons[-1] == words
     assert not decide(evidence("2", 60, 0.05), champion, LIMITS).passed
 
