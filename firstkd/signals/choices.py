@@ -39,7 +39,7 @@ class OfChoices(Signal):
         from firstkd.signals.knowledge import Knowledge
 
         counts = records.counts[records.counts > 0]
-        width = int(counts.max()) if len(counts) else 0
+        width = int(counts.max()) if len(counts) else 1  # no arg max of nothing: K is never 0
         logprobs = torch.full((len(counts), width), -torch.inf)
         logprobs[torch.arange(width) < counts[:, None]] = records.columns["logprob"]
         return Knowledge.of_choices(logprobs)
