@@ -48,7 +48,7 @@ class Answerer:
         """Open a model folder and the calibration.json that `evaluate` wrote for it."""
         calibration = read_json(calibration_file)
         return cls(
-            model=load_model(model_folder, "bf16"),
+            model=load_model(model_folder),
             tokenizer=load_tokenizer(model_folder),
             prompt=PromptSettings.model_validate(calibration["prompt"]),
             temperature=calibration["temperature"],

@@ -1,6 +1,6 @@
 """What every section of params.yaml has in common: strict keys, frozen values, common types."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +15,10 @@ Weight = Annotated[float, Field(ge=0)]
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 """Becomes a file's name, and part of others."""
+
+
+Precision = Literal["auto", "bf16", "fp32"]
+"""`auto`: bf16 on a GPU and on a processor with instructions for it, else fp32."""
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -117,7 +117,7 @@ class Subject:
     def load(
         cls, name: str, folder: Path, prompt: PromptSettings, settings: EvaluateSettings
     ) -> Self:
-        network, tokenizer = load_model(folder, "bf16"), load_tokenizer(folder)
+        network, tokenizer = load_model(folder), load_tokenizer(folder)
         return cls(name, network, tokenizer, prompt, settings)
 
     def score(self, file: Path) -> Scored | None:

@@ -44,7 +44,7 @@ def import_split(root: Path, name: str, split: str, path: Path) -> SignalStore:
         encode(examples, tokenizer, settings.prompt),
         [example_key(example) for example in examples],
         signal,
-        vocabulary_size(load_model(model, "bf16")),
+        vocabulary_size(load_model(model)),
         settings.capture.shard_examples,
         folder,
         {**identity_of(root, settings, name), "vocabulary": vocabulary_digest(tokenizer)},

@@ -20,7 +20,7 @@ from firstkd.data.examples import example_key, read_all
 from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError
 from firstkd.files import replace_folder, sha256_of, write_json
-from firstkd.models.folders import load_model, load_tokenizer, vocabulary_size
+from firstkd.models.folders import load_model, load_tokenizer, precision_here, vocabulary_size
 from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.reproducibility import deterministic
 from firstkd.settings import Settings, load_settings
@@ -117,7 +117,7 @@ def identity_of(root: Path, settings: Settings, name: str) -> dict[str, Any]:
         "signal": signal.model_dump(),
         "inputs": {path.relative_to(root).as_posix(): sha256_of(path) for path in inputs},
         "prompt": settings.prompt.model_dump(),
-        "precision": settings.capture.precision,
+        "precision": precision_here(settings.capture.precision),
     }
 
 

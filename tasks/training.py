@@ -17,7 +17,7 @@ from firstkd.data.examples import Example, example_key, read_all
 from firstkd.data.prompts import Question, encode
 from firstkd.errors import ConfigError
 from firstkd.files import atomic_folder, read_json, sha256_of, write_json, write_json_lines
-from firstkd.models.folders import load_tokenizer, save_model
+from firstkd.models.folders import load_tokenizer, precision_here, save_model
 from firstkd.models.init.base import Given
 from firstkd.models.lora import add_lora
 from firstkd.models.settings import ModelSettings
@@ -55,6 +55,7 @@ def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
     if not model.needs.choices:
         questions = [question.gold_only() for question in questions]
     others = [part.model_dump() for part in (model, training, settings.prompt, settings.runtime)]
+    others.append({"precision": precision_here(training.precision)})
     inputs = [start, *given.examples, *inputs_of(root, model)]
     checkpoints = checkpoint_folder(root, stage, others, inputs, ranks)
     if not ranks.is_first:

@@ -1,12 +1,10 @@
 """How signals are captured, whatever they are."""
 
-from typing import Literal
-
-from firstkd.section import Positive, Section
+from firstkd.section import Positive, Precision, Section
 
 
 class CaptureSettings(Section):
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
     """Of the teacher's weights in the forward pass; what is kept is computed in float32."""
     micro_batch_size: Positive
     """Examples per forward pass, at most."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from firstkd.imports import unimportable
-from firstkd.models.folders import load_model
+from firstkd.models.folders import load_model, precision_here
 from firstkd.train.distributed import Ranks
 from firstkd.train.player import Player
 from firstkd.train.settings import MachineSettings, TrainingSettings
@@ -48,7 +48,8 @@ def deepspeed_config(
     With float32 weights, stage 1 takes the place of 0, which reports no gradient norm there. In one
     process, every stage computes the same.
     """
-    lowest = 1 if settings.precision == "fp32" else 2 if settings.micro_batches_per_step > 1 else 0
+    in_bf16 = precision_here(settings.precision) == "bf16"
+    lowest = 1 if not in_bf16 else 2 if settings.micro_batches_per_step > 1 else 0
     zero: dict[str, Any] = {
         "stage": max(machine.zero_stage, lowest),
         "reduce_bucket_size": BUCKET_ELEMENTS,
@@ -70,7 +71,7 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.micro_batches_per_step // world_size,
         "gradient_clipping": settings.gradient_clipping,
-        "bf16": {"enabled": settings.precision == "bf16"},
+        "bf16": {"enabled": in_bf16},
         "zero_optimization": zero,
         # torch's fused AdamW on the CPU is as fast as DeepSpeed's own, and needs no compiler
         "zero_force_ds_cpu_optimizer": False,

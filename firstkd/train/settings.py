@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from firstkd.models.settings import LoraSettings
-from firstkd.section import Positive, Section, Share, Weight
+from firstkd.section import Positive, Precision, Section, Share, Weight
 
 
 class TrainingSettings(Section):
@@ -24,7 +24,7 @@ class TrainingSettings(Section):
     weight_decay: Weight
     gradient_clipping: Annotated[float, Field(gt=0)]
     """Largest norm of a step's gradient."""
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
     """Of the weights in the passes; the optimizer always keeps float32 ones."""
     lora: LoraSettings | None = None
     """For a model too large to tune in full; null to tune all weights."""

@@ -54,7 +54,7 @@ class PruneInit(Init):
         from firstkd.models.self_test import check_model
 
         base = given.models[self.of]
-        tokenizer, model = load_tokenizer(base), load_model(base, "bf16")
+        tokenizer, model = load_tokenizer(base), load_model(base)
         present = model.config.num_hidden_layers
         self.layers_of(present)
         examples = read_examples(given.examples[0])[: self.examples]
@@ -67,7 +67,7 @@ class PruneInit(Init):
         expected = logits_without(model, kept, probe)
         keep_layers(model, kept)
         save_model(model, tokenizer, folder)
-        found = logits_without(load_model(folder, "bf16"), range(len(kept)), probe)
+        found = logits_without(load_model(folder), range(len(kept)), probe)
         check_same_logits(expected, found, model.config.model_type)
         check_model(load_model(folder, "fp32"), tokenizer, questions)
         write_json(folder / "metrics.json", {"kept": kept, "influence": influence.tolist()})

@@ -9,7 +9,13 @@ from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.files import sha256_of
-from firstkd.models.folders import load_model, load_tokenizer, save_model, vocabulary_size
+from firstkd.models.folders import (
+    load_model,
+    load_tokenizer,
+    precision_here,
+    save_model,
+    vocabulary_size,
+)
 from firstkd.models.pruning import block_influence, keep_layers, most_influential
 from firstkd.models.scoring import ResponseScorer, cross_entropy, score_questions, score_tokens
 from tests.tiny import write_tiny_model
@@ -138,3 +144,14 @@ def test_a_head_padded_beyond_the_tokenizer_is_cut_everywhere(tiny_model, tmp_pa
     torch.testing.assert_close(again, loss)
     again.backward()
     assert padded.lm_head.weight.grad.shape == (464, 32)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32")],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides first")
+def test_the_precision_is_what_the_processor_is_fast_at(monkeypatch, instructions, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    assert precision_here("auto") == expected
+    assert [precision_here(given) for given in ("bf16", "fp32")] == ["bf16", "fp32"]
