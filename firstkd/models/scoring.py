@@ -126,13 +126,6 @@ class ResponseScorer(nn.Module):
         return scores
 
 
-def cross_entropy(
-    scorer: ResponseScorer, batch: Batch, progress: float = 0.0
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean over the tokens of right responses, whatever the progress of the training."""
-    return -scorer(batch).logprobs_M[batch.is_gold_M].mean(), {}
-
-
 @memory_explained("while questions were scored")
 @torch.inference_mode()
 def score_questions(

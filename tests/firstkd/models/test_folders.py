@@ -17,7 +17,7 @@ from firstkd.models.folders import (
     vocabulary_size,
 )
 from firstkd.models.pruning import block_influence, keep_layers, most_influential
-from firstkd.models.scoring import ResponseScorer, cross_entropy, score_questions, score_tokens
+from firstkd.models.scoring import ResponseScorer, score_questions, score_tokens
 from tests.tiny import write_tiny_model
 
 QUESTIONS = [Question(str(i), [4 + i, 9, 12], [[20 + i], [30, 31]], 0) for i in range(5)]
@@ -129,7 +129,7 @@ def test_a_head_padded_beyond_the_tokenizer_is_cut_everywhere(tiny_model, tmp_pa
     expected = score_questions(model, QUESTIONS, 5)
     tokens = score_tokens(model, QUESTIONS, 5)
     batch = pack(QUESTIONS, [0, 1, 2])
-    loss, _ = cross_entropy(ResponseScorer(model), batch)
+    logprobs = ResponseScorer(model)(batch).logprobs_M.detach()
     model.resize_token_embeddings(464, mean_resizing=False)
     weight = model.lm_head.weight.data
     weight[400:] = 50 * weight[:64]  # each of them would win every comparison
@@ -140,9 +140,9 @@ def test_a_head_padded_beyond_the_tokenizer_is_cut_everywhere(tiny_model, tmp_pa
     torch.testing.assert_close(score_questions(padded, QUESTIONS, 5), expected)
     found = score_tokens(padded, QUESTIONS, 5)
     torch.testing.assert_close(found.confidence_T, tokens.confidence_T)
-    again, _ = cross_entropy(ResponseScorer(padded), batch)
-    torch.testing.assert_close(again, loss)
-    again.backward()
+    again = ResponseScorer(padded)(batch).logprobs_M
+    torch.testing.assert_close(again, logprobs)
+    again.sum().backward()
     assert padded.lm_head.weight.grad.shape == (464, 32)
 
 
