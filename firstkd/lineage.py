@@ -94,7 +94,7 @@ class Lineage:
 
     def _misfits(self) -> Iterator[tuple[str, str]]:
         for name, signal in self._signals.items():
-            if problem := signal.check(self._signals):
+            if problem := signal.check(self._signals, self._models):
                 yield f"signals.{name}", problem
         for name, model in self._models.items():
             for term_name, term in (model.learn or {}).items():

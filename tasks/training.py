@@ -45,6 +45,8 @@ def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
     (start,) = (given.models[of] for of in model.init.models)
     tokenizer = load_tokenizer(start)
     examples = read_all(given.examples)
+    if model.leave_out:
+        examples = [example for example in examples if model.leave_out.keeps(example)]
     questions = encode(examples, tokenizer, settings.prompt)
     check_terms(name, model, questions)
     useful = [i for i, q in enumerate(questions) if any(t.count(q) for t in terms.values())]

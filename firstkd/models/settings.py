@@ -1,9 +1,10 @@
 """Settings of models."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from firstkd.data.examples import Example, example_key, fold_of
 from firstkd.models.init.kinds import AnyInit
 from firstkd.models.needs import Needs
 from firstkd.section import Name, Positive, Section
@@ -18,6 +19,22 @@ class LoraSettings(Section):
     """What they add counts alpha / rank times."""
 
 
+class LeftOut(Section):
+    """A fold of the training examples, of `of` that they are dealt into by hash."""
+
+    fold: Annotated[int, Field(ge=0)]
+    of: Annotated[int, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Self:
+        if self.fold >= self.of:
+            raise ValueError(f"fold: {self.fold} is not allowed: of {self.of}, 0 to {self.of - 1}")
+        return self
+
+    def keeps(self, example: Example) -> bool:
+        return fold_of(example_key(example), self.of) != self.fold
+
+
 class ModelSettings(Section):
     """A named network: how it starts, and what it learns if it learns anything."""
 
@@ -25,12 +42,16 @@ class ModelSettings(Section):
     train: Name | None = None
     """The section of `train` that says how it is trained."""
     learn: Learn | None = None
+    leave_out: LeftOut | None = None
+    """What it must not learn from, so that the signal `out_of_fold` can ask it about that."""
 
     @model_validator(mode="after")
     def _learning_is_training(self) -> Self:
         if (self.train is None) != (self.learn is None):
             given, lacking = ("learn", "train") if self.train is None else ("train", "learn")
             raise ValueError(f"{given} without {lacking}: a model needs both to be trained")
+        if self.leave_out is not None and self.learn is None:
+            raise ValueError("leave_out without learn: it learns nothing that could be left out")
         if self.learn is not None and not self.init.can_learn:
             raise ValueError(
                 f"a model of kind {self.init.kind} is made once and learns nothing itself; let "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
+from firstkd.errors import ArtifactError
 from firstkd.models.needs import Needs
 from firstkd.section import Section
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from firstkd.models.settings import ModelSettings
     from firstkd.models.view import View
     from firstkd.signals.knowledge import Knowledge
     from firstkd.signals.store import Layout, Records, SignalStore
@@ -49,8 +51,10 @@ class Signal(Section):
         """Whether what lies outside the candidates, if anything does, can be tempered exactly."""
         return True
 
-    def check(self, others: "Mapping[str, Signal]") -> str | None:
-        """Return what is wrong with the signals it is combined from, if anything."""
+    def check(
+        self, signals: "Mapping[str, Signal]", models: "Mapping[str, ModelSettings]"
+    ) -> str | None:
+        """Return what is wrong with the signals and models it is made from, if anything."""
         return None
 
     def layout(self, vocabulary_size: int) -> "Layout":
@@ -99,5 +103,22 @@ class CombinedSignal(Signal):
     """A signal that is computed from the stores of others."""
 
     def combine(self, members: "Sequence[Path]") -> "Records":
-        """Return the records of the examples that the stores of the members hold, in order."""
+        """Return the records of the examples that the stores of the members hold, in order.
+
+        Raises ArtifactError unless all hold the same examples in the same order.
+        """
+        import torch
+
+        from firstkd.signals.store import SignalStore
+
+        first, *others = stores = [SignalStore(folder) for folder in members]
+        for store in others:
+            if not torch.equal(store.keys, first.keys):
+                raise ArtifactError(
+                    f"{store.folder} holds other examples than {first.folder}; run its stage again"
+                )
+        return self.combined(stores)
+
+    def combined(self, stores: "Sequence[SignalStore]") -> "Records":
+        """Return what the stores, which are of the same examples, come to."""
         raise NotImplementedError

@@ -3,7 +3,7 @@
 Choices are strings, so that this signal teaches students with any tokenizer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from firstkd.data.examples import Example, right_choices
@@ -24,6 +24,16 @@ class OfChoices(Signal):
     """A signal whose decisions are between the choices of questions."""
 
     decides: ClassVar[str] = "choice"
+
+    def not_of_choices(self, signals: Mapping[str, Signal]) -> str | None:
+        """Return which of the signals that it is combined from is not of choices, if any."""
+        for name in self.signals:
+            if signals[name].decides != self.decides:
+                return (
+                    f"of: {name!r} is of {signals[name].decides}s; only signals of choices can be "
+                    "combined, since the top tokens of two models differ"
+                )
+        return None
 
     def layout(self, vocabulary_size: int) -> "Layout":
         import torch

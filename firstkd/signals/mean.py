@@ -5,18 +5,17 @@ arXiv 2007.08792): pooling makes a calibrated ensemble under-confident.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from firstkd.errors import ArtifactError
 from firstkd.section import Name
 from firstkd.signals.base import CombinedSignal, Signal
 from firstkd.signals.choices import OfChoices
 
 if TYPE_CHECKING:
-    from firstkd.signals.store import Records
+    from firstkd.models.settings import ModelSettings
+    from firstkd.signals.store import Records, SignalStore
 
 
 class Mean(OfChoices, CombinedSignal):
@@ -29,29 +28,16 @@ class Mean(OfChoices, CombinedSignal):
     def signals(self) -> tuple[str, ...]:
         return tuple(self.of)
 
-    def check(self, others: Mapping[str, Signal]) -> str | None:
-        for name in self.of:
-            if others[name].decides != self.decides:
-                return (
-                    f"of: {name!r} is of {others[name].decides}s; only signals of choices can be "
-                    "pooled, since the top tokens of two models differ"
-                )
-        return None
+    def check(
+        self, signals: Mapping[str, Signal], models: "Mapping[str, ModelSettings]"
+    ) -> str | None:
+        return self.not_of_choices(signals)
 
-    def combine(self, members: Sequence[Path]) -> "Records":
+    def combined(self, stores: "Sequence[SignalStore]") -> "Records":
         import torch
 
-        from firstkd.signals.store import Records, SignalStore
+        from firstkd.signals.store import Records
 
-        stores = [SignalStore(folder) for folder in members]
-        first = stores[0].whole()
-        parts = [first.columns["logprob"].double()]
-        for store in stores[1:]:
-            if not torch.equal(store.keys, stores[0].keys):
-                raise ArtifactError(
-                    f"{store.folder} holds other examples than {stores[0].folder}; run its stage "
-                    "again"
-                )
-            parts.append(store.whole().columns["logprob"].double())
-        pooled = torch.stack(parts).exp().mean(0).log()
-        return Records({"logprob": pooled.float()}, first.counts)
+        whole = [store.whole() for store in stores]
+        parts = torch.stack([found.columns["logprob"].double() for found in whole])
+        return Records({"logprob": parts.exp().mean(0).log().float()}, whole[0].counts)

@@ -41,6 +41,7 @@ MADE = {
     "choices": {"of": "teacher"},
     "tokens": {"of": "teacher", "select": TOP_K},
     "mean": {"of": ["choices", "choices"]},
+    "out_of_fold": {"of": ["choices", "choices"]},
     "gold": {},
     "gold_choice": {},
     "choice_kl": {"from": "choices", "recalibrate": "none"},

@@ -29,6 +29,20 @@ def with_params(tmp_path: Any, changes: dict[str, Any]) -> Settings:
     return load_settings(tmp_path / "params.yaml")
 
 
+FOLDS = {
+    "models.second": {
+        "init": {"kind": "copy", "of": "base"},
+        "train": "finetune",
+        "learn": {"gold": {}},
+        "leave_out": {"fold": 1, "of": 2},
+    },
+    "models.teacher.leave_out": {"fold": 0, "of": 2},
+    "signals.others": {"kind": "choices", "of": "second"},
+    "signals.unseen": {"kind": "out_of_fold", "of": ["choices", "others"]},
+}
+"""Two teachers, each asked of what it has not learned."""
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a model that is its own origin": (
         {"models.first.init": {"kind": "copy", "of": "first"}},
@@ -45,6 +59,28 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a mean of itself": (
         {"signals.pooled": {"kind": "mean", "of": ["choices", "pooled"]}},
         r"a cycle: signals.pooled → signals.pooled; ",
+    ),
+    "a teacher that has learned the fold that it is asked of": (
+        FOLDS | {"models.second.leave_out": {"fold": 0, "of": 2}},
+        r"signals.unseen: of: 'others' stands for fold 1, so its teacher must not learn it: set "
+        r"models.second.leave_out to \{ fold: 1, of: 2 \}",
+    ),
+    "a teacher that has learned all folds": (
+        FOLDS | {"models.teacher.leave_out": None},
+        r"signals.unseen: of: 'choices' stands for fold 0, .*set models.teacher.leave_out to "
+        r"\{ fold: 0, of: 2 \}",
+    ),
+    "a fold beyond the last": (
+        {"models.teacher.leave_out": {"fold": 2, "of": 2}},
+        r"models.teacher.leave_out: fold: 2 is not allowed: of 2, 0 to 1",
+    ),
+    "a source that leaves something out": (
+        {"models.base.leave_out": {"fold": 0, "of": 2}},
+        r"models.base: leave_out without learn: it learns nothing",
+    ),
+    "tokens asked out of fold": (
+        FOLDS | {"signals.unseen": {"kind": "out_of_fold", "of": ["choices", "tokens"]}},
+        r"signals.unseen: of: 'tokens' is of tokens; only signals of choices can be combined",
     ),
     "a start of a model that is not there": (
         {"models.first.init.of": "begin"},
@@ -68,7 +104,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a pool of tokens": (
         {"signals.pooled": {"kind": "mean", "of": ["choices", "tokens"]}},
-        r"signals.pooled: of: 'tokens' is of tokens; only signals of choices can be pooled",
+        r"signals.pooled: of: 'tokens' is of tokens; only signals of choices can be combined",
     ),
     "a term on choices from tokens": (
         {"models.first.learn.choices.from": "tokens"},
@@ -203,3 +239,9 @@ def test_a_chain_of_students_is_trained_in_turn(tmp_path):
     assert position(lineage, "signals", "second_hand") < position(lineage, "models", "grandchild")
     assert position(lineage, "models", "first") < position(lineage, "models", "grandchild")
     assert lineage.root("grandchild") == "base"
+
+
+def test_teachers_that_leave_out_their_folds_are_taken(tmp_path: Any) -> None:
+    changes = FOLDS | {"models.first.learn.choices.from": "unseen"}
+    settings = with_params(tmp_path, changes)
+    assert settings.teachers == ["teacher", "second"]

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from firstkd.errors import ConfigError
 from firstkd.models.init.base import Given, Init
@@ -43,7 +43,13 @@ class PruneInit(Init):
         from firstkd.data.examples import read_examples
         from firstkd.data.prompts import encode
         from firstkd.files import write_json
-        from firstkd.models.folders import load_model, load_tokenizer, save_model
+        from firstkd.models.folders import (
+            DTYPES,
+            load_model,
+            load_tokenizer,
+            precision_here,
+            save_model,
+        )
         from firstkd.models.pruning import (
             block_influence,
             check_same_logits,
@@ -54,7 +60,10 @@ class PruneInit(Init):
         from firstkd.models.self_test import check_model
 
         base = given.models[self.of]
-        tokenizer, model = load_tokenizer(base), load_model(base)
+        tokenizer = load_tokenizer(base)
+        # rounded as it will be saved, so that the logits can be compared
+        rounded: Any = load_model(base, "bf16")
+        model = rounded.to(DTYPES[precision_here("auto")])
         present = model.config.num_hidden_layers
         self.layers_of(present)
         examples = read_examples(given.examples[0])[: self.examples]

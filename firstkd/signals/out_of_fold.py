@@ -1,0 +1,59 @@
+"""The signal `out_of_fold`: of each question, what the teacher says that was not trained on it.
+
+A teacher is surer of the questions it has learned than of others, and a temperature that is fitted
+to others does not correct that. So there are K teachers, each of which leaves out another fold of
+the training examples (`leave_out`), and each question is asked of a single one, also those that all
+of them have never seen: on all splits the knowledge is that of one teacher on an unseen question.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from firstkd.data.examples import fold_of
+from firstkd.section import Name
+from firstkd.signals.base import CombinedSignal, Signal
+from firstkd.signals.choices import OfChoices
+
+if TYPE_CHECKING:
+    from firstkd.models.settings import ModelSettings
+    from firstkd.signals.store import Records, SignalStore
+
+
+class OutOfFold(OfChoices, CombinedSignal):
+    kind: Literal["out_of_fold"]
+
+    of: Annotated[list[Name], Field(min_length=2)]
+    """Signals of choices, of the teachers that leave out fold 0, 1, 2 … of as many."""
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return tuple(self.of)
+
+    def check(
+        self, signals: Mapping[str, Signal], models: "Mapping[str, ModelSettings]"
+    ) -> str | None:
+        if problem := self.not_of_choices(signals):
+            return problem
+        for number, name in enumerate(self.of):
+            for model in signals[name].models:
+                fold = models[model].leave_out
+                if fold is None or (fold.fold, fold.of) != (number, len(self.of)):
+                    return (
+                        f"of: {name!r} stands for fold {number}, so its teacher must not learn it: "
+                        f"set models.{model}.leave_out to {{ fold: {number}, of: {len(self.of)} }}"
+                    )
+        return None
+
+    def combined(self, stores: "Sequence[SignalStore]") -> "Records":
+        import torch
+
+        from firstkd.signals.store import Records
+
+        fold_E = torch.tensor([fold_of(key, len(stores)) for key in stores[0].keys.tolist()])
+        whole = [store.whole() for store in stores]
+        counts = whole[0].counts
+        fold_R = fold_E.repeat_interleave(counts)
+        parts = torch.stack([found.columns["logprob"] for found in whole])
+        return Records({"logprob": parts[fold_R, torch.arange(len(fold_R))]}, counts)
