@@ -4,17 +4,20 @@ Choices are strings, so that this signal teaches students with any tokenizer.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from firstkd.data.examples import Example, right_choices
 from firstkd.data.prompts import Question
 from firstkd.models.needs import Needs
 from firstkd.section import Name
-from firstkd.signals.base import CapturedSignal, Facts, Signal
+from firstkd.signals.base import CapturedSignal, CombinedSignal, Facts, Signal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from firstkd.models.settings import ModelSettings
     from firstkd.models.view import View
     from firstkd.signals.knowledge import Knowledge
     from firstkd.signals.store import Layout, Records
@@ -24,16 +27,6 @@ class OfChoices(Signal):
     """A signal whose decisions are between the choices of questions."""
 
     decides: ClassVar[str] = "choice"
-
-    def not_of_choices(self, signals: Mapping[str, Signal]) -> str | None:
-        """Return which of the signals that it is combined from is not of choices, if any."""
-        for name in self.signals:
-            if signals[name].decides != self.decides:
-                return (
-                    f"of: {name!r} is of {signals[name].decides}s; only signals of choices can be "
-                    "combined, since the top tokens of two models differ"
-                )
-        return None
 
     def layout(self, vocabulary_size: int) -> "Layout":
         import torch
@@ -67,6 +60,27 @@ class OfChoices(Signal):
 
         decided = [example for example in examples if len(example.choices or ()) > 1]
         return torch.from_numpy(right_choices(decided, decisions.top_ids.shape[1]))
+
+
+class CombinedChoices(OfChoices, CombinedSignal):
+    """A signal that is computed from several signals of choices."""
+
+    of: Annotated[list[Name], Field(min_length=2)]
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return tuple(self.of)
+
+    def check(
+        self, signals: Mapping[str, Signal], models: "Mapping[str, ModelSettings]"
+    ) -> str | None:
+        for name in self.of:
+            if signals[name].decides != self.decides:
+                return (
+                    f"of: {name!r} is of {signals[name].decides}s; only signals of choices can be "
+                    "combined, since the top tokens of two models differ"
+                )
+        return None
 
 
 class Choices(OfChoices, CapturedSignal):

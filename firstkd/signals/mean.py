@@ -4,34 +4,17 @@ Probabilities and not logits, and a temperature is fitted after pooling (Rahaman
 arXiv 2007.08792): pooling makes a calibrated ensemble under-confident.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from firstkd.section import Name
-from firstkd.signals.base import CombinedSignal, Signal
-from firstkd.signals.choices import OfChoices
+from firstkd.signals.choices import CombinedChoices
 
 if TYPE_CHECKING:
-    from firstkd.models.settings import ModelSettings
     from firstkd.signals.store import Records, SignalStore
 
 
-class Mean(OfChoices, CombinedSignal):
+class Mean(CombinedChoices):
     kind: Literal["mean"]
-
-    of: Annotated[list[Name], Field(min_length=2)]
-    """The signals to pool, each of choices."""
-
-    @property
-    def signals(self) -> tuple[str, ...]:
-        return tuple(self.of)
-
-    def check(
-        self, signals: Mapping[str, Signal], models: "Mapping[str, ModelSettings]"
-    ) -> str | None:
-        return self.not_of_choices(signals)
 
     def combined(self, stores: "Sequence[SignalStore]") -> "Records":
         import torch

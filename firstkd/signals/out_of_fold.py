@@ -7,34 +7,26 @@ of them have never seen: on all splits the knowledge is that of one teacher on a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Literal
 
 from firstkd.data.examples import fold_of
-from firstkd.section import Name
-from firstkd.signals.base import CombinedSignal, Signal
-from firstkd.signals.choices import OfChoices
+from firstkd.signals.base import Signal
+from firstkd.signals.choices import CombinedChoices
 
 if TYPE_CHECKING:
     from firstkd.models.settings import ModelSettings
     from firstkd.signals.store import Records, SignalStore
 
 
-class OutOfFold(OfChoices, CombinedSignal):
+class OutOfFold(CombinedChoices):
+    """`of` names the signals of the teachers that leave out fold 0, 1, 2 … of as many."""
+
     kind: Literal["out_of_fold"]
-
-    of: Annotated[list[Name], Field(min_length=2)]
-    """Signals of choices, of the teachers that leave out fold 0, 1, 2 … of as many."""
-
-    @property
-    def signals(self) -> tuple[str, ...]:
-        return tuple(self.of)
 
     def check(
         self, signals: Mapping[str, Signal], models: "Mapping[str, ModelSettings]"
     ) -> str | None:
-        if problem := self.not_of_choices(signals):
+        if problem := super().check(signals, models):
             return problem
         for number, name in enumerate(self.of):
             for model in signals[name].models:
