@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from firstkd.errors import PipelineError
+from firstkd.files import disk_refusal
 from flows import inspection_cli, operations_cli
 
 if TYPE_CHECKING:
@@ -177,8 +178,9 @@ def main() -> None:
     sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
     try:
         app()
-    except PipelineError as error:
-        if "--debug" in sys.argv:
+    except (PipelineError, OSError) as error:
+        known = error if isinstance(error, PipelineError) else disk_refusal(error)
+        if known is None or "--debug" in sys.argv:
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {known}", err=True)
         sys.exit(1)

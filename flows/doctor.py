@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 
 from firstkd.errors import ConfigError, PipelineError
+from firstkd.proxies import check_proxies
 from firstkd.settings import RecordSettings, load_settings
 from flows.workspace import Workspace
 from tasks.machine import Check, examine_machine, examine_threads
@@ -25,6 +26,11 @@ def examine(root: Path) -> Iterator[Check]:
         return
     yield examine_threads(settings.runtime)
     yield from _dvc(root)
+    try:
+        check_proxies()
+    except ConfigError as error:
+        yield Check("proxy", "wrong", str(error), "correct or unset it")
+        return
     yield _mlflow(root, settings.record)
     if url := os.environ.get("PREFECT_API_URL"):
         fix = "run `prefect server start`, or unset PREFECT_API_URL"
