@@ -68,11 +68,11 @@ def _mlflow(root: Path, settings: RecordSettings) -> Check:
     fix = "start it, or correct MLFLOW_TRACKING_URI or record.tracking_uri in params.yaml"
     try:
         url = address_of(settings)
+        database = database_at(root, url)
     except ConfigError as error:
         return Check("mlflow", "wrong", str(error), fix)
     if url.drivername in ("http", "https"):
         return _answers("mlflow", f"{url.render_as_string(hide_password=False)}/health", fix)
-    database = database_at(root, url)
     if database is None:
         return Check("mlflow", "warn", f"{url.render_as_string()} was not asked")
     there = next(path for path in [database, *database.parents] if path.exists())
