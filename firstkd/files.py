@@ -58,10 +58,12 @@ def _make_parent(path: Path) -> None:
 
 
 def replace_folder(finished: Path, path: Path) -> None:
-    """Move a finished folder to where `path` is or was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
+    """Move a finished folder to where `path` is or was, be that a folder, a file or a link."""
+    _make_parent(path)
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
     finished.replace(path)
 
 
@@ -69,6 +71,8 @@ DISK_REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM),
 }
+IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+"""A file where a folder should be, or the other way round."""
 
 
 @contextmanager
@@ -77,22 +81,35 @@ def one_line_if_refused(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _disk_refused(error):
-            raise _unwritable(path, error) from error
+        if refused := disk_refusal(error, path):
+            raise refused from error
         raise
 
 
-def _disk_refused(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in DISK_REFUSALS
-    # safetensors wraps the system's error in a class of its own and keeps only its text
-    return any(f"os error {code}" in str(error) for code in DISK_REFUSALS)
+def disk_refusal(error: Exception, path: Path | None = None) -> ArtifactError | None:
+    """Return what a person can do about a disk that refuses, None if that is not the error.
+
+    `path` is what was to be written; without it, it is the file that the system names.
+    """
+    if not isinstance(error, OSError):
+        # safetensors wraps the system's error in a class of its own and keeps only its text
+        is_refusal = any(f"os error {code}" in str(error) for code in DISK_REFUSALS)
+        return _unwritable(str(path), str(error)) if is_refusal else None
+    reason = str(error.strerror)
+    if error.errno in IN_THE_WAY and error.filename:
+        return ArtifactError(
+            f"cannot write {path or error.filename}: {reason}: {error.filename}; a file lies in "
+            "the place of a folder, or a folder in that of a file: move it, and run it again"
+        )
+    if error.errno not in DISK_REFUSALS:
+        return None
+    place = path or error.filename or f"a file in this folder or in {tempfile.gettempdir()}"
+    return _unwritable(str(place), reason)
 
 
-def _unwritable(path: Path, error: Exception) -> ArtifactError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
+def _unwritable(place: str, reason: str) -> ArtifactError:
     return ArtifactError(
-        f"cannot write {path}: {reason}. Nothing was left behind; "
+        f"cannot write {place}: {reason}. Nothing was left behind; "
         "free some space or change the permissions, and run it again."
     )
 

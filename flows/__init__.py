@@ -2,6 +2,8 @@
 
 import os
 
+from firstkd.proxies import bypass_for_this_machine
+
 # Prefect, MLflow and DVC read these when they are imported or started, so they are set before any
 # module of this package can import one. A value set outside is kept.
 for _name, _value in {
@@ -16,8 +18,4 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-# a proxy cannot reach the servers of this machine
-_direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-if _direct != "*" and "127.0.0.1" not in _direct:
-    _direct = ",".join(filter(None, [_direct, "127.0.0.1", "localhost"]))
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = _direct
+bypass_for_this_machine()

@@ -3,17 +3,18 @@
 Everything heavy is imported inside the commands: `firstkd --help` answers at once.
 """
 
-import io
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from firstkd.errors import PipelineError
+from firstkd.files import disk_refusal
+from firstkd.outputs import tolerant
 from flows import inspection_cli, operations_cli
 
 if TYPE_CHECKING:
@@ -103,9 +104,10 @@ def graph(
 @app.command()
 def record() -> None:
     """Write the present state into MLflow and register its student, as after `dvc repro`."""
-    from flows.workspace import Workspace
+    from flows.project import load_workspace
 
-    if stale := sorted(Workspace(ROOT.resolve()).stale()):
+    workspace, _ = load_workspace(ROOT)
+    if stale := sorted(workspace.stale()):
         raise PipelineError(
             f"dvc.lock does not describe the present files of {', '.join(stale)}; "
             "run `firstkd run` or `dvc repro` first"
@@ -155,30 +157,14 @@ def _retrain(root: Path) -> "Concluded":
     return retrain(str(root)).concluded
 
 
-class _Unbroken(io.FileIO):
-    """An output whose reader may leave (`firstkd run | head`) without ending this process."""
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            return len(data)
-
-
-def _tolerant(stream: TextIO) -> TextIO:
-    """Return an output that shows `?` for what its encoding does not have."""
-    buffer = io.BufferedWriter(_Unbroken(stream.fileno(), "w", closefd=False))
-    shows_lines = stream.isatty() or stream is sys.stderr
-    return io.TextIOWrapper(buffer, stream.encoding, "replace", line_buffering=shows_lines)
-
-
 def main() -> None:
     """Run the command line: an error of the user's is one line and exit code 1."""
-    sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
+    sys.stdout, sys.stderr = tolerant(sys.stdout), tolerant(sys.stderr)
     try:
         app()
-    except PipelineError as error:
-        if "--debug" in sys.argv:
+    except (PipelineError, OSError) as error:
+        known = error if isinstance(error, PipelineError) else disk_refusal(error)
+        if known is None or "--debug" in sys.argv:
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {known}", err=True)
         sys.exit(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 
 from firstkd.errors import ConfigError, PipelineError
+from firstkd.proxies import check_proxies
 from firstkd.settings import RecordSettings, load_settings
 from flows.workspace import Workspace
 from tasks.machine import Check, examine_machine, examine_threads
@@ -25,6 +26,11 @@ def examine(root: Path) -> Iterator[Check]:
         return
     yield examine_threads(settings.runtime)
     yield from _dvc(root)
+    try:
+        check_proxies()
+    except ConfigError as error:
+        yield Check("proxy", "wrong", str(error), "correct or unset it")
+        return
     yield _mlflow(root, settings.record)
     if url := os.environ.get("PREFECT_API_URL"):
         fix = "run `prefect server start`, or unset PREFECT_API_URL"
@@ -62,11 +68,11 @@ def _mlflow(root: Path, settings: RecordSettings) -> Check:
     fix = "start it, or correct MLFLOW_TRACKING_URI or record.tracking_uri in params.yaml"
     try:
         url = address_of(settings)
+        database = database_at(root, url)
     except ConfigError as error:
         return Check("mlflow", "wrong", str(error), fix)
     if url.drivername in ("http", "https"):
         return _answers("mlflow", f"{url.render_as_string(hide_password=False)}/health", fix)
-    database = database_at(root, url)
     if database is None:
         return Check("mlflow", "warn", f"{url.render_as_string()} was not asked")
     there = next(path for path in [database, *database.parents] if path.exists())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from firstkd.errors import PipelineError, UnreachableError
 from firstkd.processes import OutputSink, run_group
+from tasks.dvc_files import check_readable
 
 DVC = [sys.executable, "-m", "dvc"]
 KEPT_LINES = 200
@@ -19,6 +20,8 @@ FAILED = re.compile(r"failed to reproduce '([^']+)': failed to run: .*, exited w
 """What `dvc repro` says of a stage that ran and failed."""
 HOLDER = re.compile(r"\(PID (\d+)\): (.+)")
 """Who DVC says has its lock."""
+CONTACT = "Having any troubles?"
+"""How DVC goes on after an error of its own."""
 FORGET_SECONDS = 10.0
 """In which the system forgets a killed process: until then DVC respects its lock."""
 
@@ -56,7 +59,8 @@ def ask(root: Path, *arguments: str) -> str:
             break
         time.sleep(0.2)
     _check_free(root, reason)
-    raise PipelineError(f"dvc {' '.join(arguments)}: {reason}")
+    check_readable(root, reason)
+    raise PipelineError(f"dvc {' '.join(arguments)}: {reason.partition(CONTACT)[0].strip()}")
 
 
 def _is_dead(pid: int) -> bool:
@@ -113,6 +117,7 @@ class Shown:
         dvc_at = next((i for i, line in enumerate(said) if line.startswith("ERROR: ")), len(said))
         dvc_says = "\n".join(said[dvc_at:]).removeprefix("ERROR: ")
         _check_free(self._root, dvc_says)
+        check_readable(self._root, "\n".join(said))
         failed = FAILED.match(dvc_says)
         if not failed:  # it could not even start a stage
             raise StageError(dvc_says or f"dvc failed: {said[-1] if said else 'no output'}")

@@ -13,6 +13,7 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 
 from firstkd.errors import PipelineError
 from firstkd.processes import group
+from firstkd.proxies import check_proxies
 
 START_SECONDS = 180.0
 """For a server that starts on a busy machine and makes its database."""
@@ -33,6 +34,7 @@ def lasting_server() -> str | None:
 
 def answering_server() -> str | None:
     """Return the lasting server's address; raises PipelineError if that does not answer."""
+    check_proxies()
     url = lasting_server()
     if url and not _answers(url, ANSWER_SECONDS):
         raise PipelineError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
+from firstkd.proxies import check_proxies
 from firstkd.settings import Settings, load_settings
 from flows.tracking import Tracking, clear_errors, open_tracking
 from flows.workspace import Workspace
@@ -56,6 +57,7 @@ def load_workspace(root: Path) -> tuple[Workspace, Settings]:
 def opened(root: Path) -> Iterator[Project]:
     """Connect to a project's record; errors of MLflow in the body become one PipelineError."""
     workspace, settings = load_workspace(root)
+    check_proxies()
     tracking = open_tracking(workspace.root, settings.record)
     with clear_errors(tracking):
         yield Project(workspace, settings, tracking)

@@ -118,9 +118,12 @@ def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
         artifacts = database.with_name(ARTIFACTS) if database else None
         return Tracking(client, uri, _experiment(client, settings.experiment, artifacts), database)
     except ERRORS as error:
+        what, way = f"MLflow at {url.render_as_string()} does not answer", "start it"
+        if database:
+            what, way = f"MLflow's database {database} cannot be read", "restore it or move it away"
         raise PipelineError(
-            f"MLflow at {url.render_as_string()} does not answer ({_cause(error)}); start it, or "
-            "correct MLFLOW_TRACKING_URI or record.tracking_uri in params.yaml"
+            f"{what} ({_cause(error)}); {way}, or correct MLFLOW_TRACKING_URI or "
+            "record.tracking_uri in params.yaml"
         ) from error
 
 
@@ -141,10 +144,19 @@ def address_of(settings: RecordSettings) -> URL:
 
 
 def database_at(root: Path, url: URL) -> Path | None:
-    """Return the absolute path of an SQLite database; a relative one lies in the project."""
+    """Return the absolute path of an SQLite database; a relative one lies in the project.
+
+    Raises ConfigError for one that its address could not name: the file would lie elsewhere.
+    """
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
-    return (root / url.database).resolve()
+    database = (root / url.database).resolve()
+    if "?" in str(database):
+        raise ConfigError(
+            f"{database}: MLflow cannot keep a database in a folder with a ? in its name; rename "
+            "the folder, or name another place in MLFLOW_TRACKING_URI"
+        )
+    return database
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:

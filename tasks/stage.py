@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from firstkd.errors import PipelineError
-from firstkd.files import write_json
+from firstkd.files import disk_refusal, write_json
 from firstkd.settings import load_settings
 from firstkd.train.distributed import present_ranks
 from firstkd.train.launch import end_with_parent, is_rank, launch, needs_launch, tell
@@ -48,8 +48,8 @@ def run_stage(
 def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) -> None:
     """Run `main(root, *values)` with the values that the command line gives the arguments.
 
-    A PipelineError becomes one line on stderr and its exit code; anything else is a crash, with a
-    traceback and exit code 1.
+    A PipelineError, or a disk that refuses, becomes one line on stderr and its exit code; anything
+    else is a crash, with a traceback and exit code 1.
     """
     atexit.register(gc.freeze)  # else ending looks through all imported modules, for a second
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}")
@@ -72,15 +72,15 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
     try:
         main(Path("."), *values)
     except Exception as error:
+        known = error if isinstance(error, PipelineError) else disk_refusal(error)
         if is_rank():
-            tell(error)
+            tell(known or error)
             os._exit(1)  # what libraries do at the end waits for ranks that may be gone
-        elif isinstance(error, PipelineError):
-            # on a line of its own: a progress bar may still be open
-            print(f"\n{name}: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
-        else:
+        if known is None:
             raise
+        # on a line of its own: a progress bar may still be open
+        print(f"\n{name}: {known}", file=sys.stderr)
+        sys.exit(known.exit_code)
 
 
 def _launched(root: Path, name: str, values: Sequence[str]) -> bool:

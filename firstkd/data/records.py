@@ -51,8 +51,10 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
             except UnicodeDecodeError as error:
                 raise _not_utf8(where, error) from error
             except (ValueError, RecursionError) as error:
-                truncated = "" if line.endswith(b"\n") else ", the file seems to be cut off here"
-                raise _unreadable(where, f"not valid JSON ({error}){truncated}") from error
+                hint = "" if line.endswith(b"\n") else ", the file seems to be cut off here"
+                if line.strip() == b"{":
+                    hint = ", since an object must be on one line, or in a list: [{…}, {…}]"
+                raise _unreadable(where, f"not valid JSON ({error}){hint}") from error
             if not isinstance(record, dict):
                 raise _unreadable(where, f"expected an object, found {type(record).__name__}")
             yield f"line {number}", record
@@ -110,6 +112,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            if twice := _repeated(file.schema_arrow.names):
+                raise _unreadable(str(path), f"the column {twice!r} occurs twice")
             for batch in file.iter_batches():
                 for record in batch.to_pylist():
                     number += 1

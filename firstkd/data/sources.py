@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from firstkd.errors import SourceError, UnreachableError
 from firstkd.files import atomic_file, atomic_folder, sha256_of
+from firstkd.proxies import check_proxies
 
 HUB = re.compile(
     r"(?P<kind>datasets/)?(?P<name>[^/@]+/[^/@]+)@(?P<revision>[^/@]+)(/(?P<path>.+))?"
@@ -109,6 +110,7 @@ def _from_hub(rest: str, scratch: Path) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
+    check_proxies()
     kind = "dataset" if parts["kind"] else "model"
     try:
         if parts["path"]:

@@ -1,11 +1,19 @@
 import os
+import re
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from firstkd.errors import ArtifactError
-from firstkd.files import atomic_file, atomic_folder, read_json, sha256_of, write_json
+from firstkd.files import (
+    atomic_file,
+    atomic_folder,
+    disk_refusal,
+    read_json,
+    sha256_of,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -28,6 +36,56 @@ def test_a_failed_folder_leaves_nothing_and_a_finished_one_replaces(tmp_path):
         with atomic_folder(folder) as temporary:
             (temporary / name).touch()
     assert [path.name for path in folder.iterdir()] == ["second"]
+
+
+@pytest.mark.parametrize("there", ["a file", "a link to a folder", "a link to nothing"])
+def test_a_finished_folder_replaces_whatever_is_there(tmp_path, there):
+    folder, elsewhere = tmp_path / "stage", tmp_path / "elsewhere"
+    if there == "a file":
+        folder.write_text("")
+    else:
+        folder.symlink_to(elsewhere)
+    if there == "a link to a folder":
+        elsewhere.mkdir()
+        (elsewhere / "kept").touch()
+    with atomic_folder(folder) as temporary:
+        (temporary / "made").touch()
+    assert [path.name for path in folder.iterdir()] == ["made"]
+    assert there != "a link to a folder" or (elsewhere / "kept").exists()
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+def test_a_file_in_the_place_of_a_parent_folder_is_named(tmp_path, write):
+    (tmp_path / "data").write_text("mine")
+    for name in ("data/stage", "data/deeper/stage"):
+        with pytest.raises(ArtifactError, match="in the place of a folder"), write(tmp_path / name):
+            raise AssertionError
+    assert (tmp_path / "data").read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(ArtifactError, match=r"cannot write .*metrics\.json: Is a directory"):
+        write_json(tmp_path / "metrics.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "logs/x"), "cannot write logs/x: Permission"),
+        (OSError(28, "No space left on device"), "this folder or in /.*: No space left"),
+        (
+            FileExistsError(17, "File exists", "logs"),
+            "cannot write logs: File exists: logs; a file",
+        ),
+        (FileNotFoundError(2, "No such file or directory", "x"), None),
+        (ValueError("os error"), None),
+    ],
+)
+def test_what_the_disk_refuses_is_told_from_other_errors(error, said):
+    found = disk_refusal(error)
+    assert re.search(said, str(found)) if said else found is None
 
 
 def test_what_a_kill_left_is_removed_by_the_next_run(tmp_path):

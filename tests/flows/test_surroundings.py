@@ -2,18 +2,24 @@
 
 import http.server
 import os
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from typer.testing import CliRunner
 
 from firstkd.errors import ConfigError, PipelineError
+from firstkd.settings import load_settings
+from flows.cli import app
 from flows.lock import check_lock, registry_lock
 from flows.project import Project
 from flows.record import record
@@ -40,10 +46,23 @@ def test_files_that_dvc_links_to_its_cache_are_registered(
     assert registered_weights(open_project(project.root), tmp_path) == b"weights" * 4
 
 
-@pytest.mark.parametrize("name", ["job%20x", "a b#c?", "größe"])
+@pytest.mark.parametrize("name", ["job%20x", "a b#c", "größe:%", "a%3Fb+c&d=e;f@g"])
 def test_a_folder_of_any_name_is_registered(built: Path, tmp_path: Path, name: str) -> None:
     root = shutil.copytree(built, tmp_path / name)
     assert registered_weights(open_project(root), tmp_path) == b"weights" * 4
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing was written beside it
+
+
+@pytest.mark.parametrize("name", ["a?b", "?", "a b?c=d"])
+def test_a_folder_that_no_address_of_a_database_can_name_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    root = tmp_path / name
+    root.mkdir()
+    settings = load_settings(REPOSITORY / "params.yaml").record
+    with pytest.raises(ConfigError, match=r"a \? in its name; rename"):
+        open_tracking(root, settings)
+    assert [*tmp_path.iterdir()] == [root]
 
 
 def test_a_project_that_was_moved_reads_what_it_has_and_writes_where_it_is(
@@ -60,6 +79,36 @@ def test_a_project_that_was_moved_reads_what_it_has_and_writes_where_it_is(
     assert "champion: none yet" in firstkd(moved.root, "status").stdout
 
 
+@pytest.mark.parametrize("damage", ["not a database", "an older schema", "a newer schema"])
+def test_a_database_that_mlflow_cannot_read_is_named(project: Workspace, damage: str) -> None:
+    database = project.root / "mlflow" / "mlflow.db"
+    if damage == "not a database":
+        database.write_bytes(b"garbage" * 100)
+    else:
+        version = "bd07f7e963c5" if damage == "an older schema" else "f" * 12
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("update alembic_version set version_num = ?", (version,))
+    said = f"{re.escape(str(database))} cannot be read .*restore it or move it away"
+    with pytest.raises(PipelineError, match=said) as raised:
+        open_project(project.root)
+    assert damage == "not a database" or "mlflow db upgrade" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "command", ["run", "status", "record", "compare", "history", "ask q", "reproduce 1", "doctor"]
+)
+def test_settings_in_another_encoding_are_one_line_of_every_command(
+    project: Workspace, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project.root / "params.yaml"
+    path.write_bytes("# Größe\n".encode("latin-1") + path.read_bytes())
+    monkeypatch.chdir(project.root)
+    result = CliRunner().invoke(app, command.split())
+    said = result.stdout if command == "doctor" else str(result.exception)
+    assert "params.yaml, line 1: not UTF-8" in said
+    assert result.exit_code == 1
+
+
 @pytest.mark.parametrize("place", ["file:./mlruns", "mlruns", "file:///srv/mlruns"])
 def test_a_folder_as_the_record_is_refused_with_the_reason(
     opened_project: Project, place: str
@@ -69,13 +118,12 @@ def test_a_folder_as_the_record_is_refused_with_the_reason(
         open_tracking(opened_project.root, settings)
 
 
-@pytest.mark.parametrize("direct", ["", "example.org", "127.0.0.1"])
-def test_a_proxy_is_not_asked_for_the_servers_of_this_machine(direct: str) -> None:
+def test_a_proxy_is_not_asked_for_the_servers_of_this_machine() -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/"
+        url = f"http://localhost:{server.server_port}/"
         code = f"import flows, httpx; httpx.head({url!r}).raise_for_status()"
-        proxies = {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": direct}
+        proxies = {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
         subprocess.run(
             [sys.executable, "-c", code], cwd=REPOSITORY, env={**os.environ, **proxies}, check=True
         )

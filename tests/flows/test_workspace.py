@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from firstkd.errors import ArtifactError
 from firstkd.git import git_state
 from firstkd.processes import LineSplitter, run_group
 from flows.dvc import Outcome, StageError, TransientStageError, WorkspaceBusyError
 from flows.workspace import Workspace
-from tests.flows.projects import change, git, is_alive
+from tests.flows.projects import Quiet, change, dvc, git, is_alive
 
 
 class Collected:
@@ -94,6 +96,37 @@ def test_what_dvc_cannot_read_is_its_own_message(project: Workspace) -> None:
     (project.root / "dvc.yaml").write_text("stages: [")
     with pytest.raises(Exception, match=r"dvc stage list .*: .*dvc\.yaml"):
         project.stages()
+
+
+CONFLICT = "<<<<<<< HEAD\n  x: 1\n=======\n  y: 2\n>>>>>>> branch\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("dvc.lock", CONFLICT, "dvc.lock is invalid, .*; delete it"),
+        ("dvc.lock", "", "dvc.lock validation failed, .*; delete it"),
+        ("dvc.yaml", CONFLICT, "dvc.yaml is invalid, .*; `firstkd graph` writes it"),
+    ],
+)
+def test_a_damaged_file_of_dvcs_is_told_with_what_to_do(
+    project: Workspace, name: str, content: str, said: str
+) -> None:
+    (project.root / name).write_text(content)
+    with pytest.raises(ArtifactError, match=said):
+        project.changes()
+    with pytest.raises(ArtifactError, match=said):
+        project.reproduce("report", Quiet())
+
+
+def test_links_that_lead_nowhere_are_told_with_what_to_do(project: Workspace) -> None:
+    dvc(project.root, "config", "cache.type", "symlink")
+    dvc(project.root, "checkout", "--relink", "--quiet")
+    moved = Workspace(shutil.move(project.root, project.root.with_name("moved")))
+    with pytest.raises(ArtifactError, match="dvc checkout --relink --force"):
+        moved.changes()
+    dvc(moved.root, "checkout", "--relink", "--force", "--quiet")
+    assert moved.changes() == {}
 
 
 def test_second_retraining_is_refused(project: Workspace) -> None:

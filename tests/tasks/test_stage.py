@@ -59,6 +59,21 @@ def test_a_mistake_is_one_line_and_exit_code_2(command: list[str], tmp_path: Pat
     assert list((tmp_path / "data").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["data", "data/demo", "logs", "logs/demo-done"])
+def test_a_file_in_the_place_of_a_folder_is_no_traceback(
+    command: list[str], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    done = run([*command, "done"], tmp_path)
+    if name == "data/demo":  # an output, of which DVC would say the same
+        assert done.returncode == 0 and (tmp_path / name).is_dir()
+    else:
+        assert done.returncode == 2
+        assert name in done.stderr and "move it, and run it again" in done.stderr
+        assert len(done.stderr.splitlines()) == 2
+
+
 def test_the_cost_is_logged_outside_the_tracked_data(command: list[str], tmp_path: Path) -> None:
     assert run([*command, "train"], tmp_path).returncode == 0
     cost = json.loads((tmp_path / "logs/demo-train/cost.json").read_text())

@@ -4,6 +4,7 @@ Authors': `question: {stem, choices: [{label, text}]}`. Hub: `question` (or `que
 `choices: {text: […], label: […]}`. Both: `id` and `answerKey`, a label.
 """
 
+from firstkd.data.formats.cells import read_cell
 from firstkd.data.formats.entry import (
     Entry,
     Format,
@@ -23,6 +24,7 @@ def parse(record: Record, labelled: bool) -> Entry:
     else:
         key = "question_stem" if "question_stem" in record else "question"
         prompt, found = text_of(record, key), record.get("choices")
+        found = read_cell(found) if isinstance(found, str) else found
     pairs = labelled_choices(found)
     labels, texts = [label for label, _ in pairs], [text for _, text in pairs]
     answer = answer_of(record, "answerKey") if labelled else None

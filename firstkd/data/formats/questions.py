@@ -1,11 +1,11 @@
 """A file of one's own: columns, or keys, named in params.yaml."""
 
-import ast
-import json
 import string
+import unicodedata
 from collections.abc import Iterable
 from functools import partial
 
+from firstkd.data.formats.cells import read_cell
 from firstkd.data.formats.entry import (
     Entry,
     Format,
@@ -66,20 +66,7 @@ def _found(record: Record, columns: Columns) -> object:
         cells = {column: record[column] for column in columns.choices}
         return {column: "" if cell is None else cell for column, cell in cells.items()}
     found: object = record[columns.choices]
-    return _split(found) if isinstance(found, str) else found
-
-
-def _split(cell: str) -> object:
-    """Return the choices in a cell: separated by `|`, or a list as JSON or Python writes it."""
-    text = cell.strip()
-    if not (text.startswith("[") and text.endswith("]")):
-        return cell.split("|")
-    for read in (json.loads, ast.literal_eval):  # pandas writes lists into tables as Python does
-        try:
-            return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue  # in brackets, but not such a list
-    return cell.split("|")
+    return read_cell(found) if isinstance(found, str) else found
 
 
 def _readings(
@@ -106,12 +93,18 @@ def _readings(
         if not numeric:
             del texts["text"]
     found: dict[Reading, int] = {}
-    for reading, choices in texts.items():
+    for reading, texts_of_it in texts.items():
+        choices = [*map(_composed, texts_of_it)]
         for name in names - {""}:
-            given = name.upper() if reading == "letter" else name
+            given = _composed(name.upper() if reading == "letter" else name)
             if given in choices:
                 found.setdefault(reading, choices.index(given))
     return found
+
+
+def _composed(text: str) -> str:
+    """Return a text in the one form that Unicode's equivalent spellings of é and the like share."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _unreadable(answer: object, texts: list[str], first_index: int) -> Malformed:

@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -270,6 +272,20 @@ def test_what_could_be_read_in_two_ways_or_never_ends_is_named(
         read_text(tmp_path, name, text)
 
 
+def test_a_parquet_column_that_occurs_twice_is_named(tmp_path: Path) -> None:
+    columns = [pa.array([value]) for value in ("q?", "a", "b", "a", "b")]
+    names = ["question", "x", "y", "answer", "answer"]
+    pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "a.parquet")
+    own = dataset(columns={"choices": ["x", "y"]})
+    with pytest.raises(DataValidationError, match="the column 'answer' occurs twice"):
+        read(tmp_path / "a.parquet", own, "set")
+
+
+def test_an_object_over_several_lines_is_told_where_it_belongs(tmp_path: Path) -> None:
+    with pytest.raises(DataValidationError, match="must be on one line, or in a list"):
+        read_text(tmp_path, "a.jsonl", json.dumps(OWN, indent=1))
+
+
 def test_a_passage_longer_than_the_csv_modules_limit_is_read(tmp_path: Path) -> None:
     text = f"question,choices,answer\n{'word ' * 30_000}?,here|there,there\n"
     [example] = read_text(tmp_path, "a.csv", text)
@@ -283,6 +299,9 @@ def test_a_passage_longer_than_the_csv_modules_limit_is_read(tmp_path: Path) -> 
         ('"[\'a\', ""it\'s""]"', ("a", "it's")),
         ('"[1, 2]"', ("1", "2")),
         ("[a]|[b]", ("[a]", "[b]")),
+        ('"[\'a\' ""it\'s""\n \'c\']"', ("a", "it's", "c")),  # as pandas writes NumPy's arrays
+        ("[1 2]", ("1", "2")),
+        ("\"{'text': ['a', 'b'], 'label': ['A', 'B']}\"", ("a", "b")),
     ],
 )
 def test_a_list_in_a_cell_is_read_as_pandas_and_json_write_it(
@@ -291,6 +310,26 @@ def test_a_list_in_a_cell_is_read_as_pandas_and_json_write_it(
     text = f"question,choices,answer\nWhere?,{cell},B\n"
     [example] = read_text(tmp_path, "a.csv", text)
     assert example.choices == choices and example.response == choices[1]
+
+
+def test_a_hugging_face_dump_that_pandas_wrote_as_a_table_is_read(tmp_path: Path) -> None:
+    labels, texts = np.array(["A", "B"], dtype=object), np.array(["a b", "it's"], dtype=object)
+    record = {"question": "Where?", "choices": {"text": texts, "label": labels}, "answerKey": "B"}
+    pd.DataFrame([record]).to_csv(tmp_path / "a.csv", index=False)
+    [example] = read(tmp_path / "a.csv", dataset("commonsenseqa"), "set")
+    assert example.choices == ("a b", "it's") and example.response == "it's"
+
+
+@pytest.mark.parametrize(
+    ("choice", "answer"), [("caf\u00e9", "cafe\u0301"), ("\ud55c", "\u1112\u1161\u11ab")]
+)
+def test_an_answer_may_spell_its_letters_in_another_way(
+    tmp_path: Path, choice: str, answer: str
+) -> None:
+    for one, other in ((choice, answer), (answer, choice)):
+        record = {**OWN, "choices": ["tea", one], "answer": other}
+        [example] = read_all(tmp_path, "questions", record)
+        assert example.response == one
 
 
 @pytest.mark.parametrize("blank", ["\u200b", "\ufeff\u2060", "\u00a0\u200d"])

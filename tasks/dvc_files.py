@@ -1,0 +1,27 @@
+"""What DVC says of its own files that it cannot read, and how each is put right."""
+
+import re
+from pathlib import Path
+
+from firstkd.errors import ArtifactError
+
+BROKEN = re.compile(r"'(?:\./)?(dvc\.lock|dvc\.yaml)' (is invalid|validation failed)")
+MENDED = {
+    "dvc.lock": "delete it: `firstkd run` takes from DVC's cache what it has made before",
+    "dvc.yaml": "`firstkd graph` writes it from params.yaml",
+}
+GONE = re.compile(r"No such file or directory: '([^']+)'")
+
+
+def check_readable(root: Path, dvc_says: str) -> None:
+    """Raise ArtifactError, with what to do, if such a file is what DVC complains of."""
+    if broken := BROKEN.search(dvc_says):
+        name, problem = broken.groups()
+        raise ArtifactError(
+            f"{root / name} {problem}, perhaps by a merge that left conflicts; {MENDED[name]}"
+        )
+    if (gone := GONE.search(dvc_says)) and Path(gone[1]).is_symlink():
+        raise ArtifactError(
+            f"{gone[1]} is a link to a file that is not there, as DVC's links are when a project "
+            "was moved; `dvc checkout --relink --force` makes all links anew"
+        )
