@@ -93,15 +93,24 @@ class Term(Section):
 
 
 class SignalTerm(Term):
-    """A term that compares the student with a signal."""
+    """A term that compares the student with a signal, as it is."""
 
     from_: Annotated[Name, Field(alias="from")]
-    recalibrate: RecalibrationName = "temperature"
-    """How the signal's probabilities are recalibrated before the student is to match them."""
 
     @property
     def signal(self) -> str:
         return self.from_
+
+    @property
+    def recalibration(self) -> str:
+        return "none"
+
+
+class SoftTerm(SignalTerm):
+    """A term that compares the student with a signal's probabilities."""
+
+    recalibrate: RecalibrationName = "temperature"
+    """How the probabilities are recalibrated before the student is to match them."""
 
     @property
     def recalibration(self) -> str:

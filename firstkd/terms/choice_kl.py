@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from firstkd.data.prompts import Question
 from firstkd.models.needs import Needs
-from firstkd.terms.base import SignalTerm, Sum
+from firstkd.terms.base import SoftTerm, Sum
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
     from firstkd.signals.target import Target
 
 
-class ChoiceKl(SignalTerm):
+class ChoiceKl(SoftTerm):
     """KL(target ‖ softmax(scores)) over the choices of a question; counts questions."""
 
     kind: Literal["choice_kl"]

@@ -8,9 +8,10 @@ from firstkd.section import Name, listed
 from firstkd.terms.choice_kl import ChoiceKl
 from firstkd.terms.gold import Gold
 from firstkd.terms.gold_choice import GoldChoice
+from firstkd.terms.hard_choice import HardChoice
 from firstkd.terms.sparse_kl import SparseKl
 
-KINDS = (Gold, GoldChoice, ChoiceKl, SparseKl)
+KINDS = (Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl)
 
 CURVE = frozenset(
     {
@@ -20,7 +21,9 @@ CURVE = frozenset(
 )
 """Columns of a training curve that no term can be named after."""
 
-AnyTerm = Annotated[Gold | GoldChoice | ChoiceKl | SparseKl, Field(discriminator="kind")]
+AnyTerm = Annotated[
+    Gold | GoldChoice | ChoiceKl | HardChoice | SparseKl, Field(discriminator="kind")
+]
 
 
 def _kind_is_the_name(learn: Any) -> Any:

@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from firstkd.data.prompts import Question
-from firstkd.terms.base import SignalTerm, Sum
+from firstkd.terms.base import SoftTerm, Sum
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
     from firstkd.signals.target import Target
 
 
-class SparseKl(SignalTerm):
+class SparseKl(SoftTerm):
     """Forward KL at every token of right responses, from the top-k alone; counts tokens."""
 
     kind: Literal["sparse_kl"]

@@ -45,6 +45,7 @@ MADE = {
     "gold": {},
     "gold_choice": {},
     "choice_kl": {"from": "choices", "recalibrate": "none"},
+    "hard_choice": {"from": "choices"},
     "sparse_kl": {"from": "tokens", "recalibrate": "none"},
 }
 SIGNALS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in signal_kinds.KINDS}
@@ -191,6 +192,15 @@ def dense_choice_kl(world, target):
     return total
 
 
+def dense_hard_choice(world, target):
+    total = torch.zeros((), dtype=torch.float64)
+    for q in world.questions:
+        if len(q.responses) > 1:
+            label = dense_scores(world.teacher, q, world.size).argmax()
+            total = total - dense_scores(world.student, q, world.size).log_softmax(-1)[label]
+    return total
+
+
 def dense_sparse_kl(world, target):
     student = torch.cat([dense_right(world.student, q, world.size) for q in world.questions])
     wanted = target.probabilities_RK.double()
@@ -205,6 +215,7 @@ DENSE = {
     "gold": dense_gold,
     "gold_choice": dense_gold_choice,
     "choice_kl": dense_choice_kl,
+    "hard_choice": dense_hard_choice,
     "sparse_kl": dense_sparse_kl,
 }
 

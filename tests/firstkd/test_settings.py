@@ -144,13 +144,14 @@ def test_what_could_change_unnoticed_must_be_pinned(tmp_path, source, message):
             load_settings(loose)
 
 
-def test_the_model_that_is_commented_out_is_valid(tmp_path):
+def test_the_models_that_are_commented_out_are_valid(tmp_path):
     text = (REPOSITORY / "params.yaml").read_text()
-    commented = re.compile(r"^  # (direct:.*|  .*)$", re.MULTILINE)
+    commented = re.compile(r"^  # (direct:.*|hard:.*|  .*)$", re.MULTILINE)
     (tmp_path / "params.yaml").write_text(commented.sub(r"  \1", text))
     settings = load_settings(tmp_path / "params.yaml")
-    terms = settings.models["direct"].learn.values()
-    assert {term.recalibration for term in terms} == {"none"}
+    for name in ("direct", "hard"):
+        terms = settings.models[name].learn.values()
+        assert {term.recalibration for term in terms} == {"none"}
 
 
 def test_a_missing_setting_is_named(tmp_path):
