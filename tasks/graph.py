@@ -223,6 +223,7 @@ def _evaluate(name: str) -> Stage:
         [
             *(f"evaluate.{key}" for key in EVALUATE_KEYS),
             *("calibrate.criterion", "calibrate.max_temperature", "prompt", "runtime"),
+            "serve.policy",
         ],
         code_of(["tasks.evaluate"]),
         ["data/prepare", f"data/model/{name}"],
