@@ -238,7 +238,7 @@ def _report(settings: Settings) -> Stage:
         "report",
         "Put the models side by side in one page",
         "python -m tasks.report",
-        ["evaluate", "models", "record.student", "runtime.seed", "signals"],
+        ["evaluate", "models", "record.student", "runtime.seed", "serve.cost", "signals"],
         code_of(["tasks.report"]),
         [
             "tasks/templates",

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from firstkd.section import Section, Share
+from firstkd.section import Section, Share, Weight
 
 Open = Annotated[float, Field(gt=0, lt=1)]
 
@@ -18,11 +18,21 @@ class PolicySettings(Section):
     """Probability, over draws of the calibration questions, that the promise holds."""
 
 
+class CostSettings(Section):
+    """What a thousand questions cost, in a currency of your own."""
+
+    student: Weight
+    teacher: Weight
+
+
 class ServeSettings(Section):
     policy: PolicySettings | None
     """From which evaluate finds each model's threshold, on its calibration questions."""
     abstain_below: Share | None
     """A threshold of your own, without a promise; goes with each version when it is registered."""
+
+    cost: CostSettings | None
+    """For the report: what it costs to pass questions on."""
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
