@@ -15,6 +15,7 @@ from firstkd.errors import DataValidationError
 from firstkd.files import read_json
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import score_questions
+from firstkd.serving.promise import Promise
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,28 @@ class Answerer:
     common_choices: Sequence[str] | None = None
     """Of a question that names none: those that all calibration questions shared, if they did."""
     abstain_below: float | None = None
+    promise: Promise | None = None
+    """What `abstain_below` keeps, if it comes from a policy."""
 
     @classmethod
     def load(
         cls, model_folder: Path, calibration_file: Path, abstain_below: float | None = None
     ) -> Self:
-        """Open a model folder and the calibration.json that `evaluate` wrote for it."""
+        """Open a model folder and the calibration.json that `evaluate` wrote for it.
+
+        A number for `abstain_below` takes the place of the threshold that was found there.
+        """
         calibration = read_json(calibration_file)
+        kept = calibration.get("policy") if abstain_below is None else None
+        promise = Promise(**kept) if kept else None
         return cls(
             model=load_model(model_folder),
             tokenizer=load_tokenizer(model_folder),
             prompt=PromptSettings.model_validate(calibration["prompt"]),
             temperature=calibration["temperature"],
             common_choices=calibration.get("choices"),
-            abstain_below=abstain_below,
+            abstain_below=promise.abstain_below if promise else abstain_below,
+            promise=promise,
         )
 
     def answer(
@@ -73,7 +82,7 @@ class Answerer:
         ]
         encoded = encode(examples, self.tokenizer, self.prompt)
         scores = score_questions(self.model, encoded, batch_size)
-        probabilities = (scores / self.temperature).softmax(-1)
+        probabilities = (scores.double() / self.temperature).softmax(-1)  # as evaluate does
         confidence, best = probabilities.max(-1)
         return [
             Answer(

@@ -20,6 +20,7 @@ from firstkd.measure.settings import EvaluateSettings
 from firstkd.models.settings import ModelSettings
 from firstkd.recalibration.settings import CalibrateSettings
 from firstkd.section import Name, Positive, Section, Share, Weight, listed
+from firstkd.serving.settings import ServeSettings
 from firstkd.signals.kinds import AnySignal
 from firstkd.signals.settings import CaptureSettings
 from firstkd.train.settings import MachineSettings, TrainingSettings
@@ -60,14 +61,11 @@ class PromoteSettings(Section):
     random and of always giving the most frequent answer."""
     max_risk: Annotated[float, Field(gt=0, le=1)]
     """Share of the paired bootstrap's resamples that may exceed a limit: 0.05 asks for proof."""
+    min_coverage: Share
+    """Share of the test questions that it must answer under serve.policy; 0 asks for nothing."""
     bootstrap_samples: Annotated[int, Field(ge=100)]
     require_reproducible: bool
     """Whether a version needs a commit that rebuilds it: a git tree without uncommitted changes."""
-
-
-class ServeSettings(Section):
-    abstain_below: Share | None
-    """Confidence below which a student abstains; goes with each version when it is registered."""
 
 
 class RetrainSettings(Section):
@@ -132,6 +130,15 @@ class Settings(Section):
     def _data_sets_are_no_splits(self) -> Self:
         if taken := {"train", "calibration", "test"} & self.fetch.datasets.keys():
             raise ValueError(f"fetch.datasets: {listed(taken)} is the name of a split")
+        return self
+
+    @model_validator(mode="after")
+    def _coverage_is_of_a_policy(self) -> Self:
+        if self.promote.min_coverage and self.serve.policy is None:
+            raise ValueError(
+                f"promote.min_coverage: {self.promote.min_coverage:g} of the questions are to be "
+                "answered under serve.policy, which is null; set serve.policy, or this to 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -137,11 +137,13 @@ def ask(
         )
         [found] = answerer.answer([question], [choice or None])
     name = f"{version.name} v{number}"
+    said, sure = f"confidence {found.confidence:.2f}", answerer.promise
     if found.abstain:
-        guess = f"best guess: {found.answer}, confidence {found.confidence:.2f} < {limit}"
-        typer.echo(f"abstain  ({guess}, {name})")
-    else:
-        typer.echo(f"{found.answer}  (confidence {found.confidence:.2f}, {name})")
+        said = f"best guess: {found.answer}, {said}"
+        said += "" if sure and sure.threshold is None else f" < {answerer.abstain_below:.3g}"
+    typer.echo(f"{'abstain' if found.abstain else found.answer}  ({said}, {name})")
+    if sure:
+        typer.echo(f"{name}: {sure}")
 
 
 def schedule(

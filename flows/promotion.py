@@ -19,7 +19,8 @@ from flows.lock import registry_lock
 from flows.project import Project
 from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, load_evidence, run_of, versions
 from flows.remeasure import holds_questions, measure_again
-from tasks.gate import Evidence, Verdict, answered_alike, decide
+from tasks.evidence import Evidence
+from tasks.gate import Verdict, answered_alike, decide
 
 CHAMPION = "champion"
 DECISION_TAG = "decision"

@@ -23,7 +23,7 @@ from flows.project import Project
 from flows.record import LOCK_TAG
 from flows.tracking import Tracking
 from flows.workspace import Workspace
-from tasks.gate import Evidence
+from tasks.evidence import Evidence
 
 CHALLENGER = "challenger"
 NOT_REPRODUCIBLE_TAG = "not_reproducible"
@@ -171,7 +171,7 @@ def _log_model(project: Project, run_id: str) -> ModelInfo:
             code_paths=[str(Path(firstkd.__file__).parent)],
             pip_requirements=[_pinned(name) for name in SERVING_NEEDS.split()],
             signature=SIGNATURE,
-            model_config=project.settings.serve.model_dump(),
+            model_config={"abstain_below": project.settings.serve.abstain_below},
         )
     return model
 

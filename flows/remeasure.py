@@ -16,7 +16,7 @@ from flows.dvc import stage_environment
 from flows.project import Project
 from flows.registry import student_files
 from flows.terminal import terminal
-from tasks.gate import Evidence
+from tasks.evidence import Evidence
 
 QUESTIONS = "data/prepare/test.parquet"
 

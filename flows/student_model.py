@@ -31,8 +31,9 @@ class Student(PythonModel):
 
         Without `choices`, those count that all questions of the student's calibration shared.
 
-        `abstain` is true where the confidence is below serve.abstain_below of params.yaml, as it
-        was when the version was registered, or as whoever loads the model sets it.
+        `abstain` is true where the confidence is below the threshold of serve.policy or
+        serve.abstain_below, as it was when the version was registered, or below the
+        `abstain_below` that whoever loads the model sets.
 
         Raises MlflowException, whose text MLflow's server passes on to its client, naming the
         first row that cannot be answered.

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from firstkd.settings import Settings
 from flows.conclude import Concluded
+from tasks.cascade import cascade_words
 from tasks.evaluated import teacher_name
 from tasks.tables import load_differences, load_metrics, print_comparison, recalibration_words
 
@@ -16,6 +17,7 @@ def print_summary(root: Path, settings: Settings, concluded: Concluded) -> None:
     champion = f"The champion is {name} v{concluded.champion}."
     said = [
         *([recalibration_words(measured[found])] if (found := teacher_name(settings)) else []),
+        *cascade_words(root),
         concluded.verdict.in_words(f"{name} v{concluded.version.version}"),
         f"{champion if concluded.champion else 'No champion yet.'}\n",
         "Where to look next, after `. .venv/bin/activate`:\n"

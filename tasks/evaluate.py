@@ -1,6 +1,7 @@
 """Measure one model: how often it is right, and whether it knows.
 
-Its own temperature is fitted on the calibration split, and goes with it wherever it is served.
+Its own temperature is fitted on the calibration split, and goes with it wherever it is served; so
+does the threshold on its confidence that keeps the promise of `serve.policy`.
 Of questions with choices the answer counts, of open text every token, given those before it.
 
 Reads   data/model/MODEL/,
@@ -11,7 +12,7 @@ Run as  python -m tasks.evaluate MODEL   (normally through `dvc repro evaluate-M
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +33,7 @@ from firstkd.recalibration.temperature import warn_at_bound
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
 from tasks.layout import model_folder
-from tasks.scores import Scored, measured, own_temperature, plain
+from tasks.scores import Scored, measured, own_temperature, plain, promised, under
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,11 @@ def main(root: Path, model: str) -> None:
         right = fitted_on.predictions().correct
         warn_at_bound(f"{model} on the calibration split", temperature, right)
     sets, predictions = measured(scored, temperature, settings.evaluate, seed)
+    promise = promised(fitted_on, temperature, settings.serve.policy)
+    if promise is not None:
+        log.info("%s: %s", model, promise)
+        for name, split in scored.items():
+            sets[name]["policy"] = under(promise, split, temperature)
     metrics = {
         "parameters": subject.network.num_parameters(),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
@@ -76,6 +82,7 @@ def main(root: Path, model: str) -> None:
             "temperature": temperature,
             "prompt": settings.prompt.model_dump(),
             "choices": common_choices(fitted_on.examples),
+            "policy": None if promise is None else asdict(promise),
         }
         write_json(output / "calibration.json", kept)
         pq.write_table(predictions, output / "predictions.parquet")

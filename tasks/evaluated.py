@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from firstkd.errors import ArtifactError
 from firstkd.files import read_json
 from firstkd.measure.metrics import Predictions
+from firstkd.serving.promise import Promise
 from firstkd.settings import Settings
 
 
@@ -28,6 +29,8 @@ class Evaluated:
     metrics: dict[str, Any]
     rows: pa.Table
     """predictions.parquet: one row per question of each set."""
+    promise: Promise | None = None
+    """What serve.policy promises of it."""
 
     @property
     def sets(self) -> dict[str, Any]:
@@ -66,11 +69,13 @@ def load_evaluated(root: Path, settings: Settings) -> dict[str, Evaluated]:
     for name in settings.evaluate.models:
         results = root / "data/evaluate" / name
         metrics = read_json(results / "metrics.json")
+        policy = read_json(results / "calibration.json")["policy"]
         models[name] = Evaluated(
             name,
             name not in settings.teachers,
             metrics,
             pq.read_table(results / "predictions.parquet"),
+            Promise(**policy) if policy else None,
         )
     first, *others = models.values()
     for other in others:

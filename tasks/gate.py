@@ -4,76 +4,18 @@ A challenger that does not pass is a verdict, not an error.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from firstkd.files import read_json
 from firstkd.measure.bootstrap import ROUNDING, Resampled
 from firstkd.measure.comparison import paired_changes
-from firstkd.measure.metrics import Predictions
 from firstkd.settings import PromoteSettings
+from tasks.evidence import Evidence
 
 SEED = 0
-COLUMNS = ("set", "id", "answer", "answer_index", "is_right", "scores")
-"""Of predictions.parquet, that the gate reads."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What was measured of one registered version."""
-
-    version: str
-    test_digest: str
-    sets: dict[str, Any]
-    """Metrics per test set, as evaluate wrote them; a served student's are the calibrated ones."""
-    temperature: float
-    """Its own, at which it is served."""
-    predictions: pd.DataFrame
-    """One row per question of every test set."""
-    teacher_accuracy: float | None = None
-    """On the same test questions; None if there was no teacher to measure."""
-    not_reproducible: str | None = None
-    """Why its commit does not rebuild it, if so."""
-    measured_anew: bool = False
-    """Whether this was measured for the comparison, since it was tested on other questions."""
-
-    def metric(self, name: str, bound: str = "value") -> float:
-        return float(self.sets["test"]["calibrated"][name][bound])
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether there is all that is compared; versions of earlier releases have less."""
-        present = set(COLUMNS) <= set(self.predictions.columns)
-        return present and not self.predictions[[*COLUMNS]].isna().to_numpy().any()
-
-    def measured_again(self, folder: Path, test_digest: str) -> "Evidence":
-        """Return this with what tasks/remeasure.py wrote to `folder` in place of its sets."""
-        found = read_json(folder / "metrics.json")
-        predictions = pd.read_parquet(folder / "predictions.parquet")
-        gone = self.predictions[~self.predictions["set"].isin(found["sets"])]
-        return replace(
-            self,
-            test_digest=test_digest,
-            sets={**self.sets, **found["sets"]},
-            temperature=found["temperature"],
-            predictions=pd.concat([predictions, gone], ignore_index=True),
-            measured_anew=True,
-        )
-
-    def of_set(self, name: str) -> pd.DataFrame:
-        rows = self.predictions[self.predictions["set"] == name]
-        return rows.sort_values("id", ignore_index=True)
-
-    def served(self, name: str) -> Predictions:
-        """Return the predictions on a test set at the version's own temperature, by id."""
-        rows = self.of_set(name)
-        scores, is_right = (np.array(rows[column].tolist()) for column in ("scores", "is_right"))
-        return Predictions.of_choices(scores.astype(np.float64) / self.temperature, is_right)
-
 
 Outcome = Literal["promoted", "rejected", "in charge", "rolled back"]
 WORDS: dict[Outcome, str] = {
@@ -111,7 +53,11 @@ def decide(challenger: Evidence, champion: Evidence | None, limits: PromoteSetti
     bootstrap, is at most `limits.max_risk`. Calibration error has a ceiling only: that of a sample
     is biased, the more the better calibrated a model is, and so is a difference of two.
     """
-    checks = [_ece_ceiling(challenger, limits), *_reproducible(challenger, limits)]
+    checks = [
+        _ece_ceiling(challenger, limits),
+        *_coverage(challenger, limits),
+        *_reproducible(challenger, limits),
+    ]
     if champion is None:
         checks.append((True, "there is no champion to compare with"))
         checks += _worth_starting_with(challenger, limits)
@@ -153,6 +99,21 @@ def _ids(evidence: Evidence) -> dict[str, set[str]]:
 def _ece_ceiling(challenger: Evidence, limits: PromoteSettings) -> Check:
     ece = challenger.metric("ece")
     return ece <= limits.max_ece, f"ECE {ece:.3f}, at most {limits.max_ece:g} is allowed"
+
+
+def _coverage(challenger: Evidence, limits: PromoteSettings) -> Iterator[Check]:
+    """Under a policy, how much is answered; a share that is not asked for is stated alone."""
+    found = challenger.sets["test"].get("policy")
+    if found is None:
+        if limits.min_coverage:
+            yield False, "it was measured without serve.policy, which promote.min_coverage needs"
+        return
+    share, error = (found[name] for name in ("coverage", "error"))
+    words = f"under its policy it answers {share['value']:.0%} of the test questions"
+    if share["value"]:
+        words += f", {error['value']:.1%} of them wrong ({error['low']:.1%} to {error['high']:.1%})"
+    asked = f"; at least {limits.min_coverage:.0%} is asked for" if limits.min_coverage else ""
+    yield share["value"] >= limits.min_coverage, words + asked
 
 
 def _reproducible(challenger: Evidence, limits: PromoteSettings) -> list[Check]:

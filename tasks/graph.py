@@ -223,6 +223,7 @@ def _evaluate(name: str) -> Stage:
         [
             *(f"evaluate.{key}" for key in EVALUATE_KEYS),
             *("calibrate.criterion", "calibrate.max_temperature", "prompt", "runtime"),
+            "serve.policy",
         ],
         code_of(["tasks.evaluate"]),
         ["data/prepare", f"data/model/{name}"],
@@ -237,7 +238,7 @@ def _report(settings: Settings) -> Stage:
         "report",
         "Put the models side by side in one page",
         "python -m tasks.report",
-        ["evaluate", "models", "record.student", "runtime.seed", "signals"],
+        ["evaluate", "models", "record.student", "runtime.seed", "serve.cost", "signals"],
         code_of(["tasks.report"]),
         [
             "tasks/templates",

@@ -3,7 +3,7 @@
 Reads   data/evaluate/MODEL/ and data/model/MODEL/training.jsonl of every model in evaluate.models,
         data/signal/NAME/metrics.json, data/prepare/
 Writes  data/report/index.html (self-contained), metrics.json, table.json, differences.json,
-        reliability.png,
+        cascade.json, reliability.png,
         plots/{reliability,coverage,training}/MODEL.csv
 Run as  python -m tasks.report   (normally through `dvc repro report`)
 
@@ -12,11 +12,13 @@ Nothing here depends on a clock: what a run cost and where it was recorded is in
 """
 
 from pathlib import Path
+from typing import Any
 
 from firstkd.data.examples import read_examples
 from firstkd.files import atomic_file, atomic_folder, read_json_lines, sha256_of, write_json
 from firstkd.measure.figures import save_reliability
 from firstkd.settings import Settings, load_settings
+from tasks.cascade import cascade, cascade_figure
 from tasks.evaluated import load_evaluated
 from tasks.findings import Findings, compare_student
 from tasks.illustrations import (
@@ -42,11 +44,13 @@ def main(root: Path = Path(".")) -> None:
     models = load_evaluated(root, settings)
     curves = training_curves(root, settings, models)
     findings = compare_student(models, settings)
-    page = build_page(root, settings, models, curves, findings)
+    passed_on = cascade(models, settings)
+    page = build_page(root, settings, models, curves, findings, passed_on)
     with atomic_folder(root / "data/report") as folder:
         write_json(folder / "table.json", table(models))
         write_json(folder / "metrics.json", headline_metrics(models))
         write_json(folder / "differences.json", differences(findings.comparisons))
+        write_json(folder / "cascade.json", passed_on)
         write_plots(folder / "plots", models, curves)
         diagrams = {}
         for name, model in models.items():
@@ -58,7 +62,12 @@ def main(root: Path = Path(".")) -> None:
 
 
 def build_page(
-    root: Path, settings: Settings, models: Models, curves: Curves, findings: Findings
+    root: Path,
+    settings: Settings,
+    models: Models,
+    curves: Curves,
+    findings: Findings,
+    passed_on: dict[str, Any],
 ) -> str:
     prepared = sorted((root / "data/prepare").glob("*.parquet"))
     splits = {path.stem: read_examples(path) for path in prepared}
@@ -71,6 +80,8 @@ def build_page(
         tables={test_set: table_rows(models, test_set) for test_set in student.sets},
         reliability=reliability_figures(models),
         coverage=coverage_figure(models),
+        cascade=passed_on,
+        deferral=cascade_figure(models, settings),
         answered=ANSWERED,
         accuracy_at=accuracy_at(models),
         histograms=histograms(models),

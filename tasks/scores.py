@@ -1,6 +1,7 @@
 """From a model's scores of the choices to what is measured of it, whatever runtime scored them.
 
-`own_temperature` of the calibration split's scores, then `measured` of the test sets'.
+`own_temperature` of the calibration split's scores and what is `promised` there, then what is
+`measured` of the test sets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,12 @@ from firstkd.data.examples import Example, right_choices
 from firstkd.measure.bootstrap import Estimate
 from firstkd.measure.comparison import summary
 from firstkd.measure.metrics import Bools, Predictions
+from firstkd.measure.risk import interval, promise
 from firstkd.measure.settings import EvaluateSettings
 from firstkd.recalibration.settings import CalibrateSettings
 from firstkd.recalibration.temperature import Temperature
+from firstkd.serving.promise import Promise
+from firstkd.serving.settings import PolicySettings
 from firstkd.signals.knowledge import Knowledge
 
 
@@ -61,6 +65,27 @@ def measured(
     sets = {name: _summarise(split, temperature, settings, seed) for name, split in scored.items()}
     tables = [_prediction_table(name, split, temperature) for name, split in scored.items()]
     return sets, pa.concat_tables(tables)
+
+
+def promised(split: Scored, temperature: float, policy: PolicySettings | None) -> Promise | None:
+    """Return what can be promised of a model at its own temperature, on the calibration split."""
+    if policy is None:
+        return None
+    decisions = split.predictions(temperature)
+    return promise(decisions.confidence, decisions.correct, policy)
+
+
+def under(kept: Promise, split: Scored, temperature: float) -> dict[str, Any]:
+    """Return the share of a test set that is answered, and the share of that which is wrong."""
+    decisions = split.predictions(temperature)
+    answered = decisions.confidence >= kept.abstain_below
+    wrong = answered & ~decisions.correct
+    return plain(
+        {
+            "coverage": interval(int(answered.sum()), len(decisions)),
+            "error": interval(int(wrong.sum()), int(answered.sum())),
+        }
+    )
 
 
 def plain(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:

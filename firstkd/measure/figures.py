@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from firstkd.files import atomic_file
+from firstkd.measure.deferral import Deferral
 from firstkd.measure.metrics import Predictions, expected_calibration_error, reliability_bins
 from firstkd.measure.ranking import coverage_curve
 
@@ -129,6 +131,26 @@ def draw_coverage(models: Mapping[str, Predictions]) -> str:
         axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy of what it answers")
         axes.set_xlabel("share of the questions it answers, surest first")
         _add_legend(figure, models)
+        return to_svg(figure)
+
+
+def draw_deferral(pair: Deferral) -> str:
+    """Accuracy of student and teacher together by share passed on, with chance and oracle."""
+    shares = np.linspace(0, 1, 101)
+    kept, accuracy = (found[0] for found in pair.curve())
+    lines = {
+        "least sure first": (1 - kept, accuracy),
+        "at random": (shares, [pair.chance(1 - share) for share in shares]),
+        "if one knew": (shares, [pair.oracle(1 - share) for share in shares]),
+    }
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _with_legend(lines)
+        for number, (name, points) in enumerate(lines.items()):
+            axes.plot(*points, label=name)
+            axes.lines[-1].set(**_line(number))
+        axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy of the pair")
+        axes.set_xlabel("share of the questions passed on to the teacher")
+        _add_legend(figure, lines)
         return to_svg(figure)
 
 

@@ -10,6 +10,7 @@ from firstkd.data.settings import DatasetSource
 from firstkd.errors import DataValidationError
 from firstkd.files import write_json
 from firstkd.models.scoring import score_questions
+from firstkd.serving.promise import Promise
 
 
 @pytest.fixture
@@ -46,6 +47,22 @@ def test_what_is_too_uncertain_is_abstained_from(answerer):
     strict = dataclasses.replace(answerer, abstain_below=middle)
     abstained = {each.answer: each.abstain for each in strict.answer(QUESTIONS, CHOICES)}
     assert abstained == {sure.answer: False, unsure.answer: True}
+
+
+@pytest.mark.parametrize("threshold", [0.4, None])
+def test_the_threshold_comes_from_the_promise_unless_there_is_a_number(
+    tiny_model, tmp_path, threshold
+):
+    prompt = {"format": "cloze", "max_length": 64}
+    kept = Promise(0.1, 0.95, threshold, 200, 50, 1, 0.09)
+    calibration = {"temperature": 2.0, "prompt": prompt, "policy": dataclasses.asdict(kept)}
+    write_json(tmp_path / "calibration.json", calibration)
+    promised = Answerer.load(tiny_model, tmp_path / "calibration.json")
+    assert promised.promise == kept
+    for found in promised.answer(QUESTIONS, CHOICES):
+        assert found.abstain == (threshold is None or found.confidence < threshold)
+    own = Answerer.load(tiny_model, tmp_path / "calibration.json", abstain_below=0.0)
+    assert own.promise is None and not any(a.abstain for a in own.answer(QUESTIONS, CHOICES))
 
 
 def test_a_question_without_choices_has_those_that_all_questions_shared(answerer):

@@ -104,6 +104,13 @@ def with_changes(tmp_path, *path, to=None, remove=False):
             r"record.student: 'base' is not evaluated; add it to evaluate.models or choose one",
         ),
         (("train", "distill", "lora"), {"rank": 0, "alpha": 1}, "train.distill.lora.rank: 0 is"),
+        (("serve", "policy"), {"max_error": 0, "confidence": 0.9}, "serve.policy.max_error: 0 is"),
+        (
+            ("serve",),
+            {"policy": {"max_error": 0.1, "confidence": 0.9}, "abstain_below": 0.5},
+            r"serve: policy and abstain_below \(0.5\) both set the threshold",
+        ),
+        (("promote", "min_coverage"), 0.3, r"promote.min_coverage: 0.3 .* serve.policy, which is"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(

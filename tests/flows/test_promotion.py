@@ -23,7 +23,8 @@ from flows.record import record
 from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, register
 from flows.tracking import Tracking
 from flows.workspace import Workspace
-from tasks.gate import Evidence, Verdict
+from tasks.evidence import Evidence
+from tasks.gate import Verdict
 from tests.flows.projects import REPOSITORY, change, git, open_project
 from tests.flows.test_cli import firstkd
 

@@ -118,4 +118,5 @@ def write_evaluation(
     folder = root / "data/evaluate" / name
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(metrics))
+    write_json(folder / "calibration.json", {"temperature": temperature, "policy": None})
     pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")

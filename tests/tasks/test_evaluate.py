@@ -3,6 +3,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from firstkd.data.examples import Example, write_examples
 from firstkd.errors import DataValidationError
@@ -106,3 +107,30 @@ def test_what_is_measured_of_scores_needs_no_model(root):
         for found in sets["test"]["calibrated"].values()
     )
     assert rows.num_rows == 50
+
+
+@pytest.mark.parametrize(("max_error", "promised"), [(0.3, True), (0.01, False)])
+def test_what_a_policy_promises_is_kept_with_the_model(root, max_error, promised):
+    """Every choice is right, so the number of questions alone limits the promise: 0.7^30 < 10 %."""
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    params["serve"]["policy"] = {"max_error": max_error, "confidence": 0.9}
+    yaml.dump(params, root / "params.yaml")
+    for split in ("calibration", "test"):
+        examples = [
+            Example(f"{split}/{n}", f"Where {n}?", "in", ("in", "in"), 0, "made", split)
+            for n in range(30)
+        ]
+        write_examples(root / f"data/prepare/{split}.parquet", examples)
+    main(root, "teacher")
+    kept = read_json(root / "data/evaluate/teacher/calibration.json")["policy"]
+    test = read_json(root / "data/evaluate/teacher/metrics.json")["sets"]["test"]["policy"]
+    rows = pq.read_table(root / "data/evaluate/teacher/predictions.parquet").to_pandas()
+    if not promised:
+        assert kept["threshold"] is None and test["coverage"]["value"] == 0
+        return
+    answered = rows[rows["calibrated_confidence"] >= kept["threshold"]]
+    assert kept["questions"] == 30 and 0 < kept["answered"] <= 30
+    assert test["coverage"]["value"] == len(answered) / 30
+    assert test["error"]["value"] == pytest.approx((~answered["correct"]).mean())
+    assert test["error"]["low"] <= test["error"]["value"] <= test["error"]["high"]

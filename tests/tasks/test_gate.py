@@ -9,7 +9,8 @@ import pytest
 from firstkd.measure import bootstrap
 from firstkd.measure.bootstrap import Resampled
 from firstkd.settings import PromoteSettings
-from tasks.gate import Evidence, answered_alike, decide
+from tasks.evidence import Evidence
+from tasks.gate import answered_alike, decide
 
 LIMITS = PromoteSettings(
     max_ece=0.15,
@@ -20,6 +21,7 @@ LIMITS = PromoteSettings(
     max_out_of_domain_drop=0.05,
     min_share_of_teacher=0.5,
     require_better_than_guessing=True,
+    min_coverage=0.0,
     max_risk=0.5,
     bootstrap_samples=4000,
     require_reproducible=True,
@@ -258,3 +260,30 @@ def test_equal_answers_have_no_risk() -> None:
     assert verdict.passed
     assert sum("the risk of more is 0%" in words for words in verdict.reasons) == 4
     assert Resampled(0.0, np.zeros(100)).risk_above(0.0) == 0
+
+
+def answering(share: float, error: float) -> Evidence:
+    found = evidence("2", 150)
+    coverage = {"value": share, "low": 0.0, "high": 1.0}
+    wrong = {"value": error, "low": 0.02, "high": 0.15}
+    test = {**found.sets["test"], "policy": {"coverage": coverage, "error": wrong}}
+    return dataclasses.replace(found, sets={**found.sets, "test": test})
+
+
+def test_a_student_that_answers_too_little_under_its_policy_is_refused():
+    limits = LIMITS.model_copy(update={"min_coverage": 0.3})
+    words = "under its policy it answers 25% of the test questions, 8.0% of them wrong"
+    refused = decide(answering(0.25, 0.08), None, limits)
+    assert not refused.passed and refused.reasons[0].startswith(words)
+    assert refused.reasons[0].endswith("at least 30% is asked for")
+    assert decide(answering(0.35, 0.08), None, limits).passed
+    # without a limit it is stated alone
+    told = decide(answering(0.0, 0.0), None, LIMITS)
+    assert told.passed and "under its policy it answers 0% of the test questions" in told.reasons
+
+
+def test_a_coverage_that_was_not_measured_does_not_pass_for_one():
+    limits = LIMITS.model_copy(update={"min_coverage": 0.3})
+    verdict = decide(evidence("2", 150), None, limits)
+    assert not verdict.passed
+    assert verdict.reasons[0].startswith("it was measured without serve.policy")

@@ -4,9 +4,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
 from firstkd.errors import ArtifactError
+from firstkd.files import write_json
+from tasks.cascade import cascade_words
 from tasks.report import main
 from tests.tasks.reported import SETS, write_evaluation, write_project
 from tests.tiny import REPOSITORY
@@ -97,6 +101,45 @@ def test_numbers_for_dvc(three: Path) -> None:
     assert {path.stem for path in (plots / "training").iterdir()} == set(THREE)
     share, accuracy = (plots / "coverage/first.csv").read_text().splitlines()[-1].split(",")
     assert share == "1" and float(accuracy) == pytest.approx(metrics["first"]["accuracy"], abs=1e-5)
+
+
+def test_the_page_says_what_a_cascade_keeps_and_costs(three: Path, tmp_path: Path) -> None:
+    assert "No teacher of" not in report(three)
+    root = tmp_path / "project"
+    shutil.copytree(three, root)
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    params["serve"]["cost"] = {"student": 0.5, "teacher": 2}
+    yaml.dump(params, root / "params.yaml")
+    kept = {"max_error": 0.2, "confidence": 0.95, "threshold": 0.6, "questions": 80}
+    kept |= {"answered": 32, "wrong": 2, "error_bound": 0.18}
+    evaluation = root / "data/evaluate/first"
+    write_json(evaluation / "calibration.json", {"policy": kept})
+    measured = json.loads((evaluation / "metrics.json").read_text())
+    share = {"value": 0.375, "low": 0.29, "high": 0.47}
+    error = {"value": 0.1, "low": 0.03, "high": 0.2}
+    measured["sets"]["test"]["policy"] = {"coverage": share, "error": error}
+    write_json(evaluation / "metrics.json", measured)
+    page = report(root)
+    assert "40% of the questions are expected to get one. On the test questions it answers" in page
+    assert "38% (29 to 47), of which 10% (3 to 20) are wrong" in page
+    found = json.loads((root / "data/report/cascade.json").read_text())["pair"]
+    assert [row["kept"] for row in found["rows"]] == [1, 0.75, 0.5, 0.375, 0.25, 0]
+    assert [row["cost"] for row in found["rows"]] == [0.5, 1.0, 1.5, 1.75, 2.0, 2.5]
+    rows = pd.read_parquet(root / "data/evaluate/teacher/predictions.parquet")
+    alone = rows[rows["set"] == "test"]["correct"].mean()
+    assert found["rows"][-1]["accuracy"]["value"] == pytest.approx(alone)
+    assert found["words"] in page and "of the teacher alone 2" in found["words"]
+    assert cascade_words(root) == [
+        found["words"],
+        page[page.index("Of “first”") :].split(" The pr")[0],
+    ]
+
+
+def test_without_a_teacher_there_is_nobody_to_pass_on_to(tmp_path: Path) -> None:
+    write_project(tmp_path, ["sft", "first"], "first")
+    assert "No teacher of “first” was evaluated" in report(tmp_path)
+    assert cascade_words(tmp_path) == []
 
 
 def contrast(first: str, second: str) -> float:

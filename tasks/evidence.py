@@ -1,0 +1,67 @@
+"""What was measured of a registered version: all that the gate knows of it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from firstkd.files import read_json
+from firstkd.measure.metrics import Predictions
+
+COLUMNS = ("set", "id", "answer", "answer_index", "is_right", "scores")
+"""Of predictions.parquet, that the gate reads."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured of one registered version."""
+
+    version: str
+    test_digest: str
+    sets: dict[str, Any]
+    """Metrics per test set, as evaluate wrote them; a served student's are the calibrated ones."""
+    temperature: float
+    """Its own, at which it is served."""
+    predictions: pd.DataFrame
+    """One row per question of every test set."""
+    teacher_accuracy: float | None = None
+    """On the same test questions; None if there was no teacher to measure."""
+    not_reproducible: str | None = None
+    """Why its commit does not rebuild it, if so."""
+    measured_anew: bool = False
+    """Whether this was measured for the comparison, since it was tested on other questions."""
+
+    def metric(self, name: str, bound: str = "value") -> float:
+        return float(self.sets["test"]["calibrated"][name][bound])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is all that is compared; versions of earlier releases have less."""
+        present = set(COLUMNS) <= set(self.predictions.columns)
+        return present and not self.predictions[[*COLUMNS]].isna().to_numpy().any()
+
+    def measured_again(self, folder: Path, test_digest: str) -> "Evidence":
+        """Return this with what tasks/remeasure.py wrote to `folder` in place of its sets."""
+        found = read_json(folder / "metrics.json")
+        predictions = pd.read_parquet(folder / "predictions.parquet")
+        gone = self.predictions[~self.predictions["set"].isin(found["sets"])]
+        return replace(
+            self,
+            test_digest=test_digest,
+            sets={**self.sets, **found["sets"]},
+            temperature=found["temperature"],
+            predictions=pd.concat([predictions, gone], ignore_index=True),
+            measured_anew=True,
+        )
+
+    def of_set(self, name: str) -> pd.DataFrame:
+        rows = self.predictions[self.predictions["set"] == name]
+        return rows.sort_values("id", ignore_index=True)
+
+    def served(self, name: str) -> Predictions:
+        """Return the predictions on a test set at the version's own temperature, by id."""
+        rows = self.of_set(name)
+        scores, is_right = (np.array(rows[column].tolist()) for column in ("scores", "is_right"))
+        return Predictions.of_choices(scores.astype(np.float64) / self.temperature, is_right)
