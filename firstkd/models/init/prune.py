@@ -72,9 +72,6 @@ class PruneInit(Init):
         influence = block_influence(model, answered, self.micro_batch_size, self.micro_batch_tokens)
         kept = most_influential(influence, self.layers)
         log.info("keeping layers %s of %d", kept, present)
-        with torch.no_grad():
-            for weight in model.parameters():  # as they are saved, whatever is computed in here
-                weight.copy_(weight.bfloat16())
         probe = torch.tensor([questions[0].prompt], device=model.device)
         expected = logits_without(model, kept, probe)
         keep_layers(model, kept)
