@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from firstkd.settings import RecordSettings
 ERRORS = (MlflowException, SQLAlchemyError, RequestException)
 ARTIFACTS = "artifacts"
 """The folder beside a local database."""
+MISREAD = re.compile(r"\?|%[0-9A-Fa-f]{2}")
+"""What MLflow takes, also in a plain path, for the start of a query or for an escape."""
 
 
 @dataclass(frozen=True)
@@ -146,15 +149,16 @@ def address_of(settings: RecordSettings) -> URL:
 def database_at(root: Path, url: URL) -> Path | None:
     """Return the absolute path of an SQLite database; a relative one lies in the project.
 
-    Raises ConfigError for one that its address could not name: the file would lie elsewhere.
+    Raises ConfigError for one from beside which MLflow would load nothing.
     """
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
     database = (root / url.database).resolve()
-    if "?" in str(database):
+    if MISREAD.search(str(database)):
         raise ConfigError(
-            f"{database}: MLflow cannot keep a database in a folder with a ? in its name; rename "
-            "the folder, or name another place in MLFLOW_TRACKING_URI"
+            f"{database}: MLflow misreads a ? or a % with two hex digits in a folder's name, and "
+            "could not load what it keeps there; rename the folder, or name another place in "
+            "MLFLOW_TRACKING_URI"
         )
     return database
 

@@ -13,7 +13,9 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import mlflow
 import pytest
+from mlflow.artifacts import download_artifacts
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
@@ -46,21 +48,33 @@ def test_files_that_dvc_links_to_its_cache_are_registered(
     assert registered_weights(open_project(project.root), tmp_path) == b"weights" * 4
 
 
-@pytest.mark.parametrize("name", ["job%20x", "a b#c", "größe:%", "a%3Fb+c&d=e;f@g"])
-def test_a_folder_of_any_name_is_registered(built: Path, tmp_path: Path, name: str) -> None:
-    root = shutil.copytree(built, tmp_path / name)
-    assert registered_weights(open_project(root), tmp_path) == b"weights" * 4
-    assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing was written beside it
+@pytest.mark.parametrize(
+    ("name", "elsewhere"),
+    [("a b#c", False), ("größe:%", False), ("100% b+c&d=e;f@g", False), ("job%20x", True)],
+)
+def test_a_folder_of_any_name_is_registered(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, elsewhere: bool
+) -> None:
+    root = shutil.copytree(built, tmp_path / "in" / name)
+    if elsewhere:
+        shutil.move(root / "mlflow", tmp_path)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow/mlflow.db")
+    project = open_project(root)
+    assert registered_weights(project, tmp_path) == b"weights" * 4
+    assert [*root.parent.iterdir()] == [root]  # nothing was written beside it
+    with project.tracking.as_default():  # as MLflow's own loader and server find it
+        folder = download_artifacts(f"models:/{project.model}/1")
+        assert mlflow.models.Model.load(folder).flavors
 
 
-@pytest.mark.parametrize("name", ["a?b", "?", "a b?c=d"])
-def test_a_folder_that_no_address_of_a_database_can_name_is_refused(
+@pytest.mark.parametrize("name", ["job%20x", "a%3fb", "a?b", "?"])
+def test_a_folder_from_which_mlflow_could_load_nothing_is_refused(
     tmp_path: Path, name: str
 ) -> None:
     root = tmp_path / name
     root.mkdir()
     settings = load_settings(REPOSITORY / "params.yaml").record
-    with pytest.raises(ConfigError, match=r"a \? in its name; rename"):
+    with pytest.raises(ConfigError, match=r"MLflow misreads .* rename the folder"):
         open_tracking(root, settings)
     assert [*tmp_path.iterdir()] == [root]
 
