@@ -38,7 +38,8 @@ def run(task: str, size: int) -> None:
     from firstkd.terms.choice_kl import ChoiceKl
     from firstkd.terms.sparse_kl import SparseKl
     from firstkd.train.distributed import Ranks
-    from firstkd.train.loop import train, training_plan
+    from firstkd.train.loop import train
+    from firstkd.train.plan import training_plan
     from firstkd.train.player import Player
 
     config = LlamaConfig(

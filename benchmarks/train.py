@@ -28,7 +28,8 @@ from benchmarks.models import FINE_TUNING, MACHINE, SETTINGS, random_model
 from firstkd.data.packing import pack, packed_length
 from firstkd.data.prompts import Question
 from firstkd.reproducibility import deterministic
-from firstkd.train.loop import train, training_plan
+from firstkd.train.loop import train
+from firstkd.train.plan import training_plan
 from firstkd.train.player import Player
 
 BATCH = 32

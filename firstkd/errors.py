@@ -3,6 +3,8 @@
 Every message names the file, line or key, what was found, what was expected and what to do.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -41,3 +43,12 @@ class TrainingDivergedError(PipelineError):
 
 class OutOfMemoryError(PipelineError):
     """The memory of the host or the GPU does not suffice."""
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Put the key that a PipelineError in the body concerns before its message."""
+    try:
+        yield
+    except PipelineError as error:
+        raise type(error)(f"{key}: {error}") from error

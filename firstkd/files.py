@@ -123,12 +123,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read JSON; raises ArtifactError naming the file and line when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing; run the stage that writes it") from error
-    except json.JSONDecodeError as error:
-        raise ArtifactError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    return _parsed(path, _text(path))
 
 
 def sha256_of(path: Path) -> str:
@@ -152,11 +147,24 @@ def write_json_lines(path: Path, rows: Sequence[Any]) -> None:
 
 def read_json_lines(path: Path) -> list[Any]:
     """Read one JSON value per line; raises ArtifactError as `read_json` does."""
+    lines = _text(path).splitlines()
+    return [_parsed(path, line, number) for number, line in enumerate(lines)]
+
+
+def _text(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing; run the stage that writes it") from error
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is not UTF-8; run the stage that writes it again") from error
+
+
+def _parsed(path: Path, text: str, lines_before: int = 0) -> Any:
     try:
-        return [json.loads(line) for line in lines]
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ArtifactError(f"{path}: a line is not valid JSON ({error.msg})") from error
+        raise ArtifactError(
+            f"{path}, line {lines_before + error.lineno}: not valid JSON ({error.msg}); run the "
+            "stage that writes it again"
+        ) from error

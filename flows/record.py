@@ -101,7 +101,7 @@ def _record_stage(project: Project, tags: dict[str, str], entry: dict[str, Any])
     cost_file = project.root / "logs" / stage / "cost.json"
     cost = read_json(cost_file) if cost_file.exists() else {}
     end = int((cost_file.stat().st_mtime if cost else time.time()) * 1000)
-    start = end - int(cost.get("seconds", 0) * 1000)
+    start = max(0, end - int(cost.get("seconds", 0) * 1000))  # where a clock stood at 1970
     run_id = _new_run(project, stage, tags, start)
     settings = entry.get("params", {}).get("params.yaml", {})
     [flat] = pd.json_normalize([settings]).to_dict("records")

@@ -10,7 +10,7 @@ It starts itself as several processes if machine.processes asks for them.
 
 from pathlib import Path
 
-from firstkd.errors import ConfigError, SourceError
+from firstkd.errors import ConfigError, about
 from firstkd.files import atomic_folder
 from firstkd.models.init.base import Given
 from firstkd.reproducibility import deterministic
@@ -35,11 +35,8 @@ def main(root: Path, name: str) -> None:
 
         learn(root, settings, name, given)
         return
-    with atomic_folder(model_folder(root, name)) as folder:
-        try:
-            settings.models[name].init.make(folder, given)
-        except SourceError as error:
-            raise type(error)(f"models.{name}: {error}") from error
+    with atomic_folder(model_folder(root, name)) as folder, about(f"models.{name}"):
+        settings.models[name].init.make(folder, given)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
-from firstkd.errors import ConfigError, DataValidationError
+from firstkd.errors import ConfigError, DataValidationError, about
 from firstkd.models.settings import ModelSettings
 from firstkd.settings import Settings
+from firstkd.train.plan import number_of_steps, training_plan
 
 MIN_DECIDED = 2
 """Calibration examples that a signal must have decisions on: with fewer, nothing can be
@@ -27,6 +28,27 @@ def check_terms(name: str, model: ModelSettings, questions: Sequence[Question]) 
                 f"{term.kind} compares (choices, or a right answer); remove the term, or add such "
                 "questions to fetch.datasets"
             )
+
+
+def check_training(settings: Settings, name: str, questions: Sequence[Question]) -> None:
+    """Raise ConfigError if a model's terms or its training ask more than the questions hold."""
+    model = settings.models[name]
+    if model.learn is None or model.train is None:
+        return
+    check_terms(name, model, questions)
+    terms, training = model.learn.values(), settings.train[model.train]
+    useful = [question for question in questions if any(term.count(question) for term in terms)]
+    plan = training_plan(useful, training, settings.runtime.seed)
+    with about(f"params.yaml: train.{model.train}"):
+        number_of_steps(len(plan), training, settings.machine.processes)
+
+
+def check_vocabulary(settings: Settings, model: str, size: int) -> None:
+    """Raise ConfigError for a signal that does not fit the vocabulary of a model made elsewhere."""
+    for name, signal in settings.signals.items():
+        if settings.lineage.root(settings.lineage.read_with(name)) == model:
+            with about(f"params.yaml: signals.{name}"):
+                signal.layout(size)
 
 
 def check_signals(settings: Settings, calibration: Mapping[str, Sequence[Question]]) -> None:

@@ -28,7 +28,8 @@ from firstkd.signals.store import SignalStore
 from firstkd.signals.target import Stored
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import deepspeed_config, load_to_train
-from firstkd.train.loop import train, training_plan
+from firstkd.train.loop import train
+from firstkd.train.plan import training_plan
 from firstkd.train.player import Player
 from tasks.code import code_sha256
 from tasks.layout import log_folder, model_folder, recalibration_file, signal_folder

@@ -18,14 +18,20 @@ from firstkd.data.examples import Example, read_examples
 from firstkd.data.frames import flat_frames
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
-from firstkd.errors import ConfigError, DataValidationError
+from firstkd.errors import ConfigError, DataValidationError, about
 from firstkd.files import atomic_folder, write_json
-from firstkd.models.folders import load_model, load_tokenizer, read_config
+from firstkd.models.folders import load_model, load_tokenizer, read_config, vocabulary_size
 from firstkd.models.self_test import check_model
 from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.settings import Settings, load_settings
 from tasks.layout import learned_from, log_folder, model_folder
-from tasks.preflight import check_layers, check_measured, check_signals, check_terms
+from tasks.preflight import (
+    check_layers,
+    check_measured,
+    check_signals,
+    check_training,
+    check_vocabulary,
+)
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -90,8 +96,8 @@ def check_settings(
         )
         for name, tokenizer in tokenizers.items()
     }
-    for name, model in settings.models.items():
-        check_terms(name, model, questions[settings.lineage.root(name)][0])
+    for name in settings.models:
+        check_training(settings, name, questions[settings.lineage.root(name)][0])
     check_signals(settings, {name: calibration for name, (_, calibration) in questions.items()})
 
 
@@ -105,8 +111,10 @@ def check_models(
     examples = [example for split in splits.values() for example in split]
     for name, tokenizer in tokenizers.items():
         log.info("checking how the model “%s” is scored", name)
-        questions = encode(examples, tokenizer, settings.prompt)
-        check_model(load_model(model_folder(root, name), "fp32"), tokenizer, questions)
+        model = load_model(model_folder(root, name), "fp32")
+        with about(f"models.{name}"):
+            check_model(model, tokenizer, encode(examples, tokenizer, settings.prompt))
+        check_vocabulary(settings, name, vocabulary_size(model))
 
 
 def token_lengths(

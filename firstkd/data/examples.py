@@ -68,7 +68,9 @@ def read_table(path: Path) -> pa.Table:
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing; run the stage prepare") from error
     except pa.ArrowInvalid as error:
-        raise ArtifactError(f"{path}: not a parquet file ({error})") from error
+        raise ArtifactError(
+            f"{path}: not a parquet file ({error}); run the stage prepare again"
+        ) from error
     if not table.schema.equals(SCHEMA):
         raise ArtifactError(
             f"{path}: not the schema of examples; found {_fields(table.schema)}, "

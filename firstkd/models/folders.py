@@ -124,7 +124,10 @@ def _check_complete(folder: Path, info: dict[str, Any]) -> None:
     ):
         if names := sorted(str(n[0] if isinstance(n, tuple) else n) for n in info[found]):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ArtifactError(f"{folder}: {what} {', '.join(names[:3])}{more}")
+            raise ArtifactError(
+                f"{folder}: {what} {', '.join(names[:3])}{more}; config.json and weights belong to "
+                "different models, or the files are not complete: fetch them again"
+            )
 
 
 def load_tokenizer(folder: Path) -> Any:

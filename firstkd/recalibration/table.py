@@ -35,5 +35,5 @@ def from_json(value: dict[str, Any]) -> Recalibration:
         return RECALIBRATIONS[value["kind"]](**parameters)
     except (KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{value} is not a recalibration; run the calibrate stage again"
+            f"data/calibrate: {value} is not a recalibration; run the calibrate stage again"
         ) from error

@@ -63,7 +63,10 @@ def import_lines(
     if lines[-1] == "":
         lines.pop()
     if len(lines) != len(questions):
-        raise ArtifactError(f"{path}: {len(lines)} lines for {len(questions)} examples")
+        raise ArtifactError(
+            f"{path}: {len(lines)} lines for {len(questions)} examples; give one for each, in the "
+            "order of the split"
+        )
     layout = signal.layout(vocabulary_size)
     with atomic_folder(folder) as temporary:
         for number, start in enumerate(range(0, len(questions), shard_examples)):

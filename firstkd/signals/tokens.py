@@ -64,8 +64,8 @@ class Tokens(CapturedSignal):
 
         if vocabulary_size > MAX_VOCABULARY:
             raise ConfigError(
-                f"a vocabulary of {vocabulary_size:,} tokens; a store takes up to "
-                f"{MAX_VOCABULARY:,}"
+                f"its model has a vocabulary of {vocabulary_size:,} tokens, and at most "
+                f"{MAX_VOCABULARY:,} can be stored; choose a signal of choices"
             )
         k = self.select.k
         if k >= vocabulary_size:

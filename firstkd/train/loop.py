@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from firstkd.data.packing import pack, packed_length, shuffled_batches
+from firstkd.data.packing import pack, packed_length
 from firstkd.data.prompts import Question
-from firstkd.errors import ConfigError, TrainingDivergedError
+from firstkd.errors import TrainingDivergedError
 from firstkd.memory import memory_explained
 from firstkd.train.checkpoints import Checkpoints
 from firstkd.train.curve import SPEEDS, MicroBatchResult, per_unit, result_of, shown_live
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import end_engine, make_engine
+from firstkd.train.plan import number_of_steps
 from firstkd.train.player import Player
 from firstkd.train.settings import MachineSettings, TrainingSettings
 
@@ -63,7 +64,8 @@ def train(
     OutOfMemoryError.
     """
     ranks = join_ranks()
-    steps, per_step = _number_of_steps(plan, settings, ranks), settings.micro_batches_per_step
+    steps = number_of_steps(len(plan), settings, ranks.world_size)
+    per_step = settings.micro_batches_per_step
     seed = torch.initial_seed()
     saver = Checkpoints(checkpoints, ranks) if checkpoints else None
     saved = saver.newest() if saver else None
@@ -114,21 +116,6 @@ def train(
     return [{k: v for k, v in point.items() if k not in SPEEDS} for point in curve]
 
 
-def training_plan(
-    questions: Sequence[Question], settings: TrainingSettings, seed: int
-) -> list[list[int]]:
-    """Every micro-batch of all epochs, as indices; `train` drops a last incomplete step."""
-    generator = np.random.default_rng(seed)
-    plan = [
-        batch
-        for _ in range(settings.epochs)
-        for batch in shuffled_batches(
-            questions, settings.micro_batch_size, settings.micro_batch_tokens, generator
-        )
-    ]
-    return plan
-
-
 def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float:
     """Linear warm-up over `warmup_ratio` of the steps, then a cosine to 0."""
     warmup = settings.warmup_ratio * steps
@@ -136,22 +123,6 @@ def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float
         return settings.learning_rate * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1.0, steps - warmup)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _number_of_steps(plan: Sequence[Any], settings: TrainingSettings, ranks: Ranks) -> int:
-    per_step = settings.micro_batches_per_step
-    if per_step % ranks.world_size:
-        raise ConfigError(
-            f"micro_batches_per_step: {per_step} cannot be shared out evenly among "
-            f"{ranks.world_size} processes; set it to a multiple of {ranks.world_size}, and "
-            "micro_batch_size to as much less as leaves a step as many examples"
-        )
-    if len(plan) < per_step:
-        raise ConfigError(
-            f"micro_batches_per_step: {per_step}, but all epochs have only "
-            f"{len(plan)} micro-batches: not one step"
-        )
-    return len(plan) // per_step
 
 
 def _step(

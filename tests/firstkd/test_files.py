@@ -11,8 +11,10 @@ from firstkd.files import (
     atomic_folder,
     disk_refusal,
     read_json,
+    read_json_lines,
     sha256_of,
     write_json,
+    write_json_lines,
 )
 
 
@@ -142,8 +144,17 @@ def test_a_folder_that_may_not_be_written_is_one_clear_error(read_only, write, n
 
 def test_damaged_json_is_named_with_its_line(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1,\n"b"}')
-    with pytest.raises(ArtifactError, match=r"a\.json, line 2: not valid JSON"):
+    with pytest.raises(ArtifactError, match=r"a\.json, line 2: not valid JSON .*; run the stage"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_damaged_line_is_named_with_its_number(tmp_path):
+    write_json_lines(tmp_path / "a.jsonl", [{"a": 1}, {"b": 2}])
+    assert read_json_lines(tmp_path / "a.jsonl") == [{"a": 1}, {"b": 2}]
+    for damage in (b'{"a": 1}\n{"b"\n', b'{"a": 1}\n\xff\n'):
+        (tmp_path / "a.jsonl").write_bytes(damage)
+        with pytest.raises(ArtifactError, match=r"a\.jsonl(, line 2: not valid| is not UTF-8)"):
+            read_json_lines(tmp_path / "a.jsonl")
 
 
 def test_a_folders_digest_knows_names_and_contents(tmp_path):

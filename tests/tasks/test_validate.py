@@ -11,7 +11,9 @@ from ruamel.yaml import YAML
 from firstkd.data.examples import Example, write_examples
 from firstkd.errors import ArtifactError, ConfigError, DataValidationError
 from firstkd.files import read_json, sha256_of
+from firstkd.settings import load_settings
 from tasks import validate
+from tasks.preflight import check_vocabulary
 from tests.tiny import write_tiny_params
 
 Splits = dict[str, list[Example]]
@@ -124,6 +126,33 @@ def test_more_layers_than_the_model_has_are_refused_before_any_training(project:
     change(project, layers)
     with pytest.raises(ConfigError, match=r"models\.start\.init\.layers: 3, but base has 2; keep"):
         check(project, good())
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "problem"),
+    [
+        ("train.distill", "micro_batches_per_step", 1000, r"train\.distill: .* less than one step"),
+        ("machine", "processes", 3, r"train\.\w+: micro_batches_per_step: .* among 3 processes"),
+    ],
+)
+def test_what_a_later_training_could_not_do_is_refused_before_the_first(
+    project: Path, section: str, key: str, value: int, problem: str
+) -> None:
+    def ask_too_much(params: Any) -> None:
+        for name in section.split("."):
+            params = params[name]
+        params[key] = value
+
+    change(project, ask_too_much)
+    with pytest.raises(ConfigError, match=f"^params.yaml: {problem}"):
+        check(project, good())
+
+
+def test_more_tokens_than_the_vocabulary_has_are_refused(project: Path) -> None:
+    settings = load_settings(project / "params.yaml")
+    check_vocabulary(settings, "base", 6)
+    with pytest.raises(ConfigError, match=r"^params.yaml: signals\.tokens: select\.k: 5 of a voc"):
+        check_vocabulary(settings, "base", 5)
 
 
 def test_layers_are_counted_along_the_models_that_are_made_from_each_other(project: Path) -> None:

@@ -17,7 +17,8 @@ from firstkd.terms.gold import Gold
 from firstkd.terms.gold_choice import GoldChoice
 from firstkd.train.distributed import Ranks
 from firstkd.train.engine import deepspeed_config
-from firstkd.train.loop import learning_rate_at, train, training_plan
+from firstkd.train.loop import learning_rate_at, train
+from firstkd.train.plan import training_plan
 from firstkd.train.player import Player
 from tests.firstkd.train.trainings import (
     GOLD,

@@ -14,7 +14,8 @@ from firstkd.reproducibility import deterministic
 from firstkd.terms.gold import Gold
 from firstkd.train.distributed import join_ranks
 from firstkd.train.engine import load_to_train
-from firstkd.train.loop import train, training_plan
+from firstkd.train.loop import train
+from firstkd.train.plan import training_plan
 from firstkd.train.player import Player
 from firstkd.train.settings import MachineSettings, TrainingSettings
 

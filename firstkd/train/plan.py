@@ -1,0 +1,42 @@
+"""Which examples are in which micro-batch, and how many steps that makes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from firstkd.data.packing import shuffled_batches
+from firstkd.data.prompts import Question
+from firstkd.errors import ConfigError
+from firstkd.train.settings import TrainingSettings
+
+
+def training_plan(
+    questions: Sequence[Question], settings: TrainingSettings, seed: int
+) -> list[list[int]]:
+    """Every micro-batch of all epochs, as indices; `train` drops a last incomplete step."""
+    generator = np.random.default_rng(seed)
+    plan = [
+        batch
+        for _ in range(settings.epochs)
+        for batch in shuffled_batches(
+            questions, settings.micro_batch_size, settings.micro_batch_tokens, generator
+        )
+    ]
+    return plan
+
+
+def number_of_steps(micro_batches: int, settings: TrainingSettings, processes: int) -> int:
+    """Raise ConfigError if the micro-batches make no step, or cannot be shared out evenly."""
+    per_step = settings.micro_batches_per_step
+    if per_step % processes:
+        raise ConfigError(
+            f"micro_batches_per_step: {per_step} cannot be shared out evenly among "
+            f"{processes} processes; set it to a multiple of {processes}, and "
+            "micro_batch_size to as much less as leaves a step as many examples"
+        )
+    if micro_batches < per_step:
+        raise ConfigError(
+            f"micro_batches_per_step: {per_step}, but all epochs have only {micro_batches} "
+            "micro-batches, which is less than one step; lower it, or add questions or epochs"
+        )
+    return micro_batches // per_step
