@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from firstkd.data.prompts import Question
 from firstkd.models.needs import Needs
+from firstkd.section import Share
 from firstkd.terms.base import SoftTerm, Sum
 
 if TYPE_CHECKING:
@@ -12,20 +13,31 @@ if TYPE_CHECKING:
 
 
 class ChoiceKl(SoftTerm):
-    """KL(target ‖ softmax(scores)) over the choices of a question; counts questions."""
+    """KL(target ‖ softmax(scores)) over the choices of a question; counts questions.
+
+    Where the answer is known, `gold_share` g moves the target towards it: (1 − g) · signal + g ·
+    answer, so that what the signal is wrong about is corrected in the one target (as in Hinton et
+    al. 2015, sec. 2, where both share a loss).
+    """
 
     kind: Literal["choice_kl"]
     needs: ClassVar[Needs] = Needs(choices=True)
     decides: ClassVar[str] = "choice"
 
+    gold_share: Share = 0.0
+    """Of the target, given to the right choice where it is known."""
+
     def count(self, question: Question) -> int:
         return int(len(question.responses) > 1)
 
     def __call__(self, view: "View", name: str, target: "Target | None") -> Sum:
-        from firstkd.terms.divergences import choice_kl
+        from firstkd.terms.divergences import choice_kl, with_gold
 
         assert target is not None
-        scores = view.choice_scores_BC[view.batch.choice_mask_BC.sum(-1) > 1]
+        decides = view.batch.choice_mask_BC.sum(-1) > 1
+        scores = view.choice_scores_BC[decides]
         wanted = target.probabilities_RK[:, : scores.shape[1]]
+        if self.gold_share:
+            wanted = with_gold(wanted, view.batch.gold_B[decides], self.gold_share)
         agree = (wanted.argmax(-1) == scores.argmax(-1)).sum()
         return Sum(choice_kl(wanted, scores).sum(), len(scores), {"agreement": agree})

@@ -18,6 +18,13 @@ def choice_scores(logprobs_M: Tensor, response_of_M: Tensor, choice_mask_BC: Ten
     return (sums / counts).view_as(choice_mask_BC).masked_fill(~choice_mask_BC, -torch.inf)
 
 
+def with_gold(target_BC: Tensor, gold_B: Tensor, share: float) -> Tensor:
+    """Give `share` of each target to the right choice; where that is −1, unknown, to none."""
+    known_B = gold_B >= 0
+    right_BC = F.one_hot(gold_B.clamp_min(0), target_BC.shape[1]).to(target_BC.dtype)
+    return torch.where(known_B[:, None], target_BC.lerp(right_BC, share), target_BC)
+
+
 def choice_kl(target_BC: Tensor, scores_BC: Tensor) -> Tensor:
     """KL(target ‖ softmax(scores)) per question [B]; choices that do not exist score −inf."""
     log_student = F.log_softmax(scores_BC, dim=-1)

@@ -1,7 +1,7 @@
 """Every kind of signal and term, from capture to gradient, against dense float64 references.
 
 A kind that is listed in one of the tables is tested here: it needs a way to be made in MADE and,
-if it is a term, a dense reference in DENSE.
+if it is a term, a dense reference in DENSE. What else can be set of a term is in VARIANTS.
 """
 
 from dataclasses import dataclass
@@ -48,12 +48,16 @@ MADE = {
     "hard_choice": {"from": "choices"},
     "sparse_kl": {"from": "tokens", "recalibrate": "none"},
 }
+VARIANTS = {
+    "choice_kl, gold": ("choice_kl", {"gold_share": 0.3}),
+}
 SIGNALS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in signal_kinds.KINDS}
 TERMS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in term_kinds.KINDS}
 
 
 def make(kinds, name):
-    return kinds[name].model_validate({"kind": name, **MADE[name]})
+    kind, changes = VARIANTS.get(name, (name, {}))
+    return kinds[kind].model_validate({"kind": kind, **MADE[kind], **changes})
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def test_a_store_gives_each_example_its_own_in_any_order(world, name):
         assert torch.equal(found.columns[column], whole.columns[column])
 
 
-def dense_gold(world, target):
+def dense_gold(world, term, target):
     rows = [
         -of_tokens(dense_right(world.student, q, world.size), q.responses[q.gold]).sum()
         for q in world.questions
@@ -173,7 +177,7 @@ def dense_gold(world, target):
     return torch.stack(rows).sum()
 
 
-def dense_gold_choice(world, target):
+def dense_gold_choice(world, term, target):
     rows = [
         -dense_scores(world.student, q, world.size).log_softmax(-1)[q.gold]
         for q in world.questions
@@ -182,17 +186,18 @@ def dense_gold_choice(world, target):
     return torch.stack(rows).sum()
 
 
-def dense_choice_kl(world, target):
+def dense_choice_kl(world, term, target):
     total = torch.zeros((), dtype=torch.float64)
     deciding = [q for q in world.questions if len(q.responses) > 1]
     for q, wanted in zip(deciding, target.probabilities_RK.double(), strict=True):
-        wanted = wanted[: len(q.responses)]
+        wanted = wanted[: len(q.responses)] * (1 - term.gold_share)
+        wanted[q.gold] += term.gold_share
         student = dense_scores(world.student, q, world.size).log_softmax(-1)
         total = total + (wanted * (wanted.log() - student)).sum()
     return total
 
 
-def dense_hard_choice(world, target):
+def dense_hard_choice(world, term, target):
     total = torch.zeros((), dtype=torch.float64)
     for q in world.questions:
         if len(q.responses) > 1:
@@ -201,7 +206,7 @@ def dense_hard_choice(world, target):
     return total
 
 
-def dense_sparse_kl(world, target):
+def dense_sparse_kl(world, term, target):
     student = torch.cat([dense_right(world.student, q, world.size) for q in world.questions])
     wanted = target.probabilities_RK.double()
     head = student.gather(-1, target.ids_RK)
@@ -220,7 +225,7 @@ DENSE = {
 }
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", [*TERMS, *VARIANTS])
 def test_value_and_gradient_of_a_term_are_the_dense_ones(world, name):
     term = make(TERMS, name)
     everything = range(len(world.questions))
@@ -246,7 +251,7 @@ def test_value_and_gradient_of_a_term_are_the_dense_ones(world, name):
     found.total.backward()
     gradients = [parameter.grad.clone() for parameter in world.student.parameters()]
     world.student.zero_grad()
-    expected = DENSE[name](world, targets.get("term"))
+    expected = DENSE[term.kind](world, term, targets.get("term"))
     expected.backward()
     assert found.units == sum(map(term.count, world.questions))
     torch.testing.assert_close(found.total, expected, rtol=0, atol=1e-9)

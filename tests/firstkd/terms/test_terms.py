@@ -16,6 +16,7 @@ from firstkd.recalibration.temperature import Temperature
 from firstkd.signals.target import Stored
 from firstkd.terms.base import Ramp
 from firstkd.terms.choice_kl import ChoiceKl
+from firstkd.terms.divergences import with_gold
 from firstkd.terms.gold import Gold
 from firstkd.terms.gold_choice import GoldChoice
 from firstkd.terms.sparse_kl import SparseKl
@@ -123,6 +124,13 @@ def test_recalibration_changes_what_is_to_be_matched(teacher, student, sources):
         ours = ours[ours.isfinite()].log_softmax(-1)
         expected += float((wanted * (wanted.log() - ours)).sum())
     assert found.total.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_gold_moves_the_target_only_where_the_answer_is_known():
+    target, gold = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.4, 0.0]]), torch.tensor([2, -1])
+    expected = torch.tensor([[0.375, 0.225, 0.4], [0.6, 0.4, 0.0]])
+    torch.testing.assert_close(with_gold(target, gold, 0.25), expected)
+    torch.testing.assert_close(with_gold(target, gold, 1.0)[0], torch.tensor([0.0, 0.0, 1.0]))
 
 
 def test_records_are_found_by_example_whatever_the_stores_order(student, sources):
