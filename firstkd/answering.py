@@ -73,13 +73,22 @@ class Answerer:
     ) -> list[Answer]:
         """Answer each question with one of its choices, None standing for `common_choices`.
 
+        Raises DataValidationError as `examples` does.
+        """
+        return self.answer_examples(self.examples(questions, choices), batch_size)
+
+    def examples(self, questions: Sequence[object], choices: Sequence[object]) -> list[Example]:
+        """Return the questions as they will be answered.
+
         Raises DataValidationError naming the first question that is not a text, or that does not
         have a list of two or more choices, each of them a text.
         """
-        examples = [
+        return [
             self._example(number, question, named)
             for number, (question, named) in enumerate(zip(questions, choices, strict=True), 1)
         ]
+
+    def answer_examples(self, examples: Sequence[Example], batch_size: int = 32) -> list[Answer]:
         encoded = encode(examples, self.tokenizer, self.prompt)
         scores = score_questions(self.model, encoded, batch_size)
         probabilities = (scores.double() / self.temperature).softmax(-1)  # as evaluate does

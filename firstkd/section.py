@@ -17,6 +17,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 """Becomes a file's name, and part of others."""
 
 
+RegisteredName = Annotated[str, Field(pattern=r"^[^/:.%\"']+$")]
+"""Of a model in MLflow's registry."""
+
+
 Precision = Literal["auto", "bf16", "fp32"]
 """`auto`: bf16 on a GPU and on a processor with instructions for it, else fp32."""
 

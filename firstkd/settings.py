@@ -19,7 +19,7 @@ from firstkd.lineage import Lineage
 from firstkd.measure.settings import EvaluateSettings
 from firstkd.models.settings import ModelSettings
 from firstkd.recalibration.settings import CalibrateSettings
-from firstkd.section import Name, Positive, Section, Share, Weight, listed
+from firstkd.section import Name, Positive, RegisteredName, Section, Share, Weight, listed
 from firstkd.serving.settings import ServeSettings
 from firstkd.signals.kinds import AnySignal
 from firstkd.signals.settings import CaptureSettings
@@ -35,7 +35,7 @@ class RuntimeSettings(Section):
 class RecordSettings(Section):
     experiment: Annotated[str, Field(min_length=1)]
     tracking_uri: Annotated[str, Field(min_length=1)]
-    registered_model: Annotated[str, Field(pattern=r"^[^/:.%\"']+$")]
+    registered_model: RegisteredName
     student: Name
     """The model that is registered; one of `models` that learns, and is evaluated."""
 

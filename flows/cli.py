@@ -128,7 +128,7 @@ def _conclude(publishes: bool) -> "Concluded":
     from flows.lock import check_lock
     from flows.project import opened
     from flows.publish import publish_once
-    from flows.terminal import Terminal
+    from tasks.terminal import Terminal
 
     with opened(ROOT) as project, project.workspace.exclusive():
         check_lock(project.tracking)
@@ -149,7 +149,7 @@ def _retrain(root: Path) -> "Concluded":
 
     with server_starting():  # which takes as long as this
         from flows.retrain import retrain
-    from flows.terminal import Terminal, terminal
+    from tasks.terminal import Terminal, terminal
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).propagate = False

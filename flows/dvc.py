@@ -12,6 +12,7 @@ from pathlib import Path
 from firstkd.errors import PipelineError, UnreachableError
 from firstkd.processes import OutputSink, run_group
 from tasks.dvc_files import check_readable
+from tasks.terminal import is_error_line
 
 DVC = [sys.executable, "-m", "dvc"]
 KEPT_LINES = 200
@@ -139,11 +140,6 @@ def _check_free(root: Path, dvc_says: str) -> None:
     raise WorkspaceBusyError(
         f"DVC is already at work in {root.resolve()}{who}; wait for it or end it"
     )
-
-
-def is_error_line(stage: str, line: str) -> bool:
-    """Whether a line of a stage's output is its error message, or DVC's word on the failure."""
-    return line.startswith((f"{stage.partition('-')[0]}: ", "ERROR: failed to reproduce "))
 
 
 def stage_environment() -> dict[str, str]:

@@ -99,7 +99,7 @@ def report(
     """
     from flows.page import build_page
     from flows.project import opened
-    from flows.terminal import Terminal
+    from tasks.terminal import Terminal
 
     with opened(ROOT) as project:
         path = build_page(project, Terminal())

@@ -3,12 +3,14 @@
 Everything heavy is imported inside the commands, as in flows/cli.py.
 """
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from firstkd.errors import ConfigError, PipelineError
+from firstkd.errors import ConfigError
 
 ROOT = Path(".")
 
@@ -23,6 +25,7 @@ def add_to(app: typer.Typer) -> None:
         rollback,
         history,
         ask,
+        serve,
         schedule,
         reproduce,
         import_knowledge,
@@ -69,8 +72,8 @@ def promote(
 
 def rollback() -> None:
     """Put the champion's predecessor back in charge."""
+    from firstkd.notify import notify
     from flows import promotion
-    from flows.conclude import notify
     from flows.project import opened
 
     with opened(ROOT) as project:
@@ -117,26 +120,17 @@ def ask(
     ] = None,
 ) -> None:
     """Let the champion answer a question, with its calibrated confidence."""
-    from tempfile import TemporaryDirectory
-
-    from flows import promotion, registry
     from flows.project import opened
 
     if choice and len(choice) == 1:
         raise ConfigError("name at least two possible answers, each with --choice")
-    with opened(ROOT) as project, TemporaryDirectory() as scratch:
-        number = registry.aliases(project).get(promotion.CHAMPION)
-        if number is None:
-            raise PipelineError(f"{project.model} has no champion yet; run `firstkd run` first")
-        from firstkd.answering import Answerer  # brings torch
+    with opened(ROOT) as project:
+        from flows import serve  # brings torch
 
-        # the champion's files in this program's code: what it brings as code is not run here
-        version, limit = registry.get_version(project, number), project.settings.serve.abstain_below
-        answerer = Answerer.load(
-            *registry.student_files(project.tracking, version, Path(scratch)), limit
-        )
-        [found] = answerer.answer([question], [choice or None])
-    name = f"{version.name} v{number}"
+        served = serve.newest(project)
+    assert served is not None
+    answerer, name = served.answerer, served.name
+    [found] = answerer.answer([question], [choice or None])
     said, sure = f"confidence {found.confidence:.2f}", answerer.promise
     if found.abstain:
         said = f"best guess: {found.answer}, {said}"
@@ -144,6 +138,32 @@ def ask(
     typer.echo(f"{'abstain' if found.abstain else found.answer}  ({said}, {name})")
     if sure:
         typer.echo(f"{name}: {sure}")
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8300,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Holds the token clients must show, instead of FIRSTKD_SERVE_TOKEN."),
+    ] = None,
+) -> None:
+    """Serve the champion over HTTP: it answers, abstains or passes on, as `serve` says.
+
+    Takes up each new champion without a restart. Example: `firstkd serve --port 8300`
+    """
+    import logging
+
+    from flows.project import opened
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # after what is under way
+    with opened(ROOT) as project:
+        from flows import serve
+
+        serve.serve(project, host, port, token_file)
 
 
 def schedule(
@@ -176,7 +196,7 @@ def reproduce(
     from flows import registry
     from flows.project import opened
     from flows.reproduce import reproduce
-    from flows.terminal import Terminal
+    from tasks.terminal import Terminal
 
     with opened(ROOT) as project:
         chosen = registry.get_version(project, version)

@@ -15,8 +15,8 @@ from firstkd.processes import run_group
 from flows.dvc import stage_environment
 from flows.project import Project
 from flows.registry import student_files
-from flows.terminal import terminal
 from tasks.evidence import Evidence
+from tasks.terminal import terminal
 
 QUESTIONS = "data/prepare/test.parquet"
 

@@ -18,16 +18,17 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from firstkd.errors import ConfigError, PipelineError
+from firstkd.notify import notify
 from firstkd.settings import RetrainSettings, load_settings
-from flows.conclude import Concluded, conclude, notify
+from flows.conclude import Concluded, conclude
 from flows.dvc import Outcome, TransientStageError
 from flows.lock import check_lock
 from flows.project import Project, load_workspace, opened
 from flows.publish import publish_once
-from flows.terminal import Terminal, terminal
 from flows.workspace import Workspace
 from tasks.graph import refresh_graph
 from tasks.tables import load_metrics, markdown_table
+from tasks.terminal import Terminal, terminal
 
 SECONDS_PER_MINUTE = 60.0
 

@@ -87,8 +87,11 @@ def cascade_figure(models: Mapping[str, Evaluated], settings: Settings) -> str |
 
 
 def cascade_words(root: Path) -> list[str]:
-    """Return the report's sentences on passing questions on."""
-    found = read_json(root / "data/report/cascade.json")
+    """Return the report's sentences on passing questions on; none before there is a report."""
+    path = root / "data/report/cascade.json"
+    if not path.exists():
+        return []
+    found = read_json(path)
     sentences = (found["pair"] and found["pair"]["words"], found["promise"])
     return [words for words in sentences if words]
 

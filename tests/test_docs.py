@@ -108,7 +108,7 @@ def test_settings_that_are_shown_are_valid(block: str, tmp_path: Path) -> None:
 def merge(params: Any, shown: Any) -> None:
     for key, value in shown.items():
         # a source replaces the one that was there, with its sha256
-        if isinstance(value, dict) and key in params and "source" not in value:
+        if isinstance(value, dict) and isinstance(params.get(key), dict) and "source" not in value:
             merge(params[key], value)
         else:
             params[key] = value

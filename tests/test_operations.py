@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,33 +39,46 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @contextmanager
-def serving(project: Project, model: str) -> Iterator[str]:
-    """Run `mlflow models serve` on a free port of this machine alone; yield its address."""
+def running(
+    project: Project, command: list[str], path: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run a server on a free port of this machine alone; yield its address and process.
+
+    It is up when `path` answers.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    command = [*command, "--host", "127.0.0.1", "--port", str(port)]
     uri = f"sqlite:///{project.root}/mlflow/mlflow.db"
+    environment = {**project.environment, "MLFLOW_TRACKING_URI": uri}
     with (project.root / "serve.log").open("w") as log:
         server = subprocess.Popen(
-            command,
-            cwd=project.root,
-            env={**project.environment, "MLFLOW_TRACKING_URI": uri},
-            stdout=log,
-            stderr=log,
+            command, cwd=project.root, env=environment, stdout=log, stderr=log
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 240
-        while not _answers(f"{address}/ping"):
+        deadline = time.monotonic() + 300
+        while not _answers(f"{address}{path}"):
             assert server.poll() is None, Path(log.name).read_text()[-3000:]
             assert time.monotonic() < deadline, Path(log.name).read_text()[-3000:]
             time.sleep(0.5)
-        yield address
+        yield address, server
     finally:
         server.terminate()
         server.wait(timeout=60)
+
+
+def post(url: str, body: object) -> Any:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers)
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return json.load(response)
+
+
+def in_charge(address: str) -> str:
+    with urllib.request.urlopen(f"{address}/health", timeout=60) as response:
+        return str(json.load(response)["version"])
 
 
 def _answers(url: str) -> bool:
@@ -90,18 +104,33 @@ def test_the_champion_is_asked_from_the_terminal(project):
 
 
 def test_the_champion_is_served_over_http(project):
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+    command += ["-m", "models:/firstkd-student@champion"]
     records = [{"question": QUESTION, "choices": CHOICES}]
-    with serving(project, "models:/firstkd-student@champion") as address:
-        request = urllib.request.Request(
-            f"{address}/invocations",
-            data=json.dumps({"dataframe_records": records}).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as response:
-            [answer] = json.load(response)["predictions"]
+    with running(project, command, "/ping") as (address, _):
+        [answer] = post(f"{address}/invocations", {"dataframe_records": records})["predictions"]
     assert answer["answer"] in CHOICES
     assert 1 / 3 <= answer["confidence"] <= 1
     assert answer["abstain"] is False
+
+
+SERVE = [str(Path(sys.executable).with_name("firstkd")), "serve"]
+ASKED = {"questions": [{"question": QUESTION, "choices": CHOICES}]}
+
+
+def test_our_own_server_answers_as_the_terminal_does_and_stops_in_order(project):
+    choices = [word for choice in CHOICES for word in ("--choice", choice)]
+    asked = project.firstkd("ask", QUESTION, *choices).stdout
+    with running(project, SERVE, "/health") as (address, server):
+        [answer] = post(f"{address}/answer", ASKED)["answers"]
+        server.terminate()
+        assert server.wait(timeout=60) == 0
+    assert answer["by"] == "firstkd-student v1" and answer["route"] == "answered"
+    said = f"{answer['answer']}  (confidence {answer['confidence']:.2f}, firstkd-student v1)\n"
+    assert asked == said
+    refused = project.firstkd("serve", "--host", "0.0.0.0")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: other machines reach 0.0.0.0, so clients need a token")
 
 
 def test_a_pickle_planted_in_the_registry_is_refused(project):
@@ -121,14 +150,25 @@ def test_a_pickle_planted_in_the_registry_is_refused(project):
 
 
 def test_the_champion_is_measured_anew_when_the_test_questions_change(project):
-    """The last test: it leaves another state."""
+    """The last test: it leaves another state. The server takes up what is decided meanwhile."""
     write_tiny_questions(project.root / "sources/questions.jsonl", 120, seed=1)
     project.change("promote", "max_accuracy_drop", to=1.0)
     for limit in ("max_nll_increase", "max_brier_increase", "max_aurc_increase"):
         project.change("promote", limit, to=1.0)
     project.change("promote", "max_out_of_domain_drop", to=1.0)
-    for command in (project.dvc("repro"), project.firstkd("record")):
-        assert command.returncode == 0, command.stderr[-3000:]
+    with running(project, SERVE, "/health") as (address, _):
+        for command in (project.dvc("repro"), project.firstkd("record")):
+            assert command.returncode == 0, command.stderr[-3000:]
+        for change, version in ((None, "v2"), ("rollback", "v1")):
+            if change:
+                assert project.firstkd(change).returncode == 0
+            deadline = time.monotonic() + 60
+            while in_charge(address) != f"firstkd-student {version}":
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            [answer] = post(f"{address}/answer", ASKED)["answers"]
+            assert answer["by"] == f"firstkd-student {version}"
+    assert project.firstkd("promote", "--no-comparison").returncode == 0
     assert "v2 is promoted\n" in command.stdout
     assert "champion v1, tested on other questions, was measured again on these" in command.stdout
     [file] = (project.root / "mlflow/artifacts").rglob("promotion/version-2/*.json")

@@ -1,11 +1,12 @@
 """Settings of serving: when a student answers, and when it does not."""
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from firstkd.section import Section, Share, Weight
+from firstkd.section import Positive, RegisteredName, Section, Share, Weight
 
+Seconds = Annotated[float, Field(gt=0)]
 Open = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -25,6 +26,52 @@ class CostSettings(Section):
     teacher: Weight
 
 
+class OpenAISettings(Section):
+    """Any server with OpenAI's chat completions, e.g. vLLM, SGLang, llama.cpp or Ollama.
+
+    FIRSTKD_ESCALATION_KEY in the environment is its key, if it needs one.
+    """
+
+    kind: Literal["openai"]
+    url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+    """Up to and with its /v1."""
+    model: Annotated[str, Field(min_length=1)]
+    timeout_seconds: Seconds
+    parallel: Positive
+    """Questions under way there at once; what comes on top is not passed on."""
+    registered: ClassVar[None] = None
+
+
+class RegisteredSettings(Section):
+    """Another model of the same registry, in this process."""
+
+    kind: Literal["registered"]
+    model: RegisteredName
+    version: Annotated[str, Field(min_length=1)]
+    """Number or alias."""
+    timeout_seconds: Seconds
+    parallel: Positive
+
+    @property
+    def registered(self) -> tuple[str, str]:
+        """The model and version to load."""
+        return self.model, self.version
+
+
+class LimitSettings(Section):
+    """What a server takes on; whatever exceeds it is refused at once."""
+
+    body_bytes: Positive
+    questions: Positive
+    """Of a request, and of the batch that the student answers at a time."""
+    choices: Annotated[int, Field(ge=2)]
+    """Of a question."""
+    waiting: Positive
+    """Questions that wait to be answered."""
+    seconds: Seconds
+    """For a request from its first byte, and for those under way when the server is stopped."""
+
+
 class ServeSettings(Section):
     policy: PolicySettings | None
     """From which evaluate finds each model's threshold, on its calibration questions."""
@@ -33,6 +80,10 @@ class ServeSettings(Section):
 
     cost: CostSettings | None
     """For the report: what it costs to pass questions on."""
+
+    escalate: Annotated[OpenAISettings | RegisteredSettings, Field(discriminator="kind")] | None
+    """Who answers what `firstkd serve` has its student abstain from."""
+    limits: LimitSettings
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:

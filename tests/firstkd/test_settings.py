@@ -105,11 +105,6 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         ),
         (("train", "distill", "lora"), {"rank": 0, "alpha": 1}, "train.distill.lora.rank: 0 is"),
         (("serve", "policy"), {"max_error": 0, "confidence": 0.9}, "serve.policy.max_error: 0 is"),
-        (
-            ("serve",),
-            {"policy": {"max_error": 0.1, "confidence": 0.9}, "abstain_below": 0.5},
-            r"serve: policy and abstain_below \(0.5\) both set the threshold",
-        ),
         (("promote", "min_coverage"), 0.3, r"promote.min_coverage: 0.3 .* serve.policy, which is"),
     ],
 )
@@ -246,3 +241,15 @@ def test_a_name_that_no_file_could_have_is_refused(tmp_path):
     path = with_changes(tmp_path, "evaluate", "models", to=["a" * 300])
     with pytest.raises(ConfigError, match="should have at most 64 characters"):
         load_settings(path)
+
+
+def test_a_student_has_one_threshold(tmp_path):
+    yaml = YAML()
+    params = yaml.load(REPOSITORY / "params.yaml")
+    params["serve"]["policy"] = {"max_error": 0.1, "confidence": 0.9}
+    yaml.dump(params, tmp_path / "params.yaml")
+    assert load_settings(tmp_path / "params.yaml").serve.policy is not None
+    params["serve"]["abstain_below"] = 0.5
+    yaml.dump(params, tmp_path / "params.yaml")
+    with pytest.raises(ConfigError, match=r"serve: policy and abstain_below \(0.5\) both set the"):
+        load_settings(tmp_path / "params.yaml")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.terminal import Terminal
 from flows.workspace import Workspace
+from tasks.terminal import Terminal
 from tests.flows.projects import REPOSITORY, change
 
 FIRSTKD = [sys.executable, "-c", "from flows.cli import main; main()"]

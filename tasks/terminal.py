@@ -6,8 +6,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from flows.dvc import is_error_line
-
 CLEAR = "\r\x1b[K"
 PROGRESS_SECONDS = 30.0
 """Between two states of a progress bar where they cannot overwrite each other (a log file)."""
@@ -69,3 +67,8 @@ class Terminal:
 SILENT = Terminal(None)
 terminal = ContextVar("terminal", default=SILENT)
 """Set by the command line."""
+
+
+def is_error_line(stage: str, line: str) -> bool:
+    """Whether a line of a stage's output is its error message, or DVC's word on the failure."""
+    return line.startswith((f"{stage.partition('-')[0]}: ", "ERROR: failed to reproduce "))

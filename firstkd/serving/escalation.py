@@ -1,0 +1,84 @@
+"""Passing a question on without being dragged down by whoever should answer it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+
+from firstkd.data.examples import Example
+from firstkd.serving.targets import EscalationError, Given, Target
+
+FAILURES = 5
+"""In a row, after which nothing is passed on for a while."""
+PAUSE_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Escalation:
+    """A target behind a time-out, a bound on what is under way, and a circuit breaker.
+
+    After `failures` failures in a row the circuit is open: questions are not passed on. After
+    `pause_seconds` one is, as a trial; it closes the circuit, or opens it for as long again.
+    """
+
+    target: Target
+    timeout_seconds: float
+    parallel: int
+    failures: int = FAILURES
+    pause_seconds: float = PAUSE_SECONDS
+    clock: Callable[[], float] = time.monotonic
+    _under_way: int = 0
+    _failed: int = 0
+    _open_until: float = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        return self._failed >= self.failures and self.clock() < self._open_until
+
+    async def ask(self, example: Example) -> Given:
+        """Raises EscalationError saying why there is no answer."""
+        if self.is_open:
+            raise EscalationError("circuit open")
+        if self._under_way >= self.parallel:
+            raise EscalationError("too many under way")
+        if self._failed >= self.failures:  # this one is the trial; others wait for what it shows
+            self._open_until = self.clock() + self.pause_seconds
+        self._under_way += 1
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                given = await self.target.ask(example)
+        except Exception as error:
+            reason = _reason(error)
+            self._count_failure(reason)
+            raise EscalationError(reason) from error
+        finally:
+            self._under_way -= 1
+        self._failed = 0
+        return given
+
+    def _count_failure(self, reason: str) -> None:
+        self._failed += 1
+        if self._failed >= self.failures:
+            self._open_until = self.clock() + self.pause_seconds
+            log.warning(
+                "the escalation failed %d times in a row, the last time with: %s; nothing is "
+                "passed on for %g s",
+                self._failed,
+                reason,
+                self.pause_seconds,
+            )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, EscalationError):
+        return str(error)
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return "time-out"
+    if isinstance(error, httpx.HTTPError):
+        return "unreachable"
+    return type(error).__name__

@@ -1,0 +1,41 @@
+"""What a server counts, for Prometheus."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from firstkd.serving.wire import Told
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+SHARES = tuple(tenth / 10 for tenth in range(1, 11))
+
+
+class Metrics:
+    """Of one server: several in one process do not share theirs."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own = self.registry
+        self.requests = Counter("firstkd_requests", "By status", ["status"], registry=own)
+        self.seconds = Histogram("firstkd_request_seconds", "Of a request", registry=own)
+        self.questions = Counter("firstkd_questions", "By route", ["route"], registry=own)
+        failures = "firstkd_escalation_failures"
+        self.failures = Counter(failures, "By reason", ["reason"], registry=own)
+        sure = "firstkd_confidence"
+        self.confidence = Histogram(sure, "Of the student", buckets=SHARES, registry=own)
+        batch = "firstkd_batch_questions"
+        self.batch = Histogram(batch, "Answered at a time", buckets=SIZES, registry=own)
+        self.waiting = Gauge("firstkd_waiting_questions", "Not in a batch yet", registry=own)
+        version = "firstkd_version"
+        self.version = Gauge(version, "1 for the one in charge", ["version"], registry=own)
+
+    def count(self, told: Told) -> None:
+        self.questions.labels(told.route).inc()
+        self.confidence.observe(told.guess_confidence)
+        if told.reason is not None:
+            self.failures.labels(told.reason).inc()
+
+    def in_charge(self, name: str) -> None:
+        self.version.clear()
+        self.version.labels(name).set(1)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

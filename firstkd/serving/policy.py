@@ -1,0 +1,46 @@
+"""Answer, abstain or pass on."""
+
+import asyncio
+from collections.abc import Sequence
+
+from firstkd.answering import Answer
+from firstkd.data.examples import Example
+from firstkd.serving.batching import Served
+from firstkd.serving.escalation import Escalation
+from firstkd.serving.targets import EscalationError
+from firstkd.serving.wire import Told
+
+
+async def route(
+    served: Served,
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+    escalation: Escalation | None,
+) -> list[Told]:
+    """Return what each question gets: those that are passed on go at the same time."""
+    pairs = zip(examples, answers, strict=True)
+    return await asyncio.gather(*(_told(served, *pair, escalation) for pair in pairs))
+
+
+async def _told(
+    served: Served, example: Example, own: Answer, escalation: Escalation | None
+) -> Told:
+    told = Told(
+        route="answered",
+        answer=own.answer,
+        confidence=own.confidence,
+        by=served.name,
+        guess=own.answer,
+        guess_confidence=own.confidence,
+    )
+    if not own.abstain:
+        return told
+    if escalation is None:
+        return told.model_copy(update={"route": "abstained", "answer": None})
+    try:
+        given = await escalation.ask(example)
+    except EscalationError as error:
+        return told.model_copy(update={"route": "fallback", "reason": str(error)})
+    answer = (example.choices or ())[given.index]
+    found = {"answer": answer, "confidence": given.confidence, "by": given.by}
+    return told.model_copy(update={"route": "escalated", **found})

@@ -1,0 +1,56 @@
+"""Run the server until it is told to stop; it ends what is under way first."""
+
+import ipaddress
+import math
+import os
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from firstkd.errors import ConfigError
+from firstkd.serving.settings import LimitSettings
+
+TOKEN = "FIRSTKD_SERVE_TOKEN"
+SHORTEST = 16
+"""Characters of a token: what is shorter can be guessed."""
+
+
+def token_for(host: str, file: Path | None) -> str | None:
+    """Return the token that clients must show, from a file or the environment.
+
+    Raises ConfigError if the host is reached from elsewhere and there is none, or it is too short.
+    """
+    try:
+        token = file.read_text(encoding="utf-8").strip() if file else os.environ.get(TOKEN)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the token file {file} cannot be read: {error}") from error
+    if not token and file is None and _is_loopback(host):
+        return None
+    if not token:
+        raise ConfigError(
+            f"other machines reach {host}, so clients need a token: set {TOKEN}, or name a file "
+            "that holds one with --token-file"
+        )
+    if len(token) < SHORTEST or not token.isascii():
+        raise ConfigError(f"the token must be at least {SHORTEST} ASCII characters")
+    return token
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def run(app: FastAPI, host: str, port: int, limits: LimitSettings) -> None:
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_config=None,  # the caller's
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(limits.seconds),
+    )

@@ -1,0 +1,49 @@
+"""What goes over the wire: requests, checked before anything is computed, and answers."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Text = Annotated[
+    str, Field(min_length=1, max_length=20_000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$")
+]
+"""No control characters but tabs and line breaks."""
+
+Route = Literal["answered", "abstained", "escalated", "fallback"]
+
+
+class Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    question: Text
+    choices: Annotated[list[Text], Field(min_length=2)] | None = None
+    """May be left out where all calibration questions shared theirs."""
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    questions: Annotated[list[Asked], Field(min_length=1)]
+
+
+class Told(BaseModel):
+    route: Route
+    """`answered`: by the student, at or above its threshold. `abstained`: below it, and nobody to
+    pass it on to. `escalated`: by whom `by` names. `fallback`: it was passed on without success, so
+    this is the student's own answer, below its threshold."""
+    answer: str | None
+    """None if abstained."""
+    confidence: float | None
+    """Of whoever answered: the student's is calibrated, another's is as it says; None if it does
+    not say."""
+    by: str
+    reason: str | None = None
+    """Why passing on failed."""
+    guess: str
+    """What the student thinks, whatever the route."""
+    guess_confidence: float
+
+
+class Response(BaseModel):
+    answers: list[Told]
+    """One for each question, in order."""

@@ -1,0 +1,59 @@
+"""Registered versions as they are served: in this program's code, from the registry's files."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlflow.entities.model_registry import ModelVersion
+
+from firstkd.answering import Answerer
+from firstkd.errors import PipelineError
+from firstkd.reproducibility import deterministic
+from firstkd.serving.app import create_app
+from firstkd.serving.batching import Served
+from firstkd.serving.run import run, token_for
+from flows import promotion, registry
+from flows.project import Project
+from flows.tracking import clear_errors
+
+
+def load(project: Project, version: ModelVersion) -> Served:
+    """Load a version; what it brings as code is not run."""
+    with TemporaryDirectory() as scratch:
+        files = registry.student_files(project.tracking, version, Path(scratch))
+        answerer = Answerer.load(*files, project.settings.serve.abstain_below)
+    return Served(f"{version.name} v{version.version}", answerer)
+
+
+def newest(project: Project, known: str | None = None) -> Served | None:
+    """Return the champion, unless it is the one that is known; raises PipelineError without one."""
+    number = registry.aliases(project).get(promotion.CHAMPION)
+    if number is None:
+        raise PipelineError(f"{project.model} has no champion yet; run `firstkd run` first")
+    if f"{project.model} v{number}" == known:
+        return None
+    return load(project, registry.get_version(project, number))
+
+
+def serve(project: Project, host: str, port: int, token_file: Path | None) -> None:
+    """Serve the champion until stopped."""
+    settings = project.settings
+    token = token_for(host, token_file)
+    deterministic(settings.runtime.seed, settings.runtime.threads)
+    other = _registered(project)
+
+    def champion(known: str | None) -> Served | None:
+        with clear_errors(project.tracking):
+            return newest(project, known)
+
+    run(create_app(settings.serve, champion, token, other), host, port, settings.serve.limits)
+
+
+def _registered(project: Project) -> Served | None:
+    """Load the registered model that questions are passed on to, if one is named."""
+    named = project.settings.serve.escalate
+    if named is None or named.registered is None:
+        return None
+    (model, version), client = named.registered, project.client
+    if version.isdecimal():
+        return load(project, client.get_model_version(model, version))
+    return load(project, client.get_model_version_by_alias(model, version))
