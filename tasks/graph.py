@@ -124,10 +124,8 @@ def _fetch() -> Stage:
 
 
 def _prepare() -> Stage:
-    what, params = (
-        "Bring all examples into one schema and split them",
-        ["prepare", "fetch.datasets"],
-    )
+    what = "Bring all examples into one schema and split them"
+    params = ["prepare", "fetch.datasets"]
     code, command = code_of(["tasks.prepare"]), "python -m tasks.prepare"
     return Stage("prepare", what, command, params, code, ["data/fetch"], "data/prepare")
 
