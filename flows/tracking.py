@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +21,11 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import RecordSettings
+from tasks.machine import check_place
 
 ERRORS = (MlflowException, SQLAlchemyError, RequestException)
 ARTIFACTS = "artifacts"
 """The folder beside a local database."""
-MISREAD = re.compile(r"\?|%[0-9A-Fa-f]{2}")
-"""What MLflow takes, also in a plain path, for the start of a query or for an escape."""
 
 
 @dataclass(frozen=True)
@@ -154,12 +152,7 @@ def database_at(root: Path, url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
     database = (root / url.database).resolve()
-    if MISREAD.search(str(database)):
-        raise ConfigError(
-            f"{database}: MLflow misreads a ? or a % with two hex digits in a folder's name, and "
-            "could not load what it keeps there; rename the folder, or name another place in "
-            "MLFLOW_TRACKING_URI"
-        )
+    check_place(database)
     return database
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from firstkd.errors import ConfigError
 from firstkd.settings import RuntimeSettings
 
 PYTHON = (3, 11)
@@ -42,6 +43,19 @@ def examine_machine(root: Path) -> Iterator[Check]:
         fix = "lower the micro_batch_size of the stages that train"
         yield warn_unless(size >= FREE_MEMORY, "memory", f"{size / 1e9:.1f} GB available", fix)
     yield _device()
+
+
+def check_place(database: Path) -> None:
+    """Raise ConfigError for a place of MLflow's database from which it could load no model.
+
+    It takes a ? for the start of a query and %20 for an escape, also in plain paths.
+    """
+    if re.search(r"\?|%[0-9A-Fa-f]{2}", str(database)):
+        raise ConfigError(
+            f"{database}: MLflow misreads a ? or a % with two hex digits in a folder's name, and "
+            "could not load what it keeps there; rename the folder, or name another place in "
+            "MLFLOW_TRACKING_URI"
+        )
 
 
 def examine_threads(settings: RuntimeSettings) -> Check:

@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_record_holds_what_was_made(
     assert distill.info.end_time - distill.info.start_time == 12_500
     steps = [point.step for point in client.get_metric_history(distill.info.run_id, "loss")]
     assert steps == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("clock", [0, 4e9], ids=["1970", "2096"])
+def test_a_stage_that_ran_by_a_wrong_clock_is_recorded(
+    opened_project: Project, clock: float
+) -> None:
+    os.utime(opened_project.root / "logs/model-first/cost.json", (clock, clock))
+    record(opened_project)
+    assert names(opened_project.tracking) == WHOLE
 
 
 def test_same_state_is_recorded_and_registered_once(
