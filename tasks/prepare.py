@@ -119,7 +119,7 @@ def divide(examples: Iterable[Example], settings: PrepareSettings) -> tuple[Spli
     groups: dict[str, str] = {}  # group -> the split that has it, train for unlabelled
     kept: dict[tuple[str, ...], str] = {}  # question and choices -> the id that has them
     for example in sorted(examples, key=_precedence):
-        question = normalise(example.prompt)
+        question = normalise(example.asked)
         content = (question, *map(normalise, example.choices or ()))
         group, side = example.group, side_of(example.split)
         if not example.response and example.split != UNLABELLED:

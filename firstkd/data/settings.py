@@ -9,12 +9,30 @@ from pydantic import Field, model_validator
 
 from firstkd.section import Name, Positive, Section, Sha256, Share, listed
 
+ChoiceFormat = Literal["cloze", "letter"]
+"""`cloze` scores each choice as text, `letter` asks for the option's letter."""
+
+
+class ChatSettings(Section):
+    choices: ChoiceFormat = "cloze"
+    """How the user's turn asks a question with choices."""
+    system: Annotated[str, Field(min_length=1)] | None = None
+    """System prompt of every conversation without one of its own; null: what the template does."""
+
 
 class PromptSettings(Section):
-    format: Literal["cloze", "letter"]
-    """`cloze` scores each choice as text, `letter` asks for the option's letter."""
+    format: Literal["cloze", "letter", "chat"]
+    """`cloze` and `letter` put a question as plain text, `chat` in the model's chat template."""
     max_length: Annotated[int, Field(ge=8)]
     """Tokens of prompt and response together; what is longer loses the start of its prompt."""
+    chat: ChatSettings | None = None
+    """Of `format: chat`; null for its defaults."""
+
+    @model_validator(mode="after")
+    def _chat_is_for_chats(self) -> Self:
+        if self.chat and self.format != "chat":
+            raise ValueError(f"chat: only for `format: chat`, not {self.format}")
+        return self
 
 
 COMMIT = re.compile(r"@[0-9a-f]{40}(/|$)")
