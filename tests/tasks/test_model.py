@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from firstkd.data.examples import Example, write_examples
 from firstkd.errors import ArtifactError, ConfigError, SourceError
 from firstkd.files import read_json, read_json_lines, sha256_of, write_json
-from firstkd.models.folders import load_model
+from firstkd.models.folders import load_model, load_tokenizer
 from tasks import model, signal
 from tests.tiny import HOMES, write_tiny_model, write_tiny_params
 
@@ -177,3 +177,18 @@ def test_token_ids_of_another_tokenizer_are_refused(project: Path) -> None:
         ConfigError, match=r"models\.first\.learn\.tokens\.from: signals\.tokens holds token ids"
     ):
         model.main(project, "first")
+
+
+def test_a_chat_template_of_ones_own_goes_with_every_model_made_from_it(project: Path) -> None:
+    own = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
+    (project / "sources/chat.jinja").write_text(own)
+    change(project, "models", "base", "init", "chat_template", to="sources/chat.jinja")
+    for name in ("base", "start"):
+        model.main(project, name)
+        assert load_tokenizer(project / "data/model" / name).chat_template == own
+    change(project, "models", "base", "init", "chat_template", to="sources/none.jinja")
+    with pytest.raises(SourceError, match=r"chat_template: .*none\.jinja cannot be read"):
+        model.main(project, "base")
+    change(project, "models", "base", "init", "chat_template", to="sources/../chat.jinja")
+    with pytest.raises(ConfigError, match=r"init\.chat_template: .* lies outside sources/"):
+        model.main(project, "base")

@@ -354,3 +354,23 @@ def test_token_ids_of_two_tokenizers_are_refused_before_any_training(project: Pa
         match=r"models\.first\.learn\.tokens\.from: signals\.tokens holds token ids of ",
     ):
         check(project, good())
+
+
+def test_a_chat_format_needs_a_template_that_fits(project: Path) -> None:
+    chat = {"format": "chat", "max_length": 256, "chat": {"system": "Be short."}}
+    change(project, lambda params: params["prompt"].update(chat))
+    with pytest.raises(ConfigError, match=r"models\.base has no chat template; name one"):
+        check(project, good())
+    base = project / "data/model/base"
+    shutil.copytree(base.resolve(), project / "copy")
+    base.unlink()
+    (project / "copy").rename(base)
+    template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
+    (base / "chat_template.jinja").write_text(template)
+    check(project, good())
+    refusing = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}"
+    )
+    (base / "chat_template.jinja").write_text(refusing + template)
+    with pytest.raises(DataValidationError, match=r"does not fit its turns .*: No system;"):
+        check(project, good())

@@ -4,6 +4,8 @@ Authors': `question: {stem, choices: [{label, text}]}`. Hub: `question` (or `que
 `choices: {text: […], label: […]}`. Both: `id` and `answerKey`, a label.
 """
 
+from collections.abc import Iterator
+
 from firstkd.data.formats.cells import read_cell
 from firstkd.data.formats.entry import (
     Entry,
@@ -17,7 +19,7 @@ from firstkd.data.formats.entry import (
 from firstkd.data.records import Record
 
 
-def parse(record: Record, labelled: bool) -> Entry:
+def parse(record: Record, labelled: bool) -> Iterator[Entry]:
     question = record.get("question")
     if isinstance(question, dict):
         prompt, found = text_of(question, "stem"), question.get("choices")
@@ -30,7 +32,7 @@ def parse(record: Record, labelled: bool) -> Entry:
     answer = answer_of(record, "answerKey") if labelled else None
     if labelled and answer not in labels:
         raise Malformed(f"answerKey {answer!r} is not among the labels {labels}")
-    return Entry(
+    yield Entry(
         prompt=prompt,
         choices=check_choices(texts),
         answer=answer,

@@ -1,11 +1,13 @@
 """What every format makes of a record, and the checks that formats share."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from firstkd.data.examples import Turn
 from firstkd.data.records import Record
+from firstkd.data.settings import Unwanted
 from firstkd.data.text import clean, is_blank
 
 Reading = Literal["text", "label", "letter", "index"]
@@ -14,6 +16,14 @@ Reading = Literal["text", "label", "letter", "index"]
 
 class Malformed(Exception):
     """What is wrong with a record; the reader adds file and line."""
+
+
+class Unfit(Malformed):
+    """A conversation with something that a text model cannot learn from; a setting skips them."""
+
+    def __init__(self, holds: Unwanted, found: str) -> None:
+        super().__init__(f"{found}; add {holds} to `skip` to leave such conversations out")
+        self.holds = holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +42,14 @@ class Entry:
     """What the question is about, if the format says so."""
     id: object = None
     group: object = None
+    history: tuple[Turn, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    parse: Callable[[Record, bool], Entry]
-    """Takes a record and whether it must have an answer; raises Malformed."""
+    parse: Callable[[Record, bool], Iterable[Entry]]
+    """Takes a record and whether it must have an answer; raises Malformed. Only conversations
+    have several entries."""
     answer_key: str
     """Where a record has its answer."""
 

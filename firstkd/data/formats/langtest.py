@@ -4,6 +4,7 @@ Its BoolQ has no options; its test set of CommonsenseQA has no answers.
 """
 
 import re
+from collections.abc import Iterator
 
 from firstkd.data.formats.boolq import parse as parse_boolq
 from firstkd.data.formats.entry import Entry, Format, Malformed, answer_of, check_choices, text_of
@@ -12,11 +13,12 @@ from firstkd.data.records import Record
 LETTERED = re.compile(r"([A-Z])\. (.+)")
 
 
-def parse(record: Record, labelled: bool) -> Entry:
+def parse(record: Record, labelled: bool) -> Iterator[Entry]:
     if "options" not in record:
         booleans = {"True": True, "False": False}
         truth = booleans.get(answer_of(record, "answer")) if labelled else None
-        return parse_boolq({**record, "answer": truth}, labelled)
+        yield from parse_boolq({**record, "answer": truth}, labelled)
+        return
     # The file was cut out of running text: of some questions the first options stand in
     # `question`, or the closing mark stands before or behind the options.
     lines = f"{text_of(record, 'question')}\n{text_of(record, 'options').lstrip('.')}".split("\n")
@@ -37,7 +39,7 @@ def parse(record: Record, labelled: bool) -> Entry:
     answer = answer_of(record, "answer") if labelled else None
     if labelled and answer not in named:
         raise Malformed(f"answer {answer!r} is not among the options {named}")
-    return Entry(
+    yield Entry(
         prompt=f"{passage}\n{question}" if passage else question,
         choices=check_choices(choices),
         answer=answer,

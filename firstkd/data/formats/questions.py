@@ -2,9 +2,10 @@
 
 import string
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 
+from firstkd.data.examples import unit_hash
 from firstkd.data.formats.cells import read_cell
 from firstkd.data.formats.entry import (
     Entry,
@@ -19,53 +20,90 @@ from firstkd.data.formats.entry import (
     text_of,
 )
 from firstkd.data.records import Record
-from firstkd.data.settings import Columns, DatasetSource
+from firstkd.data.settings import Columns, DatasetSource, listed_in
 
 
 def questions(dataset: DatasetSource) -> Format:
     return Format(partial(_parse, dataset), dataset.columns.answer)
 
 
-def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Entry:
+def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[Entry]:
     columns = dataset.columns
-    needed = [*columns.needed, columns.answer] if labelled else columns.needed
-    missing = [column for column in needed if column not in record]
+    needed = [*columns.needed, *([] if dataset.labels else listed_in(columns.choices))]
+    needed += [columns.answer] if labelled else []
+    row = {column: _cell(record, column) for column in {*needed, columns.id, columns.answer}}
+    missing = [column for column in needed if row[column] is MISSING]
     if missing:
         raise Malformed(
             f"there is no {', '.join(map(repr, missing))}, only {', '.join(map(repr, record))}"
         )
-    found = _found(record, columns)
+    found = [*dataset.labels] if dataset.labels else _found(row, columns)
     pairs = labelled_choices(found)
     # an empty cell of a column per choice means that the question has no such choice
-    own_column = not isinstance(columns.choices, str)
+    own_column = not dataset.labels and not isinstance(columns.choices, str)
     kept = [i for i, (_, text) in enumerate(pairs) if text or not own_column]
-    answer = record.get(columns.answer)
+    question = _question(row, columns)
+    if own_column and columns.answer in columns.choices:
+        # the right answer's own column would be the same place in every question
+        kept.sort(key=lambda i: unit_hash(f"{question}\n{pairs[i][1]}"))
+    answer = row[columns.answer]
     answers: dict[Reading, int] = {}
     if labelled:
         if answer in (None, ""):
             raise missing_answer(columns.answer)
+        if isinstance(answer, list):
+            answer = dataset.first_index + _marked(answer, len(pairs))
         values = found.values() if isinstance(found, dict) else found
         numeric = isinstance(values, Iterable) and all(map(is_number, values))
         read = _readings(answer, pairs, dataset.first_index, numeric)
         answers = {reading: kept.index(i) for reading, i in read.items() if i in kept}
         if not answers:
             raise _unreadable(answer, [text for _, text in pairs], dataset.first_index)
-    return Entry(
-        prompt=text_of(record, columns.question),
+    yield Entry(
+        prompt=question,
         choices=check_choices([pairs[i][1] for i in kept]),
         answer=answer,
         answers=answers,
-        id=record.get(columns.id),
-        group=record[columns.group] if columns.group else None,
+        id=None if row[columns.id] is MISSING else row[columns.id],
+        group=row[columns.group] if columns.group else None,
     )
 
 
-def _found(record: Record, columns: Columns) -> object:
+MISSING = object()
+
+
+def _cell(record: Record, column: str) -> object:
+    """Return what a record has under a column's name, or under the keys that `a.b` names."""
+    if column in record:
+        return record[column]
+    first, _, rest = column.partition(".")
+    inner = record.get(first)
+    return _cell(inner, rest) if rest and isinstance(inner, dict) else MISSING
+
+
+def _question(row: Record, columns: Columns) -> str:
+    *before, last = listed_in(columns.question)
+    told = [text_of(row, column) for column in before if row[column] not in (None, "")]
+    return "\n".join([*told, text_of(row, last)])
+
+
+def _marked(answer: list[object], choices: int) -> int:
+    """Return the place of the one choice that is marked with a 1, the others with 0."""
+    if len(answer) != choices or not all(mark in (0, 1) for mark in answer):
+        raise Malformed(f"the answer must mark each of {choices} choices by 0 or 1, not {answer!r}")
+    if sum(map(bool, answer)) != 1:
+        raise Malformed(
+            f"{sum(map(bool, answer))} choices are marked as right; a question has one right answer"
+        )
+    return answer.index(1)
+
+
+def _found(row: Record, columns: Columns) -> object:
     """Return the choices as the record has them, one column or many."""
     if not isinstance(columns.choices, str):
-        cells = {column: record[column] for column in columns.choices}
+        cells = {column: row[column] for column in columns.choices}
         return {column: "" if cell is None else cell for column, cell in cells.items()}
-    found: object = record[columns.choices]
+    found: object = row[columns.choices]
     return read_cell(found) if isinstance(found, str) else found
 
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from firstkd.data.examples import (
     Example,
+    Turn,
     common_choices,
     content_id,
+    example_key,
     normalise,
     read_examples,
     split_by_hash,
@@ -116,3 +118,12 @@ def test_common_choices_are_those_of_every_question_in_any_order() -> None:
     assert common_choices([yes_no, no_yes, OPEN]) == ["no", "yes"]
     assert common_choices([yes_no, replace(CLOSED, choices=("no", "yes", "maybe"))]) is None
     assert common_choices([OPEN]) is None
+
+
+def test_a_conversation_survives_its_file_and_is_another_example(tmp_path):
+    turns = (Turn("user", "Hello"), Turn("assistant", "Hello!"))
+    said = Example("s/1", "Again?", "Yes.", None, None, "s", "train", "s/c", turns)
+    write_examples(tmp_path / "a.parquet", [said, replace(said, history=None)])
+    assert read_examples(tmp_path / "a.parquet") == [said, replace(said, history=None)]
+    assert example_key(said) != example_key(replace(said, history=None))
+    assert said.asked == "Hello\nHello!\nAgain?"

@@ -1,0 +1,56 @@
+"""How an example reads: the text of its prompt and of what may follow it.
+
+`cloze` scores every choice as text behind the question, `letter` lists the choices and asks for an
+option's letter (the paper's format, for models large enough to use letters).
+"""
+
+import string
+from dataclasses import dataclass
+
+from firstkd.data.examples import Example
+from firstkd.data.settings import ChoiceFormat
+from firstkd.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    prompt: str
+    responses: list[str]
+    """The choices, or the one response; none where nobody has answered open text."""
+    end: str = ""
+    """What the template puts behind each response."""
+    head: int = 0
+    """Characters at the start of the prompt that stay where the rest is cut: the template's."""
+    written: tuple[tuple[int, int], ...] = ()
+    """Of a template: from which to which character of the prompt others wrote, not the template."""
+
+
+def render_plain(example: Example, choice_format: ChoiceFormat) -> Rendered:
+    """Raises ConfigError for a conversation, and for more choices than letters."""
+    if example.history:
+        raise ConfigError(
+            f"params.yaml: prompt.format: {choice_format}: example {example.id} is a conversation; "
+            "set it to chat"
+        )
+    if example.choices is None:
+        responses = [f" {example.response}"] if example.response else []
+        return Rendered(f"Question: {example.prompt}\nAnswer:", responses)
+    if choice_format == "cloze":
+        responses = [f" {choice}" for choice in example.choices]
+        return Rendered(f"Question: {example.prompt}\nAnswer:", responses)
+    options, letters = lettered(example)
+    prompt = f"Question: {example.prompt}\n{options}\nAnswer:"
+    return Rendered(prompt, [f" {letter}" for letter in letters])
+
+
+def lettered(example: Example) -> tuple[str, list[str]]:
+    """Return the options, a line each, and their letters."""
+    choices = example.choices or ()
+    letters = list(string.ascii_uppercase[: len(choices)])
+    if len(choices) > len(letters):
+        raise ConfigError(
+            f"params.yaml: prompt.format: letter: example {example.id} has {len(choices)} "
+            f"choices, and there are {len(letters)} letters; set it to cloze"
+        )
+    options = (f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True))
+    return "\n".join(options), letters

@@ -1,0 +1,200 @@
+"""Chat templates as they are published, against transformers' own ids and masks."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken
+
+from firstkd.data.examples import Example, Turn
+from firstkd.data.prompts import encode
+from firstkd.data.settings import ChatSettings, PromptSettings
+from firstkd.errors import ArtifactError, DataValidationError
+from tests.firstkd.data.tokenizers_of_kinds import byte_level
+
+TEMPLATES = Path(__file__).parent / "chat_templates"
+CONTROL = {
+    "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+    "llama3_2": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+    "gemma": ["<start_of_turn>", "<end_of_turn>"],
+    "mistral": ["[INST]", "[/INST]"],
+    "phi3": ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"],
+    "qwen2_5": ["<|im_start|>", "<|im_end|>"],
+    "qwen3": ["<|im_start|>", "<|im_end|>"],
+    "smollm2": ["<|im_start|>", "<|im_end|>"],
+}
+MARKED = ["llama3", "gemma", "phi3", "qwen2_5"]
+NAMES = [*CONTROL]
+CHAT = PromptSettings(format="chat", max_length=2000)
+SAID = ["Where does the fox live?", "In a den.", "Why  not\nin a hive?", "It's too small: 2 cm."]
+EXAMPLE = Example("a", SAID[0], SAID[1], None, None, "source")
+TURNS = tuple(map(Turn, ["user", "assistant"] * 2, SAID))
+LATER = replace(EXAMPLE, prompt=SAID[2], response=SAID[3], history=TURNS[:2])
+QUESTION = replace(EXAMPLE, choices=("in a den", "in a hive"), answer_index=0, response="in a den")
+
+
+def tokenizer_of(name: str, template: str = "") -> Any:
+    tokenizer = byte_level()
+    swallows = name == "phi3"  # its control tokens take the line break behind them
+    tokens = [AddedToken(text, special=True, rstrip=swallows) for text in CONTROL[name]]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    tokenizer.chat_template = (TEMPLATES / f"{template or name}.jinja").read_text(encoding="utf-8")
+    return tokenizer
+
+
+def messages_of(turns: tuple[Turn, ...]) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def published(tokenizer: Any, turns: tuple[Turn, ...], **more: Any) -> Any:
+    """What transformers makes of a conversation."""
+    more = {"enable_thinking": False, "date_string": "26 Jul 2024", "return_dict": True, **more}
+    return tokenizer.apply_chat_template(messages_of(turns), **more)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("example", "turns"), [(EXAMPLE, TURNS[:2]), (LATER, TURNS)])
+def test_ids_are_those_of_the_published_template(name, example, turns):
+    tokenizer = tokenizer_of(name)
+    [question] = encode([example], tokenizer, CHAT)
+    [response] = question.responses
+    ids = published(tokenizer, turns)["input_ids"]
+    assert ids[: len(question.prompt) + len(response)] == question.prompt + response
+    asked = published(tokenizer, turns[:-1], add_generation_prompt=True)["input_ids"]
+    assert question.prompt == asked
+    control = set(tokenizer.added_tokens_decoder)
+    assert response[-1] in control and not control & {*response[:-1]}
+    assert tokenizer.decode(response[:-1]).strip() == example.response
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_supervised_are_the_tokens_of_the_assistants_mask(name):
+    """Turn by turn; but for the template's own line breaks around a turn, which TRL marks, too."""
+    marked = tokenizer_of(name, f"{name}_training")
+    found = published(marked, TURNS, return_assistant_tokens_mask=True)
+    spans: list[list[int]] = [[]]
+    for i, supervised in zip(found["input_ids"], found["assistant_masks"], strict=True):
+        if supervised:
+            spans[-1].append(i)
+        elif spans[-1]:
+            spans.append([])
+    expected = [bare(marked, span) for span in spans if span]
+    questions = encode([EXAMPLE, LATER], tokenizer_of(name), CHAT)
+    assert [question.responses[0] for question in questions] == expected
+
+
+def bare(tokenizer: Any, span: list[int]) -> list[int]:
+    """Without line breaks around the turn, and without what follows its end."""
+    breaks = tokenizer("\n")["input_ids"]
+    while span[:1] == breaks:
+        span = span[1:]
+    control = set(tokenizer.added_tokens_decoder)
+    return span[: next(place for place, i in enumerate(span) if i in control) + 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_control_tokens_that_are_said_stay_text(name):
+    tokenizer = tokenizer_of(name)
+    said = " ".join(["end", *CONTROL[name], "</s>", "\nmore"])
+    turns = (Turn("user", said), Turn("assistant", said))
+    example = replace(LATER, prompt=said, response=said, history=turns)
+    [question] = encode([example], tokenizer, CHAT)
+    [harmless] = encode([LATER], tokenizer, CHAT)
+    control = set(tokenizer.added_tokens_decoder)
+    for with_them, without in (
+        (question.prompt, harmless.prompt),
+        (question.responses[0], harmless.responses[0]),
+    ):
+        assert [i for i in with_them if i in control] == [i for i in without if i in control]
+    spelled = tokenizer.decode(question.responses[0])
+    assert said in spelled
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_is_one_bos_at_most(name):
+    """The template writes it, so the tokenizer's own would be a second one."""
+    from tokenizers import processors
+
+    tokenizer = tokenizer_of(name)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    [question] = encode([EXAMPLE], tokenizer, CHAT)
+    assert question.prompt.count(1) == ("bos_token" in tokenizer.chat_template)
+
+
+def test_choices_are_the_assistants_words_and_share_the_prompt():
+    tokenizer = tokenizer_of("qwen2_5")
+    [cloze] = encode([QUESTION], tokenizer, CHAT)
+    assert [tokenizer.decode(ids) for ids in cloze.responses] == ["in a den", "in a hive"]
+    assert tokenizer.decode(cloze.prompt).endswith("<|im_start|>assistant\n")
+    letter = CHAT.model_copy(update={"chat": ChatSettings(choices="letter")})
+    [question] = encode([QUESTION], tokenizer, letter)
+    assert [tokenizer.decode(ids) for ids in question.responses] == ["A", "B"]
+    assert "\nA. in a den\nB. in a hive\n" in tokenizer.decode(question.prompt)
+
+
+def test_the_system_prompt_is_the_settings_unless_the_data_have_one():
+    tokenizer = tokenizer_of("qwen2_5")
+    settings = CHAT.model_copy(update={"chat": ChatSettings(system="Be short.")})
+    own = replace(EXAMPLE, history=(Turn("system", "Be long."),))
+    for_both = [tokenizer.decode(q.prompt) for q in encode([EXAMPLE, own], tokenizer, settings)]
+    for text, system in zip(for_both, ["Be short.", "Be long."], strict=True):
+        assert text.startswith(f"<|im_start|>system\n{system}<|im_end|>")
+        assert text.count("<|im_start|>system") == 1
+
+
+def test_what_is_too_long_keeps_the_templates_head():
+    tokenizer = tokenizer_of("llama3")
+    [whole] = encode([EXAMPLE], tokenizer, CHAT)
+    length = len(whole.prompt) + len(whole.responses[0]) - 3
+    [cut] = encode([EXAMPLE], tokenizer, CHAT.model_copy(update={"max_length": length}))
+    text = "<s><|start_header_id|>user<|end_header_id|>\n\n"
+    assert tokenizer.decode(cut.prompt).startswith(text)
+    assert cut.prompt[-10:] == whole.prompt[-10:]
+    assert cut.responses == whole.responses
+    assert len(cut.prompt) == len(whole.prompt) - 3
+
+
+def test_a_template_that_prints_the_date_gives_the_same_ids_every_day():
+    [question] = encode([EXAMPLE], tokenizer_of("llama3_2"), CHAT)
+    assert "Today Date: 26 Jul 2024" in tokenizer_of("llama3_2").decode(question.prompt)
+    clock = tokenizer_of("smollm2")
+    clock.chat_template = "{{ strftime_now('%Y-%m-%d') }}" + clock.chat_template
+    [question] = encode([EXAMPLE], clock, CHAT)
+    assert clock.decode(question.prompt).startswith("26 Jul 2024<|im_start|>")
+
+
+def test_what_a_template_does_not_fit_is_named():
+    gemma = tokenizer_of("gemma")
+    system = CHAT.model_copy(update={"chat": ChatSettings(system="Be short.")})
+    with pytest.raises(DataValidationError, match=r"example a: .*System role not supported; .*"):
+        encode([EXAMPLE], gemma, system)
+    twice = replace(LATER, history=(Turn("user", "Hello"),))
+    with pytest.raises(DataValidationError, match=r"\(user, user, assistant\): .*must alternate"):
+        encode([twice], gemma, CHAT)
+    thought = replace(EXAMPLE, response="<think>\nhm\n</think>\n\nIn a den.")
+    assert len(encode([thought], tokenizer_of("qwen2_5"), CHAT)) == 1
+    with pytest.raises(DataValidationError, match=r"example a: .*it changes what the turns say"):
+        encode([thought], tokenizer_of("qwen3"), CHAT)
+    forgetful = tokenizer_of("smollm2")
+    forgetful.chat_template = "{{ messages[-1]['content'] }}<|im_end|>"
+    with pytest.raises(DataValidationError, match="leaves out, repeats or reorders turns"):
+        encode([EXAMPLE], forgetful, CHAT)
+
+
+def test_a_model_without_a_template_or_without_an_end_of_turns_is_named():
+    with pytest.raises(ArtifactError, match="has no chat template; name one"):
+        encode([EXAMPLE], byte_level(), CHAT)
+    endless = tokenizer_of("smollm2")
+    endless.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(ArtifactError, match="ends an assistant's turn with no control token"):
+        encode([EXAMPLE], endless, CHAT)
+
+
+def test_a_template_cannot_leave_its_sandbox():
+    tokenizer = tokenizer_of("smollm2")
+    tokenizer.chat_template = "{{ messages.__class__.__mro__ }}" + tokenizer.chat_template
+    with pytest.raises(DataValidationError, match="does not fit its turns"):
+        encode([EXAMPLE], tokenizer, CHAT)

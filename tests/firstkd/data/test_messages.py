@@ -1,0 +1,106 @@
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from firstkd.data.examples import Example, Turn
+from firstkd.data.readers import read
+from firstkd.data.settings import DatasetSource
+from firstkd.errors import DataValidationError
+
+SAID = [
+    ("system", "Be short."),
+    ("user", "Where does the fox live?"),
+    ("assistant", "In a den."),
+    ("user", "And the bee?"),
+    ("assistant", "In a hive."),
+]
+OPENAI = {"messages": [{"role": role, "content": text} for role, text in SAID]}
+NAMES = {"user": "human", "assistant": "gpt"}
+SHAREGPT = {
+    "id": "c1",
+    "conversations": [{"from": NAMES.get(role, role), "value": text} for role, text in SAID],
+}
+TURNS = tuple(Turn(role, text) for role, text in SAID)
+
+
+def dataset(**settings: Any) -> DatasetSource:
+    values = {"source": "path:sources/x", "role": "split", "format": "messages", **settings}
+    return DatasetSource.model_validate(values)
+
+
+def read_all(folder: Path, *records: Any, **settings: Any) -> list[Example]:
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return read(path, dataset(**settings), "chats")
+
+
+@pytest.mark.parametrize("record", [OPENAI, SHAREGPT])
+def test_every_turn_of_the_assistant_is_an_example_behind_what_was_said(tmp_path, record):
+    first, second = read_all(tmp_path, record)
+    assert (first.prompt, first.response, first.history) == (SAID[1][1], SAID[2][1], TURNS[:1])
+    assert (second.prompt, second.response, second.history) == (SAID[3][1], SAID[4][1], TURNS[:3])
+    assert first.choices is None and first.group == second.group is not None
+    assert [each.id.partition("#")[2] for each in (first, second)] == ["1", "2"]
+    if record is SHAREGPT:
+        assert (first.id, first.group) == ("chats/c1#1", "chats/c1")
+
+
+def test_a_conversation_in_parquet_has_the_ids_of_the_same_in_json(tmp_path):
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.Table.from_pylist([OPENAI]), path)
+    assert read(path, dataset(), "chats") == read_all(tmp_path, OPENAI)
+
+
+def test_content_in_parts_is_their_text(tmp_path):
+    parts = [{"type": "text", "text": "Where does"}, {"type": "text", "text": "the fox live?"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "In a den."}]
+    [example] = read_all(tmp_path, {"messages": messages})
+    assert example.prompt == "Where does\nthe fox live?" and example.history is None
+
+
+def with_turn(**turn: Any) -> dict[str, Any]:
+    return {"messages": [*OPENAI["messages"][:2], turn, *OPENAI["messages"][2:]]}
+
+
+UNFIT = {
+    "empty_turns": with_turn(role="assistant", content=" \n"),
+    "images": with_turn(role="user", content=[{"type": "image_url", "image_url": {"url": "x"}}]),
+    "tool_calls": with_turn(role="assistant", content=None, tool_calls=[{"id": "1"}]),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_what_no_text_model_can_learn_from_is_refused_or_skipped_and_counted(tmp_path, kind):
+    with pytest.raises(DataValidationError, match=rf"line 2: .*; add {kind} to `skip`"):
+        read_all(tmp_path, OPENAI, UNFIT[kind])
+    path, skipped = tmp_path / "data.jsonl", Counter()
+    found = read(path, dataset(skip=[kind]), "chats", skipped)
+    assert len(found) == 2 and skipped == {kind: 1}
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({"messages": "Hello"}, "expected a list of turns"),
+        ({"text": "Hello"}, "expected a list of turns"),
+        ({"messages": OPENAI["messages"][:2]}, "no turn of the assistant to learn from"),
+        ({"messages": OPENAI["messages"][2:]}, "turn 1 of the assistant follows nothing"),
+        ({"messages": [OPENAI["messages"][i] for i in (0, 2)]}, "turn 2 .* follows system, not"),
+        (with_turn(role="narrator", content="Hm."), "a turn of 'narrator'; allowed are system"),
+        (with_turn(role="tool", content="42"), "a turn of 'tool'; add tool_calls to `skip`"),
+        (with_turn(role="user", content=7), "what 'user' says must be text, found 7"),
+    ],
+)
+def test_a_malformed_conversation_is_named(tmp_path, record, problem):
+    with pytest.raises(DataValidationError, match=f"line 2: .*{problem}"):
+        read_all(tmp_path, OPENAI, record)
+
+
+def test_only_conversations_have_turns_to_skip():
+    with pytest.raises(ValueError, match="skip: only for `format: messages`"):
+        dataset(format="alpaca", skip=["images"])
