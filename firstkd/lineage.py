@@ -51,6 +51,11 @@ class Lineage:
         ]
 
     @property
+    def stored(self) -> dict[str, AnySignal]:
+        """Return the signals that have a stage, and a store: all but live ones."""
+        return {name: signal for name, signal in self._signals.items() if not signal.is_live}
+
+    @property
     def roots(self) -> list[str]:
         """Return the models that are made from no other."""
         return [name for name, model in self._models.items() if not model.init.models]
@@ -65,9 +70,28 @@ class Lineage:
 
     def root(self, model: str) -> str:
         """Return the model, made elsewhere, that a model goes back to: they share a tokenizer."""
-        while origins := self._models[model].init.models:
-            model = origins[0]
-        return model
+        return self._line(model)[-1]
+
+    def cuts(self, model: str, other: str) -> list[str] | None:
+        """Return the models in which `model` has lost layers that `other` still has, first to last.
+
+        None if they do not go back to one model, or `other` has lost layers since.
+        """
+        ours, theirs = self._line(model), self._line(other)
+        shared = next((name for name in ours if name in theirs), None)
+        if shared is None or any(map(self._is_cut, theirs[: theirs.index(shared)])):
+            return None
+        return [name for name in reversed(ours[: ours.index(shared)]) if self._is_cut(name)]
+
+    def _line(self, model: str) -> list[str]:
+        """Return a model and those that it goes back to."""
+        line = [model]
+        while origins := self._models[line[-1]].init.models:
+            line.append(origins[0])
+        return line
+
+    def _is_cut(self, model: str) -> bool:
+        return self._models[model].init.cuts_layers
 
     def _run_for(self, signals: Sequence[str]) -> list[str]:
         found: list[str] = []
@@ -96,6 +120,10 @@ class Lineage:
         for name, signal in self._signals.items():
             if problem := signal.check(self._signals, self._models):
                 yield f"signals.{name}", problem
+            for other in signal.signals:
+                if self._signals[other].is_live:
+                    problem = f"{other!r} is live: nothing is stored that could be combined"
+                    yield f"signals.{name}.of", problem
         for name, model in self._models.items():
             for term_name, term in (model.learn or {}).items():
                 if term.signal and (problem := term.misfit(self._signals[term.signal])):

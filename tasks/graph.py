@@ -17,7 +17,7 @@ from firstkd.files import atomic_file
 from firstkd.lineage import Node
 from firstkd.settings import Settings
 from tasks.code import code_of
-from tasks.layout import learned_from
+from tasks.layout import learned_from, run_beside
 
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
 EVALUATE_KEYS = ("bootstrap_samples", "micro_batch_size", "micro_batch_tokens")
@@ -109,7 +109,7 @@ def stages_of(settings: Settings) -> Iterator[Stage]:
             validated = True
         if node.section == "models":
             yield _model(settings, node)
-        else:
+        elif node.name in settings.lineage.stored:
             yield _signal(settings, node)
             yield _calibrate(settings, node.name)
     for name in settings.evaluate.models:
@@ -151,16 +151,18 @@ def _model(settings: Settings, node: Node) -> Stage:
         inputs.append("sources")
     if model.init.reads_examples or model.learn:
         params += ["prompt", "runtime"]
-        inputs += [
-            *map(str, learned_from(Path(), settings)),
-            "data/validate/summary.json",
-        ]
+        inputs += [*map(str, learned_from(Path(), settings)), "data/validate/summary.json"]
     for term in (model.learn or {}).values():
         kinds.append(type(term).__module__)
-        if term.signal is not None:
-            kinds.append(type(settings.signals[term.signal]).__module__)
+        if term.signal is None:
+            continue
+        kinds.append(type(settings.signals[term.signal]).__module__)
+        if term.signal in settings.lineage.stored:
             inputs.append(f"data/signal/{term.signal}/train")
             inputs.append(f"data/calibrate/{term.signal}/{term.recalibration}.json")
+        else:
+            params.append(f"signals.{term.signal}")
+            inputs += map(str, run_beside(Path(), settings, name, term.signal))
     if model.learn is None:
         what, code = "Make", code_of(["tasks.model", *kinds], without=[LEARNING])
     else:
@@ -182,10 +184,7 @@ def _signal(settings: Settings, node: Node) -> Stage:
     signal = settings.signals[name]
     inputs = [f"data/model/{of}" for of in signal.models]
     inputs += [f"data/signal/{of}" for of in signal.signals]
-    examples = [
-        "data/prepare/calibration.parquet",
-        *map(str, learned_from(Path(), settings)),
-    ]
+    examples = ["data/prepare/calibration.parquet", *map(str, learned_from(Path(), settings))]
     return Stage(
         f"signal-{name}",
         f"Keep the signal “{name}” of {', '.join([*signal.models, *signal.signals])}",
@@ -243,7 +242,7 @@ def _report(settings: Settings) -> Stage:
             "data/prepare",
             *(f"data/evaluate/{name}" for name in evaluated),
             *(f"data/model/{name}/training.jsonl" for name in trained),
-            *(f"data/signal/{name}/metrics.json" for name in settings.signals),
+            *(f"data/signal/{name}/metrics.json" for name in settings.lineage.stored),
         ],
         "data/report",
     )

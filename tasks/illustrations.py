@@ -73,7 +73,9 @@ def knowledge(root: Path, settings: Settings) -> dict[str, Any] | None:
 
     Of the first signal of tokens; None if there is none.
     """
-    described = (read_json(signal_folder(root, name) / "metrics.json") for name in settings.signals)
+    described = (
+        read_json(signal_folder(root, name) / "metrics.json") for name in settings.lineage.stored
+    )
     metrics = next((found for found in described if "cumulative_mass" in found["train"]), None)
     if metrics is None:
         return None

@@ -20,6 +20,16 @@ def model_folder(root: Path, name: str) -> Path:
     return root / "data/model" / name
 
 
+def run_beside(root: Path, settings: Settings, name: str, signal: str) -> list[Path]:
+    """Return the folders that the training of a model reads of a live signal.
+
+    Those of the signal's models, which run beside it, and of those in which it has lost layers.
+    """
+    models = settings.signals[signal].models
+    cuts = [cut for of in models for cut in settings.lineage.cuts(name, of) or ()]
+    return [model_folder(root, of) for of in dict.fromkeys([*models, *cuts])]
+
+
 def signal_folder(root: Path, name: str, split: str | None = None) -> Path:
     folder = root / "data/signal" / name
     return folder if split is None else folder / split

@@ -12,6 +12,7 @@ from firstkd.data.prompts import Question
 from firstkd.errors import ConfigError, DataValidationError, about
 from firstkd.models.settings import ModelSettings
 from firstkd.settings import Settings
+from firstkd.terms.base import Pairing
 from firstkd.train.plan import number_of_steps, training_plan
 
 MIN_DECIDED = 2
@@ -56,7 +57,7 @@ def check_signals(settings: Settings, calibration: Mapping[str, Sequence[Questio
 
     The questions are by the model, made elsewhere, whose tokenizer has read them.
     """
-    for name, signal in settings.signals.items():
+    for name, signal in settings.lineage.stored.items():
         questions = calibration[settings.lineage.root(settings.lineage.read_with(name))]
         decided = sum(signal.decisions_of(question) > 0 for question in questions)
         if decided < MIN_DECIDED:
@@ -83,10 +84,10 @@ def check_measured(prepared: Path, splits: Mapping[str, Sequence[Example]]) -> N
             )
 
 
-def check_layers(settings: Settings, layers: Mapping[str, int]) -> None:
-    """Raise ConfigError for a start that needs more layers than the model it is made from has.
+def check_layers(settings: Settings, layers: Mapping[str, int], widths: Mapping[str, int]) -> None:
+    """Raise ConfigError for layers that a start needs, or a term compares, and that do not exist.
 
-    `layers` are those of the models that were made elsewhere.
+    `layers` and `widths` are those of the models that were made elsewhere.
     """
     found = dict(layers)
 
@@ -98,3 +99,16 @@ def check_layers(settings: Settings, layers: Mapping[str, int]) -> None:
 
     for name in settings.models:
         of(name)
+    for name, model in settings.models.items():
+        for term_name, term in (model.learn or {}).items():
+            if term.signal is None:
+                continue
+            for other in settings.signals[term.signal].models:
+                lines_up = settings.lineage.cuts(name, other) is not None
+                root, other_root = settings.lineage.root(name), settings.lineage.root(other)
+                pairing = Pairing(
+                    layers=(found[name], found[other]),
+                    widths=(widths[root], widths[other_root]),
+                    kept=range(found[name]) if lines_up else None,
+                )
+                term.pairs(pairing, f"params.yaml: models.{name}.learn.{term_name}")

@@ -48,6 +48,8 @@ def main(root: Path, name: str) -> None:
         if ranks.is_first:
             for split in files_of(root, settings):
                 combine(root, signal, split, partial / split, identity)
+    elif not isinstance(signal, CapturedSignal) or signal.live:
+        raise ConfigError(f"signals.{name} is live: nothing of it is stored")
     else:
         capture(root, settings, signal, partial, identity, ranks)
     ranks.barrier()

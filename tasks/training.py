@@ -20,7 +20,6 @@ from firstkd.files import atomic_folder, read_json, sha256_of, write_json, write
 from firstkd.models.folders import load_tokenizer, precision_here, save_model
 from firstkd.models.init.base import Given
 from firstkd.models.lora import add_lora
-from firstkd.models.settings import ModelSettings
 from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.recalibration.table import from_json
 from firstkd.settings import Settings
@@ -31,8 +30,15 @@ from firstkd.train.engine import deepspeed_config, load_to_train
 from firstkd.train.loop import train
 from firstkd.train.plan import training_plan
 from firstkd.train.player import Player
+from tasks.beside import live_terms, open_live
 from tasks.code import code_sha256
-from tasks.layout import log_folder, model_folder, recalibration_file, signal_folder
+from tasks.layout import (
+    log_folder,
+    model_folder,
+    recalibration_file,
+    run_beside,
+    signal_folder,
+)
 from tasks.preflight import check_terms
 
 
@@ -52,20 +58,22 @@ def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
     check_terms(name, model, questions)
     useful = [i for i, q in enumerate(questions) if any(t.count(q) for t in terms.values())]
     questions, examples = [questions[i] for i in useful], [examples[i] for i in useful]
-    sources = open_sources(root, settings, name, examples, questions, tokenizer)
+    stored = open_sources(root, settings, name, examples, questions, tokenizer)
     # of the whole questions, whatever a model needs of them: all models see the same batches
     plan = training_plan(questions, training, settings.runtime.seed)
     if not model.needs.choices:
         questions = [question.gold_only() for question in questions]
     others = [part.model_dump() for part in (model, training, settings.prompt, settings.runtime)]
     others.append({"precision": precision_here(training.precision)})
-    inputs = [start, *given.examples, *inputs_of(root, model)]
+    others += [signal.model_dump() for _, signal in live_terms(settings, name).values()]
+    inputs = [start, *given.examples, *inputs_of(root, settings, name)]
     checkpoints = checkpoint_folder(root, stage, others, inputs, ranks)
     if not ranks.is_first:
         disable_progress_bar()
     network = load_to_train(start, training, machine, ranks)
     tuned = add_lora(network, training.lora) if training.lora else None
-    player = Player(network, terms, sources)
+    live, beside, places = open_live(root, settings, name, start, tokenizer, training.precision)
+    player = Player(network, terms, {**stored, **live}, beside, places)
     logs = log_folder(root, stage)
     curve = train(player, questions, plan, training, machine, logs / "curve.jsonl", checkpoints)
     if not ranks.is_first:
@@ -80,12 +88,16 @@ def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
     shutil.rmtree(checkpoints, ignore_errors=True)  # there may be none
 
 
-def inputs_of(root: Path, model: ModelSettings) -> Iterable[Path]:
+def inputs_of(root: Path, settings: Settings, name: str) -> Iterable[Path]:
     """Yield what of its signals decides what a model becomes."""
-    for term in (model.learn or {}).values():
-        if term.signal is not None and term.recalibration is not None:
+    for term in (settings.models[name].learn or {}).values():
+        if term.signal is None or term.recalibration is None:
+            continue
+        if term.signal in settings.lineage.stored:
             yield signal_folder(root, term.signal, "train")
             yield recalibration_file(root, term.signal, term.recalibration)
+        else:
+            yield from run_beside(root, settings, name, term.signal)
 
 
 def open_sources(
@@ -104,7 +116,7 @@ def open_sources(
     found = {}
     keys, ids = [example_key(example) for example in examples], [e.id for e in examples]
     for term_name, term in (settings.models[name].learn or {}).items():
-        if term.signal is None or term.recalibration is None:
+        if term.signal not in settings.lineage.stored or term.recalibration is None:
             continue
         signal = settings.signals[term.signal]
         store = SignalStore(signal_folder(root, term.signal, "train"))

@@ -68,14 +68,16 @@ def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Any]) -> None:
     for name, model in settings.models.items():
         own = settings.lineage.root(name)
         for term_name, term in (model.learn or {}).items():
-            if term.signal is None or not term.asks_ids:
+            if term.signal is None:
+                continue
+            if not term.asks_ids and term.signal in settings.lineage.stored:
                 continue
             other = settings.lineage.root(settings.lineage.read_with(term.signal))
             if vocabulary_digest(tokenizers[own]) != vocabulary_digest(tokenizers[other]):
                 raise ConfigError(
                     f"params.yaml: models.{name}.learn.{term_name}.from: signals.{term.signal} "
-                    f"holds token ids of {other}'s tokenizer, and {name} has {own}'s; learn from "
-                    "a signal of choices, whose texts mean the same to both"
+                    f"is of the tokens of {other}'s tokenizer, and {name} has {own}'s; learn from "
+                    "a stored signal of choices, whose texts mean the same to both"
                 )
 
 
@@ -97,7 +99,12 @@ def check_settings(
 ) -> None:
     """Raise ConfigError or DataValidationError for what the data or the models cannot serve."""
     folders = {name: model_folder(root, name) for name in tokenizers}
-    check_layers(settings, {n: read_config(f).num_hidden_layers for n, f in folders.items()})
+    configs = {name: read_config(folder) for name, folder in folders.items()}
+    check_layers(
+        settings,
+        {name: config.num_hidden_layers for name, config in configs.items()},
+        {name: config.hidden_size for name, config in configs.items()},
+    )
     check_measured(root / "data/prepare", splits)
     learned = [e for file in learned_from(root, settings) for e in splits[file.stem]]
     questions = {

@@ -47,9 +47,27 @@ def everything(tmp_path: Path) -> Settings:
         "train": "finetune",
         "learn": {"gold_choice": {}, "pooled": {"kind": "choice_kl", "from": "pooled"}},
     }
+    params["signals"]["states"] = {"kind": "hidden_states", "of": "teacher"}
+    params["models"]["follower"] = {
+        "init": {"kind": "copy", "of": "start"},
+        "train": "finetune",
+        "learn": {
+            "answers": {"kind": "hard_choice", "from": "choices"},
+            "states": {"kind": "hidden", "from": "states", "layers": "kept"},
+        },
+    }
     params["evaluate"]["models"].append("pupil")
     yaml.dump(params, tmp_path / "params.yaml")
     return load_settings(tmp_path / "params.yaml")
+
+
+def test_a_live_signal_has_no_stage_and_its_model_is_read_by_the_training(tmp_path):
+    stages = {stage.name: stage for stage in stages_of(everything(tmp_path))}
+    assert not {"signal-states", "calibrate-states"} & stages.keys()
+    deps = stages["model-follower"].entry()["deps"]
+    assert {"data/model/teacher", "data/model/start"} <= set(deps)
+    assert not [dep for dep in deps if "states" in dep and not dep.endswith(".py")]
+    assert "signals.states" in stages["model-follower"].params
 
 
 def code(stage: Any) -> set[str]:
@@ -140,7 +158,7 @@ def test_the_module_of_a_kind_is_a_dependency_of_exactly_the_stages_that_use_it(
         )
     }
     for name, signal in settings.signals.items():
-        if isinstance(signal, kind):
+        if isinstance(signal, kind) and not signal.is_live:
             using |= {f"signal-{name}", f"calibrate-{name}"}
     assert using
     assert using == {stage.name for stage in stages_of(settings) if module in code(stage)}

@@ -135,11 +135,14 @@ def pack(questions: Sequence[Question], index: Sequence[int]) -> Batch:
 
 
 def unpack(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return rows [R, L'] of prompt and one response each, and `positions_N` in them, flattened.
+    """Return rows [R, L'] of prompt and one response each, and where in them each token is.
 
-    For models that cannot pack: the prompt is computed as often as it has responses.
+    The places [B·L] are into the flattened rows, those of padding anywhere. For models that cannot
+    pack: the prompt is computed as often as it has responses, and once if it has none.
     """
-    question_R, response_R = batch.choice_mask_BC.nonzero(as_tuple=True)
+    has_row_BC = batch.choice_mask_BC.clone()
+    has_row_BC[:, 0] |= ~has_row_BC.any(-1)
+    question_R, response_R = has_row_BC.nonzero(as_tuple=True)
     segment_RL = batch.segment_BL[question_R]
     kept_RL = (segment_RL == PROMPT) | (segment_RL == response_R[:, None])
     length = int(kept_RL.sum(-1).max())
@@ -147,12 +150,9 @@ def unpack(batch: Batch) -> tuple[Tensor, Tensor]:
     input_ids_RL = batch.input_ids_BL[question_R].gather(1, order_RL)
     input_ids_RL = input_ids_RL.masked_fill(~kept_RL.gather(1, order_RL), 0)
     # the first row of a question stands for its prompt, which is the same in all
-    row_BC = (batch.choice_mask_BC.flatten().cumsum(0) - 1).view_as(batch.choice_mask_BC)
-    width = batch.segment_BL.shape[1]
-    question_N = batch.positions_N // width
-    response_N = batch.segment_BL.flatten()[batch.positions_N].clamp_min(0)
-    place_N = batch.position_ids_BL.flatten()[batch.positions_N]
-    return input_ids_RL, row_BC[question_N, response_N] * length + place_N
+    row_BC = (has_row_BC.flatten().cumsum(0) - 1).view_as(has_row_BC)
+    row_BL = row_BC.gather(1, batch.segment_BL.clamp_min(0))
+    return input_ids_RL, (row_BL * length + batch.position_ids_BL).flatten()
 
 
 def batches_by_length(

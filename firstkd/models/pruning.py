@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -13,6 +13,7 @@ from firstkd.data.packing import BATCH_TOKENS, Batch, batches_by_length, pack
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.memory import memory_explained
+from firstkd.models.layers import decoder_layers, hidden_given
 from firstkd.models.scoring import ResponseScorer
 
 
@@ -41,7 +42,7 @@ def block_influence(
     hooks = [
         layer.register_forward_hook(
             lambda _, inputs, named, output, i=i: add_cosine(
-                i, _hidden(inputs, named), output[0] if isinstance(output, tuple) else output
+                i, hidden_given(inputs, named), output[0] if isinstance(output, tuple) else output
             ),
             with_kwargs=True,
         )
@@ -63,36 +64,15 @@ def most_influential(influence: Tensor, layers: int) -> list[int]:
     return sorted(influence.topk(layers).indices.tolist())
 
 
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """Return the list of all decoder layers, whatever the family calls it.
-
-    Raises ArtifactError where no list, or more than one, could be it.
-    """
-    count = model.config.num_hidden_layers
-    lists = {
-        name: module
-        for name, module in model.base_model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    }
-    depth = min((name.count(".") for name in lists), default=0)
-    outermost = [module for name, module in lists.items() if name.count(".") == depth]
-    if len(outermost) != 1:
-        raise ArtifactError(
-            f"{model.config.model_type}: {len(outermost)} lists of {count} modules in the model, "
-            "not one of decoder layers, so it cannot be pruned; choose another student"
-        )
-    return outermost[0]
-
-
 @torch.inference_mode()
 def logits_without(model: Any, layers: Sequence[int], input_ids_BL: Tensor) -> Tensor:
     """Logits [B, L, V] of the model with all other layers than these passed over."""
     hooks = [
         layer.register_forward_hook(
             lambda _, inputs, named, output: (
-                (_hidden(inputs, named), *output[1:])
+                (hidden_given(inputs, named), *output[1:])
                 if isinstance(output, tuple)
-                else _hidden(inputs, named)
+                else hidden_given(inputs, named)
             ),
             with_kwargs=True,
         )
@@ -103,12 +83,6 @@ def logits_without(model: Any, layers: Sequence[int], input_ids_BL: Tensor) -> T
     for hook in hooks:
         hook.remove()
     return logits
-
-
-def _hidden(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
-    """The hidden states that a layer was given."""
-    hidden: Tensor = inputs[0] if inputs else named["hidden_states"]
-    return hidden
 
 
 def keep_layers(model: Any, layers: Sequence[int]) -> None:

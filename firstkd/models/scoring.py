@@ -21,6 +21,7 @@ from firstkd.models.head import (
     head_scores,
     within,
 )
+from firstkd.models.layers import states_watched
 from firstkd.models.masks import attention_masks, can_pack
 from firstkd.terms.divergences import choice_scores
 
@@ -96,20 +97,45 @@ class ResponseScorer(nn.Module):
         takes_positions = "position_ids" in signature(self.backbone.forward).parameters
         self.can_pack = can_pack(model.config, model._is_stateful, takes_positions)
 
+    @property
+    def depth(self) -> int:
+        """The last of the places where hidden states can be seen (firstkd/models/layers.py)."""
+        return int(self.backbone.config.num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        return int(self.backbone.config.hidden_size)
+
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [N, H] at the supervised positions."""
-        input_ids, positions_N = batch.input_ids_BL, batch.positions_N
+        return self.states(batch, ())[0]
+
+    def states(self, batch: Batch, places: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """As `hidden`, and by place the hidden states [T, H] of all the batch's T tokens."""
+        input_ids, place_of = batch.input_ids_BL, None
         more: dict[str, Any] = {}
         if batch.is_packed and self.can_pack:
             config, dtype = self.backbone.config, self.backbone.dtype
             masks = attention_masks(config, batch.segment_BL, batch.position_ids_BL, dtype)
             more = {"attention_mask": masks, "position_ids": batch.position_ids_BL}
         elif batch.is_packed:
-            input_ids, positions_N = unpack(batch)
-        hidden: Tensor = self.backbone(
-            input_ids=input_ids, use_cache=False, **more
-        ).last_hidden_state
-        return hidden.flatten(0, 1)[positions_N]
+            input_ids, place_of = unpack(batch)
+
+        def at(states: Tensor, positions: Tensor) -> Tensor:
+            return states.flatten(0, 1)[positions if place_of is None else place_of[positions]]
+
+        inner = [place for place in places if place < self.depth]
+        with states_watched(self.backbone, inner) as found:
+            last: Tensor = self.backbone(
+                input_ids=input_ids, use_cache=False, **more
+            ).last_hidden_state
+        if self.depth in places:
+            found[self.depth] = last
+        if not places:
+            return at(last, batch.positions_N), {}
+        tokens_T = batch.is_token_BL.flatten().nonzero()[:, 0]
+        seen = {place: at(found[place], tokens_T) for place in places}
+        return at(last, batch.positions_N), seen
 
     def forward(self, batch: Batch, top_ids_RK: Tensor | None = None) -> HeadScores:
         """Score the batch's M tokens, and `top_ids_RK` at each of the R tokens of right responses.

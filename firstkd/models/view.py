@@ -1,9 +1,9 @@
 """One forward pass of a model over a batch, and what is asked of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from firstkd.data.packing import Batch
 from firstkd.models.head import HeadScores
@@ -16,20 +16,37 @@ class View:
 
     `asked` holds, by the name of a term, the token ids [R, K] to be scored at each of the R tokens
     of the batch's right responses. The first of them costs no pass over the head of its own.
+    `places` are those where hidden states are to be seen, and `modules`, by the name of a term,
+    what it trains beside the model.
     """
 
     def __init__(
-        self, scorer: ResponseScorer, batch: Batch, asked: Mapping[str, Tensor] | None = None
+        self,
+        scorer: ResponseScorer,
+        batch: Batch,
+        asked: Mapping[str, Tensor] | None = None,
+        places: Sequence[int] = (),
+        modules: Mapping[str, nn.ModuleList] | None = None,
     ) -> None:
         self.scorer = scorer
         self.batch = batch
+        self.modules = modules or {}
+        self._places = places
         self._asked = asked or {}
         self._names = [*self._asked] or [""]
 
     @cached_property
     def hidden_NH(self) -> Tensor:
         """Last hidden states at the supervised positions."""
-        return self.scorer.hidden(self.batch)
+        return self._states[0]
+
+    def states(self, place: int) -> Tensor:
+        """Return the hidden states [T, H] of all tokens at a place that was named in `places`."""
+        return self._states[1][place]
+
+    @cached_property
+    def _states(self) -> tuple[Tensor, dict[int, Tensor]]:
+        return self.scorer.states(self.batch, self._places)
 
     @cached_property
     def logprobs_M(self) -> Tensor:

@@ -12,7 +12,7 @@ from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.models.needs import Needs
-from firstkd.section import Section
+from firstkd.section import Name, Section
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from firstkd.models.settings import ModelSettings
     from firstkd.models.view import View
     from firstkd.signals.knowledge import Knowledge
+    from firstkd.signals.live import Watched
     from firstkd.signals.store import Layout, Records, SignalStore
+    from firstkd.signals.target import Source
 
+Pairs = Sequence[tuple[int, int]]
 Facts = Mapping[str, Any]
 """What the manifest of a store says beside its columns, such as the vocabulary's size."""
 
@@ -45,6 +48,11 @@ class Signal(Section):
     def signals(self) -> tuple[str, ...]:
         """Names of the signals that it is combined from."""
         return ()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its model runs in the training that learns from it, and nothing is stored."""
+        return False
 
     @property
     def keeps_tails(self) -> bool:
@@ -91,8 +99,38 @@ class Signal(Section):
         raise NotImplementedError
 
 
-class CapturedSignal(Signal):
+class LiveSignal(Signal):
     """A signal that one forward pass of one model shows."""
+
+    of: Name
+    """The model that is asked."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.of,)
+
+    def source(self, watched: "Watched", pairs: Pairs) -> "Source":
+        """Return what shows it in a training, from the model that runs there.
+
+        `pairs` are the places that a term compares: the student's, and the model's.
+        """
+        raise NotImplementedError
+
+
+class CapturedSignal(LiveSignal):
+    """A signal of decisions, that can be stored as well."""
+
+    live: bool = False
+    """Whether to run the model in each training instead of storing what it says."""
+
+    @property
+    def is_live(self) -> bool:
+        return self.live
+
+    def source(self, watched: "Watched", pairs: Pairs) -> "Source":
+        from firstkd.signals.live import LiveDecisions
+
+        return LiveDecisions(self, watched)
 
     def capture(self, view: "View", vocabulary_size: int) -> "Records":
         """Return the records of the batch's questions, in its order."""

@@ -43,8 +43,9 @@ class OfChoices(Signal):
 
         counts = records.counts[records.counts > 0]
         width = int(counts.max()) if len(counts) else 1  # no arg max of nothing: K is never 0
-        logprobs = torch.full((len(counts), width), -torch.inf)
-        logprobs[torch.arange(width) < counts[:, None]] = records.columns["logprob"]
+        of_choices = records.columns["logprob"]
+        logprobs = of_choices.new_full((len(counts), width), -torch.inf)
+        logprobs[torch.arange(width) < counts[:, None]] = of_choices
         return Knowledge.of_choices(logprobs)
 
     def records_of(self, question: Question) -> int:
@@ -86,13 +87,6 @@ class CombinedChoices(OfChoices, CombinedSignal):
 class Choices(OfChoices, CapturedSignal):
     kind: Literal["choices"]
     needs: ClassVar[Needs] = Needs(choices=True)
-
-    of: Name
-    """The model that is asked."""
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return (self.of,)
 
     def capture(self, view: "View", vocabulary_size: int) -> "Records":
         return choice_records(view.choice_scores_BC.log_softmax(-1))

@@ -5,10 +5,13 @@ from typing import Annotated
 from pydantic import Field
 
 from firstkd.signals.choices import Choices
+from firstkd.signals.hidden_states import HiddenStates
 from firstkd.signals.mean import Mean
 from firstkd.signals.out_of_fold import OutOfFold
 from firstkd.signals.tokens import Tokens
 
-KINDS = (Choices, Tokens, Mean, OutOfFold)
+KINDS = (Choices, Tokens, HiddenStates, Mean, OutOfFold)
 
-AnySignal = Annotated[Choices | Tokens | Mean | OutOfFold, Field(discriminator="kind")]
+AnySignal = Annotated[
+    Choices | Tokens | HiddenStates | Mean | OutOfFold, Field(discriminator="kind")
+]

@@ -1,13 +1,14 @@
-"""What a term is to match: a signal's decisions on a batch, recalibrated."""
+"""What a term is to match on a batch: a signal's decisions, recalibrated, or hidden states."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from firstkd.data.packing import Batch
 from firstkd.recalibration.base import Recalibration
 from firstkd.signals.base import Signal
+from firstkd.signals.knowledge import Knowledge
 from firstkd.signals.store import SignalStore
 
 
@@ -22,6 +23,29 @@ class Target(NamedTuple):
     """Probability of everything that is no candidate."""
 
 
+class States(NamedTuple):
+    """Hidden states, for each pair of places that a term compares."""
+
+    pairs: list[tuple[int, Tensor]]
+    """The student's place, and what it is to match there: [T, H] of all tokens of the batch."""
+
+
+class Source(Protocol):
+    """A signal as a training sees it."""
+
+    def of(self, batch: Batch) -> Target | States:
+        """Return what is to be matched on a batch, on the batch's device."""
+
+
+def target_of(decisions: Knowledge, recalibration: Recalibration, batch: Batch) -> Target:
+    probabilities = recalibration.apply(decisions)
+    # the tail gains what a recalibration takes from the candidates together
+    taken = decisions.top_logprobs.exp().sum(-1) - probabilities.sum(-1)
+    tail = (decisions.tail_mass + taken).clamp_min(0)
+    found = Target(decisions.top_ids, probabilities, tail)
+    return Target(*(tensor.to(batch.input_ids_BL.device) for tensor in found))
+
+
 @dataclass(frozen=True)
 class Stored:
     """A signal whose records lie in a store."""
@@ -33,12 +57,6 @@ class Stored:
     """Of each training question, where its example is in the store."""
 
     def of(self, batch: Batch) -> Target:
-        """Return the decisions on the batch's questions, on the batch's device."""
         records = self.store.of_examples(self.positions_Q[batch.index_B.cpu()])
         decisions = self.signal.decisions(records, self.store.facts)
-        probabilities = self.recalibration.apply(decisions)
-        # the tail gains what a recalibration takes from the candidates together
-        taken = decisions.top_logprobs.exp().sum(-1) - probabilities.sum(-1)
-        tail = (decisions.tail_mass + taken).clamp_min(0)
-        found = Target(decisions.top_ids, probabilities, tail)
-        return Target(*(tensor.to(batch.input_ids_BL.device) for tensor in found))
+        return target_of(decisions, self.recalibration, batch)

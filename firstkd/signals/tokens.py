@@ -8,7 +8,7 @@ from pydantic import Field
 from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
 from firstkd.errors import ConfigError
-from firstkd.section import Name, Section, Share
+from firstkd.section import Section, Share
 from firstkd.signals.base import CapturedSignal, Facts
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ class Tokens(CapturedSignal):
     decides: ClassVar[str] = "token"
     has_token_ids: ClassVar[bool] = True
 
-    of: Name
-    """The model that is asked."""
     select: TopK
     """Which tokens are kept."""
     tail_nodes: Literal[0, 8] = 0
@@ -47,10 +45,6 @@ class Tokens(CapturedSignal):
 
     min_mass: Share = 0.5
     """Of the model's probability: if the tokens kept hold less on average, a warning says so."""
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return (self.of,)
 
     @property
     def keeps_tails(self) -> bool:

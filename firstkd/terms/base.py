@@ -5,6 +5,7 @@ questions), which is known from the data alone, so that a step's loss is divided
 the whole step: no choice of micro-batches or processes changes what is learned.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Discriminator, Field, Tag
@@ -13,13 +14,13 @@ from firstkd.data.prompts import Question
 from firstkd.models.needs import Needs
 from firstkd.recalibration.settings import NEED_TAIL_NODES, RecalibrationName
 from firstkd.section import Name, Section, Weight
-from firstkd.signals.base import Signal
+from firstkd.signals.base import Pairs, Signal
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from firstkd.models.view import View
-    from firstkd.signals.target import Target
+    from firstkd.signals.target import States, Target
 
 
 class Sum(NamedTuple):
@@ -29,6 +30,16 @@ class Sum(NamedTuple):
     units: int
     measures: "dict[str, Tensor]"
     """What else the pass shows, summed over the same units; without gradient."""
+
+
+class Pairing(NamedTuple):
+    """What a term has to know of the student and the model that it compares hidden states of."""
+
+    layers: tuple[int, int]
+    """The student's, and the other's."""
+    widths: tuple[int, int]
+    kept: Sequence[int] | None
+    """Which of the other's layers are the student's, if that is all that they differ in."""
 
 
 class Ramp(Section):
@@ -83,11 +94,24 @@ class Term(Section):
         """Return the weight at this share of the training's steps."""
         return self.weight.at(progress) if isinstance(self.weight, Ramp) else self.weight
 
+    def pairs(self, pairing: Pairing, key: str) -> Pairs:
+        """Return the places at which it compares hidden states: the student's, and the other's.
+
+        Raises ConfigError, with `key` before the setting's name, if there are no such places.
+        """
+        return ()
+
+    def modules(self, pairs: int, widths: tuple[int, int]) -> "nn.ModuleList":
+        """Return what is trained for it beside the model, and is no part of the model."""
+        from torch import nn
+
+        return nn.ModuleList()
+
     def count(self, question: Question) -> int:
         """Return how many units of a question it counts; 0 where it has nothing to say."""
         raise NotImplementedError
 
-    def __call__(self, view: "View", name: str, target: "Target | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
         """Compare what the student shows with the target; `name` is the term's own in `learn`."""
         raise NotImplementedError
 
@@ -117,6 +141,11 @@ class SoftTerm(SignalTerm):
         return self.recalibrate
 
     def misfit(self, signal: Signal) -> str | None:
+        if signal.is_live and self.recalibrate != "none":
+            return (
+                f"recalibrate: {self.recalibrate} cannot be fitted to signals.{self.from_}, which "
+                "is live and leaves nothing stored; set recalibrate: none, or live: false there"
+            )
         if self.recalibrate in NEED_TAIL_NODES and not signal.keeps_tails:
             return (
                 f"recalibrate: {self.recalibrate} needs the tail's nodes; set "

@@ -9,7 +9,7 @@ from firstkd.terms.base import SoftTerm, Sum
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
-    from firstkd.signals.target import Target
+    from firstkd.signals.target import States, Target
 
 
 class ChoiceKl(SoftTerm):
@@ -30,10 +30,11 @@ class ChoiceKl(SoftTerm):
     def count(self, question: Question) -> int:
         return int(len(question.responses) > 1)
 
-    def __call__(self, view: "View", name: str, target: "Target | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+        from firstkd.signals.target import Target
         from firstkd.terms.divergences import choice_kl, with_gold
 
-        assert target is not None
+        assert isinstance(target, Target)
         decides = view.batch.choice_mask_BC.sum(-1) > 1
         scores = view.choice_scores_BC[decides]
         wanted = target.probabilities_RK[:, : scores.shape[1]]

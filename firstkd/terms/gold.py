@@ -7,7 +7,7 @@ from firstkd.terms.base import Sum, Term
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
-    from firstkd.signals.target import Target
+    from firstkd.signals.target import States, Target
 
 
 class Gold(Term):
@@ -18,6 +18,6 @@ class Gold(Term):
     def count(self, question: Question) -> int:
         return 0 if question.gold is None else len(question.responses[question.gold])
 
-    def __call__(self, view: "View", name: str, target: "Target | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
         right = view.logprobs_M[view.batch.is_gold_M]
         return Sum(-right.sum(), len(right), {})

@@ -8,7 +8,7 @@ from firstkd.terms.base import Sum, Term
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
-    from firstkd.signals.target import Target
+    from firstkd.signals.target import States, Target
 
 
 class GoldChoice(Term):
@@ -20,7 +20,7 @@ class GoldChoice(Term):
     def count(self, question: Question) -> int:
         return int(question.gold is not None and len(question.responses) > 1)
 
-    def __call__(self, view: "View", name: str, target: "Target | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
         batch = view.batch
         decides = (batch.choice_mask_BC.sum(-1) > 1) & (batch.gold_B >= 0)
         scores, gold = view.choice_scores_BC[decides], batch.gold_B[decides]

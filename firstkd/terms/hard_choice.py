@@ -8,7 +8,7 @@ from firstkd.terms.base import SignalTerm, Sum
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
-    from firstkd.signals.target import Target
+    from firstkd.signals.target import States, Target
 
 
 class HardChoice(SignalTerm):
@@ -25,8 +25,10 @@ class HardChoice(SignalTerm):
     def count(self, question: Question) -> int:
         return int(len(question.responses) > 1)
 
-    def __call__(self, view: "View", name: str, target: "Target | None") -> Sum:
-        assert target is not None
+    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+        from firstkd.signals.target import Target
+
+        assert isinstance(target, Target)
         scores = view.choice_scores_BC[view.batch.choice_mask_BC.sum(-1) > 1]
         label = target.probabilities_RK.argmax(-1)
         logprobs = scores.log_softmax(-1).gather(-1, label[:, None])[:, 0]

@@ -9,9 +9,10 @@ from firstkd.terms.choice_kl import ChoiceKl
 from firstkd.terms.gold import Gold
 from firstkd.terms.gold_choice import GoldChoice
 from firstkd.terms.hard_choice import HardChoice
+from firstkd.terms.hidden import Hidden
 from firstkd.terms.sparse_kl import SparseKl
 
-KINDS = (Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl)
+KINDS = (Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl, Hidden)
 
 CURVE = frozenset(
     {
@@ -22,7 +23,7 @@ CURVE = frozenset(
 """Columns of a training curve that no term can be named after."""
 
 AnyTerm = Annotated[
-    Gold | GoldChoice | ChoiceKl | HardChoice | SparseKl, Field(discriminator="kind")
+    Gold | GoldChoice | ChoiceKl | HardChoice | SparseKl | Hidden, Field(discriminator="kind")
 ]
 
 

@@ -7,7 +7,7 @@ from firstkd.terms.base import SoftTerm, Sum
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
-    from firstkd.signals.target import Target
+    from firstkd.signals.target import States, Target
 
 
 class SparseKl(SoftTerm):
@@ -23,12 +23,13 @@ class SparseKl(SoftTerm):
     def count(self, question: Question) -> int:
         return 0 if question.gold is None else len(question.responses[question.gold])
 
-    def __call__(self, view: "View", name: str, target: "Target | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
         import torch
 
+        from firstkd.signals.target import Target
         from firstkd.terms.divergences import sparse_kl
 
-        assert target is not None
+        assert isinstance(target, Target)
         found, wanted = view.tokens(name), target.probabilities_RK
         divergence = sparse_kl(
             wanted, target.tail_R, found.top_logprobs_RK, found.log_tail_R, self.tail

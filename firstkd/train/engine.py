@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from firstkd.errors import ConfigError
 from firstkd.imports import unimportable
 from firstkd.models.folders import load_model, precision_here
 from firstkd.train.distributed import Ranks
@@ -112,6 +113,11 @@ def make_engine(
 ) -> Any:
     """Return DeepSpeed's engine; the parameters stay the model's own."""
     player.train()
+    if machine.gradient_checkpointing and any(p < player.scorer.depth for p in player.places):
+        raise ConfigError(
+            "machine.gradient_checkpointing: hidden states between layers are to be matched, and "
+            "get no gradient while layers are computed again; set it to false, or layers: last"
+        )
     if machine.gradient_checkpointing:
         # The reentrant kind runs the modules' hooks again, by which ZeRO 3 gathers weights. It
         # passes gradients on only where its input wants them.

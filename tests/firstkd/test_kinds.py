@@ -1,10 +1,10 @@
 """Every kind of signal and term, from capture to gradient, against dense float64 references.
 
 A kind that is listed in one of the tables is tested here: it needs a way to be made in MADE and,
-if it is a term, a dense reference in DENSE. What else can be set of a term is in VARIANTS.
+if it is a term, a dense reference in DENSE. What else can be set is in MADE under other names.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -20,10 +20,12 @@ from firstkd.recalibration.none import Identity
 from firstkd.signals import kinds as signal_kinds
 from firstkd.signals.base import CombinedSignal
 from firstkd.signals.capture import Capture
+from firstkd.signals.live import Watched
 from firstkd.signals.settings import CaptureSettings
 from firstkd.signals.store import SignalStore, write_manifest, write_shard
-from firstkd.signals.target import Stored
+from firstkd.signals.target import Stored, Target
 from firstkd.terms import kinds as term_kinds
+from firstkd.terms.base import Pairing
 from firstkd.train.distributed import Ranks
 from firstkd.train.player import Player
 
@@ -37,47 +39,79 @@ SETTINGS = CaptureSettings(
     precision="fp32", micro_batch_size=2, micro_batch_tokens=8192, shard_examples=3
 )
 TOP_K = {"kind": "top_k", "k": 5}
+PAIRS = [[0, 1], [1, 2], [2, 3]]
 MADE = {
     "choices": {"of": "teacher"},
     "tokens": {"of": "teacher", "select": TOP_K},
     "mean": {"of": ["choices", "choices"]},
     "out_of_fold": {"of": ["choices", "choices"]},
+    "hidden_states": {"of": "teacher"},
+    "wide_states": {"kind": "hidden_states", "of": "wide"},
+    "live_choices": {"kind": "choices", "of": "teacher", "live": True},
+    "live_tokens": {"kind": "tokens", "of": "teacher", "select": TOP_K, "live": True},
     "gold": {},
     "gold_choice": {},
     "choice_kl": {"from": "choices", "recalibrate": "none"},
+    "choice_kl, gold": {
+        "kind": "choice_kl",
+        "from": "choices",
+        "recalibrate": "none",
+        "gold_share": 0.3,
+    },
+    "choice_kl, live": {"kind": "choice_kl", "from": "live_choices", "recalibrate": "none"},
     "hard_choice": {"from": "choices"},
     "sparse_kl": {"from": "tokens", "recalibrate": "none"},
-}
-VARIANTS = {
-    "choice_kl, gold": ("choice_kl", {"gold_share": 0.3}),
+    "sparse_kl, live": {"kind": "sparse_kl", "from": "live_tokens", "recalibrate": "none"},
+    "hidden": {"from": "hidden_states", "layers": "uniform"},
+    "hidden, mse": {"kind": "hidden", "from": "hidden_states", "distance": "mse"},
+    "hidden, wide": {"kind": "hidden", "from": "wide_states", "layers": PAIRS},
+    "hidden, mse, wide": {
+        "kind": "hidden",
+        "from": "wide_states",
+        "layers": PAIRS,
+        "distance": "mse",
+    },
 }
 SIGNALS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in signal_kinds.KINDS}
 TERMS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in term_kinds.KINDS}
+STORED = ("choices", "tokens", "mean", "out_of_fold")
+"""The signals that can be, combined ones last."""
 
 
 def make(kinds, name):
-    kind, changes = VARIANTS.get(name, (name, {}))
-    return kinds[kind].model_validate({"kind": kind, **MADE[kind], **changes})
+    kind = MADE[name].get("kind", name)
+    return kinds[kind].model_validate({"kind": kind, **MADE[name]})
+
+
+def test_every_kind_is_tested():
+    made = {settings.get("kind", name) for name, settings in MADE.items()}
+    assert made == {*SIGNALS, *TERMS}
+    assert {name for name in SIGNALS if not make(SIGNALS, name).is_live} == {*STORED}
+
+
+OF_TERMS = [name for name, settings in MADE.items() if settings.get("kind", name) in TERMS]
 
 
 @dataclass(frozen=True)
 class World:
-    """A teacher and a student in float64, and the stores of the teacher's signals."""
+    """A student and its teachers in float64, and the stores of the first one's signals."""
 
     questions: list
     student: torch.nn.Module
     teacher: torch.nn.Module
+    wide: torch.nn.Module
     size: int
     stores: dict
+    projectors: torch.nn.ModuleList | None = None
 
 
-def float64_model(tokens: int, seed: int) -> PreTrainedModel:
+def float64_model(tokens: int, seed: int, layers: int = 2, width: int = 16) -> PreTrainedModel:
     """A random model that computes in float64 throughout: norms and attention of Llama's do not."""
     config = StableLmConfig(
         vocab_size=tokens,
-        hidden_size=16,
+        hidden_size=width,
         intermediate_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         initializer_range=0.3,
@@ -92,11 +126,12 @@ def float64_model(tokens: int, seed: int) -> PreTrainedModel:
 def world(tiny_model, tmp_path_factory):
     tokenizer = load_tokenizer(tiny_model)
     questions = encode(EXAMPLES, tokenizer, PromptSettings(format="cloze", max_length=100))
-    student, teacher = float64_model(len(tokenizer), seed=0), float64_model(len(tokenizer), seed=1)
     size = len(tokenizer)
+    student, teacher = float64_model(size, seed=0), float64_model(size, seed=1)
+    wide = float64_model(size, seed=2, layers=3, width=24)
     folder, stores = tmp_path_factory.mktemp("stores"), {}
     keys = [example_key(example) for example in EXAMPLES]
-    for name in SIGNALS:  # combined signals come last in the table
+    for name in STORED:
         signal = make(SIGNALS, name)
         if isinstance(signal, CombinedSignal):
             (folder / name).mkdir()
@@ -109,7 +144,7 @@ def world(tiny_model, tmp_path_factory):
             capture.write(teacher, questions, keys, folder / name)
             capture.finish(folder / name, {})
         stores[name] = SignalStore(folder / name)
-    return World(questions, student, teacher, size, stores)
+    return World(questions, student, teacher, wide, size, stores)
 
 
 def dense_logprobs(model, question, size) -> list[Tensor]:
@@ -137,7 +172,7 @@ def dense_right(model, question, size) -> Tensor:
     return dense_logprobs(model, question, size)[question.gold]
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", STORED)
 def test_a_signal_is_what_the_dense_model_says(world, name):
     signal, store = make(SIGNALS, name), world.stores[name]
     decisions = signal.decisions(store.whole(), store.facts)
@@ -159,7 +194,7 @@ def test_a_signal_is_what_the_dense_model_says(world, name):
         torch.testing.assert_close(dense[ids[: len(best)]], best, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", STORED)
 def test_a_store_gives_each_example_its_own_in_any_order(world, name):
     store, order = world.stores[name], torch.tensor([2, 0, 3])
     whole = store.whole().reordered(order)
@@ -216,7 +251,38 @@ def dense_sparse_kl(world, term, target):
     return (divergence + tail_wanted * (tail_wanted.log() - tail)).sum()
 
 
+def dense_states(model, question) -> list[Tensor]:
+    """Per place, the states [T, H] of the prompt's tokens and of each response's."""
+    found = []
+    for number, response in enumerate(question.responses):
+        ids = torch.tensor([[*question.prompt, *response]])
+        states = model(ids, output_hidden_states=True).hidden_states
+        found.append([place[0, (len(question.prompt) if number else 0) :] for place in states])
+    return [torch.cat(places) for places in zip(*found, strict=True)]
+
+
+def dense_hidden(world, term, target):
+    teacher = world.wide if "wide" in term.signal else world.teacher
+    pairs = {"last": [(2, 2)], "uniform": [(1, 1), (2, 2)]}.get(term.layers, term.layers)
+    total = torch.zeros((), dtype=torch.float64)
+    for question in world.questions:
+        question = question.gold_only()
+        ours, theirs = dense_states(world.student, question), dense_states(teacher, question)
+        for number, (place, other) in enumerate(pairs):
+            found, wanted = ours[place], theirs[other]
+            if world.projectors:
+                found = found @ world.projectors[number].weight.T
+            if term.distance == "mse":
+                distance = ((found - wanted) ** 2).mean(-1)
+            else:
+                lengths = found.norm(dim=-1) * wanted.norm(dim=-1)
+                distance = 1 - (found * wanted).sum(-1) / lengths
+            total = total + distance.sum() / len(pairs)
+    return total
+
+
 DENSE = {
+    "hidden": dense_hidden,
     "gold": dense_gold,
     "gold_choice": dense_gold_choice,
     "choice_kl": dense_choice_kl,
@@ -225,35 +291,63 @@ DENSE = {
 }
 
 
-@pytest.mark.parametrize("name", [*TERMS, *VARIANTS])
+def source_of(world, term):
+    """Return what a term is to match and what it trains beside the student."""
+    signal, no_modules = make(SIGNALS, term.signal), torch.nn.ModuleList()
+    if not signal.is_live:
+        positions = torch.arange(len(world.questions))
+        return Stored(signal, world.stores[term.signal], Identity(), positions), (), no_modules
+    model = getattr(world, signal.of)
+    configs = world.student.config, model.config
+    layers = tuple(config.num_hidden_layers for config in configs)
+    widths = tuple(config.hidden_size for config in configs)
+    pairs = term.pairs(Pairing(layers, widths, None), "")
+    beside = term.modules(len(pairs), widths).double()
+    watched = Watched(model, {theirs for _, theirs in pairs})
+    return signal.source(watched, pairs), sorted({ours for ours, _ in pairs}), beside
+
+
+@pytest.mark.parametrize("name", OF_TERMS)
 def test_value_and_gradient_of_a_term_are_the_dense_ones(world, name):
     term = make(TERMS, name)
-    everything = range(len(world.questions))
-    sources = {}
+    sources, places, beside = {}, (), torch.nn.ModuleList()
     if term.signal:
-        signal, store = make(SIGNALS, term.signal), world.stores[term.signal]
-        positions = torch.tensor([*everything])
-        sources["term"] = Stored(signal, store, Identity(), positions)
-    player = Player(world.student, {"term": term}, sources)
+        sources["term"], places, beside = source_of(world, term)
+    world = replace(world, projectors=beside)
+    player = Player(world.student, {"term": term}, sources, {"term": beside}, places)
     questions = world.questions
     if not term.needs.choices:
         questions = [question.gold_only() for question in questions]
-    batch = pack(questions, [*everything])
-    targets = {
-        key: target._replace(
-            probabilities_RK=target.probabilities_RK.double(), tail_R=target.tail_R.double()
-        )
-        for key, target in player.targets(batch).items()
-    }
+    batch = pack(questions, range(len(questions)))
+    targets = player.targets(batch)
+    if isinstance(target := targets.get("term"), Target):
+        wide = {"probabilities_RK": target.probabilities_RK.double()}
+        targets["term"] = target._replace(**wide, tail_R=target.tail_R.double())
+    trained = [*world.student.parameters(), *beside.parameters()]
 
-    world.student.zero_grad()
+    player.zero_grad()
     found = player(batch, targets)["term"]
     found.total.backward()
-    gradients = [parameter.grad.clone() for parameter in world.student.parameters()]
-    world.student.zero_grad()
+    gradients = [parameter.grad.clone() for parameter in trained if parameter.grad is not None]
+    player.zero_grad()
     expected = DENSE[term.kind](world, term, targets.get("term"))
     expected.backward()
-    assert found.units == sum(map(term.count, world.questions))
+    assert found.units == sum(map(term.count, questions))
     torch.testing.assert_close(found.total, expected, rtol=0, atol=1e-9)
-    for gradient, parameter in zip(gradients, world.student.parameters(), strict=True):
-        torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=1e-9)
+    reached = [parameter.grad for parameter in trained if parameter.grad is not None]
+    for gradient, wanted in zip(gradients, reached, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+def test_hidden_states_have_nothing_to_learn_from_themselves(world, distance):
+    pairs = [[0, 0], [1, 1], [2, 2]]
+    settings = {"kind": "hidden", "from": "hidden_states", "distance": distance, "layers": pairs}
+    term = TERMS["hidden"].model_validate(settings)
+    source, places, beside = source_of(world, term)
+    batch = pack(world.questions, range(4))  # with all their choices
+    for model, is_zero in ((world.teacher, True), (world.student, False)):
+        player = Player(model, {"term": term}, {"term": source}, {"term": beside}, places)
+        found = player(batch, player.targets(batch))["term"]
+        assert (abs(found.total.item()) < 1e-12 * found.units) is is_zero
+        assert found.units == sum(map(term.count, world.questions))

@@ -114,6 +114,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"models.first.learn.tokens.from": "choices"},
         r"models.first.learn.tokens: it compares tokens, but signals.choices is of choices",
     ),
+    "a recalibration of what is not stored": (
+        {"signals.choices.live": True},
+        r"models.first.learn.choices: recalibrate: temperature cannot be fitted to signals.choices",
+    ),
+    "a pool of what is not stored": (
+        {
+            "signals.now": {"kind": "choices", "of": "teacher", "live": True},
+            "signals.pooled": {"kind": "mean", "of": ["choices", "now"]},
+        },
+        r"signals.pooled.of: 'now' is live: nothing is stored that could be combined",
+    ),
+    "hidden states of a signal of choices": (
+        {"models.first.learn.states": {"kind": "hidden", "from": "choices"}},
+        r"models.first.learn.states: it compares states, but signals.choices is of choices",
+    ),
+    "hidden states that are to be stored": (
+        {"signals.states": {"kind": "hidden_states", "of": "teacher", "live": False}},
+        r"signals.states.live: False is not allowed",
+    ),
     "tails that are not kept": (
         {"models.first.learn.tokens.recalibrate": "vocabulary_temperature"},
         r"models.first.learn.tokens: recalibrate: vocabulary_temperature needs the tail's nodes; "
@@ -121,7 +140,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown kind of signal": (
         {"signals.choices.kind": "votes"},
-        r"signals.choices.kind: 'votes' is not allowed; allowed: 'choices', 'tokens', 'mean'",
+        r"signals.choices.kind: 'votes' is not allowed; allowed: 'choices', 'tokens', 'hidden_",
     ),
     "an unknown kind of term": (
         {"models.sft.learn": {"golden": {}}},

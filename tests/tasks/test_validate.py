@@ -164,6 +164,33 @@ def test_layers_are_counted_along_the_models_that_are_made_from_each_other(proje
         check(project, good())
 
 
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ({"layers": [[1, 3]]}, r"states\.layers: there is no pair \[1, 3\]; .*0 to 1, .*0 to 2"),
+        ({"layers": "kept", "from": "others"}, r"states\.layers: kept, but the student is not"),
+        ({"layers": "kept"}, None),
+    ],
+)
+def test_hidden_states_that_do_not_exist_are_refused_before_any_training(
+    project: Path, term: dict[str, Any], message: str | None
+) -> None:
+    def add(params: Any) -> None:
+        params["models"]["second"] = {"init": {"kind": "source", "source": "path:sources/second"}}
+        params["signals"]["states"] = {"kind": "hidden_states", "of": "teacher"}
+        params["signals"]["others"] = {"kind": "hidden_states", "of": "second"}
+        states = {"kind": "hidden", "from": "states", **term}
+        params["models"]["first"]["learn"]["states"] = states
+
+    change(project, add)
+    shutil.copytree(project / "data/model/base", project / "data/model/second")
+    if message is None:
+        check(project, good())
+    else:
+        with pytest.raises(ConfigError, match=r"models\.first\.learn\." + message):
+            check(project, good())
+
+
 def test_a_length_that_leaves_no_room_is_refused_and_one_that_cuts_is_warned_of(
     project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -351,7 +378,7 @@ def test_token_ids_of_two_tokenizers_are_refused_before_any_training(project: Pa
     (judge / "tokenizer.json").write_text(tokenizer.replace('"<pad>"', '"<nil>"'))
     with pytest.raises(
         ConfigError,
-        match=r"models\.first\.learn\.tokens\.from: signals\.tokens holds token ids of ",
+        match=r"models\.first\.learn\.tokens\.from: signals\.tokens is of the tokens of ",
     ):
         check(project, good())
 

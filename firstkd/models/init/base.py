@@ -28,6 +28,9 @@ class Init(Section):
     can_learn: ClassVar[bool] = False
     """Whether a model that starts so may be trained; the others are made once, and copied."""
 
+    cuts_layers: ClassVar[bool] = False
+    """Whether it lacks layers of the model that it is made from."""
+
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models that it is made from."""
@@ -39,6 +42,13 @@ class Init(Section):
         Raises ConfigError, with `key` before the setting's name, if it cannot start so.
         """
         return present
+
+    def kept(self, folder: Path) -> list[int]:
+        """Return which layers of the model that it is made from are in the one in `folder`.
+
+        Only for starts that cut layers.
+        """
+        raise NotImplementedError
 
     def make(self, folder: Path, given: Given) -> None:
         """Write the start as a model folder that transformers can load."""

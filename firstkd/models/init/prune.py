@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 class PruneInit(Init):
     kind: Literal["prune"]
     reads_examples: ClassVar[bool] = True
+    cuts_layers: ClassVar[bool] = True
 
     of: Name
     layers: Positive
@@ -35,6 +36,12 @@ class PruneInit(Init):
                 f"{key}layers: {self.layers}, but {self.of} has {present}; keep {present} at most"
             )
         return self.layers
+
+    def kept(self, folder: Path) -> list[int]:
+        from firstkd.files import read_json
+
+        kept: list[int] = read_json(folder / "metrics.json")["kept"]
+        return kept
 
     def make(self, folder: Path, given: Given) -> None:
         """Raise ConfigError if the model has fewer layers than are to be kept."""

@@ -101,7 +101,8 @@ def test_the_positions_of_padding_go_on():
 
 def test_unpacked_rows_hold_the_prompt_and_one_response_each():
     batch = pack(QUESTIONS, [1, 0])
-    rows, positions = unpack(batch)
+    rows, places = unpack(batch)
+    positions = places[batch.positions_N]
     expected = [q.prompt + r for q in (QUESTIONS[1], QUESTIONS[0]) for r in q.responses]
     assert [row[: len(ids)] for row, ids in zip(rows.tolist(), expected, strict=True)] == expected
     # of each supervised position, what precedes it is the same

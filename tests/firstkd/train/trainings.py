@@ -67,14 +67,25 @@ def changed(**changes):
 
 
 def trained(
-    tiny_model, folder, checkpoints=None, questions=QUESTIONS, plan=None, learn=GOLD, **changes
+    tiny_model,
+    folder,
+    checkpoints=None,
+    questions=QUESTIONS,
+    plan=None,
+    learn=GOLD,
+    player=None,
+    **changes,
 ):
-    """Train the tiny model under changed settings of either kind; return it and its curve."""
+    """Train the tiny model under changed settings of either kind; return it and its curve.
+
+    `player`, of a model, makes another one than that which learns from gold alone.
+    """
     deterministic(seed=1, threads=1)
     settings, machine = changed(**changes)
     model = load_to_train(tiny_model, settings, machine, join_ranks())
     plan = plan or training_plan(questions, settings, seed=1)
-    live, player = folder / "stage/curve.jsonl", Player(model, learn, {})
+    live = folder / "stage/curve.jsonl"
+    player = player(model) if player else Player(model, learn, {})
     return model, train(player, questions, plan, settings, machine, live, checkpoints)
 
 

@@ -1,0 +1,60 @@
+"""The decoder layers of a model, and the hidden states on their way through them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from firstkd.errors import ArtifactError
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """Return the list of all decoder layers, whatever the family calls it.
+
+    Raises ArtifactError where no list, or more than one, could be it.
+    """
+    count = model.config.num_hidden_layers
+    lists = {
+        name: module
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    depth = min((name.count(".") for name in lists), default=0)
+    outermost = [module for name, module in lists.items() if name.count(".") == depth]
+    if len(outermost) != 1:
+        raise ArtifactError(
+            f"{model.config.model_type}: {len(outermost)} lists of {count} modules in the model, "
+            "not one of decoder layers, so they can be neither removed nor watched; choose another "
+            "model"
+        )
+    return outermost[0]
+
+
+def hidden_given(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """The hidden states that a layer was given."""
+    hidden: Tensor = inputs[0] if inputs else named["hidden_states"]
+    return hidden
+
+
+@contextmanager
+def states_watched(backbone: Any, places: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Yield a dictionary that a forward pass in the body fills: by place, states [rows, L, H].
+
+    Place i is what enters layer i, as in transformers' `hidden_states`: 0 is the embedding. The
+    last place, after the final norm, is the pass's own output and not among these.
+    """
+    layers = decoder_layers(backbone) if places else nn.ModuleList()
+    found: dict[int, Tensor] = {}
+
+    def keep(place: int) -> Any:
+        return lambda _, inputs, named: found.update({place: hidden_given(inputs, named)})
+
+    hooks = [
+        layers[place].register_forward_pre_hook(keep(place), with_kwargs=True) for place in places
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

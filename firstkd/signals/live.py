@@ -1,0 +1,57 @@
+"""Signals whose model runs in the training that learns from it, frozen."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from firstkd.data.packing import Batch
+from firstkd.models.folders import vocabulary_size
+from firstkd.models.scoring import ResponseScorer
+from firstkd.models.view import View
+from firstkd.recalibration.none import Identity
+from firstkd.signals.base import CapturedSignal
+from firstkd.signals.target import States, Target, target_of
+
+
+class Watched:
+    """A frozen model, of which all signals and terms share one pass a batch."""
+
+    def __init__(self, model: PreTrainedModel, places: Iterable[int]) -> None:
+        """`places` are all those at which somebody looks at its hidden states."""
+        self.scorer = ResponseScorer(model, exact=True).eval().requires_grad_(False)
+        self.vocabulary_size = vocabulary_size(model)
+        self._places = sorted(set(places))
+        self._view: View | None = None
+
+    def view(self, batch: Batch) -> View:
+        if self._view is None or self._view.batch is not batch:
+            self._view = View(self.scorer, batch, places=self._places)
+        return self._view
+
+
+@dataclass(frozen=True)
+class LiveDecisions:
+    """Decisions as they are: there is no store that a recalibration could be fitted to."""
+
+    signal: CapturedSignal
+    watched: Watched
+
+    @torch.no_grad()
+    def of(self, batch: Batch) -> Target:
+        size = self.watched.vocabulary_size
+        records = self.signal.capture(self.watched.view(batch), size)
+        decisions = self.signal.decisions(records, self.signal.facts(size))
+        return target_of(decisions, Identity(), batch)
+
+
+@dataclass(frozen=True)
+class LiveStates:
+    watched: Watched
+    pairs: tuple[tuple[int, int], ...]
+
+    @torch.no_grad()
+    def of(self, batch: Batch) -> States:
+        view = self.watched.view(batch)
+        return States([(student, view.states(teacher)) for student, teacher in self.pairs])

@@ -1,0 +1,88 @@
+"""Trainings beside a frozen teacher, with projectors that are trained, saved and thrown away."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from firstkd.errors import ConfigError
+from firstkd.terms.hidden import Hidden
+from tests.firstkd.train.trainings import SHARED, trained
+from tests.firstkd.train.watching import hidden, watching
+from tests.tiny import REPOSITORY
+
+
+def same(first, second):
+    assert first[1] == second[1]
+    for a, b in zip(first[0].parameters(), second[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_projectors_are_saved_and_go_on_bit_for_bit(tiny_model, tmp_path, zero_stage):
+    calls = []
+
+    class Interrupted(Hidden):
+        def __call__(self, view, name, target):
+            calls.append(name)
+            if len(calls) == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(view, name, target)
+
+    undisturbed = trained(tiny_model, tmp_path, player=watching, zero_stage=zero_stage)
+    checkpoints = tmp_path / "checkpoints"
+    with pytest.raises(SystemExit):
+        trained(
+            tiny_model,
+            tmp_path,
+            checkpoints,
+            player=lambda model: watching(model, hidden(Interrupted)),
+            zero_stage=zero_stage,
+        )
+    with safe_open(checkpoints / "step-00000007/rank-0.safetensors", "pt") as saved:
+        assert any("beside.0.1.weight|exp_avg" in key for key in saved.keys())  # noqa: SIM118
+    same(undisturbed, trained(tiny_model, tmp_path, checkpoints, player=watching,
+                              zero_stage=zero_stage))  # fmt: skip
+    of_states = [point["states"] for point in undisturbed[1]]
+    assert of_states[-1] < 0.8 * of_states[0]
+
+
+def test_the_student_is_saved_without_projectors(tiny_model, tmp_path):
+    model, _ = trained(tiny_model, tmp_path, player=watching)
+    assert not [name for name, _ in model.named_parameters() if "beside" in name]
+
+
+def test_accumulated_micro_batches_are_one_large_batch(tiny_model, tmp_path):
+    whole, parts = [[*range(8)]], [[0, 1, 2], [3], [4, 5, 6, 7], []][:3]
+    _, large = trained(tiny_model, tmp_path, plan=whole, player=watching)
+    _, small = trained(tiny_model, tmp_path, plan=parts, player=watching, micro_batches_per_step=3)
+    for key in ("loss", "states", "gradient_norm"):
+        assert small[0][key] == pytest.approx(large[0][key], rel=1e-5)
+
+
+def test_layers_that_are_computed_again_show_no_states(tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match=r"machine\.gradient_checkpointing: hidden"):
+        trained(tiny_model, tmp_path, player=watching, gradient_checkpointing=True)
+
+
+@pytest.mark.distributed
+@pytest.mark.integration
+def test_two_processes_learn_what_one_does(tiny_model, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "tests.firstkd.train.watching"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [*command, tiny_model, tmp_path, "1", "3"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    _, alone = trained(tiny_model, tmp_path / "one", player=watching, **SHARED, zero_stage=1)
+    for stage in ("1", "3"):
+        shared = json.loads((tmp_path / stage / "curve.json").read_text())
+        for key in ("loss", "states", "gradient_norm"):
+            expected = pytest.approx([point[key] for point in alone], rel=1e-3)
+            assert [point[key] for point in shared] == expected

@@ -1,0 +1,65 @@
+"""Trainings of the tiny model beside a wider teacher, whose hidden states it matches.
+
+Run as  torchrun --nproc-per-node 2 -m tests.firstkd.train.watching MODEL OUT STAGE…
+
+which trains under each ZeRO stage and writes the curve and weights to OUT/STAGE.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from firstkd.signals.hidden_states import HiddenStates
+from firstkd.signals.live import Watched
+from firstkd.terms.hidden import Hidden
+from firstkd.train.distributed import join_ranks
+from firstkd.train.player import Player
+from tests.firstkd.train.trainings import GOLD, SHARED, trained
+
+PAIRS = [(1, 2), (2, 3)]
+STATES = HiddenStates(kind="hidden_states", of="teacher")
+
+
+def hidden(kind=Hidden):
+    settings = {"kind": "hidden", "from": "states", "layers": PAIRS, "distance": "mse"}
+    return kind.model_validate(settings)
+
+
+def teacher():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        config = LlamaConfig(
+            vocab_size=400,
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+        )
+        return LlamaForCausalLM(config)
+
+
+def watching(model, term=None):
+    """Return a player that learns from gold, and from the teacher's states through projectors."""
+    term = term or hidden()
+    watched = Watched(teacher(), [theirs for _, theirs in PAIRS])
+    beside = {"states": term.modules(len(PAIRS), (32, 48))}
+    places = [ours for ours, _ in PAIRS]
+    sources = {"states": STATES.source(watched, PAIRS)}
+    return Player(model, {**GOLD, "states": term}, sources, beside, places)
+
+
+def main(tiny_model: Path, out: Path, stages: list[str]) -> None:
+    for stage in stages:
+        model, curve = trained(
+            tiny_model, out / stage, player=watching, **SHARED, zero_stage=int(stage)
+        )
+        if join_ranks().is_first:
+            (out / stage / "curve.json").write_text(json.dumps(curve))
+            model.save_pretrained(out / stage)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
