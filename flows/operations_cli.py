@@ -26,6 +26,7 @@ def add_to(app: typer.Typer) -> None:
         history,
         ask,
         serve,
+        collect,
         schedule,
         reproduce,
         import_knowledge,
@@ -164,6 +165,14 @@ def serve(
         from flows import serve
 
         serve.serve(project, host, port, token_file)
+
+
+def collect() -> None:
+    """Write the questions that were served to sources/traffic.jsonl, to learn from."""
+    from tasks.collect import collect
+
+    path, count = collect(ROOT)
+    typer.echo(f"{count:,} questions in {path}; name it in fetch.datasets with role: unlabelled")
 
 
 def schedule(

@@ -14,6 +14,7 @@ from firstkd.serving.run import run, token_for
 from flows import promotion, registry
 from flows.project import Project
 from flows.tracking import clear_errors
+from tasks.layout import log_folder
 
 
 def load(project: Project, version: ModelVersion) -> Served:
@@ -45,7 +46,9 @@ def serve(project: Project, host: str, port: int, token_file: Path | None) -> No
         with clear_errors(project.tracking):
             return newest(project, known)
 
-    run(create_app(settings.serve, champion, token, other), host, port, settings.serve.limits)
+    traffic = log_folder(project.root, "traffic")
+    app = create_app(settings.serve, champion, token, other, traffic_folder=traffic)
+    run(app, host, port, settings.serve.limits)
 
 
 def _registered(project: Project) -> Served | None:

@@ -45,7 +45,7 @@ NOT_RUN = {
     ),
     r"firstkd serve --host .*": "for other machines; tests/test_operations.py asks for a token",
     r"mlflow models\s+serve": "in the text, of what operations.md runs",
-    r"firstkd (ask|schedule|serve)|dvc commit": "a name in the text of what is run elsewhere",
+    r"firstkd (ask|collect|schedule|serve)|dvc commit": "a name in a text",
 }
 LASTING = {
     "firstkd schedule": "Retraining ",

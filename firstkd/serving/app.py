@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from firstkd.serving.metrics import Metrics
 from firstkd.serving.policy import route
 from firstkd.serving.settings import ServeSettings
 from firstkd.serving.targets import target_of
+from firstkd.serving.traffic import TrafficLog
 from firstkd.serving.wire import Request, Response
 
 WATCH_SECONDS = 5.0
@@ -32,7 +34,13 @@ log = logging.getLogger(__name__)
 class Service:
     """A champion, its batches, and whoever it passes questions on to."""
 
-    def __init__(self, settings: ServeSettings, newest: Newest, other: Served | None) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        newest: Newest,
+        other: Served | None,
+        traffic_folder: Path | None,
+    ) -> None:
         champion = newest(None)
         assert champion is not None
         self.limits, self.newest, self.metrics = settings.limits, newest, Metrics()
@@ -40,6 +48,9 @@ class Service:
         self.metrics.in_charge(champion.name)
         self.metrics.waiting.set_function(lambda: self.champion.size)
         self.other = self._batcher(other, lambda _: None) if other else None
+        self.traffic = None
+        if settings.traffic and traffic_folder:
+            self.traffic = TrafficLog(traffic_folder, settings.traffic)
         self.escalation = None
         if (asked := settings.escalate) is not None:
             target = target_of(asked, self.other)
@@ -61,6 +72,8 @@ class Service:
         told = await route(served, examples, answers, self.escalation)
         for each in told:
             self.metrics.count(each)
+        if self.traffic:
+            self.traffic.add(examples, told)
         return Response(answers=told)
 
     def health(self) -> dict[str, Any]:
@@ -95,12 +108,16 @@ class Service:
         batchers = [self.champion, *([self.other] if self.other else [])]
         tasks = [asyncio.create_task(batcher.work()) for batcher in batchers]
         tasks.append(asyncio.create_task(self.watch(watch_seconds)))
+        if self.traffic:
+            tasks.append(asyncio.create_task(self.traffic.work()))
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self.traffic:
+                await self.traffic.flush()
             if self.escalation:
                 await self.escalation.target.close()
 
@@ -111,12 +128,14 @@ def create_app(
     token: str | None = None,
     other: Served | None = None,
     watch_seconds: float = WATCH_SECONDS,
+    traffic_folder: Path | None = None,
 ) -> FastAPI:
     """Return the server's application, with the champion loaded.
 
     With a token, everything but /health needs it. `other` is the registered model to escalate to.
+    The traffic log is written to `traffic_folder`, if the settings ask for one.
     """
-    service = Service(settings, newest, other)
+    service = Service(settings, newest, other, traffic_folder)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -58,6 +58,22 @@ class RegisteredSettings(Section):
         return self.model, self.version
 
 
+Text = Literal["question", "choices", "answer", "guess"]
+
+
+class TrafficSettings(Section):
+    """What `firstkd serve` keeps of its traffic, in logs/traffic."""
+
+    drop: list[Text]
+    """Fields that are not written."""
+    hash: list[Text]
+    """Fields that are hashed before they are written."""
+    rows: Positive
+    """Of a file."""
+    files: Positive
+    """Kept; the oldest goes."""
+
+
 class LimitSettings(Section):
     """What a server takes on; whatever exceeds it is refused at once."""
 
@@ -83,6 +99,8 @@ class ServeSettings(Section):
 
     escalate: Annotated[OpenAISettings | RegisteredSettings, Field(discriminator="kind")] | None
     """Who answers what `firstkd serve` has its student abstain from."""
+    traffic: TrafficSettings | None
+    """Null to log nothing."""
     limits: LimitSettings
 
     @model_validator(mode="after")

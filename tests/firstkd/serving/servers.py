@@ -28,7 +28,7 @@ LIMITS = {"body_bytes": 20_000, "questions": 8, "choices": 6, "waiting": 64, "se
 
 def settings(**changed: Any) -> ServeSettings:
     limits = {**LIMITS, **changed.pop("limits", {})}
-    plain = {"policy": None, "abstain_below": None, "cost": None, "escalate": None}
+    plain = {"policy": None, "abstain_below": None, "cost": None, "escalate": None, "traffic": None}
     return ServeSettings.model_validate({**plain, "limits": limits, **changed})
 
 

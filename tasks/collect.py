@@ -1,0 +1,43 @@
+"""Served questions as a data set of role `unlabelled`: what `firstkd collect` does.
+
+Reads   logs/traffic/*.parquet, as `firstkd serve` writes them with serve.traffic
+Writes  sources/traffic.jsonl, a question a line, each once
+"""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from firstkd.errors import ArtifactError
+from firstkd.files import write_json_lines
+from tasks.layout import log_folder
+
+NEEDED = ("question", "choices")
+
+
+def collect(root: Path) -> tuple[Path, int]:
+    """Return the file and how many questions it has.
+
+    What was collected before is replaced. Raises ArtifactError if there is no traffic, or its
+    questions were dropped or hashed.
+    """
+    files = sorted(log_folder(root, "traffic").glob("*.parquet"))
+    found = {}
+    for file in files:
+        schema = pq.read_schema(file)
+        hashed = (schema.metadata or {}).get(b"hashed", b"").decode().split(",")
+        if lacking := [n for n in NEEDED if n not in schema.names or n in hashed]:
+            raise ArtifactError(
+                f"{file} has no readable {' and '.join(lacking)} (serve.traffic.drop or .hash), "
+                "so nothing can be learned from it; delete it, or log these fields"
+            )
+        for row in pq.read_table(file, columns=[*NEEDED]).to_pylist():
+            found[row["question"], tuple(row["choices"])] = {n: row[n] for n in NEEDED}
+    if not found:
+        raise ArtifactError(
+            f"{log_folder(root, 'traffic')} holds no traffic; set serve.traffic in params.yaml and "
+            "start `firstkd serve` again"
+        )
+    path = root / "sources/traffic.jsonl"
+    write_json_lines(path, list(found.values()))
+    return path, len(found)
