@@ -1,11 +1,14 @@
 """Causal language models in Hugging Face folders: load and save."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -48,17 +51,18 @@ def load_model(folder: Path, precision: Precision = "auto") -> PreTrainedModel:
     if not any(folder.glob("*.safetensors")):
         raise ArtifactError(f"{folder} holds no *.safetensors weights; run the stage that makes it")
     config = read_config(folder)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=DTYPES[precision_here(precision)],
-        attn_implementation=_attention(config),
-        ignore_mismatched_sizes=True,  # listed below
-        output_loading_info=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
+    with _named(folder, "config.json"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=DTYPES[precision_here(precision)],
+            attn_implementation=_attention(config),
+            ignore_mismatched_sizes=True,  # listed below
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
     model, info = loaded
     _check_complete(folder, info)
     ids = tokenizer_ids(folder)
@@ -84,7 +88,22 @@ def read_config(folder: Path) -> Any:
 
 
 def _config(folder: Path) -> Any:
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with _named(folder, "config.json"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+@contextmanager
+def _named(folder: Path, file: str) -> Iterator[None]:
+    """Turn whatever transformers makes of a setting that it cannot use into an ArtifactError."""
+    try:
+        yield
+    except (ImportError, KeyError, TypeError, ValueError, OSError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(
+            f"{folder}: transformers {transformers.__version__} cannot load it as {file} says "
+            f"({type(error).__name__}: {reason}); correct that file, or choose a model that is "
+            "neither quantised nor needs code of its own"
+        ) from error
 
 
 def number_of_rows(weight: Any) -> int:
@@ -131,7 +150,9 @@ def _check_complete(folder: Path, info: dict[str, Any]) -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    """Raises ArtifactError if its files do not describe one."""
+    with _named(folder, "tokenizer_config.json"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

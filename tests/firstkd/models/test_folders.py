@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -35,6 +36,42 @@ def test_pickled_weights_are_not_loaded(tiny_model, tmp_path):
     (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
     with pytest.raises(ArtifactError, match=r"holds no \*\.safetensors weights"):
         load_model(tmp_path, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("file", "setting", "reason"),
+    [
+        ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "GPTQ"),
+        ("config.json", {"quantization_config": {"quant_method": "awq", "bits": 4}}, "AWQ"),
+        ("config.json", {"rope_scaling": {"type": "su", "factor": 2}}, "KeyError: 'su'"),
+        ("config.json", {"hidden_size": "32"}, "expected int, got str"),
+        ("config.json", {"num_attention_heads": 5}, "not a multiple"),
+        ("config.json", {"tie_word_embeddings": False}, r"the weights lack lm_head\.weight"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["a.X", None]}}, "custom code"),
+        ("special_tokens_map.json", None, "JSONDecodeError"),
+    ],
+)
+def test_what_transformers_cannot_load_is_one_line_with_the_file(
+    tiny_model, tmp_path, file, setting, reason
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    path = folder / file
+    if setting is None:
+        path.write_text("{")
+    else:
+        own = {"tokenizer_class": "X"} if "auto_map" in setting else {}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **setting, **own}))
+    with pytest.raises(ArtifactError, match=f"{re.escape(str(folder))}: .*{reason}"):
+        load_model(folder, "fp32")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_embeds_is_cut_to_those(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["<a>", "<b>"])
+    tokenizer.save_pretrained(folder)
+    model = load_model(folder, "fp32")
+    assert vocabulary_size(model) == len(model.get_input_embeddings().weight) < len(tokenizer)
 
 
 @pytest.fixture(scope="module")
