@@ -122,18 +122,21 @@ def without(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("layers.1.mlp.up_proj"), r"the weights lack model.layers.1.mlp.up_proj.weight$"),
+        (
+            without("layers.1.mlp.up_proj"),
+            r"the weights lack model.layers.1.mlp.up_proj.weight; config",
+        ),
         (
             lambda weights: {f"base_model.model.{n}": t for n, t in weights.items()},
-            r"the weights lack .* and \d+ more$",
+            r"the weights lack .* and \d+ more; config",
         ),
         (
             lambda weights: {**weights, "model.layers.0.extra": torch.ones(2)},
-            r"the model has no place for model.layers.0.extra$",
+            r"the model has no place for model.layers.0.extra; config",
         ),
         (
             lambda weights: {**weights, "model.norm.weight": torch.ones(31)},
-            r"the shape differs from config.json's for model.norm.weight$",
+            r"the shape differs from config.json's for model.norm.weight; config",
         ),
     ],
     ids=["missing", "renamed", "unexpected", "mismatched"],
