@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from firstkd.errors import ConfigError
@@ -53,7 +54,9 @@ def open_live(
             )
         pairing = pairing_of(root, settings, name, signal.of, start)
         pairs[term_name] = term.pairs(pairing, key)
-        beside[term_name] = term.modules(len(pairs[term_name]), pairing.widths)
+        with torch.random.fork_rng():  # the same start, whatever was drawn while models were loaded
+            torch.manual_seed(settings.runtime.seed)
+            beside[term_name] = term.modules(len(pairs[term_name]), pairing.widths)
     models = {
         of: Watched(load_model(model_folder(root, of), precision), _places(terms, pairs, of))
         for of in dict.fromkeys(signal.of for _, signal in terms.values())

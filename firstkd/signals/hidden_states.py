@@ -9,6 +9,7 @@ from firstkd.signals.base import LiveSignal, Pairs
 
 if TYPE_CHECKING:
     from firstkd.signals.live import Watched
+    from firstkd.signals.store import Layout
     from firstkd.signals.target import Source
 
 
@@ -21,6 +22,9 @@ class HiddenStates(LiveSignal):
     @property
     def is_live(self) -> bool:
         return True
+
+    def layout(self, vocabulary_size: int) -> "Layout":
+        return {}
 
     def source(self, watched: "Watched", pairs: Pairs) -> "Source":
         from firstkd.signals.live import LiveStates

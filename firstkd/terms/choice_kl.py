@@ -1,11 +1,14 @@
 """The term `choice_kl`: the student's decision between choices against a signal's."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from firstkd.data.prompts import Question
 from firstkd.models.needs import Needs
 from firstkd.section import Share
 from firstkd.terms.base import SoftTerm, Sum
+from firstkd.terms.divergence import FORWARD, AnyDivergence
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ChoiceKl(SoftTerm):
-    """KL(target ‖ softmax(scores)) over the choices of a question; counts questions.
+    """Divergence of softmax(scores) from the target over a question's choices; counts questions.
 
     Where the answer is known, `gold_share` g moves the target towards it: (1 − g) · signal + g ·
     answer, so that what the signal is wrong about is corrected in the one target (as in Hinton et
@@ -26,6 +29,9 @@ class ChoiceKl(SoftTerm):
 
     gold_share: Share = 0.0
     """Of the target, given to the right choice where it is known."""
+    divergence: AnyDivergence = FORWARD
+    student_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """T: T² times the divergence of softmax(scores / T) (Hinton et al. 2015, sec. 2)."""
 
     def count(self, question: Question) -> int:
         return int(len(question.responses) > 1)
@@ -40,5 +46,6 @@ class ChoiceKl(SoftTerm):
         wanted = target.probabilities_RK[:, : scores.shape[1]]
         if self.gold_share:
             wanted = with_gold(wanted, view.batch.gold_B[decides], self.gold_share)
+        parted = choice_kl(wanted, scores, self.divergence, self.student_temperature)
         agree = (wanted.argmax(-1) == scores.argmax(-1)).sum()
-        return Sum(choice_kl(wanted, scores).sum(), len(scores), {"agreement": agree})
+        return Sum(parted.sum(), len(scores), {"agreement": agree})

@@ -7,6 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from firstkd.terms.divergence import FORWARD, Divergence
+
+ABSENT = -1e4
+"""Log-probability of what does not exist: 0 as a probability, and finite."""
+
 
 def choice_scores(logprobs_M: Tensor, response_of_M: Tensor, choice_mask_BC: Tensor) -> Tensor:
     """Scores [B, C]: the mean log-probability of each choice's tokens, −inf where there is none.
@@ -25,12 +30,17 @@ def with_gold(target_BC: Tensor, gold_B: Tensor, share: float) -> Tensor:
     return torch.where(known_B[:, None], target_BC.lerp(right_BC, share), target_BC)
 
 
-def choice_kl(target_BC: Tensor, scores_BC: Tensor) -> Tensor:
-    """KL(target ‖ softmax(scores)) per question [B]; choices that do not exist score −inf."""
-    log_student = F.log_softmax(scores_BC, dim=-1)
-    exists = torch.isfinite(scores_BC)
-    log_student = torch.where(exists, log_student, 0.0)
-    return (torch.xlogy(target_BC, target_BC) - target_BC * log_student).sum(-1)
+def choice_kl(
+    target_BC: Tensor, scores_BC: Tensor, divergence: Divergence = FORWARD, temperature: float = 1.0
+) -> Tensor:
+    """Divergence of softmax(scores) from the target per question [B]; −inf: no such choice.
+
+    With a temperature T: T² times that of softmax(scores / T), so that the gradient keeps its size
+    (Hinton et al. 2015, sec. 2).
+    """
+    log_student = F.log_softmax(scores_BC / temperature, dim=-1)
+    log_student = log_student.masked_fill(~torch.isfinite(scores_BC), ABSENT)
+    return temperature**2 * divergence(target_BC, log_student).sum(-1)
 
 
 def sparse_kl(
@@ -39,23 +49,24 @@ def sparse_kl(
     logprobs_NK: Tensor,
     log_tail_N: Tensor,
     tail_policy: str,
+    divergence: Divergence = FORWARD,
 ) -> Tensor:
-    """Forward KL per position [N] from a teacher known by its top-k probabilities and its tail.
+    """Divergence per position [N] from a teacher known by its top-k probabilities and its tail.
 
     `target_tail_N` is the probability of everything outside the top-k as it was stored: one minus
     the sum of probabilities that were rounded to float16 is off by up to 5·10⁻⁴, which is more
     than most tails hold.
 
     `ghost` adds one bin for the tail, so the student matches the head and the total mass of the
-    tail: Σ t·log(t/p) + t_tail·log(t_tail/p_tail).
+    tail; forward: Σ t·log(t/p) + t_tail·log(t_tail/p_tail).
     `renormalise` compares the conditional distributions on the head (the published loss); the
     student's mass on the head receives no gradient.
     """
     if tail_policy == "renormalise":
         target = target_NK / target_NK.sum(-1, keepdim=True)
         student = F.log_softmax(logprobs_NK, dim=-1)
-        return (torch.xlogy(target, target) - target * student).sum(-1)
-    head = (torch.xlogy(target_NK, target_NK) - target_NK * logprobs_NK).sum(-1)
+        return divergence(target, student).sum(-1)
     # −inf: the head is the whole vocabulary, and what the target has beside it is rounding
-    student_tail = log_tail_N.masked_fill(log_tail_N == -torch.inf, 0.0)
-    return head + torch.xlogy(target_tail_N, target_tail_N) - target_tail_N * student_tail
+    is_empty = log_tail_N == -torch.inf
+    tail = divergence(target_tail_N, log_tail_N.masked_fill(is_empty, ABSENT))
+    return divergence(target_NK, logprobs_NK).sum(-1) + tail.masked_fill(is_empty, 0.0)

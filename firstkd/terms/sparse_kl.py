@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from firstkd.data.prompts import Question
 from firstkd.terms.base import SoftTerm, Sum
+from firstkd.terms.divergence import FORWARD, AnyDivergence
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SparseKl(SoftTerm):
-    """Forward KL at every token of right responses, from the top-k alone; counts tokens."""
+    """Divergence at every token of right responses, from the top-k alone; counts tokens."""
 
     kind: Literal["sparse_kl"]
     decides: ClassVar[str] = "token"
@@ -19,6 +20,7 @@ class SparseKl(SoftTerm):
 
     tail: Literal["ghost", "renormalise"] = "ghost"
     """What becomes of the mass outside the top-k: one bin more, or nothing (as published)."""
+    divergence: AnyDivergence = FORWARD
 
     def count(self, question: Question) -> int:
         return 0 if question.gold is None else len(question.responses[question.gold])
@@ -32,7 +34,12 @@ class SparseKl(SoftTerm):
         assert isinstance(target, Target)
         found, wanted = view.tokens(name), target.probabilities_RK
         divergence = sparse_kl(
-            wanted, target.tail_R, found.top_logprobs_RK, found.log_tail_R, self.tail
+            wanted,
+            target.tail_R,
+            found.top_logprobs_RK,
+            found.log_tail_R,
+            self.tail,
+            self.divergence,
         )
         with torch.no_grad():
             best = torch.maximum(found.top_logprobs_RK.amax(-1), found.best_of_tail_R)

@@ -59,6 +59,26 @@ MADE = {
         "gold_share": 0.3,
     },
     "choice_kl, live": {"kind": "choice_kl", "from": "live_choices", "recalibrate": "none"},
+    **{
+        f"{kind}, {divergence['kind']}": {
+            "kind": kind,
+            "from": signal,
+            "recalibrate": "none",
+            "divergence": divergence,
+        }
+        for kind, signal in (("choice_kl", "choices"), ("sparse_kl", "tokens"))
+        for divergence in (
+            {"kind": "reverse"},
+            {"kind": "jsd", "beta": 0.3},
+            {"kind": "skew", "alpha": 0.2},
+        )
+    },
+    "choice_kl, tempered": {
+        "kind": "choice_kl",
+        "from": "choices",
+        "recalibrate": "none",
+        "student_temperature": 2.5,
+    },
     "hard_choice": {"from": "choices"},
     "sparse_kl": {"from": "tokens", "recalibrate": "none"},
     "sparse_kl, live": {"kind": "sparse_kl", "from": "live_tokens", "recalibrate": "none"},
@@ -221,14 +241,30 @@ def dense_gold_choice(world, term, target):
     return torch.stack(rows).sum()
 
 
+def dense_divergence(term, wanted, student) -> Tensor:
+    kl = torch.nn.functional.kl_div  # of the first argument's exponential from the second
+    divergence, found = term.divergence, student.exp()
+    if divergence.kind == "forward":
+        return kl(student, wanted, reduction="sum")
+    if divergence.kind == "reverse":
+        return kl(wanted.log(), found, reduction="sum")
+    share = divergence.alpha if divergence.kind == "skew" else divergence.beta
+    mixture = (share * wanted + (1 - share) * found).log()
+    of_target = kl(mixture, wanted, reduction="sum")
+    if divergence.kind == "skew":
+        return of_target
+    return share * of_target + (1 - share) * kl(mixture, found, reduction="sum")
+
+
 def dense_choice_kl(world, term, target):
     total = torch.zeros((), dtype=torch.float64)
     deciding = [q for q in world.questions if len(q.responses) > 1]
     for q, wanted in zip(deciding, target.probabilities_RK.double(), strict=True):
         wanted = wanted[: len(q.responses)] * (1 - term.gold_share)
         wanted[q.gold] += term.gold_share
-        student = dense_scores(world.student, q, world.size).log_softmax(-1)
-        total = total + (wanted * (wanted.log() - student)).sum()
+        temperature = term.student_temperature
+        student = (dense_scores(world.student, q, world.size) / temperature).log_softmax(-1)
+        total = total + temperature**2 * dense_divergence(term, wanted, student)
     return total
 
 
@@ -247,8 +283,8 @@ def dense_sparse_kl(world, term, target):
     head = student.gather(-1, target.ids_RK)
     tail = (1 - head.exp().sum(-1)).log()
     tail_wanted = target.tail_R
-    divergence = (wanted * (wanted.log() - head)).sum(-1)
-    return (divergence + tail_wanted * (tail_wanted.log() - tail)).sum()
+    wanted = torch.cat([wanted, tail_wanted[:, None]], -1)
+    return dense_divergence(term, wanted, torch.cat([head, tail[:, None]], -1))
 
 
 def dense_states(model, question) -> list[Tensor]:

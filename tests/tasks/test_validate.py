@@ -167,7 +167,7 @@ def test_layers_are_counted_along_the_models_that_are_made_from_each_other(proje
 @pytest.mark.parametrize(
     ("term", "message"),
     [
-        ({"layers": [[1, 3]]}, r"states\.layers: there is no pair \[1, 3\]; .*0 to 1, .*0 to 2"),
+        ({"layers": [[1, 3]]}, r"states\.layers: there is no pair \[1, 3\]; .*0 to 1, .* to 2"),
         ({"layers": "kept", "from": "others"}, r"states\.layers: kept, but the student is not"),
         ({"layers": "kept"}, None),
     ],
