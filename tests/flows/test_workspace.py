@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from firstkd.errors import ArtifactError
+from firstkd.errors import ArtifactError, PipelineError
 from firstkd.git import git_state
 from firstkd.processes import LineSplitter, run_group
 from flows.dvc import Outcome, StageError, TransientStageError, WorkspaceBusyError
@@ -93,9 +93,10 @@ def test_crash_names_the_stage_and_its_last_line(project: Workspace) -> None:
 
 
 def test_what_dvc_cannot_read_is_its_own_message(project: Workspace) -> None:
-    (project.root / "dvc.yaml").write_text("stages: [")
-    with pytest.raises(Exception, match=r"dvc stage list .*: .*dvc\.yaml"):
+    (project.root / ".dvc" / "config").write_text("[core")
+    with pytest.raises(PipelineError, match=r"dvc stage list .*: .*config") as raised:
         project.stages()
+    assert "troubles" not in str(raised.value)
 
 
 CONFLICT = "<<<<<<< HEAD\n  x: 1\n=======\n  y: 2\n>>>>>>> branch\n"
