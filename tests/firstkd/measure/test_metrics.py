@@ -28,11 +28,16 @@ def predictions():
     )
 
 
-@pytest.mark.parametrize("num_bins", [10, 15])
-def test_ece_agrees_with_torchmetrics(predictions, num_bins):
+@pytest.mark.parametrize(("num_classes", "num_bins"), [(4, 10), (4, 15), (77, 10)])
+def test_ece_agrees_with_torchmetrics(num_classes, num_bins):
+    generator = np.random.default_rng(0)
+    predictions = Predictions.of_choices(
+        generator.normal(size=(500, num_classes)) * 2,
+        one_right(generator.integers(num_classes, size=500), num_classes),
+    )
     answers = torch.tensor(predictions.is_right.argmax(-1))
     expected = multiclass_calibration_error(
-        torch.tensor(predictions.probabilities), answers, num_classes=4, n_bins=num_bins
+        torch.tensor(predictions.probabilities), answers, num_classes=num_classes, n_bins=num_bins
     )
     ours = expected_calibration_error(predictions.confidence, predictions.correct, num_bins)
     assert float(ours[0]) == pytest.approx(float(expected), abs=1e-6)

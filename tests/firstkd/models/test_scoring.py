@@ -7,6 +7,7 @@ from firstkd.errors import OutOfMemoryError
 from firstkd.models import head as objective
 from firstkd.models.folders import load_model
 from firstkd.models.scoring import ResponseScorer, score_questions, score_tokens
+from firstkd.models.self_test import plain_score
 from firstkd.terms.divergences import choice_scores
 
 QUESTIONS = [
@@ -85,3 +86,20 @@ def test_scoring_that_runs_out_of_memory_names_the_settings_to_lower(model):
     question = Question("long", [5] * 300_000, [[6], [7]], 0)  # a mask of 360 GB
     with pytest.raises(OutOfMemoryError, match=r"scored; lower the stage's micro_batch_size or "):
         score_questions(model, [question], 1)
+
+
+def test_seventy_seven_labels_take_one_pass_over_the_shared_prompt(model):
+    """The pass holds the prompt once and every label's tokens; each scores as it does alone."""
+    draw = torch.Generator().manual_seed(0)
+    labels = [torch.randint(3, 300, (1 + i % 3,), generator=draw).tolist() for i in range(77)]
+    question = Question("a", torch.randint(3, 300, (40,), generator=draw).tolist(), labels, 0)
+    seen = []
+
+    def count(_, __, more):
+        seen.append(more["input_ids"].shape)
+
+    model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    found = score_questions(model, [question], batch_size=1)
+    assert seen == [(1, 40 + sum(map(len, labels)))]
+    expected = [plain_score(model, question.prompt, label) for label in labels]
+    torch.testing.assert_close(found[0], torch.tensor(expected), atol=1e-4, rtol=0)
