@@ -3,8 +3,6 @@
 Everything heavy is imported inside the commands, as in flows/cli.py.
 """
 
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -160,7 +158,6 @@ def serve(
     from flows.project import opened
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # after what is under way
     with opened(ROOT) as project:
         from flows import serve
 

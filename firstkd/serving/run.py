@@ -3,6 +3,8 @@
 import ipaddress
 import math
 import os
+import signal
+import sys
 from pathlib import Path
 
 import uvicorn
@@ -45,6 +47,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def run(app: FastAPI, host: str, port: int, limits: LimitSettings) -> None:
+    # uvicorn ends what is under way, then raises the signal again
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         app,
         host=host,
