@@ -132,6 +132,10 @@ def check_models(
         model = load_model(model_folder(root, name), "fp32")
         with about(f"models.{name}"):
             check_model(model, tokenizer, encode(examples, tokenizer, settings.prompt))
+        for other, descendant in settings.models.items():
+            if settings.lineage.root(other) == name:
+                with about(f"models.{other}"):
+                    descendant.init.check(model)
         check_vocabulary(settings, name, vocabulary_size(model))
 
 

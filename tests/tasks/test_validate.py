@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from firstkd.data.examples import Example, write_examples
 from firstkd.errors import ArtifactError, ConfigError, DataValidationError
 from firstkd.files import read_json, sha256_of
+from firstkd.models.folders import load_model
 from firstkd.settings import load_settings
 from tasks import validate
 from tasks.preflight import check_vocabulary
@@ -124,7 +126,22 @@ def test_more_layers_than_the_model_has_are_refused_before_any_training(project:
         params["models"]["start"]["init"]["layers"] = 3
 
     change(project, layers)
-    with pytest.raises(ConfigError, match=r"models\.start\.init\.layers: 3, but base has 2; keep"):
+    with pytest.raises(
+        ConfigError, match=r"models\.start\.init\.layers: 3, but teacher has 2; keep"
+    ):
+        check(project, good())
+
+
+def test_a_family_that_cannot_be_pruned_is_refused_before_any_training(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_another_list(*loaded: Any) -> Any:
+        model = load_model(*loaded)
+        model.base_model.more = torch.nn.ModuleList(torch.nn.Identity() for _ in range(2))
+        return model
+
+    monkeypatch.setattr(validate, "load_model", with_another_list)
+    with pytest.raises(ArtifactError, match=r"models\.start: llama: 2 lists of 2 modules"):
         check(project, good())
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from firstkd.data.settings import PromptSettings
 from firstkd.section import Section
@@ -49,6 +49,9 @@ class Init(Section):
         Only for starts that cut layers.
         """
         raise NotImplementedError
+
+    def check(self, model: Any) -> None:
+        """Raise ArtifactError if nothing can start so from a model of this family."""
 
     def make(self, folder: Path, given: Given) -> None:
         """Write the start as a model folder that transformers can load."""

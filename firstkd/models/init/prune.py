@@ -43,6 +43,11 @@ class PruneInit(Init):
         kept: list[int] = read_json(folder / "metrics.json")["kept"]
         return kept
 
+    def check(self, model: Any) -> None:
+        from firstkd.models.layers import decoder_layers
+
+        decoder_layers(model)
+
     def make(self, folder: Path, given: Given) -> None:
         """Raise ConfigError if the model has fewer layers than are to be kept."""
         import torch
