@@ -10,7 +10,6 @@ from firstkd.data.packing import Batch
 from firstkd.models.folders import vocabulary_size
 from firstkd.models.scoring import ResponseScorer
 from firstkd.models.view import View
-from firstkd.recalibration.none import Identity
 from firstkd.signals.base import CapturedSignal
 from firstkd.signals.target import States, Target, target_of
 
@@ -43,7 +42,7 @@ class LiveDecisions:
         size = self.watched.vocabulary_size
         records = self.signal.capture(self.watched.view(batch), size)
         decisions = self.signal.decisions(records, self.signal.facts(size))
-        return target_of(decisions, Identity(), batch)
+        return target_of(decisions, decisions.top_logprobs.exp(), batch)
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ class Source(Protocol):
         """Return what is to be matched on a batch, on the batch's device."""
 
 
-def target_of(decisions: Knowledge, recalibration: Recalibration, batch: Batch) -> Target:
-    probabilities = recalibration.apply(decisions)
+def target_of(decisions: Knowledge, probabilities: Tensor, batch: Batch) -> Target:
+    """Return decisions with these probabilities [R, K], on the batch's device."""
     # the tail gains what a recalibration takes from the candidates together
     taken = decisions.top_logprobs.exp().sum(-1) - probabilities.sum(-1)
     tail = (decisions.tail_mass + taken).clamp_min(0)
@@ -59,4 +59,4 @@ class Stored:
     def of(self, batch: Batch) -> Target:
         records = self.store.of_examples(self.positions_Q[batch.index_B.cpu()])
         decisions = self.signal.decisions(records, self.store.facts)
-        return target_of(decisions, self.recalibration, batch)
+        return target_of(decisions, self.recalibration.apply(decisions), batch)
