@@ -95,6 +95,8 @@ def _config(folder: Path) -> Any:
 @contextmanager
 def _named(folder: Path, file: str) -> Iterator[None]:
     """Turn whatever transformers makes of a setting that it cannot use into an ArtifactError."""
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is missing; run the stage that makes it")
     try:
         yield
     except (ImportError, KeyError, TypeError, ValueError, OSError, StrictDataclassError) as error:

@@ -92,7 +92,10 @@ def as_open_text(examples: list[Example]) -> list[Example]:
 @pytest.mark.parametrize(
     ("splits", "problem"),
     [
-        (["train"], "models.first.learn.choices: no training question has what choice_kl compares"),
+        (
+            ["train"],
+            "models.teacher.learn.right: no training question has what gold_choice compares",
+        ),
         (
             ["calibration"],
             "calibration.parquet: no questions with choices, on which a model's",

@@ -31,6 +31,11 @@ def test_a_saved_model_is_the_same_bytes_again(tiny_model, tmp_path):
     assert load_model(tmp_path / "first", "bf16").dtype == torch.bfloat16
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match=r"/none is missing; run the stage that makes it"):
+        load_tokenizer(tmp_path / "none")
+
+
 def test_pickled_weights_are_not_loaded(tiny_model, tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
