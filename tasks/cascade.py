@@ -57,8 +57,8 @@ def _pair(student: Evaluated, teacher: Evaluated, settings: Settings) -> dict[st
     ]
     headline = asdict(both.kept_share(samples, seed))
     words = (
-        f"At the accuracy of its teacher “{teacher.name}” less {LOSS:.0%}, “{student.name}” keeps "
-        f"{_share(headline)} of the test questions and passes on the rest"
+        f"With “{teacher.name}” behind it, “{student.name}” can answer {_share(headline)} of the "
+        f"test questions for an accuracy within {100 * LOSS:.0f} point of “{teacher.name}” alone"
     )
     if settings.serve.cost is not None:
         cost, alone = _cost(settings, headline["value"]), settings.serve.cost.teacher
