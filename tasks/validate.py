@@ -8,7 +8,7 @@ Warnings (choices given twice) are counted and logged.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def main(root: Path = Path(".")) -> None:
     files = {file.stem: file for file in sorted((root / "data/prepare").glob("*.parquet"))}
     splits = {split: read_examples(file) for split, file in files.items()}
     log.info("counting the tokens of %s examples", f"{sum(map(len, splits.values())):,}")
-    lengths = token_lengths(splits, tokenizers.values(), settings.prompt)
+    lengths = token_lengths(splits, tokenizers, settings.prompt)
     warn_of_cuts(lengths, settings.prompt.max_length)
     frames = flat_frames(splits, lengths)
     docs = log_folder(root, "validate") / "data_docs"
@@ -107,13 +107,13 @@ def check_settings(
     )
     check_measured(root / "data/prepare", splits)
     learned = [e for file in learned_from(root, settings) for e in splits[file.stem]]
-    questions = {
-        name: (
-            encode(learned, tokenizer, settings.prompt),
-            encode(splits["calibration"], tokenizer, settings.prompt),
-        )
-        for name, tokenizer in tokenizers.items()
-    }
+    questions = {}
+    for name, tokenizer in tokenizers.items():
+        with about(f"models.{name}"):
+            questions[name] = (
+                encode(learned, tokenizer, settings.prompt),
+                encode(splits["calibration"], tokenizer, settings.prompt),
+            )
     for name in settings.models:
         check_training(settings, name, questions[settings.lineage.root(name)][0])
     check_signals(settings, {name: calibration for name, (_, calibration) in questions.items()})
@@ -140,7 +140,7 @@ def check_models(
 
 
 def token_lengths(
-    splits: dict[str, list[Example]], tokenizers: Iterable[Any], prompt: PromptSettings
+    splits: dict[str, list[Example]], tokenizers: Mapping[str, Any], prompt: PromptSettings
 ) -> dict[str, list[tuple[int, int]]]:
     """Count the tokens of prompt and longest response, by the tokenizer that makes most.
 
@@ -150,9 +150,10 @@ def token_lengths(
     found: dict[str, list[tuple[int, int]]] = {
         split: [(0, 0)] * len(examples) for split, examples in splits.items()
     }
-    for tokenizer in tokenizers:
+    for name, tokenizer in tokenizers.items():
         for split, examples in splits.items():
-            questions = encode(examples, tokenizer, whole) if examples else []
+            with about(f"models.{name}"):
+                questions = encode(examples, tokenizer, whole) if examples else []
             found[split] = [
                 (max(prompt, len(q.prompt)), max([response, *map(len, q.responses)]))
                 for (prompt, response), q in zip(found[split], questions, strict=True)

@@ -403,6 +403,19 @@ def test_token_ids_of_two_tokenizers_are_refused_before_any_training(project: Pa
         check(project, good())
 
 
+def test_open_text_for_a_tokenizer_without_an_end_token_names_the_model(project: Path) -> None:
+    base = project / "data/model/base"
+    shutil.copytree(base.resolve(), project / "copy")
+    base.unlink()
+    (project / "copy").rename(base)
+    settings = base / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace('"eos_token": "</s>"', '"eos_token": null'))
+    splits = good()
+    splits["train"][0] = as_open_text(splits["train"][:1])[0]
+    with pytest.raises(ArtifactError, match=r"^models\.base: .* has no end-of-text token"):
+        check(project, splits)
+
+
 def test_a_chat_format_needs_a_template_that_fits(project: Path) -> None:
     chat = {"format": "chat", "max_length": 256, "chat": {"system": "Be short."}}
     change(project, lambda params: params["prompt"].update(chat))
