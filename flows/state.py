@@ -59,7 +59,7 @@ def read_record(root: Path, settings: RecordSettings) -> Record:
         champion = registry.aliases(project).get(promotion.CHAMPION)
         tags = registry.get_version(project, champion).tags if champion else {}
         runs = project.client.search_runs(
-            [project.tracking.experiment_id],
+            tracking.experiments(project.client, settings.experiment),
             f"tags.{LOCK_TAG} LIKE '%'",
             max_results=1,
             order_by=["attributes.start_time DESC"],

@@ -179,6 +179,12 @@ def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
     return str(found.experiment_id)
 
 
+def experiments(client: MlflowClient, name: str) -> list[str]:
+    """Return the ids of the experiment and of those that it had before the project was moved."""
+    found = {each.name: each.experiment_id for each in client.search_experiments()}
+    return [i for each, i in found.items() if each == name or each.startswith(f"{name} (moved, ")]
+
+
 def _was_moved(location: str, artifacts: Path) -> bool:
     """Whether an experiment's artifacts lie beside this database, but in another project folder."""
     there = _path(location)
