@@ -73,8 +73,13 @@ def server_starting() -> Iterator[None]:
 
 
 def _check_home() -> None:
-    """Raise PipelineError unless Prefect can write where it keeps its database."""
+    """Raise PipelineError unless Prefect can keep its database where it is told to."""
     home = get_current_settings().home
+    if "?" in str(home):
+        raise PipelineError(
+            f"Prefect would take the ? in {home} for a query and keep its database elsewhere; set "
+            "PREFECT_HOME to a folder without one"
+        )
     try:
         home.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=home).close()

@@ -84,10 +84,17 @@ def test_a_server_that_is_named_and_does_not_answer_is_one_error(
         pytest.fail("nothing is begun without it")
 
 
-def test_a_home_of_prefect_that_cannot_be_written_is_named_before_a_server_starts() -> None:
+@pytest.mark.parametrize(
+    ("home", "problem"),
+    [("/proc/nowhere", "/proc/nowhere, which cannot"), ("/tmp/a?b", r"the \? in /tmp/a\?b")],
+)
+def test_a_home_that_prefect_cannot_use_is_named_before_a_server_starts(
+    home: str, problem: str
+) -> None:
     with (
-        temporary_settings({PREFECT_HOME: Path("/proc/nowhere"), PREFECT_API_URL: None}),
-        pytest.raises(PipelineError, match=r"/proc/nowhere, which cannot .*; set PREFECT_HOME"),
+        temporary_settings({PREFECT_HOME: Path(home), PREFECT_API_URL: None}),
+        pytest.raises(PipelineError, match=f"{problem}.*; set PREFECT_HOME"),
         server_starting(),
     ):
         pass
+    assert not Path(home).exists()
