@@ -218,6 +218,7 @@ def test_a_section_with_nothing_below_it_is_named(tmp_path, section):
     [
         ("# Größe".encode("latin-1"), r"params\.yaml, line 2: not UTF-8 .*save the file as UTF-8"),
         ("# “size”".encode("cp1252"), r"params\.yaml, line 2: not UTF-8 .*save the file as UTF-8"),
+        ("# Straße".encode("utf-16"), r"params\.yaml, line 2: not UTF-8 .*save the file as UTF-8"),
         (b"# a bell \x07", r"params\.yaml: the character U\+0007 at position \d+ is not allowed"),
     ],
 )

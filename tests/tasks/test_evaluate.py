@@ -56,38 +56,50 @@ def test_open_text_alone_is_refused_by_the_file_that_lacks_choices(root):
 def test_an_answer_whose_text_is_the_right_ones_counts_as_right(root):
     """Of choices a, b, b the last is marked; whichever b the model gives, it gives the answer."""
     den, hive = list(HOMES.values())[:2]
-    asked = [((den, den, hive), 1), ((den, hive, hive), 2)]
+    asked = [((den, hive, hive), 2), ((den, den, hive), 1), ((hive, den, hive), 2)]
     for split in ("calibration", "test"):
         examples = [
             Example(f"{split}/{n}", f"Where {n}?", choices[marked], choices, marked, "made", split)
             for n in range(6)
-            for choices, marked in [asked[n % 2]]
+            for choices, marked in [asked[n % 3]]
         ]
         write_examples(root / f"data/prepare/{split}.parquet", examples)
     main(root, "teacher")
     rows = pq.read_table(root / "data/evaluate/teacher/predictions.parquet").to_pylist()
-    assert [row["is_right"] for row in rows[:2]] == [[True, True, False], [False, True, True]]
+    right = [[False, True, True], [True, True, False], [True, False, True]]
+    assert [row["is_right"] for row in rows[:3]] == right
     # equal texts have equal scores, of which the first is taken, where the second is marked
     given = [row for row in rows if row["is_right"][row["predicted_index"]]]
     assert given and all(row["correct"] for row in given)
-    assert all(row["predicted_index"] == row["answer_index"] - 1 for row in given)
+    assert all(row["predicted_index"] < row["answer_index"] for row in given)
 
 
-def test_a_temperature_at_its_bound_is_warned_of_and_recorded(root, caplog):
+@pytest.mark.parametrize(
+    ("right", "temperature", "decisions"),
+    [(1, 20, "0 of 6"), (0, 0.05, "6 of 6")],
+    ids=["all wrong", "all right"],
+)
+def test_a_temperature_at_its_bound_is_warned_of_and_recorded(
+    root, caplog, right, temperature, decisions
+):
     """The tiny model gives one answer to every question here: all are right, or all wrong."""
     den, hive = list(HOMES.values())[:2]
     for split in ("calibration", "test"):
         examples = [
-            Example(f"{split}/{n}", f"Where {n}?", hive, (den, hive), 1, "made", split)
+            Example(
+                f"{split}/{n}", f"Where {n}?", (den, hive)[right], (den, hive), right, "m", split
+            )
             for n in range(6)
         ]
         write_examples(root / f"data/prepare/{split}.parquet", examples)
     main(root, "teacher")
     found = read_json(root / "data/evaluate/teacher/metrics.json")
-    assert found["temperature"] in (0.05, 20.0) and found["temperature_at_bound"] is True
+    assert found["temperature"] == temperature and found["temperature_at_bound"] is True
     [said] = [r.message for r in caplog.records if "the bound of its search" in r.message]
-    assert said.startswith("teacher on the calibration split: the fitted temperature of 20")
-    assert "0 of 6 decisions are right" in said
+    assert said.startswith(
+        f"teacher on the calibration split: the fitted temperature of {temperature}"
+    )
+    assert f"{decisions} decisions are right" in said
 
 
 def test_what_is_measured_of_scores_needs_no_model(root):

@@ -188,13 +188,14 @@ def test_whatever_comes_no_question_is_in_two_splits(
     assert kept + sum(len(dropped[reason]) for reason in lost) == len(examples)
 
 
+@pytest.mark.parametrize("answer", [["a", "b"], {"a": 1}, "c"])
 def test_an_error_starts_on_a_line_of_its_own(
-    project: Path, capfd: pytest.CaptureFixture[str]
+    project: Path, capfd: pytest.CaptureFixture[str], answer: object
 ) -> None:
     """Not behind the progress bar, which must be closed while the error is still being handled."""
     raw = project / "data/fetch/elsewhere.jsonl"
-    raw.write_text(json.dumps({"question": "Who?", "choices": ["a", "b"], "answer": ["a"]}))
-    with pytest.raises(DataValidationError) as caught:
+    raw.write_text(json.dumps({"question": "Who?", "choices": ["a", "b"], "answer": answer}))
+    with pytest.raises(DataValidationError, match=r"elsewhere\.jsonl, line 1: ") as caught:
         prepare.main(project)
     written = capfd.readouterr().err
     assert not written or written.endswith("\n"), caught

@@ -141,10 +141,13 @@ def test_the_bos_is_the_post_processors_and_stays_when_the_prompt_is_cut(kind, e
     assert 2 not in cut.prompt and all(2 not in response for response in cut.responses)
 
 
+@pytest.mark.parametrize(
+    "text", ["He wrote </s> in HTML", "<s>A list", "It was padded: <pad><pad>"]
+)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_control_tokens_that_users_write_stay_text(kind):
+def test_control_tokens_that_users_write_stay_text(kind, text):
     tokenizer = kind()
-    example = replace(EXAMPLE, prompt="He wrote </s> in <s>HTML", choices=("<pad>", "</s>"))
+    example = replace(EXAMPLE, prompt=text, choices=("<pad>", text))
     [question] = encode([example], tokenizer, CLOZE)
     control = set(tokenizer.convert_tokens_to_ids(CONTROL))
     rest = question.prompt[len(starting_ids(tokenizer)) :]

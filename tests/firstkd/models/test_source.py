@@ -75,9 +75,18 @@ def test_a_damaged_file_is_named(
         fetch(model)
 
 
-def test_a_missing_shard_is_named(sharded: Path) -> None:
-    (sharded / SHARDS[1]).unlink()
-    with pytest.raises(SourceError, match=f"lacks {SHARDS[1]}, which {INDEX} names"):
+@pytest.mark.parametrize(
+    ("missing", "problem"),
+    [
+        (SHARDS[:1], f"lacks {SHARDS[0]}, which {INDEX} names"),
+        (SHARDS[1:], f"lacks {SHARDS[1]}, which {INDEX} names"),
+        (SHARDS, "has no weights in safetensors"),
+    ],
+)
+def test_missing_shards_are_named(sharded: Path, missing: list[str], problem: str) -> None:
+    for shard in missing:
+        (sharded / shard).unlink()
+    with pytest.raises(SourceError, match=f"^path:sources/model {problem}"):
         fetch(sharded)
 
 
