@@ -60,7 +60,9 @@ def main(model: Path) -> None:
         splits = {split: read_examples(folder / f"{split}.parquet") for split in SIZES}
         lap("read")
         lengths = token_lengths(
-            splits, [load_tokenizer(model)], PromptSettings(format="cloze", max_length=256)
+            splits,
+            {"model": load_tokenizer(model)},
+            PromptSettings(format="cloze", max_length=256),
         )
         lap("tokens")
         frames = flat_frames(splits, lengths)
