@@ -152,13 +152,26 @@ def test_killed_flow(running: Running, undisturbed: bytes) -> None:
     assert_as_undisturbed(running, undisturbed)
 
 
-def test_interrupted_run_says_how_to_resume(running: Running) -> None:
+@pytest.mark.parametrize("presses", [1, 2])
+def test_interrupted_run_says_how_to_resume(running: Running, presses: int) -> None:
     process, stage = running.in_the_middle()
-    process.send_signal(signal.SIGINT)
+    for _ in range(presses):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert said.splitlines()[-1].startswith("interrupted; `firstkd run` resumes from"), said
     assert not is_alive(stage)
+
+
+def test_run_interrupted_before_its_first_stage_says_how_to_resume(running: Running) -> None:
+    process = running.start()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(children.read_text)  # DVC, which is asked what is stale
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.startswith("interrupted; `firstkd run` resumes from"), said
 
 
 def test_killed_stage_is_tried_again_in_the_same_run(running: Running, undisturbed: bytes) -> None:
