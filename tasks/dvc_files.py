@@ -23,5 +23,5 @@ def check_readable(root: Path, dvc_says: str) -> None:
     if (gone := GONE.search(dvc_says)) and Path(gone[1]).is_symlink():
         raise ArtifactError(
             f"{gone[1]} is a link to a file that is not there, as DVC's links are when a project "
-            "was moved; `dvc checkout --relink --force` makes all links anew"
+            "was moved; `dvc checkout --relink --force` remakes all links"
         )
