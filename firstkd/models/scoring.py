@@ -29,9 +29,9 @@ from firstkd.terms.divergences import choice_scores
 class ScoringHead(nn.Module):
     """The output embedding, asked for some log-probabilities instead of all logits.
 
-    Rows that pad it beyond the tokenizer's ids are no tokens and get no probability. A module of
-    its own, and called as one, so that what hooks into modules (ZeRO, data parallelism) sees its
-    use.
+    Rows that pad it beyond the tokenizer's ids stand for no token and get no probability. It is a
+    module of its own, and called as one, so that what hooks into modules (ZeRO, data parallelism)
+    sees its use.
     """
 
     def __init__(self, model: Any, exact: bool) -> None:

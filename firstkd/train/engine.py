@@ -30,7 +30,7 @@ deepspeed.utils.logger.setLevel(logging.WARNING)
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 BUCKET_ELEMENTS = 2**25
-"""Of gradients at a time. The default of 5·10⁸ takes gigabytes, anew in every step: a second."""
+"""Of gradients at a time. The default of 5·10⁸ allocates gigabytes in every step: a second."""
 WHOLE_BELOW = 10_000
 """Elements below which ZeRO 3 leaves a weight whole: norms, which are not worth a message."""
 

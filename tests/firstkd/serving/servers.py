@@ -46,6 +46,8 @@ class Registry:
 
     champion: Served
     broken: Exception | None = None
+    received: int = 0
+    """Requests that reached its server's application."""
 
     def newest(self, known: str | None) -> Served | None:
         if self.broken:
@@ -57,9 +59,14 @@ class Registry:
 def serving(registry: Registry, chosen: ServeSettings, **options: Any) -> Iterator[httpx.Client]:
     """Run the server on a free port; yield a client of it."""
     app = create_app(chosen, registry.newest, watch_seconds=0.05, **options)
+
+    async def counted(scope: Any, receive: Any, send: Any) -> None:
+        registry.received += scope["type"] == "http"
+        await app(scope, receive, send)
+
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=10)
+    config = uvicorn.Config(counted, log_config=None, timeout_graceful_shutdown=10)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
