@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVERS := $(VENV)/.servers
+# tests of one file run in one process, after each other
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: run test test-all test-integration lint setup clean
 
@@ -11,7 +13,7 @@ run: setup ## set everything up and run the pipeline
 	$(BIN)/firstkd run
 
 test: lint ## set everything up and pass the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint $(SERVERS) ## also the tests that kill and restart real servers
 	$(BIN)/python -m pytest -m "integration or not integration"
