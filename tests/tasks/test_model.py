@@ -111,6 +111,29 @@ def test_more_layers_than_there_are_is_refused(project: Path) -> None:
         model.main(project, "start")
 
 
+def test_a_narrow_start_keeps_layers_and_loses_neurons(project: Path) -> None:
+    narrow = {"kind": "narrow", "of": "base", "intermediate_size": 24}
+    change(project, "models", "start", "init", to=narrow)
+    model.main(project, "base")
+    model.main(project, "start")
+    base, start = (load_model(project / f"data/model/{name}") for name in ("base", "start"))
+    assert start.config.num_hidden_layers == base.config.num_hidden_layers
+    assert start.config.intermediate_size == 24 < base.config.intermediate_size
+    shares = read_json(project / "data/model/start/metrics.json")["kept_share_of_influence"]
+    assert all(24 / base.config.intermediate_size < share < 1 for share in shares)
+    made = sha256_of(project / "data/model/start")
+    model.main(project, "start")
+    assert sha256_of(project / "data/model/start") == made
+
+
+def test_more_neurons_than_there_are_is_refused(project: Path) -> None:
+    narrow = {"kind": "narrow", "of": "base", "intermediate_size": 1000}
+    change(project, "models", "start", "init", to=narrow)
+    model.main(project, "base")
+    with pytest.raises(ConfigError, match=r"models\.start: intermediate_size: 1000, but base has"):
+        model.main(project, "start")
+
+
 def test_a_name_that_is_not_there_is_refused(project: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no models\.frist; there are base, teacher"):
         model.main(project, "frist")

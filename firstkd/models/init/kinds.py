@@ -5,9 +5,10 @@ from typing import Annotated
 from pydantic import Field
 
 from firstkd.models.init.copy import CopyInit
+from firstkd.models.init.narrow import NarrowInit
 from firstkd.models.init.prune import PruneInit
 from firstkd.models.init.source import SourceInit
 
-KINDS = (SourceInit, CopyInit, PruneInit)
+KINDS = (SourceInit, CopyInit, PruneInit, NarrowInit)
 
-AnyInit = Annotated[SourceInit | CopyInit | PruneInit, Field(discriminator="kind")]
+AnyInit = Annotated[SourceInit | CopyInit | PruneInit | NarrowInit, Field(discriminator="kind")]

@@ -1,0 +1,74 @@
+"""What every start that is another model with something left out has in common."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from firstkd.models.init.base import Given, Init
+from firstkd.section import Name, Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from firstkd.data.prompts import Question
+
+
+class SmallerInit(Init):
+    reads_examples: ClassVar[bool] = True
+
+    of: Name
+    examples: Positive = 128
+    """Training examples on which it is measured what matters least."""
+    micro_batch_size: Positive = 32
+    """Examples per forward pass, at most."""
+    micro_batch_tokens: Positive = 8192
+    """Tokens per forward pass, at most, padding included."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.of,)
+
+    def cut(
+        self, model: Any, questions: Sequence["Question"], probe_BL: "Tensor"
+    ) -> tuple["Tensor", dict[str, Any]]:
+        """Leave out what matters least to these questions, in place.
+
+        Returns the probe's logits [B, L, V] as the whole model gives them when it passes over what
+        is left out, and what was measured, for metrics.json. Raises ConfigError if the model has
+        less than is to be kept.
+        """
+        raise NotImplementedError
+
+    def make(self, folder: Path, given: Given) -> None:
+        """Raise what `cut` raises, and ArtifactError if the saved model gives other logits."""
+        import torch
+
+        from firstkd.data.examples import read_examples
+        from firstkd.data.prompts import encode
+        from firstkd.files import write_json
+        from firstkd.models.folders import (
+            DTYPES,
+            load_model,
+            load_tokenizer,
+            precision_here,
+            save_model,
+        )
+        from firstkd.models.pruning import check_same_logits
+        from firstkd.models.self_test import check_model
+
+        base = given.models[self.of]
+        tokenizer = load_tokenizer(base)
+        # rounded as it will be saved, so that the logits can be compared
+        rounded: Any = load_model(base, "bf16")
+        model = rounded.to(DTYPES[precision_here("auto")])
+        examples = read_examples(given.examples[0])[: self.examples]
+        questions = encode(examples, tokenizer, given.prompt)
+        probe_BL = torch.tensor([questions[0].prompt], device=model.device)
+        expected, measured = self.cut(model, questions, probe_BL)
+        save_model(model, tokenizer, folder)
+        saved: Any = load_model(folder)
+        with torch.inference_mode():
+            found = saved(input_ids=probe_BL.to(saved.device), use_cache=False).logits
+        check_same_logits(expected, found, model.config.model_type)
+        check_model(load_model(folder, "fp32"), tokenizer, questions)
+        write_json(folder / "metrics.json", measured)
