@@ -34,6 +34,10 @@ def everything(tmp_path: Path) -> Settings:
     params["signals"]["others"] = {"kind": "choices", "of": "other"}
     params["signals"]["pooled"] = {"kind": "mean", "of": ["choices", "others"]}
     params["models"]["teacher"]["leave_out"] = {"fold": 0, "of": 2}
+    params["models"]["shallow"] = {"init": {"kind": "prune", "of": "base", "layers": 20}}
+    params["models"]["narrow"] = {
+        "init": {"kind": "narrow", "of": "shallow", "intermediate_size": 1024}
+    }
     params["models"]["substitute"] = {
         "init": {"kind": "copy", "of": "base"},
         "train": "finetune",
