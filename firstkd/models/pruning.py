@@ -126,10 +126,11 @@ def cut_lists(config: dict[str, Any], count: int, layers: Sequence[int]) -> dict
 def check_same_logits(expected: Tensor, found: Tensor, family: str) -> None:
     """Raise ArtifactError unless a pruned model that was saved and loaded gives these logits."""
     eps = max(torch.finfo(t.dtype).eps for t in (expected, found))
-    scale = float(expected.abs().max())
-    difference = float((expected.float() - found.float()).abs().max())
-    if difference > 4 * eps * scale:
+    # in float32, 30 layers that sum over fewer neurons in another order differ by 3·10⁻⁶ of it
+    tolerance = max(4 * eps, 2e-5) * float(expected.abs().max())
+    difference = float((expected.float() - found.float()).detach().abs().max())
+    if difference > tolerance:
         raise ArtifactError(
             f"{family}: the pruned model's logits differ by {difference:.3g} from the base model's "
-            "without those layers, so this family cannot be pruned; choose another student"
+            "without what was left out, so this family cannot be pruned; choose another student"
         )
