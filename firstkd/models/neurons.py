@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from firstkd.data.packing import BATCH_TOKENS, Batch, batches_by_length, pack
+from firstkd.data.packing import BATCH_TOKENS, Batch, batches_by_length
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.memory import memory_explained
 from firstkd.models.layers import decoder_layers
+from firstkd.models.pruning import pass_through
 from firstkd.models.scoring import ResponseScorer
 
 GATED = ("gate_proj", "up_proj", "down_proj")
@@ -69,12 +69,8 @@ def neuron_influence(
         block.down_proj.register_forward_pre_hook(lambda _, given, i=i: add_squares(i, given[0]))
         for i, block in enumerate(blocks)
     ]
-    tokens = 0
     batches = batches_by_length(questions, batch_size, batch_tokens)
-    for index in tqdm(batches, desc="neuron influence"):
-        current[:] = [pack(questions, index).to(model.device)]
-        scorer.hidden(current[0])
-        tokens += current[0].tokens
+    tokens = pass_through(scorer, questions, batches, current, "neuron influence")
     for hook in hooks:
         hook.remove()
     norms = torch.stack([block.down_proj.weight.double().norm(dim=0).cpu() for block in blocks])

@@ -48,15 +48,30 @@ def block_influence(
         )
         for i, layer in enumerate(layers)
     ]
-    tokens = 0
     batches = batches_by_length(questions, batch_size, batch_tokens)
-    for index in tqdm(batches, desc="layer influence"):
-        current[:] = [pack(questions, index).to(model.device)]
-        scorer.hidden(current[0])
-        tokens += current[0].tokens
+    tokens = pass_through(scorer, questions, batches, current, "layer influence")
     for hook in hooks:
         hook.remove()
     return 1 - total / tokens
+
+
+def pass_through(
+    scorer: ResponseScorer,
+    questions: Sequence[Question],
+    batches: Sequence[list[int]],
+    current: list[Batch],
+    title: str,
+) -> int:
+    """Make one forward pass a batch, for hooks, which find the batch in `current`.
+
+    Returns the number of tokens.
+    """
+    tokens = 0
+    for index in tqdm(batches, desc=title):
+        current[:] = [pack(questions, index).to(scorer.head.weight.device)]
+        scorer.hidden(current[0])
+        tokens += current[0].tokens
+    return tokens
 
 
 def most_influential(influence: Tensor, layers: int) -> list[int]:
