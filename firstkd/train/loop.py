@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,55 +66,57 @@ def train(
     """
     ranks = join_ranks()
     steps = number_of_steps(len(plan), settings, ranks.world_size)
-    per_step = settings.micro_batches_per_step
     seed = torch.initial_seed()
     saver = Checkpoints(checkpoints, ranks) if checkpoints else None
+    engine, done, curve = _begin(player, settings, machine, ranks, saver)
+    if done:
+        log.info("going on after step %d of %d", done, steps)
+    training = _Training(engine, player, questions, plan, settings, ranks, steps, seed)
+    interval = machine.checkpoint_steps or steps + 1
+    with shown_live(live_curve, curve, steps, ranks) as show, _sigterm(held=bool(saver)) as asked:
+        for step in range(done, steps):
+            curve.append(training.point(step))
+            show(curve[-1])
+            if saver:
+                _save(saver, engine, curve, interval, steps, any(ranks.gather(asked.is_set())))
+    end_engine(engine, ranks)
+    return [{k: v for k, v in point.items() if k not in SPEEDS} for point in curve]
+
+
+def _begin(
+    player: Player,
+    settings: TrainingSettings,
+    machine: MachineSettings,
+    ranks: Ranks,
+    saver: Checkpoints | None,
+) -> tuple[Any, int, list[dict[str, float]]]:
+    """Return an engine, how many steps it has made, and their curve: the newest checkpoint's."""
     saved = saver.newest() if saver else None
     if saved:
         saved.load_weights(player)
     with memory_explained("with the optimizer's states", REMEDY):
         engine = make_engine(player, settings, machine, ranks)
-    if saved:
-        saved.load_optimizer(engine)
-        log.info("going on after step %d of %d", saved.step, steps)
-    done, curve = (saved.step, saved.points) if saved else (0, [])
-    interval = machine.checkpoint_steps or steps + 1
-    with shown_live(live_curve, curve, steps, ranks) as show, _sigterm(held=bool(saver)) as asked:
-        for step in range(done, steps):
-            started = time.monotonic()
-            learning_rate = _set_learning_rate(engine, settings, step, steps)
-            first = step * per_step
-            indices = plan[first : first + per_step]
-            results = _step(engine, player, questions, indices, first, step / steps, ranks, seed)
-            losses = per_unit(result.losses for result in results)
-            value = sum(
-                term.weight_at(step / steps) * losses[name] for name, term in player.learn.items()
-            )
-            norm = float(engine.get_global_grad_norm())
-            _check_finite(value, norm, step, learning_rate, questions, indices)
-            point = {
-                "step": step + 1,
-                "loss": value,
-                "learning_rate": learning_rate,
-                "gradient_norm": norm,
-                "loss_scale": float(engine.loss_scale()),
-                **losses,
-                **per_unit(result.measures for result in results),
-            }
-            tokens = sum(result.tokens for result in results)
-            speed = tokens / (time.monotonic() - started)
-            curve.append({**point, "step_tokens": tokens, "tokens_per_second": speed})
-            show(curve[-1])
-            if saver is None:
-                continue
-            stop = any(ranks.gather(asked.is_set()))
-            if stop or (step + 1) % interval == 0:
-                saver.save(engine, step + 1, curve)
-            if stop:
-                log.warning("stopped after step %d of %d, which is saved", step + 1, steps)
-                sys.exit(128 + signal.SIGTERM)
-    end_engine(engine, ranks)
-    return [{k: v for k, v in point.items() if k not in SPEEDS} for point in curve]
+    if saved is None:
+        return engine, 0, []
+    saved.load_optimizer(engine)
+    return engine, saved.step, saved.points
+
+
+def _save(
+    saver: Checkpoints,
+    engine: Any,
+    curve: list[dict[str, float]],
+    interval: int,
+    steps: int,
+    stop: bool,
+) -> None:
+    """Save a checkpoint where one is due; to `stop`, save one in any case and exit."""
+    done = len(curve)
+    if stop or done % interval == 0:
+        saver.save(engine, done, curve)
+    if stop:
+        log.warning("stopped after step %d of %d, which is saved", done, steps)
+        sys.exit(128 + signal.SIGTERM)
 
 
 def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float:
@@ -125,43 +128,82 @@ def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _step(
-    engine: Any,
-    player: Player,
-    questions: Sequence[Question],
-    indices: Sequence[Sequence[int]],
-    first: int,
-    progress: float,
-    ranks: Ranks,
-    seed: int,
-) -> list[MicroBatchResult]:
-    """Make one optimizer step on the micro-batches `indices`, the plan's from `first` on.
+@dataclass(frozen=True)
+class _Training:
+    """What every step of a training works with."""
 
-    Each term's sum is divided by its count over the whole step, so that the step is one of all
-    micro-batches together, however they are cut. Returns what every process's have shown.
-    """
-    counts = {
-        name: sum(term.count(questions[i]) for index in indices for i in index)
-        for name, term in player.learn.items()
-    }
-    mine = []
-    for position in range(ranks.rank, len(indices), ranks.world_size):
-        index = indices[position]
-        # the random numbers (dropout) belong to the micro-batch, whoever computes it and when
-        torch.manual_seed(_seed_of(seed, first + position))
-        length = max(packed_length(questions[i]) for i in index)
+    engine: Any
+    player: Player
+    questions: Sequence[Question]
+    plan: Sequence[Sequence[int]]
+    settings: TrainingSettings
+    ranks: Ranks
+    steps: int
+    seed: int
+
+    def point(self, step: int) -> dict[str, float]:
+        """Make an optimizer step and return its point of the curve, with speeds."""
+        started = time.monotonic()
+        progress, terms = step / self.steps, self.player.learn
+        learning_rate = _set_learning_rate(self.engine, self.settings, step, self.steps)
+        first = step * self.settings.micro_batches_per_step
+        indices = self.plan[first : first + self.settings.micro_batches_per_step]
+        results = self._step(indices, first, progress)
+        losses = per_unit(result.losses for result in results)
+        value = sum(term.weight_at(progress) * losses[name] for name, term in terms.items())
+        norm = float(self.engine.get_global_grad_norm())
+        _check_finite(value, norm, step, learning_rate, self.questions, indices)
+        tokens = sum(result.tokens for result in results)
+        return {
+            "step": step + 1,
+            "loss": value,
+            "learning_rate": learning_rate,
+            "gradient_norm": norm,
+            "loss_scale": float(self.engine.loss_scale()),
+            **losses,
+            **per_unit(result.measures for result in results),
+            "step_tokens": tokens,
+            "tokens_per_second": tokens / (time.monotonic() - started),
+        }
+
+    def _step(
+        self, indices: Sequence[Sequence[int]], first: int, progress: float
+    ) -> list[MicroBatchResult]:
+        """Make one optimizer step on the micro-batches `indices`, the plan's from `first` on.
+
+        Each term's sum is divided by its count over the whole step, so that the step is one of all
+        micro-batches together, however they are cut. Returns what every process's have shown.
+        """
+        counts = {
+            name: sum(term.count(self.questions[i]) for index in indices for i in index)
+            for name, term in self.player.learn.items()
+        }
+        mine = []
+        for position in range(self.ranks.rank, len(indices), self.ranks.world_size):
+            # the random numbers (dropout) belong to the micro-batch, whoever computes it and when
+            torch.manual_seed(_seed_of(self.seed, first + position))
+            mine.append(self._micro_batch(indices[position], counts, progress, len(indices)))
+        return [result for turn in zip(*self.ranks.gather(mine), strict=True) for result in turn]
+
+    def _micro_batch(
+        self, index: Sequence[int], counts: Mapping[str, int], progress: float, of: int
+    ) -> MicroBatchResult:
+        """Add the gradient of one micro-batch, `of` so many in the step; the last makes the step.
+
+        `counts` are the terms' over the whole step.
+        """
+        length = max(packed_length(self.questions[i]) for i in index)
         with memory_explained(f"with a micro-batch of {len(index)} × {length} tokens", REMEDY):
-            batch = pack(questions, index).to(engine.device)
-            sums = engine(batch, player.targets(batch))
+            batch = pack(self.questions, index).to(self.engine.device)
+            sums = self.engine(batch, self.player.targets(batch))
             loss = sum(
                 term.weight_at(progress) * (sums[name].total / max(1, counts[name]))
-                for name, term in player.learn.items()
+                for name, term in self.player.learn.items()
             )
             # DeepSpeed takes the mean over micro-batches and processes
-            engine.backward(loss * len(indices))
-            engine.step()
-        mine.append(result_of(batch.tokens, sums))
-    return [result for turn in zip(*ranks.gather(mine), strict=True) for result in turn]
+            self.engine.backward(loss * of)
+            self.engine.step()
+        return result_of(batch.tokens, sums)
 
 
 def _seed_of(seed: int, number: int) -> int:
