@@ -3,7 +3,7 @@
 Storage follows from the signal's own columns. Times are floating-point operations over the rate
 that the device is taken to sustain, a number to put in, with capture's share of it as
 `benchmarks.capture` measures it; opening and validation are scaled from `benchmarks.store` and
-`benchmarks.validate`. Prints one JSON line: bytes and seconds.
+`benchmarks.data`. Prints one JSON line: bytes and seconds.
 
 Run as  python -m benchmarks.cost_model --teacher 33e9 --student 7e9 --examples 51974 --tokens 82
             --response-tokens 58 --vocabulary 152000 --teraflops 400
@@ -24,8 +24,8 @@ EXAMPLE_BYTES = 12
 """In a shard, for an example's key and its number of records."""
 OPEN_SECONDS_PER_TOKEN = 0.3 / 10_076_160
 """`benchmarks.store`, open_seconds; nearly all of it for checksums, so that disks differ."""
-VALIDATE_SECONDS_PER_EXAMPLE = 33 / 50_000
-"""`benchmarks.validate`, seconds; on one core."""
+VALIDATE_SECONDS_PER_EXAMPLE = 110 / 100_000
+"""`benchmarks.data`, validate_seconds; on one core."""
 TRAINING_BYTES_PER_PARAMETER = 16
 """bfloat16 weights and gradients, float32 master weights and Adam's two moments."""
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,22 @@ DATA = "fetch.datasets"
 
 Expected = Iterator[tuple[str, str, Expectation]]
 """Name, the setting of params.yaml that governs it, and expectation."""
+Outcome = dict[str, Any]
 
 
-def expectations_for(split: str, frame: pd.DataFrame, settings: ValidateSettings) -> Expected:
-    """Yield what is expected of a frame of firstkd.data.frames, which has its columns."""
-    yield _enough(split, settings)
+def expected_of_rows(split: str, settings: ValidateSettings) -> Expected:
+    """Yield what is expected of every row of a split's frames (firstkd.data.frames)."""
     for column in NOT_NULL:
         yield f"{column}_not_null", DATA, gxe.ExpectColumnValuesToNotBeNull(column=column)
     for column in NOT_BLANK:
         if (split, column) != (UNLABELLED, "response"):
             blank = gxe.ExpectColumnValuesToNotMatchRegex(column=column, regex=r"^\s*$")
             yield f"{column}_not_blank", DATA, blank
-    yield "id_unique", DATA, gxe.ExpectColumnValuesToBeUnique(column="id")
+    once = gxe.ExpectColumnValuesToBeBetween(column="rows_of_id", max_value=1)
+    yield "id_unique", DATA, once
     yield "split_as_file", DATA, gxe.ExpectColumnValuesToBeInSet(column="split", value_set=[split])
     yield from _of_choices()
-    yield from _unlabelled() if split == UNLABELLED else _of_answers(frame, settings)
+    yield from _unlabelled() if split == UNLABELLED else _of_answers()
     for column, key in (
         ("prompt_tokens", "max_prompt_tokens"),
         ("response_tokens", "max_response_tokens"),
@@ -61,6 +62,22 @@ def expectations_for(split: str, frame: pd.DataFrame, settings: ValidateSettings
         yield f"{shared}_in_one_split", DATA, alone
 
 
+def expected_of_split(split: str, places: pd.DataFrame, settings: ValidateSettings) -> Expected:
+    """Yield what is expected of a split as a whole; `places` are of `answer_places`."""
+    yield _enough(split, settings)
+    if split == UNLABELLED:
+        return
+    fewest, least = settings.min_answer_questions, settings.min_answer_share
+    setting = (
+        f"validate.min_answer_share = {least}, judged where validate.min_answer_questions = "
+        f"{fewest} questions have the choice"
+    )
+    for column in places.columns:
+        if places[column].notna().sum() >= fewest:
+            share = gxe.ExpectColumnMeanToBeBetween(column=column, min_value=least)
+            yield column.replace("_at_", "_share_"), setting, share
+
+
 def _enough(split: str, settings: ValidateSettings) -> tuple[str, str, Expectation]:
     fewest = getattr(settings.min_examples, split, None)
     setting = f"validate.min_examples.{split} = {fewest}"
@@ -71,7 +88,7 @@ def _enough(split: str, settings: ValidateSettings) -> tuple[str, str, Expectati
 
 
 def _of_choices() -> Expected:
-    """Of questions with choices; open text has nulls in these columns, which are passed over."""
+    """Expect choices that make sense; open text has nulls in these columns, which are skipped."""
     two = gxe.ExpectColumnValuesToBeBetween(column="num_choices", min_value=2)
     yield "choices_two_or_more", DATA, two
     blank = gxe.ExpectColumnValuesToBeBetween(column="blank_choices", max_value=0)
@@ -95,7 +112,7 @@ def _unlabelled() -> Expected:
     yield "no_answer_index", DATA, gxe.ExpectColumnValuesToBeNull(column="answer_index")
 
 
-def _of_answers(frame: pd.DataFrame, settings: ValidateSettings) -> Expected:
+def _of_answers() -> Expected:
     positive = gxe.ExpectColumnValuesToBeBetween(column="answer_index", min_value=0)
     yield "answer_index_not_negative", DATA, positive
     yield (
@@ -112,40 +129,46 @@ def _of_answers(frame: pd.DataFrame, settings: ValidateSettings) -> Expected:
             column_A="response", column_B="chosen", ignore_row_if="either_value_is_missing"
         ),
     )
-    fewest, least = settings.min_answer_questions, settings.min_answer_share
-    setting = (
-        f"validate.min_answer_share = {least}, judged where validate.min_answer_questions = "
-        f"{fewest} questions have the choice"
-    )
-    for column in frame.columns:
-        # the column is null for a question without a choice at the position
-        if column.startswith("answer_at_") and frame[column].notna().sum() >= fewest:
-            share = gxe.ExpectColumnMeanToBeBetween(column=column, min_value=least)
-            yield column.replace("_at_", "_share_"), setting, share
 
 
-def run(
-    frames: dict[str, pd.DataFrame], settings: ValidateSettings, docs: Path
-) -> dict[str, dict[str, Any]]:
-    """Validate each frame once and write Data Docs as HTML to `docs`.
+class Validation:
+    """Validates frames, as many of a split as there are, and writes Data Docs to a folder."""
 
-    Returns, per split and name of expectation, `success`, `severity` (critical or warning), the
-    `setting` of params.yaml that governs it, and what was seen: `observed`, or `unexpected` rows
-    and up to 20 of their `ids`.
-    """
-    context = _context(docs)
-    source = context.data_sources.add_pandas("examples")
-    found = {}
-    for split, frame in frames.items():
-        suite = gx.ExpectationSuite(split)
-        for name, setting, expectation in expectations_for(split, frame, settings):
-            expectation.meta = {"name": name, "setting": setting}
-            suite.add_expectation(expectation)
-        whole = source.add_dataframe_asset(split).add_batch_definition_whole_dataframe(split)
-        definition = gx.ValidationDefinition(
-            name=split, data=whole, suite=context.suites.add(suite)
-        )
-        result = context.validation_definitions.add(definition).run(
+    def __init__(self, settings: ValidateSettings, docs: Path) -> None:
+        self._settings = settings
+        self._context = _context(docs)
+        self._source = self._context.data_sources.add_pandas("examples")
+        self._definitions: dict[str, gx.ValidationDefinition] = {}
+        self._found: dict[str, dict[str, Outcome]] = {}
+
+    def rows(self, split: str, frame: pd.DataFrame) -> None:
+        """Validate some rows of a split."""
+        self._run(split, split, frame, lambda: expected_of_rows(split, self._settings))
+
+    def split(self, split: str, places: pd.DataFrame) -> None:
+        """Validate what only a whole split shows; a row of `places` for each of its questions."""
+        whole = f"{split}, as a whole"
+        self._run(split, whole, places, lambda: expected_of_split(split, places, self._settings))
+
+    def finish(self) -> dict[str, dict[str, Outcome]]:
+        """Write the Data Docs.
+
+        Returns, per split and name of expectation, `success`, `severity` (critical or warning),
+        the `setting` of params.yaml that governs it, and what was seen: `observed`, or `unexpected`
+        rows and up to 20 of their `ids`.
+        """
+        self._context.build_data_docs()
+        return {
+            split: {name: _governed(outcome) for name, outcome in outcomes.items()}
+            for split, outcomes in self._found.items()
+        }
+
+    def _run(
+        self, split: str, name: str, frame: pd.DataFrame, expected: Callable[[], Expected]
+    ) -> None:
+        if name not in self._definitions:
+            self._definitions[name] = self._define(name, expected())
+        result = self._definitions[name].run(
             batch_parameters={"dataframe": frame},
             result_format={
                 "result_format": "SUMMARY",
@@ -153,9 +176,21 @@ def run(
                 "partial_unexpected_count": MAX_IDS,
             },
         )
-        found[split] = dict(map(_outcome, result.to_json_dict()["results"]))
-    context.build_data_docs()
-    return found
+        found = self._found.setdefault(split, {})
+        for expectation, outcome in map(_outcome, result.to_json_dict()["results"]):
+            before = found.get(expectation)
+            found[expectation] = outcome if before is None else _together(before, outcome)
+
+    def _define(self, name: str, expected: Expected) -> gx.ValidationDefinition:
+        suite = gx.ExpectationSuite(name)
+        for expectation_name, setting, expectation in expected:
+            expectation.meta = {"name": expectation_name, "setting": setting}
+            suite.add_expectation(expectation)
+        data = self._source.add_dataframe_asset(name).add_batch_definition_whole_dataframe(name)
+        definition = gx.ValidationDefinition(
+            name=name, data=data, suite=self._context.suites.add(suite)
+        )
+        return self._context.validation_definitions.add(definition)
 
 
 def _context(docs: Path) -> EphemeralDataContext:
@@ -178,7 +213,7 @@ def _context(docs: Path) -> EphemeralDataContext:
     return context
 
 
-def _outcome(result: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _outcome(result: dict[str, Any]) -> tuple[str, Outcome]:
     config, seen = result["expectation_config"], result["result"]
     outcome = {
         "success": result["success"],
@@ -189,9 +224,23 @@ def _outcome(result: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         outcome["observed"] = seen["observed_value"]
     else:
         outcome["unexpected"] = seen["unexpected_count"]
-        ids = [row["id"] for row in seen.get("partial_unexpected_index_list", [])]
-        outcome["ids"] = ids
-        if ids and outcome["setting"] == DATA:  # an id starts with the name of its data set
-            sources = sorted({str(identity).partition("/")[0] for identity in ids})
-            outcome["setting"] = ", ".join(f"{DATA}.{source}" for source in sources)
+        outcome["ids"] = [row["id"] for row in seen.get("partial_unexpected_index_list", [])]
     return config["meta"]["name"], outcome
+
+
+def _together(before: Outcome, more: Outcome) -> Outcome:
+    """Return the outcome for the rows of two frames."""
+    return {
+        **before,
+        "success": before["success"] and more["success"],
+        "unexpected": before["unexpected"] + more["unexpected"],
+        "ids": [*before["ids"], *more["ids"]][:MAX_IDS],
+    }
+
+
+def _governed(outcome: Outcome) -> Outcome:
+    """Name the data sets of the rows that are wrong: an id starts with its data set's name."""
+    if outcome["setting"] != DATA or not outcome.get("ids"):
+        return outcome
+    sources = sorted({str(identity).partition("/")[0] for identity in outcome["ids"]})
+    return {**outcome, "setting": ", ".join(f"{DATA}.{source}" for source in sources)}

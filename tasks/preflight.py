@@ -4,16 +4,15 @@ Reads nothing itself: `validate` hands over what it has read, for all models at 
 checks its own terms again, on the very questions that it learns from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
 from firstkd.errors import ConfigError, DataValidationError, about
 from firstkd.models.settings import ModelSettings
 from firstkd.settings import Settings
 from firstkd.terms.base import Pairing
-from firstkd.train.plan import number_of_steps, training_plan
+from firstkd.train.plan import micro_batches, number_of_steps
 
 MIN_DECIDED = 2
 """Calibration examples that a signal must have decisions on: with fewer, nothing can be
@@ -31,17 +30,18 @@ def check_terms(name: str, model: ModelSettings, questions: Sequence[Question]) 
             )
 
 
-def check_training(settings: Settings, name: str, questions: Sequence[Question]) -> None:
-    """Raise ConfigError if a model's terms or its training ask more than the questions hold."""
+def check_training(settings: Settings, name: str, lengths: Sequence[int]) -> None:
+    """Raise ConfigError if a training asks more than the questions hold.
+
+    `lengths` are those, in tokens, of the questions that the model's terms count.
+    """
     model = settings.models[name]
     if model.learn is None or model.train is None:
         return
-    check_terms(name, model, questions)
-    terms, training = model.learn.values(), settings.train[model.train]
-    useful = [question for question in questions if any(term.count(question) for term in terms)]
-    plan = training_plan(useful, training, settings.runtime.seed)
+    training = settings.train[model.train]
+    count = sum(1 for _ in micro_batches(lengths, training, settings.runtime.seed))
     with about(f"params.yaml: train.{model.train}"):
-        number_of_steps(len(plan), training, settings.machine.processes)
+        number_of_steps(count, training, settings.machine.processes)
 
 
 def check_vocabulary(settings: Settings, model: str, size: int) -> None:
@@ -52,27 +52,25 @@ def check_vocabulary(settings: Settings, model: str, size: int) -> None:
                 signal.layout(size)
 
 
-def check_signals(settings: Settings, calibration: Mapping[str, Sequence[Question]]) -> None:
+def check_signals(settings: Settings, decided: Mapping[str, int], questions: int) -> None:
     """Raise ConfigError for a signal that cannot be recalibrated on the calibration questions.
 
-    The questions are by the model, made elsewhere, whose tokenizer has read them.
+    `decided` is how many of the `questions` have what the signal decides, by its name.
     """
     for name, signal in settings.lineage.stored.items():
-        questions = calibration[settings.lineage.root(settings.lineage.read_with(name))]
-        decided = sum(signal.decisions_of(question) > 0 for question in questions)
-        if decided < MIN_DECIDED:
+        if decided[name] < MIN_DECIDED:
             raise ConfigError(
-                f"params.yaml: signals.{name}: {decided} of {len(questions):,} questions of "
+                f"params.yaml: signals.{name}: {decided[name]} of {questions:,} questions of "
                 f"data/prepare/calibration.parquet have {signal.decides}s to recalibrate it on, "
                 f"and {MIN_DECIDED} are the fewest; add such questions to fetch.datasets, or "
                 "remove the signal"
             )
 
 
-def check_measured(prepared: Path, splits: Mapping[str, Sequence[Example]]) -> None:
-    """Raise DataValidationError for a split without questions on which models are measured."""
+def check_measured(prepared: Path, with_choices: Collection[str]) -> None:
+    """Raise DataValidationError unless the splits on which models are measured have choices."""
     for split in ("calibration", "test"):
-        if not any(example.choices for example in splits.get(split, ())):
+        if split not in with_choices:
             what = {
                 "calibration": "a model's temperature is fitted",
                 "test": "a model's answers are measured",

@@ -14,22 +14,18 @@ other choices may occur within a split.
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from firstkd.data.examples import (
-    UNLABELLED,
-    Example,
-    normalise,
-    side_of,
-    split_by_hash,
-    unit_hash,
-    write_examples,
-)
+import pyarrow as pa
+
+from firstkd.data.division import divide
+from firstkd.data.examples import UNLABELLED, Example, split_by_hash, write_tables
+from firstkd.data.pool import Pool
 from firstkd.data.readers import read
-from firstkd.data.settings import DatasetSource, Fractions, PrepareSettings
+from firstkd.data.settings import DatasetSource, Fractions, SplitLimits
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_folder, write_json
 from firstkd.settings import load_settings
@@ -40,49 +36,78 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "calibration", "test")
 LARGE_GROUP = 0.5  # of a data set: more is hardly a passage, and leaves a split empty
 
-Dropped = dict[str, Any]
-Splits = dict[str, list[Example]]
-
 
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
-    datasets = settings.fetch.datasets
+    datasets, fractions = settings.fetch.datasets, settings.prepare.fractions
     skipped: dict[str, Counter[str]] = {name: Counter() for name in datasets}
-    examples = [
-        assign(example, datasets[name], settings.prepare.fractions)
-        for name in datasets
-        for example in read_dataset(root / "data/fetch", name, datasets[name], skipped[name])
-    ]
-    splits, dropped = divide(examples, settings.prepare)
-    dropped["skipped"] = {name: counts for name, counts in skipped.items() if counts}
-    for name, dataset in datasets.items():
-        if dataset.role == "out_of_domain":
-            splits.setdefault(out_of_domain(name), [])
-        elif dataset.role == UNLABELLED:
-            splits.setdefault(UNLABELLED, [])
     with atomic_folder(root / "data/prepare") as folder:
-        for split, kept in splits.items():
-            write_examples(folder / f"{split}.parquet", kept)
-        write_json(folder / "summary.json", {"splits": _counts(splits), "dropped": dropped})
+        with Pool(folder / "pool.duckdb") as pool:
+            for name, dataset in datasets.items():
+                file = fetched(root / "data/fetch", name)
+                log.info("reading %s", file)
+                examples = read(file, dataset, name, skipped[name])
+                pool.add(assign(example, dataset, fractions) for example in examples)
+            warn_of_large_groups(pool, root / "data/fetch", datasets)
+            dropped = divide(pool)
+            for reason, examples in dropped.items():
+                if examples:
+                    log.info("dropped as %s: %s examples", reason, f"{len(examples):,}")
+            splits, over = write_splits(
+                pool, folder, expected(datasets), settings.prepare.max_examples
+            )
+        dropped["over_max_examples"] = over
+        dropped["skipped"] = {name: counts for name, counts in skipped.items() if counts}
+        write_json(folder / "summary.json", {"splits": splits, "dropped": dropped})
 
 
-def read_dataset(
-    folder: Path, name: str, dataset: DatasetSource, skipped: Counter[str]
-) -> list[Example]:
+def fetched(folder: Path, name: str) -> Path:
     file = next(folder.glob(f"{name}.*"), None)
     if file is None:
         raise ArtifactError(f"{folder}/{name}.* is missing; run the stage fetch")
-    log.info("reading %s", file)
-    examples = read(file, dataset, name, skipped)
-    groups = Counter(example.group for example in examples if example.group)
-    for group, size in groups.most_common(1):
-        if dataset.role in ("split", "train") and size > LARGE_GROUP * len(examples):
+    return file
+
+
+def warn_of_large_groups(pool: Pool, folder: Path, datasets: Mapping[str, DatasetSource]) -> None:
+    for name, (group, size, total) in sorted(pool.largest_groups().items()):
+        if datasets[name].role in ("split", "train") and size > LARGE_GROUP * total:
             log.warning(
                 "%s: %s of %s examples are one group, %s, and go to one split; if it is not a "
                 "passage that they share, set fetch.datasets.%s.columns.group",
-                *(file, f"{size:,}", f"{len(examples):,}", group, name),
+                *(fetched(folder, name), f"{size:,}", f"{total:,}", group, name),
             )
-    return examples
+
+
+def expected(datasets: Mapping[str, DatasetSource]) -> list[str]:
+    """Return the splits that have a file, even an empty one."""
+    roles = {name: dataset.role for name, dataset in datasets.items()}
+    unlabelled = [UNLABELLED] if UNLABELLED in roles.values() else []
+    elsewhere = [out_of_domain(name) for name, role in roles.items() if role == "out_of_domain"]
+    return [*SPLITS, *elsewhere, *unlabelled]
+
+
+def write_splits(
+    pool: Pool, folder: Path, splits: list[str], limits: SplitLimits
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Write a file for each split; return the counts, and how many are over `max_examples`.
+
+    Order within a split is that of the ids' hashes: shuffled, yet the same every time, so that
+    the start of a file is a fair sample of it.
+    """
+    counts, over = {}, {}
+    for split in splits:
+        sources: Counter[str] = Counter()
+        limit = getattr(limits, split, limits.out_of_domain)
+        write_tables(folder / f"{split}.parquet", _counted(pool.tables(split, limit), sources))
+        counts[split] = {"examples": sources.total(), "sources": sources}
+        over[split] = pool.count(split) - sources.total()
+    return counts, over
+
+
+def _counted(tables: Iterable[pa.Table], sources: Counter[str]) -> Iterator[pa.Table]:
+    for table in tables:
+        sources.update(table["source"].to_pylist())
+        yield table
 
 
 def out_of_domain(name: str) -> str:
@@ -108,64 +133,6 @@ def assign(example: Example, dataset: DatasetSource, fractions: Fractions) -> Ex
         case "unlabelled":
             shares = [(UNLABELLED, 1.0)]
     return replace(example, split=split_by_hash(example.group or example.id, shares))
-
-
-def divide(examples: Iterable[Example], settings: PrepareSettings) -> tuple[Splits, Dropped]:
-    """Drop what is empty, a duplicate, in two splits or over a limit; sort by hash.
-
-    Order within a split is that of the ids' hashes: shuffled, yet the same every time, so that
-    the start of a file is a fair sample of it.
-    """
-    splits: Splits = {split: [] for split in SPLITS}
-    reasons = ("empty_response", "duplicate", "in_another_split", "group_in_another_split")
-    dropped: Dropped = {reason: [] for reason in reasons}
-    seen: dict[str, str] = {}  # question -> the split that has it
-    groups: dict[str, str] = {}  # group -> the split that has it, train for unlabelled
-    kept: dict[tuple[str, ...], str] = {}  # question and choices -> the id that has them
-    for example in sorted(examples, key=_precedence):
-        question = normalise(example.asked)
-        content = (question, *map(normalise, example.choices or ()))
-        group, side = example.group, side_of(example.split)
-        if not example.response and example.split != UNLABELLED:
-            dropped["empty_response"].append(example.id)
-        elif seen.get(question, example.split) != example.split:
-            dropped["in_another_split"].append({"id": example.id, "kept": seen[question]})
-        elif content in kept:
-            dropped["duplicate"].append({"id": example.id, "kept": kept[content]})
-        elif group and groups.get(group, side) != side:
-            dropped["group_in_another_split"].append({"id": example.id, "kept": groups[group]})
-        else:
-            seen[question], kept[content] = example.split, example.id
-            if group:
-                groups[group] = side
-            splits.setdefault(example.split, []).append(example)
-    for reason in reasons:
-        if dropped[reason]:
-            log.info("dropped as %s: %s examples", reason, f"{len(dropped[reason]):,}")
-    limits = settings.max_examples
-    dropped["over_max_examples"] = {}
-    for name, split in splits.items():
-        split.sort(key=lambda example: (unit_hash(example.id), example.id))
-        limit = getattr(limits, name, limits.out_of_domain)
-        dropped["over_max_examples"][name] = len(split) - len(split[:limit])
-        splits[name] = split[:limit]
-    return splits, dropped
-
-
-def _precedence(example: Example) -> int:
-    """First come the tests, whose questions must not be learned from; stable, so files' order."""
-    order = {"test": 0, "calibration": 2, "train": 3, UNLABELLED: 4}
-    return order.get(example.split, 1)
-
-
-def _counts(splits: Splits) -> dict[str, Any]:
-    return {
-        split: {
-            "examples": len(examples),
-            "sources": Counter(example.source for example in examples),
-        }
-        for split, examples in splits.items()
-    }
 
 
 if __name__ == "__main__":

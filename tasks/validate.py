@@ -8,31 +8,27 @@ Warnings (choices given twice) are counted and logged.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from firstkd.data.examples import Example, read_examples
-from firstkd.data.frames import flat_frames
+from firstkd.data.examples import Example, example_chunks
+from firstkd.data.frames import Owners, answer_places, flat_frame
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError, DataValidationError, about
 from firstkd.files import atomic_folder, write_json
-from firstkd.models.folders import load_model, load_tokenizer, read_config, vocabulary_size
-from firstkd.models.self_test import check_model
+from firstkd.models.folders import load_tokenizer
 from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.settings import Settings, load_settings
-from tasks.layout import learned_from, log_folder, model_folder
-from tasks.preflight import (
-    check_layers,
-    check_measured,
-    check_signals,
-    check_training,
-    check_vocabulary,
-)
+from tasks.checks import Checks
+from tasks.layout import log_folder, model_folder
 from tasks.stage import run_stage
+
+if TYPE_CHECKING:
+    from tasks.expectations import Validation
 
 log = logging.getLogger(__name__)
 
@@ -42,25 +38,54 @@ UNLIMITED = 2**31
 def main(root: Path = Path(".")) -> None:
     # Great Expectations takes seconds to import and logs hundreds of lines meanwhile.
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    from tasks.expectations import run
+    from tasks.expectations import Validation
 
     settings = load_settings(root / "params.yaml")
     tokenizers = {name: load_tokenizer(model_folder(root, name)) for name in settings.lineage.roots}
     check_tokenizers(settings, tokenizers)
     check_templates(settings.prompt, tokenizers)
     files = {file.stem: file for file in sorted((root / "data/prepare").glob("*.parquet"))}
-    splits = {split: read_examples(file) for split, file in files.items()}
-    log.info("counting the tokens of %s examples", f"{sum(map(len, splits.values())):,}")
-    lengths = token_lengths(splits, tokenizers, settings.prompt)
-    warn_of_cuts(lengths, settings.prompt.max_length)
-    frames = flat_frames(splits, lengths)
+    owners = Owners.of({split: example_chunks(file) for split, file in files.items()})
     docs = log_folder(root, "validate") / "data_docs"
-    outcomes = run(frames, settings.validate_, docs)
+    validation = Validation(settings.validate_, docs)
+    for split, file in files.items():
+        log.info("validating %s examples of %s", f"{owners.examples(split):,}", file)
+        validate_split(validation, split, file, owners, tokenizers, settings.prompt)
+    outcomes = validation.finish()
     report(outcomes, docs / "index.html")
-    check_settings(root, settings, tokenizers, splits)
-    check_models(root, settings, tokenizers, splits)
+    checks = Checks(root, settings, tokenizers)
+    for split, file in files.items():
+        for examples in example_chunks(file):
+            checks.read(split, examples)
+    checks.finish()
     with atomic_folder(root / "data/validate") as folder:
-        write_json(folder / "summary.json", summary(frames, outcomes))
+        write_json(folder / "summary.json", summary(owners, outcomes))
+
+
+def validate_split(
+    validation: "Validation",
+    split: str,
+    file: Path,
+    owners: Owners,
+    tokenizers: Mapping[str, Any],
+    prompt: PromptSettings,
+) -> None:
+    """Validate a file's examples, some at a time, and warn of those that will be cut."""
+    places, cut = [], 0
+    for examples in example_chunks(file):
+        lengths = token_lengths(examples, tokenizers, prompt)
+        cut += sum(asked + response > prompt.max_length for asked, response in lengths)
+        validation.rows(split, flat_frame(split, examples, lengths, owners))
+        places.append(answer_places(examples))
+    if not places:
+        validation.rows(split, flat_frame(split, [], [], owners))
+    validation.split(split, pd.concat([pd.DataFrame(), *places], ignore_index=True))
+    if cut:
+        log.warning(
+            "data/prepare/%s.parquet: %s of %s examples are longer than prompt.max_length = %d "
+            "and lose the start of their prompt",
+            *(split, f"{cut:,}", f"{owners.examples(split):,}", prompt.max_length),
+        )
 
 
 def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Any]) -> None:
@@ -91,84 +116,23 @@ def check_templates(prompt: PromptSettings, tokenizers: Mapping[str, Any]) -> No
             )
 
 
-def check_settings(
-    root: Path,
-    settings: Settings,
-    tokenizers: Mapping[str, Any],
-    splits: Mapping[str, list[Example]],
-) -> None:
-    """Raise ConfigError or DataValidationError for what the data or the models cannot serve."""
-    folders = {name: model_folder(root, name) for name in tokenizers}
-    configs = {name: read_config(folder) for name, folder in folders.items()}
-    check_layers(
-        settings,
-        {name: config.num_hidden_layers for name, config in configs.items()},
-        {name: config.hidden_size for name, config in configs.items()},
-    )
-    check_measured(root / "data/prepare", splits)
-    learned = [e for file in learned_from(root, settings) for e in splits[file.stem]]
-    questions = {}
-    for name, tokenizer in tokenizers.items():
-        with about(f"models.{name}"):
-            questions[name] = (
-                encode(learned, tokenizer, settings.prompt),
-                encode(splits["calibration"], tokenizer, settings.prompt),
-            )
-    for name in settings.models:
-        check_training(settings, name, questions[settings.lineage.root(name)][0])
-    check_signals(settings, {name: calibration for name, (_, calibration) in questions.items()})
-
-
-def check_models(
-    root: Path,
-    settings: Settings,
-    tokenizers: Mapping[str, Any],
-    splits: Mapping[str, list[Example]],
-) -> None:
-    """Raise ArtifactError unless each model that was made elsewhere is scored right here."""
-    examples = [example for split in splits.values() for example in split]
-    for name, tokenizer in tokenizers.items():
-        log.info("checking how the model “%s” is scored", name)
-        model = load_model(model_folder(root, name), "fp32")
-        with about(f"models.{name}"):
-            check_model(model, tokenizer, encode(examples, tokenizer, settings.prompt))
-        for other, descendant in settings.models.items():
-            if settings.lineage.root(other) == name:
-                with about(f"models.{other}"):
-                    descendant.init.check(model)
-        check_vocabulary(settings, name, vocabulary_size(model))
-
-
 def token_lengths(
-    splits: dict[str, list[Example]], tokenizers: Mapping[str, Any], prompt: PromptSettings
-) -> dict[str, list[tuple[int, int]]]:
+    examples: Sequence[Example], tokenizers: Mapping[str, Any], prompt: PromptSettings
+) -> list[tuple[int, int]]:
     """Count the tokens of prompt and longest response, by the tokenizer that makes most.
 
     As the models will be given them, but not cut.
     """
     whole = prompt.model_copy(update={"max_length": UNLIMITED})
-    found: dict[str, list[tuple[int, int]]] = {
-        split: [(0, 0)] * len(examples) for split, examples in splits.items()
-    }
+    found = [(0, 0)] * len(examples)
     for name, tokenizer in tokenizers.items():
-        for split, examples in splits.items():
-            with about(f"models.{name}"):
-                questions = encode(examples, tokenizer, whole) if examples else []
-            found[split] = [
-                (max(prompt, len(q.prompt)), max([response, *map(len, q.responses)]))
-                for (prompt, response), q in zip(found[split], questions, strict=True)
-            ]
+        with about(f"models.{name}"):
+            questions = encode(examples, tokenizer, whole)
+        found = [
+            (max(prompt, len(q.prompt)), max([response, *map(len, q.responses)]))
+            for (prompt, response), q in zip(found, questions, strict=True)
+        ]
     return found
-
-
-def warn_of_cuts(lengths: Mapping[str, list[tuple[int, int]]], max_length: int) -> None:
-    for split, found in lengths.items():
-        if cut := sum(prompt + response > max_length for prompt, response in found):
-            log.warning(
-                "data/prepare/%s.parquet: %s of %s examples are longer than prompt.max_length = %d "
-                "and lose the start of their prompt",
-                *(split, f"{cut:,}", f"{len(found):,}", max_length),
-            )
 
 
 def report(outcomes: dict[str, dict[str, Any]], docs: Path) -> None:
@@ -200,14 +164,14 @@ def _seen(outcome: dict[str, Any]) -> str:
     return f"{outcome['unexpected']} rows: {ids}{more} ({outcome['setting']})"
 
 
-def summary(frames: dict[str, pd.DataFrame], outcomes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def summary(owners: Owners, outcomes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         split: {
-            "examples": len(frame),
-            "groups": int(frame["group"].nunique()),
-            "expectations": outcomes[split],
+            "examples": owners.examples(split),
+            "groups": len(owners.sets["group"][split]),
+            "expectations": expectations,
         }
-        for split, frame in frames.items()
+        for split, expectations in outcomes.items()
     }
 
 

@@ -19,7 +19,7 @@ from firstkd.errors import ArtifactError, DataValidationError
 
 MARK = re.compile("\ue000(\\d+)\ue001")
 DATE = "26 Jul 2024"
-"""Of templates that print today's, as Llama 3.1 and 3.2 do where there is no clock: the same
+"""Date for templates that print today's, as Llama 3.1 and 3.2 do without a clock: the same
 settings give the same tokens on every day."""
 
 
@@ -124,7 +124,7 @@ class ChatTemplate:
 
 
 def control_tokens(tokenizer: Any) -> dict[int, Any]:
-    """Return the tokens that are no text, by id."""
+    """Return the tokens that are not text, by id."""
     return {i: token for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 

@@ -4,8 +4,9 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,9 +48,9 @@ class Example:
     """One question with its answer; the fields are the columns of the parquet files."""
 
     id: str
-    """`SOURCE/ID`, with the author's id where there is one, else a hash of the content."""
+    """`SOURCE/ID`, with the author's id if there is one, else a hash of the content."""
     prompt: str
-    """The question; where it is about a passage, that comes first, on lines of its own."""
+    """The question; where it is about a passage, that comes first, on separate lines."""
     response: str
     """The right answer's text; empty if the question is unlabelled."""
     choices: tuple[str, ...] | None
@@ -63,42 +64,69 @@ class Example:
     group: str | None = None
     """What must not straddle splits: the passage or conversation that several questions are of."""
     history: tuple[Turn, ...] | None = None
-    """The turns before the prompt; None where there are none."""
+    """The turns before the prompt; None if there are none."""
 
     @property
     def asked(self) -> str:
-        """All that the answer depends on: the prompt, behind what was said before it."""
+        """All that the answer depends on: what was said before, then the prompt."""
         return "\n".join([*(turn.content for turn in self.history or ()), self.prompt])
+
+
+CHUNK = 2**15
+"""Examples that are Python objects, or a row group of a file, at a time."""
+
+
+def chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """Yield lists of CHUNK examples, and of what remains."""
+    remaining = iter(examples)
+    while chunk := [*islice(remaining, CHUNK)]:
+        yield chunk
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
     """Write parquet; the same examples give the same bytes."""
-    table = pa.Table.from_pylist([asdict(example) for example in examples], schema=SCHEMA)
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_tables(
+        path, (pa.Table.from_pylist(list(map(asdict, c)), SCHEMA) for c in chunks(examples))
+    )
 
 
-def read_table(path: Path) -> pa.Table:
-    """Read a file of examples as columns; raises ArtifactError unless it has the schema."""
+def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write tables of examples to one parquet file, whose bytes do not depend on their cuts."""
+    waiting = SCHEMA.empty_table()
+    with (
+        atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as file,
+    ):
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table])
+            while len(waiting) >= CHUNK:
+                file.write_table(waiting[:CHUNK].combine_chunks())
+                waiting = waiting[CHUNK:]
+        file.write_table(waiting.combine_chunks())
+
+
+def example_chunks(path: Path) -> Iterator[list[Example]]:
+    """Yield a file's examples, CHUNK at a time; raises ArtifactError unless it has the schema."""
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(SCHEMA):
+                raise ArtifactError(
+                    f"{path}: not the schema of examples; found {_fields(file.schema_arrow)}, "
+                    f"expected {_fields(SCHEMA)}; run the stage prepare again"
+                )
+            for batch in file.iter_batches(CHUNK):
+                yield [_from_row(row) for row in batch.to_pylist()]
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing; run the stage prepare") from error
     except pa.ArrowInvalid as error:
         raise ArtifactError(
             f"{path}: not a parquet file ({error}); run the stage prepare again"
         ) from error
-    if not table.schema.equals(SCHEMA):
-        raise ArtifactError(
-            f"{path}: not the schema of examples; found {_fields(table.schema)}, "
-            f"expected {_fields(SCHEMA)}; run the stage prepare again"
-        )
-    return table
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Read a file of examples; raises ArtifactError as `read_table` does."""
-    return [_from_row(row) for row in read_table(path).to_pylist()]
+    """Read a file of examples; raises ArtifactError as `example_chunks` does."""
+    return [example for chunk in example_chunks(path) for example in chunk]
 
 
 def _from_row(row: dict[str, Any]) -> Example:
@@ -188,7 +216,7 @@ def side_of(split: str) -> str:
 def split_by_hash(identity: str, shares: Sequence[tuple[str, float]]) -> str:
     """Return the split of the example with this id or group, from (split, share) in a fixed order.
 
-    Each one decides for itself, so that adding or removing data moves no other example.
+    Each example is decided alone, so that adding or removing data moves no other.
     """
     position = unit_hash(identity) * sum(share for _, share in shares)
     for split, share in shares:

@@ -1,54 +1,93 @@
-"""Examples as flat frames of scalars, one per split, ready to be validated.
+"""Examples as flat frames of scalars, ready to be validated.
 
 Great Expectations hashes the whole frame at each validation and is quadratic on lists (200,000
-rows with one list column: 3.6 s a call, 0.08 s without). So what concerns choices or
-other splits becomes a column of its own.
+rows with one list column: 3.6 s a call, 0.08 s without). So what concerns choices or other
+examples becomes a separate column, and many examples are put into several frames.
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from firstkd.data.examples import SCHEMA, Example, normalise, side_of
-
-Examples = list[Example]
+from firstkd.data.keys import KeySet, keys_of
 
 FLAT = [name for name in SCHEMA.names if name not in ("choices", "history")]
 OF_CHOICES = ["num_choices", "blank_choices", "distinct_choices", "chosen"]
-OF_SPLITS = ["same_id_in", "same_question_in", "same_group_in", "prompt_tokens", "response_tokens"]
+OF_TOKENS = ["prompt_tokens", "response_tokens"]
+
+SHARED: dict[str, Callable[[Example], str | None]] = {
+    "id": lambda example: example.id,
+    "question": lambda example: normalise(example.asked),
+    "group": lambda example: example.group,
+}
+"""What two splits may not share, as far as an example has it."""
 
 
-def flat_frames(
-    splits: dict[str, Examples], lengths: dict[str, list[tuple[int, int]]]
-) -> dict[str, pd.DataFrame]:
-    """Return one frame of scalars per split; `lengths` are tokens of prompt and response."""
-    ids: defaultdict[str, set[str]] = defaultdict(set)
-    questions: defaultdict[str, set[str]] = defaultdict(set)
-    groups: defaultdict[str | None, set[str]] = defaultdict(set)
-    for split, examples in splits.items():
-        for example in examples:
-            ids[example.id].add(split)
-            questions[normalise(example.asked)].add(split)
-            groups[example.group].add(side_of(split))
-    groups[None] = set()  # what has none shares none
-    frames = {}
-    for split, examples in splits.items():
-        rows = [_scalars(example) for example in examples]
-        for row, example, (prompt, response) in zip(rows, examples, lengths[split], strict=True):
-            row["prompt_tokens"], row["response_tokens"] = prompt, response
-            row["same_id_in"] = _others(ids[example.id], split)
-            row["same_question_in"] = _others(questions[normalise(example.asked)], split)
-            row["same_group_in"] = _others(groups[example.group], side_of(split))
-        frames[split] = pd.DataFrame(rows, columns=_columns(rows))
-    return frames
+@dataclass(frozen=True)
+class Owners:
+    """Which splits have an id, a question or a group: 16 bytes for each."""
+
+    sets: Mapping[str, Mapping[str, KeySet]]
+    """By what is shared, then by split."""
+
+    @classmethod
+    def of(cls, splits: Mapping[str, Iterable[Sequence[Example]]]) -> "Owners":
+        """Survey the splits, of each one some examples after the other."""
+        sets: dict[str, dict[str, KeySet]] = {name: {} for name in SHARED}
+        for split, chunks in splits.items():
+            keys = defaultdict(list)
+            for examples in chunks:
+                for name in SHARED:
+                    keys[name].append(keys_of(_values(name, examples)))
+            for name, found in sets.items():
+                found[split] = KeySet.of(np.concatenate([np.empty(0, np.int64), *keys[name]]))
+        return cls(sets)
+
+    def examples(self, split: str) -> int:
+        """Return how many examples a split has."""
+        return int(self.sets["id"][split].counts.sum())
+
+    def others(self, name: str, split: str, examples: Sequence[Example]) -> list[str | None]:
+        """Return for each example the other splits that have the same, None if there are none.
+
+        Train and the unlabelled questions may share a group: they are one side of the division.
+        """
+        side = side_of if name == "group" else str
+        rows = [row for row, example in enumerate(examples) if SHARED[name](example) is not None]
+        keys = keys_of(_values(name, examples))
+        owners: dict[int, set[str]] = defaultdict(set)
+        for other, found in self.sets[name].items():
+            if side(other) != side(split):
+                for place in found.count(keys).nonzero()[0].tolist():
+                    owners[rows[place]].add(side(other))
+        return [", ".join(sorted(owners[row])) or None for row in range(len(examples))]
+
+    def rows_of_id(self, split: str, examples: Sequence[Example]) -> list[int]:
+        """Return how many examples of the split have each example's id."""
+        counts: list[int] = self.sets["id"][split].count(keys_of(_values("id", examples))).tolist()
+        return counts
 
 
-def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    """The columns in any row, and those that every frame must have even without a row."""
-    return list(
-        dict.fromkeys([*FLAT, *OF_CHOICES, *OF_SPLITS, *(key for row in rows for key in row)])
-    )
+def _values(name: str, examples: Sequence[Example]) -> list[str]:
+    return [value for example in examples if (value := SHARED[name](example)) is not None]
+
+
+def flat_frame(
+    split: str, examples: Sequence[Example], lengths: Sequence[tuple[int, int]], owners: Owners
+) -> pd.DataFrame:
+    """Return a frame of scalars; `lengths` are tokens of prompt and response."""
+    rows = [_scalars(example) for example in examples]
+    frame = pd.DataFrame(rows, columns=[*FLAT, *OF_CHOICES])
+    frame["rows_of_id"] = owners.rows_of_id(split, examples)
+    for name in SHARED:
+        frame[f"same_{name}_in"] = owners.others(name, split, examples)
+    frame[OF_TOKENS] = pd.DataFrame(lengths, columns=OF_TOKENS, dtype=int)
+    return frame
 
 
 def _scalars(example: Example) -> dict[str, Any]:
@@ -63,9 +102,16 @@ def _scalars(example: Example) -> dict[str, Any]:
         "blank_choices": sum(not choice.strip() for choice in choices),
         "distinct_choices": len(set(choices)),
         "chosen": chosen,
-        **{f"answer_at_{i}": float(answer == i) for i in range(len(choices))},
     }
 
 
-def _others(owners: set[str], split: str) -> str | None:
-    return ", ".join(sorted(owners - {split})) or None
+def answer_places(examples: Sequence[Example]) -> pd.DataFrame:
+    """Return a column `answer_at_I` for each place of a choice: 1 where that is the answer, else 0.
+
+    It is null for a question without a choice at the place.
+    """
+    places = [
+        {f"answer_at_{i}": example.answer_index == i for i in range(len(example.choices or ()))}
+        for example in examples
+    ]
+    return pd.DataFrame(places, dtype=float)

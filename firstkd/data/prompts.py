@@ -188,7 +188,7 @@ def _shared_tokens(joint: Sequence[Encoded], border: int) -> int:
 def _fitted(
     name: str, start: list[int], prompt: list[int], responses: list[list[int]], max_length: int
 ) -> list[int]:
-    """The prompt behind its start, without as much of its start as has no room."""
+    """Return the prompt after its start, cut at its beginning to the room that is left."""
     longest = max(map(len, responses), default=0)
     room = max_length - longest - len(start)
     if room < 1:

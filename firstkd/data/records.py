@@ -1,6 +1,6 @@
 """Files of records: JSON lines, a JSON list, a table of comma-separated values, or Parquet.
 
-What is no such file raises DataValidationError naming file, place and what to do.
+Any other file raises DataValidationError naming file, place and what to do.
 """
 
 import csv
@@ -105,7 +105,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Record]]:
     except UnicodeDecodeError as error:
         raise _not_utf8(str(path), error) from error
     except csv.Error as error:
-        raise _unreadable(f"{path}, behind line {line}", f"not valid CSV ({error})") from error
+        raise _unreadable(f"{path}, after line {line}", f"not valid CSV ({error})") from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
@@ -119,7 +119,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
                     number += 1
                     yield f"row {number}", record
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        where = f"{path}, behind row {number}" if number else str(path)
+        where = f"{path}, after row {number}" if number else str(path)
         raise _unreadable(where, f"not a whole Parquet file ({error})") from error
 
 

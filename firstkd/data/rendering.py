@@ -18,11 +18,11 @@ class Rendered:
     responses: list[str]
     """The choices, or the one response; none where nobody has answered open text."""
     end: str = ""
-    """What the template puts behind each response."""
+    """What the template puts after each response."""
     head: int = 0
     """Characters at the start of the prompt that stay where the rest is cut: the template's."""
     written: tuple[tuple[int, int], ...] = ()
-    """Of a template: from which to which character of the prompt others wrote, not the template."""
+    """Character ranges of the prompt that others wrote, not the template."""
 
 
 def render_plain(example: Example, choice_format: ChoiceFormat) -> Rendered:

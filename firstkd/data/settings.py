@@ -17,7 +17,7 @@ class ChatSettings(Section):
     choices: ChoiceFormat = "cloze"
     """How the user's turn asks a question with choices."""
     system: Annotated[str, Field(min_length=1)] | None = None
-    """System prompt of every conversation without one of its own; null: what the template does."""
+    """System prompt of every conversation that has none; null: what the template does."""
 
 
 class PromptSettings(Section):
@@ -26,7 +26,7 @@ class PromptSettings(Section):
     max_length: Annotated[int, Field(ge=8)]
     """Tokens of prompt and response together; what is longer loses the start of its prompt."""
     chat: ChatSettings | None = None
-    """Of `format: chat`; null for its defaults."""
+    """Settings of `format: chat`; null for their defaults."""
 
     @model_validator(mode="after")
     def _chat_is_for_chats(self) -> Self:
@@ -43,8 +43,8 @@ class Source(Section):
     """`hub:ORG/NAME@REVISION`, `path:DIR_OR_FILE` or `wheel:DIST==VERSION/PATH/IN/WHEEL`;
     firstkd/data/sources.py has the whole syntax."""
     sha256: Sha256 | None = None
-    """Of the file (without its .gz), or of the folder's sorted `sha256  name` lines; a mismatch
-    is an error."""
+    """Digest of the file (without its .gz), or of the folder's sorted `sha256  name` lines; a
+    mismatch is an error."""
 
     @model_validator(mode="after")
     def _changes_are_noticed(self) -> Self:
@@ -145,13 +145,13 @@ class Fractions(Section):
 
 
 class SplitLimits(Section):
-    """At most so many examples, those with the smallest hashes; null for all."""
+    """The most examples of each split, those with the smallest hashes; null for all."""
 
     train: Positive | None
     calibration: Positive | None
     test: Positive | None
     out_of_domain: Positive | None
-    """Of each out-of-domain set."""
+    """Limit of each out-of-domain set."""
     unlabelled: Positive | None = None
 
 
@@ -171,6 +171,6 @@ class ValidateSettings(Section):
     max_prompt_tokens: Positive
     max_response_tokens: Positive
     min_answer_share: Share
-    """Of the questions that have a choice at a position, for how many it must be the answer."""
+    """Smallest share of the questions with a choice at a position for which it is the answer."""
     min_answer_questions: Positive = 50
     """With fewer questions that have the position, its share is left unjudged."""

@@ -102,7 +102,7 @@ def _from_hub(rest: str, scratch: Path) -> Path:
     parts = HUB.fullmatch(rest)
     if not parts:
         raise SourceError(
-            f"hub:{rest}: expected hub:ORG/NAME@REVISION, or with /PATH of one file behind it; "
+            f"hub:{rest}: expected hub:ORG/NAME@REVISION, or with /PATH of one file after it; "
             "the revision, a commit hash, is what pins it"
         )
     if parts["kind"] and not parts["path"]:

@@ -20,6 +20,15 @@ TOLERANCE = 1e-4
 PROBES = 2
 
 
+def probes(questions: Sequence[Question]) -> list[Question]:
+    """Return the few questions that decide what `check_model` finds of them all."""
+    if not questions:
+        return []
+    answered = [question for question in questions if question.responses]
+    chosen = sorted(answered, key=lambda question: -len(question.prompt))[:PROBES]
+    return [*chosen, max(questions, key=_largest_id), max(questions, key=_text_length)]
+
+
 def check_model(model: Any, tokenizer: Any, questions: Sequence[Question]) -> None:
     """Raise ArtifactError unless the model scores its longest questions right.
 
@@ -69,8 +78,7 @@ def check_end_token(tokenizer: Any, family: str) -> None:
 def check_ids(model: Any, questions: Sequence[Question], family: str) -> None:
     rows = len(model.get_input_embeddings().weight)
     for question in questions:
-        largest = max(max(ids, default=0) for ids in (question.prompt, *question.responses))
-        if largest >= rows:
+        if (largest := _largest_id(question)) >= rows:
             raise ArtifactError(
                 f"{family}: example {question.id} has the token {largest}, but the model embeds "
                 f"{rows}: the tokenizer belongs to another model"
@@ -88,6 +96,10 @@ def check_positions(config: Any, questions: Sequence[Question]) -> None:
             f"{config.model_type}: example {name} has {max(lengths)} tokens, but the model has "
             f"{limit} positions; set prompt.max_length to {limit}"
         )
+
+
+def _largest_id(question: Question) -> int:
+    return max(max(ids, default=0) for ids in (question.prompt, *question.responses))
 
 
 def _text_length(question: Question) -> int:

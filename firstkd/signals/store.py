@@ -7,6 +7,7 @@ reader needs neither the order nor the tokenizer that the store was written with
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -150,7 +151,8 @@ class SignalStore:
         self.layout = {
             name: Column.from_json(column) for name, column in self.manifest["columns"].items()
         }
-        self.shards = [self._open(shard) for shard in self.manifest["shards"]]
+        with ThreadPoolExecutor() as pool:  # most of the time goes into checksums
+            self.shards = [*pool.map(self._open, self.manifest["shards"])]
         self.keys = torch.cat([shard[KEYS] for shard in self.shards])
         counts = torch.cat([shard[COUNTS] for shard in self.shards]).long()
         self.starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])

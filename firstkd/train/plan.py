@@ -1,10 +1,10 @@
 """Which examples are in which micro-batch, and how many steps that makes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from firstkd.data.packing import shuffled_batches
+from firstkd.data.packing import packed_length, shuffled_batches
 from firstkd.data.prompts import Question
 from firstkd.errors import ConfigError
 from firstkd.train.settings import TrainingSettings
@@ -14,15 +14,18 @@ def training_plan(
     questions: Sequence[Question], settings: TrainingSettings, seed: int
 ) -> list[list[int]]:
     """Every micro-batch of all epochs, as indices; `train` drops a last incomplete step."""
+    return [*micro_batches([*map(packed_length, questions)], settings, seed)]
+
+
+def micro_batches(
+    lengths: Sequence[int], settings: TrainingSettings, seed: int
+) -> Iterator[list[int]]:
+    """Yield the training plan of questions of these packed lengths."""
     generator = np.random.default_rng(seed)
-    plan = [
-        batch
-        for _ in range(settings.epochs)
-        for batch in shuffled_batches(
-            questions, settings.micro_batch_size, settings.micro_batch_tokens, generator
+    for _ in range(settings.epochs):
+        yield from shuffled_batches(
+            lengths, settings.micro_batch_size, settings.micro_batch_tokens, generator
         )
-    ]
-    return plan
 
 
 def number_of_steps(micro_batches: int, settings: TrainingSettings, processes: int) -> int:

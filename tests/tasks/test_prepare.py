@@ -1,14 +1,19 @@
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from firstkd.data import division, examples, pool
+from firstkd.data.division import divide
 from firstkd.data.examples import Example, normalise, read_examples
-from firstkd.data.settings import DatasetSource, Fractions, PrepareSettings, SplitLimits
+from firstkd.data.pool import Pool
+from firstkd.data.settings import DatasetSource, Fractions, SplitLimits
 from firstkd.errors import ArtifactError, DataValidationError
 from firstkd.files import read_json, sha256_of
 from tasks import prepare
@@ -17,7 +22,6 @@ from tests.tiny import write_tiny_params, write_tiny_questions
 
 FRACTIONS = Fractions(train=0.5, calibration=0.25, test=0.25)
 LIMITS = SplitLimits(train=None, calibration=None, test=None, out_of_domain=None)
-SETTINGS = PrepareSettings(fractions=FRACTIONS, max_examples=LIMITS)
 
 
 @pytest.fixture
@@ -31,6 +35,19 @@ def project(tmp_path: Path) -> Path:
 
 def ids(root: Path, split: str) -> list[str]:
     return [example.id for example in read_examples(root / f"data/prepare/{split}.parquet")]
+
+
+def divided(
+    examples: list[Example], limits: SplitLimits = LIMITS
+) -> tuple[dict[str, list[Example]], dict[str, Any]]:
+    """Return the examples that each split keeps, and what was dropped."""
+    splits = dict.fromkeys([*SPLITS, *(each.split for each in examples)])
+    with tempfile.TemporaryDirectory() as name, Pool(Path(name) / "pool.duckdb") as pool:
+        pool.add(examples)
+        dropped = divide(pool)
+        _, over = prepare.write_splits(pool, Path(name), list(splits), limits)
+        kept = {split: read_examples(Path(name) / f"{split}.parquet") for split in splits}
+    return kept, {**dropped, "over_max_examples": over}
 
 
 def example(identity: str, split: str, prompt: str, choices: str = "xy") -> Example:
@@ -54,6 +71,19 @@ def test_the_same_data_give_the_same_bytes_in_any_order(project: Path) -> None:
     raw.write_text("".join(reversed(raw.read_text().splitlines(keepends=True))))
     prepare.main(project)
     assert sha256_of(project / "data/prepare") == before
+
+
+def test_in_many_parts_the_same_examples_are_in_the_same_places(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare.main(project)
+    whole = {split: ids(project, split) for split in (*SPLITS, "ood_elsewhere")}
+    summary = sha256_of(project / "data/prepare/summary.json")
+    for module in (examples, division, pool):
+        monkeypatch.setattr(module, "CHUNK", 7)
+    prepare.main(project)
+    assert {split: ids(project, split) for split in whole} == whole
+    assert sha256_of(project / "data/prepare/summary.json") == summary
 
 
 def test_adding_data_moves_no_example(project: Path) -> None:
@@ -121,7 +151,7 @@ def test_a_question_in_two_splits_stays_where_it_is_tested() -> None:
         example("ood", "ood_a", "WHERE?", "rs"),
         example("test", "test", "Where", "tu"),
     ]
-    splits, dropped = prepare.divide(examples, SETTINGS)
+    splits, dropped = divided(examples)
     assert [each.id for each in splits["test"]] == ["test"]
     assert {split: len(kept) for split, kept in splits.items() if kept} == {"test": 1}
     assert dropped["in_another_split"] == [
@@ -137,14 +167,14 @@ def test_of_duplicates_the_first_is_kept_and_other_choices_make_another_question
         example("second", "train", "where", "XY"),
         example("third", "train", "Where?", "xz"),
     ]
-    splits, dropped = prepare.divide(examples, SETTINGS)
+    splits, dropped = divided(examples)
     assert {each.id for each in splits["train"]} == {"first", "third"}
     assert dropped["duplicate"] == [{"id": "second", "kept": "first"}]
 
 
 def test_empty_responses_are_dropped_and_named() -> None:
     empty = Example("a/1", "Say nothing.", "", None, None, "a", "train")
-    splits, dropped = prepare.divide([empty], SETTINGS)
+    splits, dropped = divided([empty])
     assert splits["train"] == [] and dropped["empty_response"] == ["a/1"]
 
 
@@ -153,13 +183,13 @@ def test_a_larger_training_set_contains_the_smaller_one() -> None:
     kept = {}
     for count in (10, 20):
         limits = LIMITS.model_copy(update={"train": count})
-        capped = SETTINGS.model_copy(update={"max_examples": limits})
-        splits, dropped = prepare.divide(examples, capped)
+        splits, dropped = divided(examples, limits)
         kept[count] = splits["train"]
         assert dropped["over_max_examples"]["train"] == 40 - count
     assert kept[10] == kept[20][:10]
 
 
+@settings(max_examples=40, deadline=None)  # each opens a database
 @given(
     st.lists(
         st.tuples(
@@ -177,7 +207,7 @@ def test_whatever_comes_no_question_is_in_two_splits(
         replace(example(f"a/{i}", split, prompt, choices), group=group)
         for i, (split, prompt, choices, group) in enumerate(rows)
     ]
-    splits, dropped = prepare.divide(examples, SETTINGS)
+    splits, dropped = divided(examples)
     questions = {split: {normalise(each.prompt) for each in splits[split]} for split in splits}
     assert sum(map(len, questions.values())) == len(set().union(*questions.values()))
     groups = {split: {each.group for each in splits[split]} - {None} for split in splits}
@@ -252,7 +282,7 @@ def test_a_passage_of_two_data_sets_stays_where_it_is_tested() -> None:
         replace(example("other", "train", "What?"), group="passage/2"),
         replace(example("with it", "unlabelled", "Why?"), group="passage/2"),
     ]
-    splits, dropped = prepare.divide(examples, SETTINGS)
+    splits, dropped = divided(examples)
     kept = {split: [each.id for each in found] for split, found in splits.items() if found}
     assert kept == {"test": ["test"], "train": ["other"], "unlabelled": ["with it"]}
     lost = dropped["group_in_another_split"]
@@ -304,7 +334,6 @@ def test_without_unlabelled_data_there_is_no_such_file(project: Path) -> None:
 
 def test_unlabelled_questions_have_a_limit_of_their_own() -> None:
     limits = LIMITS.model_copy(update={"unlabelled": 3, "out_of_domain": 1})
-    capped = SETTINGS.model_copy(update={"max_examples": limits})
     examples = [example(f"a/{i}", "unlabelled", f"Number {i}?") for i in range(9)]
-    splits, dropped = prepare.divide(examples, capped)
+    splits, dropped = divided(examples, limits)
     assert len(splits["unlabelled"]) == 3 and dropped["over_max_examples"]["unlabelled"] == 6

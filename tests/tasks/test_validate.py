@@ -14,7 +14,7 @@ from firstkd.errors import ArtifactError, ConfigError, DataValidationError
 from firstkd.files import read_json, sha256_of
 from firstkd.models.folders import load_model
 from firstkd.settings import load_settings
-from tasks import validate
+from tasks import checks, validate
 from tasks.preflight import check_vocabulary
 from tests.tiny import write_tiny_params
 
@@ -74,6 +74,24 @@ def test_good_examples_pass_with_the_same_bytes_each_time(project: Path) -> None
     assert list((project / "logs/validate/data_docs/validations/train").rglob("*.html"))
     check(project, good())
     assert sha256_of(project / "data/validate") == before
+
+
+def test_a_split_in_many_parts_is_found_to_be_the_same(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(project, good())
+    whole = sha256_of(project / "data/validate")
+    monkeypatch.setattr("firstkd.data.examples.CHUNK", 8)
+    check(project, good())
+    assert sha256_of(project / "data/validate") == whole
+    splits = good()
+    for row in (0, 19):  # of the first part and of the last
+        splits["train"][row] = replace(splits["train"][row], response="v")
+    splits["train"][18] = replace(splits["train"][18], id="a/train1")
+    with pytest.raises(DataValidationError) as caught:
+        check(project, splits)
+    assert "response_is_chosen_choice: 2 rows: a/train0, a/train19 (" in str(caught.value)
+    assert "id_unique: 2 rows: a/train1, a/train1 (" in str(caught.value)
 
 
 def test_open_text_passes(project: Path) -> None:
@@ -143,7 +161,7 @@ def test_a_family_that_cannot_be_pruned_is_refused_before_any_training(
         model.base_model.more = torch.nn.ModuleList(torch.nn.Identity() for _ in range(2))
         return model
 
-    monkeypatch.setattr(validate, "load_model", with_another_list)
+    monkeypatch.setattr(checks, "load_model", with_another_list)
     with pytest.raises(ArtifactError, match=r"models\.start: llama: 2 lists of 2 modules"):
         check(project, good())
 

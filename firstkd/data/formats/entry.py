@@ -33,7 +33,7 @@ class Entry:
     prompt: str
     choices: tuple[str, ...] | None
     response: str = ""
-    """Of open text; of a question, its choice is the response."""
+    """The response of open text; the response of a question is its choice."""
     answer: object = None
     """As the file has it."""
     answers: Mapping[Reading, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A file of one's own: columns, or keys, named in params.yaml."""
+"""A user's own file: columns, or keys, named in params.yaml."""
 
 import string
 import unicodedata

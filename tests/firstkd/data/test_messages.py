@@ -36,7 +36,7 @@ def dataset(**settings: Any) -> DatasetSource:
 def read_all(folder: Path, *records: Any, **settings: Any) -> list[Example]:
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return read(path, dataset(**settings), "chats")
+    return [*read(path, dataset(**settings), "chats")]
 
 
 @pytest.mark.parametrize("record", [OPENAI, SHAREGPT])
@@ -53,7 +53,7 @@ def test_every_turn_of_the_assistant_is_an_example_behind_what_was_said(tmp_path
 def test_a_conversation_in_parquet_has_the_ids_of_the_same_in_json(tmp_path):
     path = tmp_path / "data.parquet"
     pq.write_table(pa.Table.from_pylist([OPENAI]), path)
-    assert read(path, dataset(), "chats") == read_all(tmp_path, OPENAI)
+    assert [*read(path, dataset(), "chats")] == read_all(tmp_path, OPENAI)
 
 
 def test_content_in_parts_is_their_text(tmp_path):
@@ -79,7 +79,7 @@ def test_what_no_text_model_can_learn_from_is_refused_or_skipped_and_counted(tmp
     with pytest.raises(DataValidationError, match=rf"line 2: .*; add {kind} to `skip`"):
         read_all(tmp_path, OPENAI, UNFIT[kind])
     path, skipped = tmp_path / "data.jsonl", Counter()
-    found = read(path, dataset(skip=[kind]), "chats", skipped)
+    found = [*read(path, dataset(skip=[kind]), "chats", skipped)]
     assert len(found) == 2 and skipped == {kind: 1}
 
 

@@ -182,7 +182,7 @@ def read_rows(folder: Path, rows: list[Row], settings: Row) -> list[Example]:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     values = {"source": "path:sources/x", "role": "split", "format": "questions", **settings}
-    return read(path, DatasetSource.model_validate(values), "set")
+    return [*read(path, DatasetSource.model_validate(values), "set")]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

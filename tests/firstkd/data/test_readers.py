@@ -231,7 +231,7 @@ def test_a_csv_row_with_a_cell_too_few_is_named(tmp_path: Path) -> None:
 
 def read_text(folder: Path, name: str, text: str, **settings: Any) -> list[Example]:
     (folder / name).write_text(text)
-    return read(folder / name, dataset(**settings), "set")
+    return [*read(folder / name, dataset(**settings), "set")]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_parquet_column_that_occurs_twice_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "a.parquet")
     own = dataset(columns={"choices": ["x", "y"]})
     with pytest.raises(DataValidationError, match="the column 'answer' occurs twice"):
-        read(tmp_path / "a.parquet", own, "set")
+        [*read(tmp_path / "a.parquet", own, "set")]
 
 
 def test_an_object_over_several_lines_is_told_where_it_belongs(tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ def test_as_the_hugging_face_hub_publishes_it(tmp_path: Path, record: dict[str, 
     expected = Example("set/7-980", "Where?", "there", ("here", "there"), 1, "set")
     assert read_all(tmp_path, "commonsenseqa", record) == [expected]
     write_parquet(tmp_path / "a.parquet", [record])
-    assert read(tmp_path / "a.parquet", dataset("commonsenseqa"), "set") == [expected]
+    assert [*read(tmp_path / "a.parquet", dataset("commonsenseqa"), "set")] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ def test_other_files_of_records(tmp_path: Path) -> None:
     (tmp_path / "a.CSV").write_text("question,choices,answer\nWhere?,here|there,there\n")
     (tmp_path / "a.JSONL").write_text(json.dumps(OWN) + "\n")
     for name in ("a.parquet", "a.ndjson", "a.CSV", "a.JSONL"):
-        assert read(tmp_path / name, dataset(), "set") == [expected], name
+        assert [*read(tmp_path / name, dataset(), "set")] == [expected], name
 
 
 def test_a_parquet_table_with_a_column_per_choice_and_gaps(tmp_path: Path) -> None:
@@ -546,7 +546,7 @@ def test_a_parquet_table_with_a_column_per_choice_and_gaps(tmp_path: Path) -> No
     rows[1]["answer"] = 7.0
     write_parquet(tmp_path / "a.parquet", rows)
     with pytest.raises(DataValidationError, match=r"a\.parquet, row 2: answer 7\.0 is not among"):
-        read(tmp_path / "a.parquet", dataset(columns=columns), "set")
+        [*read(tmp_path / "a.parquet", dataset(columns=columns), "set")]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"{}", lambda b: b""])
@@ -554,7 +554,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, damage: Any) -> None:
     write_parquet(tmp_path / "a.parquet", [OWN])
     (tmp_path / "a.parquet").write_bytes(damage((tmp_path / "a.parquet").read_bytes()))
     with pytest.raises(DataValidationError, match=r"a\.parquet: not a whole Parquet file"):
-        read(tmp_path / "a.parquet", dataset(), "set")
+        [*read(tmp_path / "a.parquet", dataset(), "set")]
 
 
 @pytest.mark.parametrize(

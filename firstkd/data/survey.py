@@ -1,0 +1,150 @@
+"""A first pass over a file's records: how its answers are read, and what is wrong with it."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Self, get_args
+
+from firstkd.data.formats.entry import Entry, Format, Malformed, Reading, Unfit
+from firstkd.data.records import read_records
+from firstkd.data.settings import DatasetSource
+from firstkd.errors import DataValidationError
+
+log = logging.getLogger(__name__)
+
+ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[0-9a-fA-F]+);")
+READINGS: tuple[Reading, ...] = get_args(Reading)
+
+MAX_PROBLEMS = 10
+MAX_PLACES = 3
+"""Named in an error, of each problem."""
+
+
+def parsed(path: Path, form: Format, labelled: bool) -> Iterator[tuple[str, list[Entry]]]:
+    """Yield the entries of each record that is well-formed, and the record's place."""
+    for place, found, _ in _records(path, form, labelled):
+        if not isinstance(found, Malformed):
+            yield place, found
+
+
+def _records(
+    path: Path, form: Format, labelled: bool
+) -> Iterator[tuple[str, list[Entry] | Malformed, object]]:
+    """Yield each record's place, its entries or what is wrong with it, and its answer."""
+    for place, record in read_records(path):
+        try:
+            found: list[Entry] | Malformed = [*form.parse(record, labelled)]
+        except Malformed as error:
+            found = error
+        yield place, found, record.get(form.answer_key)
+
+
+@dataclass
+class Survey:
+    """What the records of a file have in common; takes no more memory for more of them."""
+
+    entries: int = 0
+    readings: Counter[Reading] = field(default_factory=Counter)
+    """Entries whose answer names a choice under each reading."""
+    differing: Counter[tuple[Reading, Reading]] = field(default_factory=Counter)
+    """Entries whose answer names another choice under one reading than under the other."""
+    ignored_answers: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    entities: int = 0
+    first_entity: str = ""
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    """What is wrong, and the places where it is."""
+
+    @classmethod
+    def of(cls, path: Path, form: Format, dataset: DatasetSource) -> Self:
+        survey, labelled = cls(), dataset.role != "unlabelled"
+        for place, found, answer in _records(path, form, labelled):
+            survey.ignored_answers += not labelled and answer not in (None, "")
+            if not isinstance(found, Malformed):
+                for entry in found:
+                    survey._add(place, entry)
+            elif isinstance(found, Unfit) and found.holds in dataset.skip:
+                survey.skipped[found.holds] += 1
+            else:
+                survey.problem(place, found)
+        return survey
+
+    def _add(self, place: str, entry: Entry) -> None:
+        self.entries += 1
+        self.readings.update(entry.answers.keys())
+        for one, other in combinations(READINGS, 2):
+            both = {one, other} <= entry.answers.keys()
+            self.differing[one, other] += both and entry.answers[one] != entry.answers[other]
+        if any(map(ENTITY.search, (entry.prompt, entry.response, *(entry.choices or ())))):
+            self.entities += 1
+            self.first_entity = self.first_entity or place
+
+    def problem(self, place: str, error: Malformed) -> None:
+        self.problems.setdefault(str(error), []).append(place)
+
+    def check_any(self, path: Path, name: str) -> None:
+        """Raise DataValidationError for a file without records."""
+        if not self.entries and not self.problems:
+            raise DataValidationError(
+                f"{path}: no records in it ({path.stat().st_size:,} bytes); correct "
+                f"fetch.datasets.{name}.source, or remove the data set"
+            )
+
+    def check_well_formed(self, path: Path, name: str) -> None:
+        """Raise DataValidationError naming all problems and the first places of each."""
+        if not self.problems:
+            return
+        lines = []
+        for problem, places in [*self.problems.items()][:MAX_PROBLEMS]:
+            more = len(places) - MAX_PLACES
+            rest = f" and {more} more" if more > 0 else ""
+            lines.append(f"{path}, {', '.join(places[:MAX_PLACES])}{rest}: {problem}")
+        if len(self.problems) > MAX_PROBLEMS:
+            lines.append(f"and {len(self.problems) - MAX_PROBLEMS} other problems")
+        listed = "\n".join(lines)
+        raise DataValidationError(
+            f"{listed}; correct or remove it, or check `format`, `columns` "
+            f"and `answers_are` in fetch.datasets.{name}"
+        )
+
+    def log(self, path: Path) -> None:
+        """Tell what was left out, and warn of texts as HTML has them, which models see as such."""
+        if self.ignored_answers:
+            count = f"{self.ignored_answers:,}"
+            log.info("%s: role unlabelled, so %s answers are ignored", path, count)
+        for kind, skipped in sorted(self.skipped.items()):
+            log.warning("%s: skipped for their %s: %s conversations", path, kind, f"{skipped:,}")
+        if self.entities:
+            log.warning(
+                "%s: %s records hold HTML entities such as &amp;, first %s; unless that is meant, "
+                "replace them by their characters",
+                *(path, f"{self.entities:,}", self.first_entity),
+            )
+
+    def agreed_reading(self, path: Path, dataset: DatasetSource, name: str) -> Reading | None:
+        """Return the reading that names a choice in most entries; of equals, the first.
+
+        None if no entry has an answer to read.
+        """
+        if not self.readings:
+            return None
+        if dataset.answers_are:
+            return dataset.answers_are
+        reading = max(READINGS, key=lambda each: self.readings[each])
+        if dataset.format == "questions":
+            share = f"{self.readings[reading]:,} of {self.entries:,}"
+            log.info("%s: answers are read as the %s of a choice (%s)", path, reading, share)
+        for one, other in combinations(READINGS, 2):
+            if reading not in (one, other) or self.readings[one] != self.readings[other]:
+                continue
+            if differ := self.differing[one, other]:
+                log.warning(
+                    "%s: read as the %s of a choice, %s answers would name another one; if that "
+                    "is meant, set fetch.datasets.%s.answers_are",
+                    *(path, other if reading == one else one, f"{differ:,}", name),
+                )
+        return reading

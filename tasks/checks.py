@@ -1,0 +1,100 @@
+"""Check what the settings ask of the data and of the models, a part of the data at a time."""
+
+import logging
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from firstkd.data.examples import Example
+from firstkd.data.packing import packed_length
+from firstkd.data.prompts import Question, encode
+from firstkd.errors import about
+from firstkd.models.folders import load_model, read_config, vocabulary_size
+from firstkd.models.self_test import check_model, probes
+from firstkd.settings import Settings
+from tasks.layout import learned_from, model_folder
+from tasks.preflight import (
+    check_layers,
+    check_measured,
+    check_signals,
+    check_terms,
+    check_training,
+    check_vocabulary,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Checks:
+    """Keeps of the questions no more than the checks need, 4 bytes a question and model."""
+
+    def __init__(self, root: Path, settings: Settings, tokenizers: Mapping[str, Any]) -> None:
+        """Raises ConfigError for layers that do not exist; `tokenizers` are by model."""
+        self._root, self._settings, self._tokenizers = root, settings, tokenizers
+        configs = {name: read_config(model_folder(root, name)) for name in tokenizers}
+        check_layers(
+            settings,
+            {name: config.num_hidden_layers for name, config in configs.items()},
+            {name: config.hidden_size for name, config in configs.items()},
+        )
+        self._learned = {file.stem for file in learned_from(root, settings)}
+        self._with_choices: set[str] = set()
+        self._probes: dict[str, list[Question]] = {name: [] for name in tokenizers}
+        self._witnesses: dict[str, dict[str, Question]] = defaultdict(dict)
+        self._lengths: dict[str, array[int]] = defaultdict(lambda: array("i"))
+        self._decided: Counter[str] = Counter()
+        self._calibration = 0
+
+    def read(self, split: str, examples: Sequence[Example]) -> None:
+        """Raises DataValidationError for a response that leaves no room for its prompt."""
+        if any(example.choices for example in examples):
+            self._with_choices.add(split)
+        if split == "calibration":
+            self._calibration += len(examples)
+        for root, tokenizer in self._tokenizers.items():
+            with about(f"models.{root}"):
+                questions = encode(examples, tokenizer, self._settings.prompt)
+            self._probes[root] = probes([*self._probes[root], *questions])
+            if split in self._learned:
+                self._learn(root, questions)
+            if split == "calibration":
+                self._recalibrate(root, questions)
+
+    def _learn(self, root: str, questions: Sequence[Question]) -> None:
+        """Note what the terms of the models that descend from `root` count."""
+        for name, model in self._settings.models.items():
+            if self._settings.lineage.root(name) != root:
+                continue
+            for question in questions:
+                counting = [n for n, term in (model.learn or {}).items() if term.count(question)]
+                for term_name in counting:
+                    self._witnesses[name].setdefault(term_name, question)
+                if counting:
+                    self._lengths[name].append(packed_length(question))
+
+    def _recalibrate(self, root: str, questions: Sequence[Question]) -> None:
+        lineage = self._settings.lineage
+        for name, signal in lineage.stored.items():
+            if lineage.root(lineage.read_with(name)) == root:
+                self._decided[name] += sum(signal.decisions_of(q) > 0 for q in questions)
+
+    def finish(self) -> None:
+        """Raise ConfigError, DataValidationError or ArtifactError for what cannot be served."""
+        settings = self._settings
+        check_measured(self._root / "data/prepare", self._with_choices)
+        for name, model in settings.models.items():
+            check_terms(name, model, [*self._witnesses[name].values()])
+            check_training(settings, name, self._lengths[name])
+        check_signals(settings, self._decided, self._calibration)
+        for root, tokenizer in self._tokenizers.items():
+            log.info("checking how the model “%s” is scored", root)
+            network = load_model(model_folder(self._root, root), "fp32")
+            with about(f"models.{root}"):
+                check_model(network, tokenizer, self._probes[root])
+            for name, model in settings.models.items():
+                if settings.lineage.root(name) == root:
+                    with about(f"models.{name}"):
+                        model.init.check(network)
+            check_vocabulary(settings, root, vocabulary_size(network))
