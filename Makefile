@@ -7,7 +7,7 @@ SERVERS := $(VENV)/.servers
 # tests of one file run in one process, after each other
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: run test test-all test-integration lint setup clean
+.PHONY: run test test-all test-integration lint docs setup clean
 
 run: setup ## set everything up and run the pipeline
 	$(BIN)/firstkd run
@@ -21,11 +21,14 @@ test-all: lint $(SERVERS) ## also the tests that kill and restart real servers
 test-integration: $(SERVERS) ## only these; PostgreSQL has to be installed
 	$(BIN)/python -m pytest -m integration
 
-lint: setup
+lint: docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/firstkd graph --check
+
+docs: setup ## build the site into site/; fails at a warning or a dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 setup: $(INSTALLED)
 

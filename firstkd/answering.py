@@ -25,7 +25,7 @@ class Answer:
     confidence: float
     """Calibrated probability that the answer is right."""
     probabilities: list[float]
-    """Of each choice."""
+    """One for each choice."""
     abstain: bool
     """Whether the confidence is too low to answer."""
 
@@ -39,7 +39,7 @@ class Answerer:
     prompt: PromptSettings
     temperature: float
     common_choices: Sequence[str] | None = None
-    """Of a question that names none: those that all calibration questions shared, if they did."""
+    """Choices of a question that names none: what all calibration questions share, if they do."""
     abstain_below: float | None = None
     promise: Promise | None = None
     """What `abstain_below` keeps, if it comes from a policy."""

@@ -12,7 +12,7 @@ class PipelineError(Exception):
     """A mistake in input, settings or environment: shown to people as one line, no traceback."""
 
     exit_code: ClassVar[int] = 2
-    """Of a stage that ends with it; a crash exits with 1 or a signal."""
+    """Exit code of a stage that ends with it; a crash exits with 1 or a signal."""
 
 
 class ConfigError(PipelineError):
@@ -42,7 +42,7 @@ class TrainingDivergedError(PipelineError):
 
 
 class OutOfMemoryError(PipelineError):
-    """The memory of the host or the GPU does not suffice."""
+    """The host or the GPU has too little memory."""
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def disk_refusal(error: Exception, path: Path | None = None) -> ArtifactError | 
     `path` is what was to be written; without it, it is the file that the system names.
     """
     if not isinstance(error, OSError):
-        # safetensors wraps the system's error in a class of its own and keeps only its text
+        # safetensors wraps the system's error in its own class and keeps only the text
         is_refusal = any(f"os error {code}" in str(error) for code in DISK_REFUSALS)
         return _unwritable(str(path), str(error)) if is_refusal else None
     reason = str(error.strerror)

@@ -36,7 +36,7 @@ class OutputSink(Protocol):
 def group(
     command: list[str], stop_seconds: float, **options: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command in a process group of its own, which does not outlive the body.
+    """Start a command in a separate process group, which does not outlive the body.
 
     If the command has not been waited for by then (Ctrl-C, a timed-out task, SIGKILL of this
     process), its group gets SIGTERM, and SIGKILL `stop_seconds` later. A second Ctrl-C kills it.

@@ -18,7 +18,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
 
 RegisteredName = Annotated[str, Field(pattern=r"^[^/:.%\"']+$")]
-"""Of a model in MLflow's registry."""
+"""Name of a model in MLflow's registry."""
 
 
 Precision = Literal["auto", "bf16", "fp32"]

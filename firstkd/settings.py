@@ -51,11 +51,11 @@ class PromoteSettings(Section):
     max_nll_increase: Weight
     max_brier_increase: Share
     max_aurc_increase: Share
-    """Of the error rate averaged over all shares of questions answered, surest first."""
+    """Increase of the error rate averaged over all shares of questions answered, surest first."""
     max_out_of_domain_drop: Share
-    """Of the accuracy on each out-of-domain set."""
+    """Drop of the accuracy on each out-of-domain set."""
     min_share_of_teacher: Share
-    """Of the teacher's accuracy, that a first champion must keep."""
+    """Share of the teacher's accuracy that a first champion must keep."""
     require_better_than_guessing: bool
     """Whether a first champion's accuracy must exceed, beyond its interval, that of guessing at
     random and of always giving the most frequent answer."""
@@ -78,7 +78,7 @@ class RetrainSettings(Section):
     stop_seconds: Annotated[float, Field(gt=0)]
     """Between SIGTERM and SIGKILL for a stage that is ended early, e.g. to save a checkpoint."""
     webhook: Annotated[str, Field(pattern=r"^https?://.+")] | None
-    """Gets a POST on failure and promotion; FIRSTKD_WEBHOOK in the environment goes first."""
+    """Gets a POST on failure and promotion; FIRSTKD_WEBHOOK in the environment takes precedence."""
 
 
 class PublishSettings(Section):
@@ -87,7 +87,7 @@ class PublishSettings(Section):
     push: bool
     """Whether to `dvc push` to the default remote."""
     branch: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None
-    """Git branch of its own that gets a commit of dvc.lock."""
+    """A separate git branch that gets a commit of dvc.lock."""
     git_remote: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None
     """Name of the git remote that this branch is pushed to; null to keep it here."""
 
@@ -229,7 +229,7 @@ def _key(values: Any, location: tuple[int | str, ...], is_missing: bool) -> str:
     """Return the dotted key of an error in params.yaml.
 
     Pydantic also names, between the keys or at the end, which alternative of a union it has tried:
-    that is no key there, or it is the `kind` of the section before a key of the same name.
+    that is not a key there, or it is the `kind` of the section before a key of the same name.
     """
     key: list[str] = []
     found, kind = values, None

@@ -14,7 +14,7 @@ from flows.registry import aliases, register
 from tasks.gate import Verdict
 
 ANNOUNCED_TAG = "announced"
-"""Of a version: when the promotion that was announced was decided."""
+"""Tag of a version: when the promotion that was announced was decided."""
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from tasks.terminal import is_error_line
 
 DVC = [sys.executable, "-m", "dvc"]
 KEPT_LINES = 200
-"""Of a failed stage's output, to find its error in."""
+"""Last lines of a failed stage's output, in which its error is looked for."""
 FAILED = re.compile(r"failed to reproduce '([^']+)': failed to run: .*, exited with (-?\d+)", re.S)
 """What `dvc repro` says of a stage that ran and failed."""
 HOLDER = re.compile(r"\(PID (\d+)\): (.+)")
 """Who DVC says has its lock."""
 CONTACT = "Having any troubles?"
-"""How DVC goes on after an error of its own."""
+"""What DVC prints after its own errors."""
 FORGET_SECONDS = 10.0
 """In which the system forgets a killed process: until then DVC respects its lock."""
 

@@ -48,7 +48,7 @@ def answering_server() -> str | None:
 def server_starting() -> Iterator[None]:
     """Have a server by the end of the body: unless a lasting one is named, one starts meanwhile.
 
-    It ends with this process, even a killed one; Prefect's ephemeral server would be left behind.
+    It ends with this process, even a killed one; Prefect's ephemeral server would outlive it.
     Raises PipelineError if a server does not answer or does not start.
     """
     global _own_server
@@ -73,7 +73,7 @@ def server_starting() -> Iterator[None]:
 
 
 def _check_home() -> None:
-    """Raise PipelineError unless Prefect can keep its database where it is told to."""
+    """Raise PipelineError unless Prefect can keep its database where it should be."""
     home = get_current_settings().home
     if "?" in str(home):
         raise PipelineError(
@@ -91,7 +91,7 @@ def _check_home() -> None:
 
 
 def _answers(url: str, seconds: float, goes_on: Callable[[], bool] = lambda: True) -> bool:
-    """Wait until the server answers, for at most so many seconds or while `goes_on`."""
+    """Wait until the server answers, for at most `seconds` or while `goes_on`."""
     deadline = time.monotonic() + seconds
     while True:
         try:

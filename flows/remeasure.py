@@ -1,6 +1,6 @@
 """The champion on the challenger's questions, if it was tested on others.
 
-Scoring needs torch, so it is a process of its own: tasks/remeasure.py.
+Scoring needs torch, so it runs in a separate process: tasks/remeasure.py.
 """
 
 import sys

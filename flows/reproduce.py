@@ -74,7 +74,7 @@ def reproduce(
 
 @contextmanager
 def _worktree(workspace: Workspace, commit: str, folder: Path) -> Iterator[Workspace]:
-    """Check a commit out in a folder of its own; yield the project in it.
+    """Check a commit out in a separate folder; yield the project in it.
 
     It is left where it is for whoever wants to look; a failure removes it.
     """

@@ -24,7 +24,7 @@ def make_schedule(cron: str, timezone: str) -> Schedule:
     try:
         return Cron(cron, timezone=timezone)
     except ValueError as error:
-        raise ConfigError(f"--cron {cron!r} is no cron string such as '0 3 * * 1'") from error
+        raise ConfigError(f"--cron {cron!r} is not a cron string such as '0 3 * * 1'") from error
 
 
 def check_server() -> str:

@@ -29,7 +29,7 @@ class State:
     """Unknown, so none, while DVC is at work."""
     record: Record
     busy: str | None
-    """Who is at work here, if somebody is."""
+    """Who is at work here, if anyone."""
 
 
 def read_state(workspace: Workspace, settings: Settings) -> State:

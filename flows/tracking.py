@@ -93,7 +93,7 @@ def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
     """Connect to MLflow, making the experiment (and a local database) if it is missing.
 
     MLFLOW_TRACKING_URI in the environment takes precedence over the settings. A local database's
-    artifacts lie beside it; a server decides for itself. Raises PipelineError if nothing answers,
+    artifacts lie beside it; a server decides on its own. Raises PipelineError if nothing answers,
     and ConfigError for an address that cannot be used.
     """
     _silence()

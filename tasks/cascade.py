@@ -72,7 +72,7 @@ def pair_of(student: Evaluated, teacher: Evaluated) -> Deferral:
 
 
 def _cost(settings: Settings, kept: float) -> float | None:
-    """Of a thousand questions: the student reads all, the teacher what is passed on."""
+    """Cost of a thousand questions: the student reads all, the teacher what is passed on."""
     cost = settings.serve.cost
     return None if cost is None else round(cost.student + (1 - kept) * cost.teacher, 6)
 

@@ -43,7 +43,7 @@ def code_of(modules: Iterable[str], without: Iterable[str] = ()) -> list[str]:
 
 
 def code_sha256() -> str:
-    """Return the hash of all modules: what one version of the code began, no other goes on with."""
+    """Return the hash of all modules: what one version of the code began, no other continues."""
     digest = hashlib.sha256()
     for package in PACKAGES:
         for file in sorted((CODE / package).rglob("*.py")):

@@ -1,4 +1,4 @@
-"""What DVC says of its own files that it cannot read, and how each is put right."""
+"""What DVC says of files of its own that it cannot read, and how to repair each."""
 
 import re
 from pathlib import Path

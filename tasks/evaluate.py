@@ -43,7 +43,7 @@ def main(root: Path, model: str) -> None:
     settings = load_settings(root / "params.yaml")
     if model not in settings.evaluate.models:
         names = ", ".join(settings.evaluate.models)
-        raise ConfigError(f"{model!r} is no model of evaluate.models; there are {names}")
+        raise ConfigError(f"{model!r} is not in evaluate.models, which has {names}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     folder = model_folder(root, model)
     subject = Subject.load(model, folder, settings.prompt, settings.evaluate)

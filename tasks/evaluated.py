@@ -25,7 +25,7 @@ def teacher_name(settings: Settings) -> str | None:
 class Evaluated:
     name: str
     is_student: bool
-    """Whether it is no teacher of the student that is registered."""
+    """Whether it could be registered: the registered student's teachers could not."""
     metrics: dict[str, Any]
     rows: pa.Table
     """predictions.parquet: one row per question of each set."""

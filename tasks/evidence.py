@@ -11,7 +11,7 @@ from firstkd.files import read_json
 from firstkd.measure.metrics import Predictions
 
 COLUMNS = ("set", "id", "answer", "answer_index", "is_right", "scores")
-"""Of predictions.parquet, that the gate reads."""
+"""Columns of predictions.parquet that the gate reads."""
 
 
 @dataclass(frozen=True)

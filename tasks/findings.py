@@ -84,7 +84,7 @@ def _sentence(student: Evaluated, found: Comparison, who: str) -> str:
     ranking = words("AURC", "about as well", "less well", "better")
     calibration = words("ECE at T", "about as well", "worse", "better")
     return (
-        f"Against {who}, “{student.name}” is {accuracy}. With a temperature of its own for each, "
+        f"Against {who}, “{student.name}” is {accuracy}. With each at its own temperature, "
         f"its probabilities are {likelihood} (NLL), it knows {ranking} which of its answers are "
         f"right (AURC), and it is {calibration} calibrated (ECE)."
     )

@@ -82,7 +82,7 @@ def write_graph(root: Path, settings: Settings) -> bool:
 
 
 def refresh_graph(root: Path, settings: Settings) -> None:
-    """Write dvc.yaml, unless there is one without our first line: somebody wrote that by hand."""
+    """Write dvc.yaml, unless there is one without our first line: it was written by hand."""
     file = root / "dvc.yaml"
     if not file.exists() or file.read_text(encoding="utf-8").startswith(HEAD):
         write_graph(root, settings)
@@ -215,7 +215,7 @@ def _calibrate(settings: Settings, name: str) -> Stage:
 def _evaluate(name: str) -> Stage:
     return Stage(
         f"evaluate-{name}",
-        f"Measure the model “{name}” on the test sets, and fit a temperature of its own",
+        f"Measure the model “{name}” on the test sets, and fit its own temperature",
         f"python -m tasks.evaluate {name}",
         [
             *(f"evaluate.{key}" for key in EVALUATE_KEYS),

@@ -8,7 +8,7 @@ from firstkd.data.examples import Example
 from tasks.evaluated import Evaluated
 
 SHOWN = 25
-"""Of each model and test set."""
+"""Mistakes shown of each model and test set."""
 
 
 @dataclass(frozen=True)

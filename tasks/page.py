@@ -29,7 +29,7 @@ def table_rows(models: Mapping[str, Evaluated], test_set: str) -> list[dict[str,
 
 
 def inline(svg: str, name: str, label: str) -> Markup:
-    """Return a figure to be put into the page: with ids of its own and a label for who cannot see.
+    """Return a figure for the page: with unique ids and a label for those who cannot see it.
 
     Several figures in one page must not share ids.
     """

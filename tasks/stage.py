@@ -78,7 +78,7 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
             os._exit(1)  # what libraries do at the end waits for ranks that may be gone
         if known is None:
             raise
-        # on a line of its own: a progress bar may still be open
+        # on a new line: a progress bar may still be open
         print(f"\n{name}: {known}", file=sys.stderr)
         sys.exit(known.exit_code)
 

@@ -11,7 +11,7 @@ from firstkd.measure.bootstrap import Counts, Draws, Estimate, Statistic, resamp
 from firstkd.measure.ranking import Bools, Floats
 
 LOSS = 0.01
-"""Of the teacher's accuracy, that a cascade may give up for its headline."""
+"""Accuracy that a cascade may lose against the teacher for its headline."""
 
 
 @dataclass(frozen=True)

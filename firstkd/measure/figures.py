@@ -45,7 +45,7 @@ BINS = 10
 FEW = 10
 """Questions; the accuracy of fewer is noise."""
 COLUMNS = 4
-"""Of panels in a PNG."""
+"""Columns of panels in a PNG."""
 
 
 def draw_reliability(raw: Predictions, calibrated: Predictions) -> str:
@@ -220,7 +220,7 @@ def _save_png(figure: Figure, path: Path) -> None:
 
 
 def to_svg(figure: Figure) -> str:
-    """Return the `<svg>` element alone: no size of its own, no clock, themed colours."""
+    """Return the `<svg>` element alone: no fixed size, no clock, themed colours."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

@@ -26,7 +26,7 @@ class Ranking:
 
     @classmethod
     def of(cls, confidence: Floats, correct: Bools, counts: Floats | None = None) -> Self:
-        """Of decisions [E]; `counts` [S, E] tells how often each of them was drawn."""
+        """Rank decisions [E]; `counts` [S, E] says how often each of them was drawn."""
         counts = np.ones((1, len(confidence))) if counts is None else counts
         order = np.argsort(-confidence, kind="stable")
         in_order = confidence[order]

@@ -46,7 +46,7 @@ def load_model(folder: Path, precision: Precision = "auto") -> PreTrainedModel:
     """Load safetensors weights onto the device at hand; never pickles or the folder's own code.
 
     Raises ArtifactError when the folder holds no such model, or when not each weight of the model
-    is in the files and each of the files in the model: transformers would go on with random ones.
+    is in the files and each of the files in the model: transformers would fill in random ones.
     """
     if not any(folder.glob("*.safetensors")):
         raise ArtifactError(f"{folder} holds no *.safetensors weights; run the stage that makes it")
@@ -104,7 +104,7 @@ def _named(folder: Path, file: str) -> Iterator[None]:
         raise ArtifactError(
             f"{folder}: transformers {transformers.__version__} cannot load it as {file} says "
             f"({type(error).__name__}: {reason}); correct that file, or choose a model that is "
-            "neither quantised nor needs code of its own"
+            "neither quantised nor needs its own code"
         ) from error
 
 

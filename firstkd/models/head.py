@@ -1,7 +1,7 @@
 """The head: log-probabilities of chosen tokens without the logits of all.
 
 Legend: N supervised positions, H hidden size, V vocabulary, M (position, token) pairs, R token
-decisions, each at a position of its own, K top-k.
+decisions, each at a different position, K top-k.
 """
 
 from typing import Any, NamedTuple
@@ -11,25 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_ROWS = 1024
-"""Positions whose logits exist at a time. Few, for their memory; but the last so many are not
+"""Positions whose logits exist at a time. Few, for their memory; but the last ones are not
 computed again in the backward pass, and each chunk also adds to the whole gradient of the weight,
 which at 100 rows takes as long as the matrix products."""
 CACHED_ROWS = 32
-"""Of a chunk's rows, those whose float32 logits exist at a time on a CPU: what is computed on them
-stays in one core's cache meanwhile."""
+"""Rows of a chunk whose float32 logits exist at a time on a CPU: what is computed on them stays in
+one core's cache meanwhile."""
 
 
 class HeadScores(NamedTuple):
     """What is asked of the head, all of it natural logarithms."""
 
     logprobs_M: Tensor
-    """Of each pair's token at its position."""
+    """Log-probability of each pair's token at its position."""
     top_logprobs_RK: Tensor
-    """Of each decision's top-k tokens."""
+    """Log-probabilities of each decision's top-k tokens."""
     log_tail_R: Tensor
-    """Of the mass of all others; −inf where the top-k are the whole vocabulary."""
+    """Log of the mass of all others; −inf where the top-k are the whole vocabulary."""
     best_of_tail_R: Tensor
-    """Of the most probable of all others; a measure, without gradient."""
+    """Log-probability of the most probable of all others; a measure, without gradient."""
 
 
 def head_scores(
@@ -130,7 +130,7 @@ class _HeadScores(torch.autograd.Function):
         of_tail_N[decisions_R] += gradient_tail_R
         of_head_RK = gradient_RK - total_N[decisions_R, None] * top_logprobs_RK.exp()
         log_rest_N = log_tail_N + log_partition_N
-        # a frozen head, as with LoRA, asks for none of its own: [V, H] would be made for nothing
+        # a frozen head, as with LoRA, needs no gradient: [V, H] would be made for nothing
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         gradient_hidden = torch.empty_like(hidden_NH) if of_hidden else None
         gradient_weight = torch.zeros_like(weight_VH, dtype=total_N.dtype) if of_weight else None

@@ -1,6 +1,6 @@
 """Which tokens of a packed row may look at which, for each kind of attention layer.
 
-A mask of one's own replaces the model's: in layers with a sliding window it must hold the window,
+A custom mask replaces the model's: in layers with a sliding window it must hold the window,
 too. Distances are counted in positions, which restart with each response, not in places within the
 row; so a response sees of the prompt and itself what it would see alone.
 """

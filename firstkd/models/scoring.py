@@ -30,7 +30,7 @@ class ScoringHead(nn.Module):
     """The output embedding, asked for some log-probabilities instead of all logits.
 
     Rows that pad it beyond the tokenizer's ids stand for no token and get no probability. It is a
-    module of its own, and called as one, so that what hooks into modules (ZeRO, data parallelism)
+    separate module, and called as one, so that what hooks into modules (ZeRO, data parallelism)
     sees its use.
     """
 
@@ -199,7 +199,7 @@ class TokenScores:
     correct_T: Tensor
     """True where that is the token."""
     probability_T: Tensor
-    """Of the token itself."""
+    """Probability of the token itself."""
     example_T: Tensor
     """Index of the question whose response it is in."""
 

@@ -32,7 +32,7 @@ class Recalibration(ABC):
 
     @classmethod
     def supports(cls, knowledge: Knowledge) -> bool:
-        """Whether what was kept of these decisions suffices."""
+        """Whether enough was kept of these decisions."""
         return True
 
     def gold_probability(self, knowledge: Knowledge, is_right_RK: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class TopAgainstRest:
     others_RK: Tensor
     """Log-probabilities of the other candidates, −inf at the top."""
     log_rest_R: Tensor
-    """Of the other candidates and the tail together."""
+    """Log-probability of the other candidates and the tail together."""
     log_odds_R: Tensor
     """Top against rest, kept finite."""
 

@@ -29,7 +29,7 @@ class Isotonic(Recalibration):
 
         confidence = knowledge.top_logprobs.exp().amax(-1).double().numpy()
         right = top_is_right(knowledge.top_logprobs, is_right_RK)
-        # as far from certainty as so many decisions can tell (Laplace's rule of succession)
+        # as far from certainty as this many decisions can tell (Laplace's rule of succession)
         least = 1 / (len(right) + 2)
         fitted = IsotonicRegression(y_min=least, y_max=1 - least).fit(confidence, right)
         return cls(fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist())

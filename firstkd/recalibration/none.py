@@ -1,4 +1,4 @@
-"""`none`: the teacher as it is."""
+"""`none`: the raw teacher."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self

@@ -12,7 +12,7 @@ from firstkd.recalibration.base import top_is_right
 
 Criterion = Literal["nll", "ece"]
 STEPS = 60
-"""Of the grid over the whole range."""
+"""Steps of the grid over the whole range."""
 REFINEMENTS = 7
 """Each narrows the step to a quarter: from a tenth of T to 6·10⁻⁶ of it."""
 NOISE = 1e-7

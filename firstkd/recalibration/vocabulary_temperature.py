@@ -35,7 +35,7 @@ class VocabularyTemperature(Recalibration):
         once = np.ones((1, len(knowledge)))
 
         def loss_at(temperature: float) -> float:
-            """Of every decision: what is right but in the tail is tempered, too."""
+            """Loss over every decision: a right token in the tail is tempered, too."""
             tempered = cls(temperature)
             gold_R = tempered.gold_probability(knowledge, is_right_RK)
             probabilities_RK = tempered.apply(knowledge)
@@ -46,7 +46,7 @@ class VocabularyTemperature(Recalibration):
 
     @classmethod
     def supports(cls, knowledge: Knowledge) -> bool:
-        """Whether there is no tail, or more is kept of it than its mass."""
+        """Whether the tail is empty, or more is kept of it than its mass."""
         return not _has_tail(knowledge) or knowledge.tail_bends.shape[1] > 0
 
     def apply(self, knowledge: Knowledge) -> Tensor:

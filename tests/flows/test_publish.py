@@ -85,7 +85,7 @@ def test_fresh_worker_goes_on_from_what_was_published(
         publish(repository, both, Quiet())
     dvc(root, "remote", "add", "--default", "storage", str(tmp_path / "remote"))
     git(root, "commit", "-qam", "storage")
-    with pytest.raises(ConfigError, match=r"publish\.git_remote: 'origin' is no remote of this"):
+    with pytest.raises(ConfigError, match=r"publish\.git_remote: 'origin' is not a remote of this"):
         publish(repository, both, Quiet())
     git(tmp_path, "init", "-q", "--bare", "shared")
     git(root, "remote", "add", "origin", str(tmp_path / "shared"))

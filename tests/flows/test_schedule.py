@@ -204,7 +204,7 @@ def test_webhook_hears_of_a_rollback(
 
 
 def test_schedule_is_checked_at_once() -> None:
-    with pytest.raises(ConfigError, match="--cron 'every monday' is no cron string"):
+    with pytest.raises(ConfigError, match="--cron 'every monday' is not a cron string"):
         make_schedule("every monday", "UTC")
     with pytest.raises(ConfigError, match="--timezone 'Mars/Olympus' is unknown"):
         make_schedule("0 3 * * 1", "Mars/Olympus")
