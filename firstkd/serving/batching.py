@@ -31,7 +31,7 @@ class _Waiting:
 
 @dataclass
 class Batcher:
-    """Answers requests in order, several at a time, in a thread of its own.
+    """Answers requests in order, several at a time, in a separate thread.
 
     `served` may be replaced at any time: the next batch is answered by the new one. A batch has
     whole requests alone, so that each is answered by one version.
@@ -94,7 +94,7 @@ class Batcher:
             found = await loop.run_in_executor(
                 self._thread, served.answerer.answer_examples, examples
             )
-        except Exception as error:  # it is whoever asked that has to be told
+        except Exception as error:  # whoever asked gets the error
             await self._failed(batch, error)
             return
         for each in batch:

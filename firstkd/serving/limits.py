@@ -106,6 +106,6 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _shown(scope: Scope) -> str:
-    """Return a path that is no content: those that the server has, or a word."""
+    """Return a path without user content: one that the server has, or a word for all others."""
     path = str(scope["path"])
     return path if path in ("/answer", "/health", "/metrics", "/docs") else "another path"

@@ -9,7 +9,7 @@ SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 class Metrics:
-    """Of one server: several in one process do not share theirs."""
+    """Metrics of one server: several in one process do not share theirs."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

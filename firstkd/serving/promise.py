@@ -16,11 +16,11 @@ class Promise:
     threshold: float | None
     """The least confidence that is answered; None if no threshold can promise that."""
     questions: int
-    """Of the calibration split."""
+    """Questions of the calibration split."""
     answered: int
-    """Of those, at or above the threshold."""
+    """Questions at or above the threshold."""
     wrong: int
-    """Of those answered."""
+    """Wrong answers among those."""
     error_bound: float | None
     """Upper confidence bound on the share of answers that are wrong; None without a threshold."""
 

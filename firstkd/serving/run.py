@@ -1,4 +1,4 @@
-"""Run the server until it is told to stop; it ends what is under way first."""
+"""Run the server until a signal stops it; it finishes what is under way."""
 
 import ipaddress
 import math

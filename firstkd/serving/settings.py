@@ -69,7 +69,7 @@ class TrafficSettings(Section):
     hash: list[Text]
     """Fields that are hashed before they are written."""
     rows: Positive
-    """Of a file."""
+    """Rows of a file."""
     files: Positive
     """Kept; the oldest goes."""
 
@@ -79,9 +79,9 @@ class LimitSettings(Section):
 
     body_bytes: Positive
     questions: Positive
-    """Of a request, and of the batch that the student answers at a time."""
+    """Questions of a request, and of the batch that the student answers at a time."""
     choices: Annotated[int, Field(ge=2)]
-    """Of a question."""
+    """Choices of a question."""
     waiting: Positive
     """Questions that wait to be answered."""
     seconds: Seconds

@@ -28,7 +28,7 @@ class EscalationError(Exception):
 class Given:
     by: str
     index: int
-    """Of the choice."""
+    """Index of the choice."""
     confidence: float | None
     """What it says of itself; None if it does not say."""
 
@@ -134,7 +134,7 @@ def _confidence(first: dict[str, Any], letters: str, index: int) -> float | None
                         mass[letter] += math.exp(each["logprob"])
                 return mass[letters[index]] / sum(mass.values())
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError):
-        return None  # many servers give none, or in a shape of their own
+        return None  # many servers give none, or in another shape
     return None
 
 

@@ -34,8 +34,8 @@ class Told(BaseModel):
     answer: str | None
     """None if abstained."""
     confidence: float | None
-    """Of whoever answered: the student's is calibrated, another's is as it says; None if it does
-    not say."""
+    """Confidence of whoever answered: the student's is calibrated, another's is what it says, or
+    None."""
     by: str
     reason: str | None = None
     """Why passing on failed."""

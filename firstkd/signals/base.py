@@ -1,6 +1,6 @@
 """What a signal is: what is known of a model, or of several, on some examples.
 
-A signal is its own settings; a kind of signal is a subclass in a module of its own. Whatever it is
+A signal is its own settings; a kind of signal is a subclass in a separate module. Whatever it is
 made of, its records are read as decisions (`Knowledge`): that is what recalibrations are fitted on
 and what terms compare a student with.
 """

@@ -26,7 +26,7 @@ class Capture:
 
     signal: CapturedSignal
     vocabulary_size: int
-    """Of the tokenizer; rows that only pad the head are left out."""
+    """Size of the tokenizer's vocabulary, without rows that only pad the head."""
     settings: CaptureSettings
     ranks: Ranks
 
@@ -39,7 +39,7 @@ class Capture:
         keys: Sequence[int],
         folder: Path,
     ) -> None:
-        """Write the shards of `folder`, each once: what was interrupted goes on.
+        """Write the shards of `folder`, each once: an interrupted capture resumes.
 
         `keys` name the questions' examples. Each rank writes every so-many-th shard. Memory holds
         one shard, whatever the number of examples.

@@ -17,13 +17,13 @@ class Knowledge:
     top_logprobs: Tensor
     """[R, K] natural logarithms of the teacher's probabilities."""
     log_tail_mass: Tensor
-    """[R] natural logarithm of the probability of everything that is no candidate."""
+    """[R] natural logarithm of the probability of everything that is not a candidate."""
     gold_logprob: Tensor
     """[R] natural logarithm of the probability of the right candidate or token; NaN: unknown."""
     tail_bends: Tensor
     """[R, J] how the tail behaves at other temperatures (firstkd/signals/tail.py); J is often 0."""
     vocabulary_size: int
-    """Of tokens, or of choices: candidates and tail together."""
+    """Number of tokens, or of choices: candidates and tail together."""
 
     @classmethod
     def of_choices(cls, logprobs_RK: Tensor, gold_R: Tensor | None = None) -> Self:
@@ -43,7 +43,7 @@ class Knowledge:
 
     @property
     def tail_mass(self) -> Tensor:
-        """[R] probability of everything that is no candidate."""
+        """[R] probability of everything that is not a candidate."""
         return self.log_tail_mass.exp()
 
     def is_right(self, gold_ids: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ class SignalStore:
         return torch.tensor([place[key] for key in keys])
 
     def check_counts(self, positions: Tensor, wanted: Sequence[int], names: Sequence[str]) -> None:
-        """Raise ArtifactError unless the examples at these positions have so many records."""
+        """Raise ArtifactError unless the examples have the wanted numbers of records."""
         found = self.starts.diff()[positions].tolist()
         for name, count, expected in zip(names, found, wanted, strict=True):
             if count != expected:

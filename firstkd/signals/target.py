@@ -20,7 +20,7 @@ class Target(NamedTuple):
     probabilities_RK: Tensor
     """0 where there is no candidate."""
     tail_R: Tensor
-    """Probability of everything that is no candidate."""
+    """Probability of everything that is not a candidate."""
 
 
 class States(NamedTuple):
@@ -54,7 +54,7 @@ class Stored:
     store: SignalStore
     recalibration: Recalibration
     positions_Q: Tensor
-    """Of each training question, where its example is in the store."""
+    """Where each training question's example is in the store."""
 
     def of(self, batch: Batch) -> Target:
         records = self.store.of_examples(self.positions_Q[batch.index_B.cpu()])

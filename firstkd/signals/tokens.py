@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MAX_VOCABULARY = 2**20
 DENSE_BYTES = 2
-"""Of one probability of the whole distribution, kept as float16."""
+"""Bytes of one probability of the whole distribution, kept as float16."""
 
 
 class TopK(Section):
@@ -44,7 +44,7 @@ class Tokens(CapturedSignal):
     the whole vocabulary; 0 for none."""
 
     min_mass: Share = 0.5
-    """Of the model's probability: if the tokens kept hold less on average, a warning says so."""
+    """Smallest share of the model's probability that the tokens kept should hold on average."""
 
     @property
     def keeps_tails(self) -> bool:

@@ -16,7 +16,7 @@ from firstkd.signals.store import Records
 from firstkd.signals.tail import bends
 
 BLOCK = 128
-"""Of neighbouring tokens, of which only the largest is looked at first in the search for top-k."""
+"""Neighbouring tokens of which only the largest is looked at first in the search for top-k."""
 
 
 def top_k_records(view: View, top_k: int, tail_nodes: int, vocabulary_size: int) -> Records:
@@ -28,7 +28,7 @@ def top_k_records(view: View, top_k: int, tail_nodes: int, vocabulary_size: int)
 
 
 def packed(knowledge: Knowledge, counts: Tensor) -> Records:
-    """Return decisions as records, of which each example has so many; ids split as stored."""
+    """Return decisions as records, with each example's number of them; ids split as stored."""
     columns = {name: getattr(knowledge, name) for name in FIELDS}
     if knowledge.vocabulary_size > 2**16:
         columns["top_ids_high"] = _pack_nibbles(knowledge.top_ids >> 16)

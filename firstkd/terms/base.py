@@ -63,7 +63,7 @@ AnyWeight = Annotated[
 
 
 class Term(Section):
-    """One term of an objective; a kind of term is a subclass in a module of its own."""
+    """One term of an objective; a kind of term is a subclass in a separate module."""
 
     kind: str
     needs: ClassVar[Needs] = Needs()
@@ -102,7 +102,7 @@ class Term(Section):
         return ()
 
     def modules(self, pairs: int, widths: tuple[int, int]) -> "nn.ModuleList":
-        """Return what is trained for it beside the model, and is no part of the model."""
+        """Return what is trained for it beside the model, and is not part of the model."""
         from torch import nn
 
         return nn.ModuleList()

@@ -28,7 +28,7 @@ class ChoiceKl(SoftTerm):
     decides: ClassVar[str] = "choice"
 
     gold_share: Share = 0.0
-    """Of the target, given to the right choice where it is known."""
+    """Share of the target given to the right choice, if it is known."""
     divergence: AnyDivergence = FORWARD
     student_temperature: Annotated[float, Field(gt=0)] = 1.0
     """T: T² times the divergence of softmax(scores / T) (Hinton et al. 2015, sec. 2)."""

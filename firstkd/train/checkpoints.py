@@ -52,7 +52,7 @@ class Checkpoint:
 
     folder: Path
     step: int
-    """Of optimizer steps, so many are done."""
+    """Optimizer steps that are done."""
     adam_step: float
     """What Adam counts for its bias correction."""
     points: list[dict[str, float]]
@@ -81,7 +81,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one training, in a folder of their own."""
+    """The checkpoints of one training, in a separate folder."""
 
     folder: Path
     ranks: Ranks

@@ -13,7 +13,7 @@ from firstkd.terms.base import Sum
 from firstkd.train.distributed import Ranks
 
 SPEEDS = {"step_tokens", "tokens_per_second"}
-"""Of the live curve only: another run has others."""
+"""Columns of the live curve only: another run has others."""
 
 
 class Part(NamedTuple):
@@ -26,7 +26,7 @@ class Part(NamedTuple):
 class MicroBatchResult(NamedTuple):
     tokens: int
     losses: dict[str, Part]
-    """Of each term."""
+    """Loss of each term."""
     measures: dict[str, Part]
 
 

@@ -1,7 +1,7 @@
 """DeepSpeed, and nothing of it elsewhere: its configuration, its engine, the weights it shards.
 
 With ZeRO 3 every process holds a part of each weight, from loading on, which a module gathers while
-it runs; that is why the head is a module of its own (firstkd/models/scoring.py).
+it runs; that is why the head is a separate module (firstkd/models/scoring.py).
 """
 
 import logging
@@ -30,7 +30,7 @@ deepspeed.utils.logger.setLevel(logging.WARNING)
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 BUCKET_ELEMENTS = 2**25
-"""Of gradients at a time. The default of 5·10⁸ allocates gigabytes in every step: a second."""
+"""Gradients at a time. The default of 5·10⁸ allocates gigabytes in every step: a second."""
 WHOLE_BELOW = 10_000
 """Elements below which ZeRO 3 leaves a weight whole: norms, which are not worth a message."""
 
@@ -149,7 +149,7 @@ def make_engine(
 
 
 def _dimensions(parameter: Tensor) -> int:
-    """Of the whole weight: what is left of one that ZeRO 3 has shared out is flat and empty."""
+    """Dimensions of the whole weight: ZeRO 3 leaves a flat and empty one."""
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 

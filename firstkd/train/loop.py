@@ -57,7 +57,7 @@ def train(
     `plan` is every micro-batch in order, as indices of questions (`training_plan`). With ZeRO 3
     only the first process has the model's whole weights in the end.
 
-    With a folder for `checkpoints`, training goes on from the newest there, and saves one every
+    With a folder for `checkpoints`, training resumes from the newest one there, and saves one every
     `checkpoint_steps`; at SIGTERM it finishes the step, saves and exits.
 
     The curve with speeds is appended to `live_curve` as it grows, one JSON object per line.
@@ -188,7 +188,7 @@ class _Training:
     def _micro_batch(
         self, index: Sequence[int], counts: Mapping[str, int], progress: float, of: int
     ) -> MicroBatchResult:
-        """Add the gradient of one micro-batch, `of` so many in the step; the last makes the step.
+        """Add the gradient of one of the `of` micro-batches of a step; the last one makes the step.
 
         `counts` are the terms' over the whole step.
         """

@@ -18,14 +18,14 @@ class TrainingSettings(Section):
     micro_batch_tokens: Positive
     """Tokens per forward pass, at most, padding included: long examples come in smaller batches."""
     micro_batches_per_step: Positive
-    """Of all processes together, which share them out: their number changes no step."""
+    """Micro-batches of all processes together: the number of processes changes no step."""
     warmup_ratio: Share
     """Share of the steps over which the learning rate rises; then it falls as a cosine to 0."""
     weight_decay: Weight
     gradient_clipping: Annotated[float, Field(gt=0)]
     """Largest norm of a step's gradient."""
     precision: Precision
-    """Of the weights in the passes; the optimizer always keeps float32 ones."""
+    """Precision of the weights in the passes; the optimizer always keeps float32 ones."""
     lora: LoraSettings | None = None
     """For a model too large to tune in full; null to tune all weights."""
 

@@ -20,7 +20,7 @@ class NarrowInit(SmallerInit):
     kind: Literal["narrow"]
 
     intermediate_size: Positive
-    """Of the feed-forward neurons of each layer, so many are kept."""
+    """Number of feed-forward neurons that each layer keeps."""
 
     def check(self, model: Any) -> None:
         from firstkd.models.neurons import feed_forwards
