@@ -16,6 +16,7 @@ from firstkd.files import read_json
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import score_questions
 from firstkd.serving.promise import Promise
+from firstkd.serving.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Answerer:
     abstain_below: float | None = None
     promise: Promise | None = None
     """What `abstain_below` keeps, if it comes from a policy."""
+    reference: Reference | None = None
+    """What its calibration questions were like; None for a version of an earlier release."""
 
     @classmethod
     def load(
@@ -55,6 +58,7 @@ class Answerer:
         calibration = read_json(calibration_file)
         kept = calibration.get("policy") if abstain_below is None else None
         promise = Promise(**kept) if kept else None
+        reference = calibration.get("reference")
         return cls(
             model=load_model(model_folder),
             tokenizer=load_tokenizer(model_folder),
@@ -63,6 +67,7 @@ class Answerer:
             common_choices=calibration.get("choices"),
             abstain_below=promise.abstain_below if promise else abstain_below,
             promise=promise,
+            reference=Reference(**reference) if reference else None,
         )
 
     def answer(

@@ -14,7 +14,10 @@ TIMEOUT_SECONDS = 10.0
 
 
 def notify(
-    webhook: str | None, root: Path, event: Literal["failed", "promoted", "rolled back"], text: str
+    webhook: str | None,
+    root: Path,
+    event: Literal["failed", "promoted", "rolled back", "drift"],
+    text: str,
 ) -> None:
     """POST a small JSON to the webhook, if there is one; trouble with it is only logged.
 

@@ -7,9 +7,11 @@ from mlflow.entities.model_registry import ModelVersion
 
 from firstkd.answering import Answerer
 from firstkd.errors import PipelineError
+from firstkd.notify import notify
 from firstkd.reproducibility import deterministic
 from firstkd.serving.app import create_app
 from firstkd.serving.batching import Served
+from firstkd.serving.drift import Drift
 from firstkd.serving.run import run, token_for
 from flows import promotion, registry
 from flows.project import Project
@@ -46,8 +48,15 @@ def serve(project: Project, host: str, port: int, token_file: Path | None) -> No
         with clear_errors(project.tracking):
             return newest(project, known)
 
+    def announce(words: str) -> None:
+        notify(settings.retrain.webhook, project.root, "drift", words)
+
     traffic = log_folder(project.root, "traffic")
-    app = create_app(settings.serve, champion, token, other, traffic_folder=traffic)
+    drift = None
+    if settings.serve.drift:
+        file = log_folder(project.root, "drift") / f"{port}.json"
+        drift = Drift(settings.serve.drift, file, announce)
+    app = create_app(settings.serve, champion, token, other, traffic_folder=traffic, drift=drift)
     run(app, host, port, settings.serve.limits)
 
 

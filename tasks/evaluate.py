@@ -12,28 +12,27 @@ Run as  python -m tasks.evaluate MODEL   (normally through `dvc repro evaluate-M
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow.parquet as pq
 from transformers import PreTrainedModel
 
-from firstkd.data.examples import common_choices, read_examples
+from firstkd.data.examples import Example, read_examples
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError, DataValidationError
-from firstkd.files import atomic_folder, write_json
+from firstkd.files import atomic_folder
 from firstkd.measure.comparison import summary
 from firstkd.measure.metrics import Predictions
 from firstkd.measure.settings import EvaluateSettings
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import TokenScores, score_questions, score_tokens
-from firstkd.recalibration.temperature import warn_at_bound
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
+from tasks.fitted import fitted
 from tasks.layout import model_folder
-from tasks.scores import Scored, measured, own_temperature, plain, promised, under
+from tasks.scores import Scored, plain
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -56,41 +55,21 @@ def main(root: Path, model: str) -> None:
             f"{lacking}: no questions with choices, on which a model's temperature is fitted and "
             "its answers are measured"
         )
-    fitted = own_temperature(fitted_on, settings.calibrate)
-    temperature = fitted.temperature
-    at_bound = fitted.at_bound(settings.calibrate) is not None
-    if at_bound:
-        right = fitted_on.predictions().correct
-        warn_at_bound(f"{model} on the calibration split", temperature, right)
-    sets, predictions = measured(scored, temperature, settings.evaluate, seed)
-    promise = promised(fitted_on, temperature, settings.serve.policy)
-    if promise is not None:
-        log.info("%s: %s", model, promise)
-        for name, split in scored.items():
-            sets[name]["policy"] = under(promise, split, temperature)
+    found = fitted(model, fitted_on, scored, settings.prompt, settings)
     metrics = {
         "parameters": subject.network.num_parameters(),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        "temperature": temperature,
-        "temperature_at_bound": at_bound,
-        "sets": sets,
+        **found.metrics,
         "open_text": open_text(subject, tests, settings.evaluate.bootstrap_samples, seed),
     }
     with atomic_folder(root / "data/evaluate" / model) as output:
-        write_json(output / "metrics.json", metrics)
-        kept = {
-            "temperature": temperature,
-            "prompt": settings.prompt.model_dump(),
-            "choices": common_choices(fitted_on.examples),
-            "policy": None if promise is None else asdict(promise),
-        }
-        write_json(output / "calibration.json", kept)
-        pq.write_table(predictions, output / "predictions.parquet")
-    log.info("%s", in_a_line(model, temperature, sets["test"]))
+        found.write(output, metrics)
+    log.info("%s", in_a_line(model, found.metrics))
 
 
-def in_a_line(model: str, temperature: float, found: dict[str, Any]) -> str:
-    raw, calibrated = found["raw"], found["calibrated"]
+def in_a_line(model: str, metrics: dict[str, Any]) -> str:
+    raw, calibrated = (metrics["sets"]["test"][kind] for kind in ("raw", "calibrated"))
+    temperature = metrics["temperature"]
     numbers = [
         f"accuracy {raw['accuracy']['value']:.3f}",
         f"ECE {raw['ece']['value']:.3f}",
@@ -132,8 +111,12 @@ class Subject:
         examples = [example for example in read_examples(file) if example.choices]
         if not examples:
             return None
+        return self.score_examples(examples, file.stem)
+
+    def score_examples(self, examples: Sequence[Example], where: str) -> Scored:
+        """Score the choices of questions, all of which have some."""
         questions = encode(examples, self.tokenizer, self.prompt)
-        title = f"{self.name} on {file.stem}"
+        title = f"{self.name} on {where}"
         size, tokens = self.settings.micro_batch_size, self.settings.micro_batch_tokens
         return Scored.of(
             examples,

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from firstkd.errors import PipelineError
 from firstkd.serving.batching import Batcher, OverloadedError, Served
+from firstkd.serving.drift import Drift
 from firstkd.serving.escalation import Escalation
 from firstkd.serving.limits import Guard
 from firstkd.serving.metrics import Metrics
@@ -40,12 +41,14 @@ class Service:
         newest: Newest,
         other: Served | None,
         traffic_folder: Path | None,
+        drift: Drift | None,
     ) -> None:
         champion = newest(None)
         assert champion is not None
         self.limits, self.newest, self.metrics = settings.limits, newest, Metrics()
+        self.drift = drift
         self.champion = self._batcher(champion, self.metrics.batch.observe)
-        self.metrics.in_charge(champion.name)
+        self._in_charge(champion)
         self.metrics.waiting.set_function(lambda: self.champion.size)
         self.other = self._batcher(other, lambda _: None) if other else None
         self.traffic = None
@@ -59,6 +62,12 @@ class Service:
     def _batcher(self, served: Served, on_batch: Callable[[int], None]) -> Batcher:
         return Batcher(served, self.limits.questions, self.limits.waiting, on_batch)
 
+    def _in_charge(self, served: Served) -> None:
+        self.metrics.in_charge(served.name)
+        if self.drift:
+            answerer = served.answerer
+            self.drift.watch(served.name, answerer.reference, answerer.abstain_below)
+
     async def answer(self, request: Request) -> Response:
         questions, limits = request.questions, self.limits
         if len(questions) > limits.questions:
@@ -69,6 +78,9 @@ class Service:
             [asked.question for asked in questions], [asked.choices for asked in questions]
         )
         served, answers = await self.champion.answer(examples)
+        if self.drift and served.name == self.drift.state.version:
+            self.drift.add(examples, [answer.confidence for answer in answers])
+            self.metrics.drifting(self.drift.state)
         told = await route(served, examples, answers, self.escalation)
         for each in told:
             self.metrics.count(each)
@@ -81,10 +93,12 @@ class Service:
         promise, limit = served.answerer.promise, served.answerer.abstain_below
         if promise is not None:
             limit = promise.threshold
+        alarm = self.drift and self.drift.state.alarm
         return {
             "version": served.name,
             "threshold": limit,
             "promise": promise and str(promise),
+            "drift": alarm and alarm.words,
             "escalation": self.escalation and ("paused" if self.escalation.is_open else "ready"),
         }
 
@@ -100,7 +114,7 @@ class Service:
                 continue
             if found is not None:
                 self.champion.served = found
-                self.metrics.in_charge(found.name)
+                self._in_charge(found)
                 log.info("%s takes over from %s", found.name, known)
 
     @contextlib.asynccontextmanager
@@ -110,6 +124,8 @@ class Service:
         tasks.append(asyncio.create_task(self.watch(watch_seconds)))
         if self.traffic:
             tasks.append(asyncio.create_task(self.traffic.work()))
+        if self.drift:
+            tasks.append(asyncio.create_task(self.drift.work()))
         try:
             yield
         finally:
@@ -118,6 +134,8 @@ class Service:
             await asyncio.gather(*tasks, return_exceptions=True)
             if self.traffic:
                 await self.traffic.flush()
+            if self.drift:
+                await self.drift.flush()
             if self.escalation:
                 await self.escalation.target.close()
 
@@ -129,13 +147,15 @@ def create_app(
     other: Served | None = None,
     watch_seconds: float = WATCH_SECONDS,
     traffic_folder: Path | None = None,
+    drift: Drift | None = None,
 ) -> FastAPI:
     """Return the server's application, with the champion loaded.
 
     With a token, everything but /health needs it. `other` is the registered model to escalate to.
-    The traffic log is written to `traffic_folder`, if the settings ask for one.
+    The traffic log is written to `traffic_folder`, if the settings ask for one; `drift` watches
+    what is answered.
     """
-    service = Service(settings, newest, other, traffic_folder)
+    service = Service(settings, newest, other, traffic_folder, drift)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -143,6 +163,7 @@ def create_app(
             yield
 
     app = FastAPI(title="firstkd", lifespan=lifespan)
+    app.state.stopping = False
     app.add_middleware(Guard, limits=settings.limits, metrics=service.metrics, token=token)
     app.post("/answer")(service.answer)
     app.get("/health")(service.health)

@@ -1,9 +1,15 @@
-"""What stands before the application: a body's size, a login, and the time a request may take."""
+"""What stands before the application: a body's size, a login, and the time a request may take.
+
+Without a login only this machine may ask, and by a name of its own: a web page that has had its
+name lead here (DNS rebinding) is refused by its Host header.
+"""
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import time
+from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,9 +53,7 @@ class Guard:
                 log.warning("refused a request to %s with status %d", _shown(scope), status)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._may_enter(scope):
-            refusal = JSONResponse({"error": "a valid token is needed"}, 401)
-            refusal.headers["WWW-Authenticate"] = "Bearer"
+        if refusal := self._refusal(scope):
             await refusal(scope, receive, send)
             return
         begun = False
@@ -73,11 +77,19 @@ class Guard:
             words = f"not answered within {self.limits.seconds:g} seconds"
             await JSONResponse({"error": words}, 504)(scope, receive, send)
 
-    def _may_enter(self, scope: Scope) -> bool:
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = dict(scope["headers"])
+        if scope["app"].state.stopping:
+            again = {"Retry-After": "5", "Connection": "close"}
+            return JSONResponse({"error": "the server is stopping"}, 503, again)
+        if self._login is None and not is_loopback(_host(headers.get(b"host", b""))):
+            return JSONResponse({"error": "this Host is not this machine's"}, 421)
         if self._login is None or scope["path"] in OPEN:
-            return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(given, self._login)
+            return None
+        if hmac.compare_digest(headers.get(b"authorization", b""), self._login):
+            return None
+        login = {"WWW-Authenticate": "Bearer"}
+        return JSONResponse({"error": "a valid token is needed"}, 401, login)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Return the whole body; None as soon as it is too large."""
@@ -92,6 +104,21 @@ class Guard:
                 return None
             if not message.get("more_body", False):
                 return body
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host(header: bytes) -> str:
+    """Return the name in a Host header, without its port; nothing if there is none."""
+    try:
+        return urlsplit(f"//{header.decode('ascii')}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from firstkd.serving.drift import State
 from firstkd.serving.wire import Told
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -24,6 +25,9 @@ class Metrics:
         batch = "firstkd_batch_questions"
         self.batch = Histogram(batch, "Answered at a time", buckets=SIZES, registry=own)
         self.waiting = Gauge("firstkd_waiting_questions", "Not in a batch yet", registry=own)
+        shift = "firstkd_drift_evidence"
+        self.evidence = Gauge(shift, "Of 1 that raises an alarm", ["of"], registry=own)
+        self.alarm = Gauge("firstkd_drift_alarm", "1 while there is one", registry=own)
         version = "firstkd_version"
         self.version = Gauge(version, "1 for the one in charge", ["version"], registry=own)
 
@@ -32,6 +36,11 @@ class Metrics:
         self.confidence.observe(told.guess_confidence)
         if told.reason is not None:
             self.failures.labels(told.reason).inc()
+
+    def drifting(self, state: State) -> None:
+        for name, share in state.evidence.items():
+            self.evidence.labels(name).set(share)
+        self.alarm.set(state.alarm is not None)
 
     def in_charge(self, name: str) -> None:
         self.version.clear()

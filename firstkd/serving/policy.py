@@ -8,7 +8,7 @@ from firstkd.data.examples import Example
 from firstkd.serving.batching import Served
 from firstkd.serving.escalation import Escalation
 from firstkd.serving.targets import EscalationError
-from firstkd.serving.wire import Told
+from firstkd.serving.wire import Told, question_id
 
 
 async def route(
@@ -26,6 +26,7 @@ async def _told(
     served: Served, example: Example, own: Answer, escalation: Escalation | None
 ) -> Told:
     told = Told(
+        id=question_id(example.prompt, example.choices or ()),
         route="answered",
         answer=own.answer,
         confidence=own.confidence,

@@ -1,9 +1,11 @@
 """Run the server until a signal stops it; it finishes what is under way."""
 
-import ipaddress
+import asyncio
+import contextlib
 import math
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from firstkd.errors import ConfigError
+from firstkd.serving.limits import is_loopback
 from firstkd.serving.settings import LimitSettings
 
 TOKEN = "FIRSTKD_SERVE_TOKEN"
+LINGER_SECONDS = 0.5
+"""For which a stopping server still refuses with a status, before and after it closes its door."""
 SHORTEST = 16
 """Characters of a token: what is shorter can be guessed."""
 
@@ -27,7 +32,7 @@ def token_for(host: str, file: Path | None) -> str | None:
         token = file.read_text(encoding="utf-8").strip() if file else os.environ.get(TOKEN)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the token file {file} cannot be read: {error}") from error
-    if not token and file is None and _is_loopback(host):
+    if not token and file is None and is_loopback(host):
         return None
     if not token:
         raise ConfigError(
@@ -39,17 +44,25 @@ def token_for(host: str, file: Path | None) -> str | None:
     return token
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+class Server(uvicorn.Server):
+    """Refuses with a status, for a moment, what still comes when it stops.
+
+    uvicorn alone closes connections whose request it has not read yet without a word.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.stopping = True  # type: ignore[union-attr]
+        await asyncio.sleep(LINGER_SECONDS)
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LINGER_SECONDS)  # for whoever was let in until now
+        await super().shutdown(sockets)
 
 
 def run(app: FastAPI, host: str, port: int, limits: LimitSettings) -> None:
     # uvicorn ends what is under way, then raises the signal again
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -58,3 +71,5 @@ def run(app: FastAPI, host: str, port: int, limits: LimitSettings) -> None:
         server_header=False,
         timeout_graceful_shutdown=math.ceil(limits.seconds),
     )
+    with contextlib.suppress(KeyboardInterrupt):
+        Server(config).run()

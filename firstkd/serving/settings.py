@@ -74,6 +74,15 @@ class TrafficSettings(Section):
     """Kept; the oldest goes."""
 
 
+class DriftSettings(Section):
+    """The comparison of served questions with those that the version was calibrated on."""
+
+    questions: Annotated[int, Field(ge=100)]
+    """After which the comparison starts anew."""
+    false_alarms: Open
+    """Share of such comparisons, at most, that raise an alarm although nothing has changed."""
+
+
 class LimitSettings(Section):
     """What a server takes on; whatever exceeds it is refused at once."""
 
@@ -101,6 +110,8 @@ class ServeSettings(Section):
     """Who answers what `firstkd serve` has its student abstain from."""
     traffic: TrafficSettings | None
     """Null to log nothing."""
+    drift: DriftSettings | None
+    """Null to compare nothing."""
     limits: LimitSettings
 
     @model_validator(mode="after")

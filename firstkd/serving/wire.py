@@ -1,8 +1,11 @@
 """What goes over the wire: requests, checked before anything is computed, and answers."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from firstkd.data.examples import content_id
 
 Text = Annotated[
     str, Field(min_length=1, max_length=20_000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$")
@@ -26,7 +29,14 @@ class Request(BaseModel):
     questions: Annotated[list[Asked], Field(min_length=1)]
 
 
+def question_id(question: str, choices: Sequence[str]) -> str:
+    """Return what names a served question: equal questions with equal choices share it."""
+    return content_id("", question, choices).removeprefix("/")
+
+
 class Told(BaseModel):
+    id: str
+    """Of the question and its choices, for corrections."""
     route: Route
     """`answered`: by the student, at or above its threshold. `abstained`: below it, and nobody to
     pass it on to. `escalated`: by whom `by` names. `fallback`: it was passed on without success, so

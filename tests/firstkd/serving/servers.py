@@ -18,6 +18,7 @@ from firstkd.answering import Answerer
 from firstkd.files import write_json
 from firstkd.serving.app import create_app
 from firstkd.serving.batching import Served
+from firstkd.serving.run import Server
 from firstkd.serving.settings import ServeSettings
 
 CHOICES = ["in a den", "in a hive", "in the sea"]
@@ -29,6 +30,7 @@ LIMITS = {"body_bytes": 20_000, "questions": 8, "choices": 6, "waiting": 64, "se
 def settings(**changed: Any) -> ServeSettings:
     limits = {**LIMITS, **changed.pop("limits", {})}
     plain = {"policy": None, "abstain_below": None, "cost": None, "escalate": None, "traffic": None}
+    plain["drift"] = None
     return ServeSettings.model_validate({**plain, "limits": limits, **changed})
 
 
@@ -46,8 +48,6 @@ class Registry:
 
     champion: Served
     broken: Exception | None = None
-    received: int = 0
-    """Requests that reached its server's application."""
 
     def newest(self, known: str | None) -> Served | None:
         if self.broken:
@@ -60,14 +60,10 @@ def serving(registry: Registry, chosen: ServeSettings, **options: Any) -> Iterat
     """Run the server on a free port; yield a client of it."""
     app = create_app(chosen, registry.newest, watch_seconds=0.05, **options)
 
-    async def counted(scope: Any, receive: Any, send: Any) -> None:
-        registry.received += scope["type"] == "http"
-        await app(scope, receive, send)
-
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(counted, log_config=None, timeout_graceful_shutdown=10)
-    server = uvicorn.Server(config)
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=10)
+    server = Server(config)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:

@@ -1,13 +1,17 @@
 """The server under uvicorn, asked over HTTP."""
 
+import json
 import logging
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import pytest
 
 from firstkd.errors import PipelineError
+from firstkd.serving import run
 from tests.firstkd.serving.servers import (
     ASKED,
     CHOICES,
@@ -107,6 +111,27 @@ def test_a_body_of_no_declared_length_is_cut_off_too(client):
     assert reply.status_code == 413
 
 
+def test_ten_thousand_choices_are_refused(champion):
+    limits = {"body_bytes": 1_000_000, "choices": 64}
+    with serving(Registry(champion), settings(limits=limits)) as client:
+        asked = {**ASKED, "choices": [f"choice {n}" for n in range(10_000)]}
+        reply = client.post("/answer", json={"questions": [asked]})
+        assert reply.status_code == 413
+        assert reply.json() == {"error": "a question has 10000 choices; at most 64"}
+        assert len(ask(client)) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((name, 200) for name in ("127.0.0.1:8300", "localhost", "127.1.2.3", "[::1]:80")),
+        *((name, 421) for name in ("evil.example", "127.0.0.1.evil.example:80", "10.0.0.1", "[")),
+    ],
+)
+def test_without_a_token_only_this_machines_names_are_answered(client, host, status):
+    assert client.get("/health", headers={"Host": host}).status_code == status
+
+
 def test_paths_and_methods_that_are_not_there(client):
     assert client.get("/../../etc/passwd").status_code == 404
     assert client.get("/answer").status_code == 405
@@ -115,6 +140,7 @@ def test_paths_and_methods_that_are_not_there(client):
 
 def test_with_a_token_nothing_but_the_health_is_told_without_it(champion):
     with serving(Registry(champion), settings(), token=TOKEN) as client:
+        assert client.get("/health", headers={"Host": "student.example"}).status_code == 200
         assert client.get("/health").json()["version"] == "student v1"
         for path in ("/metrics", "/docs", "/openapi.json"):
             assert client.get(path).status_code == 401
@@ -183,20 +209,59 @@ def test_what_is_too_much_is_refused_at_once(tiny_model, tmp_path):
 
 
 def test_a_stop_ends_what_is_under_way_first(tiny_model, tmp_path):
-    registry, replies = Registry(served(tiny_model, tmp_path)), []
+    registry = Registry(served(tiny_model, tmp_path))
     with serving(registry, settings()) as client:
         url = client.base_url
 
         def once(_: int) -> int | str:
             try:
                 body = {"questions": [ASKED]}
-                return httpx.post(f"{url}/answer", json=body, trust_env=False).status_code
-            except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError):
-                return "not accepted"  # refused, or closed before its request was read
+                reply = httpx.post(f"{url}/answer", json=body, trust_env=False)
+            except httpx.ConnectError:
+                return "nobody there"
+            assert reply.status_code == 200 or reply.headers["Retry-After"] == "5"
+            return reply.status_code
 
         pool = ThreadPoolExecutor(8)
         replies = [pool.submit(once, n) for n in range(40)]
         replies[0].result()
     found = [reply.result() for reply in replies]
-    assert set(found) <= {200, "not accepted"}
-    assert found.count(200) == registry.received > 0  # what was read is answered
+    assert set(found) <= {200, 503, "nobody there"} and 200 in found
+
+
+def test_what_comes_to_a_stopping_server_is_refused_with_a_status(champion, monkeypatch):
+    """Idle, within the head of a request, or only just there; but a request with its head is in."""
+    monkeypatch.setattr(run, "LINGER_SECONDS", 3.0)  # for a busy machine
+    body = json.dumps({"questions": [ASKED]}).encode()
+    head = b"POST /answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    whole = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+    def send(connection: socket.socket, rest: bytes) -> bytes:
+        connection.sendall(rest)
+        reply = b""
+        while part := connection.recv(65536):
+            reply += part
+        return reply
+
+    with ThreadPoolExecutor(1) as pool, ExitStack() as server:
+        client = server.enter_context(serving(Registry(champion), settings()))
+        place, url = ("127.0.0.1", client.base_url.port), f"{client.base_url}/health"
+        idle, half, begun = (socket.create_connection(place) for _ in range(3))
+        half.sendall(whole[:60])
+        begun.sendall(whole[:100])
+        ask(client)
+
+        def once_it_stops() -> list[bytes]:
+            while httpx.get(url, trust_env=False).status_code != 503:
+                pass
+            late = socket.create_connection(place)
+            rests = {idle: whole, half: whole[60:], late: whole, begun: whole[100:]}
+            return [send(connection, rest) for connection, rest in rests.items()]
+
+        replies = pool.submit(once_it_stops)
+        server.close()
+        *refused, answered = replies.result()
+    assert answered.startswith(b"HTTP/1.1 200 ")
+    for reply in refused:
+        assert reply.startswith(b"HTTP/1.1 503 ") and b"retry-after: 5" in reply.lower()
+        assert b"connection: close" in reply.lower()
