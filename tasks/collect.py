@@ -1,10 +1,14 @@
 """Served questions as a data set of role `unlabelled`: what `firstkd collect` does.
 
+With corrections, the corrected ones as a data set of role `calibration` too: tasks/corrections.py.
+
 Reads   logs/traffic/*.parquet, as `firstkd serve` writes them with serve.traffic
 Writes  sources/traffic.jsonl, a question a line, each once
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -21,8 +25,23 @@ def collect(root: Path) -> tuple[Path, int]:
     What was collected before is replaced. Raises ArtifactError if there is no traffic, or its
     questions were dropped or hashed.
     """
+    found = {
+        (row["question"], tuple(row["choices"])): {n: row[n] for n in NEEDED}
+        for row in traffic(root)
+    }
+    path = root / "sources/traffic.jsonl"
+    write_json_lines(path, list(found.values()))
+    return path, len(found)
+
+
+def traffic(root: Path) -> Iterator[dict[str, Any]]:
+    """Yield what was logged, the oldest first; raises ArtifactError as `collect` does."""
     files = sorted(log_folder(root, "traffic").glob("*.parquet"))
-    found = {}
+    if not files:
+        raise ArtifactError(
+            f"{log_folder(root, 'traffic')} holds no traffic; set serve.traffic in params.yaml and "
+            "start `firstkd serve` again"
+        )
     for file in files:
         schema = pq.read_schema(file)
         hashed = (schema.metadata or {}).get(b"hashed", b"").decode().split(",")
@@ -31,13 +50,5 @@ def collect(root: Path) -> tuple[Path, int]:
                 f"{file} has no readable {' and '.join(lacking)} (serve.traffic.drop or .hash), "
                 "so nothing can be learned from it; delete it, or log these fields"
             )
-        for row in pq.read_table(file, columns=[*NEEDED]).to_pylist():
-            found[row["question"], tuple(row["choices"])] = {n: row[n] for n in NEEDED}
-    if not found:
-        raise ArtifactError(
-            f"{log_folder(root, 'traffic')} holds no traffic; set serve.traffic in params.yaml and "
-            "start `firstkd serve` again"
-        )
-    path = root / "sources/traffic.jsonl"
-    write_json_lines(path, list(found.values()))
-    return path, len(found)
+        readable = [name for name in schema.names if name not in hashed]
+        yield from pq.read_table(file, columns=readable).to_pylist()

@@ -126,6 +126,8 @@ def assign(example: Example, dataset: DatasetSource, fractions: Fractions) -> Ex
             shares = [train, calibration, ("test", fractions.test)]
         case "train":
             shares = [train, calibration]
+        case "calibration":
+            shares = [("calibration", 1.0)]
         case "test":
             shares = [("test", 1.0)]
         case "out_of_domain":

@@ -95,8 +95,9 @@ class DatasetSource(Source):
     """As published (OpenBookQA and ARC are in CommonsenseQA's format; `messages` are conversations
     as OpenAI and ShareGPT write them), or `questions`: your own JSON lines, JSON list, CSV, TSV or
     Parquet, with `columns`."""
-    role: Literal["split", "train", "test", "out_of_domain", "unlabelled"]
-    """`split` is divided into train, calibration and test, `train` into train and calibration.
+    role: Literal["split", "train", "calibration", "test", "out_of_domain", "unlabelled"]
+    """`split` is divided into train, calibration and test, `train` into train and calibration;
+    `calibration` is for that alone, as answers that people have corrected are.
     `unlabelled` questions need no answer and are never tested on."""
     columns: Columns = Columns()
     labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None

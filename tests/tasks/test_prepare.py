@@ -134,6 +134,7 @@ def test_missing_data_are_named(project: Path) -> None:
         ("test", {"test"}),
         ("out_of_domain", {"ood_a"}),
         ("unlabelled", {"unlabelled"}),
+        ("calibration", {"calibration"}),
     ],
 )
 def test_a_role_decides_the_splits(role: str, splits: set[str]) -> None:

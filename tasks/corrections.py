@@ -1,0 +1,130 @@
+"""Answers that people have corrected: calibration data, and a check of what was promised.
+
+A correction names a served question by the `id` that came with its answer, and gives the right
+answer: its text, or its letter. Questions that were right may be among them and should be: a
+calibration on nothing but errors would know of nothing else.
+
+Reads   the traffic, and a file of `id` and `answer` (JSON lines, CSV, …)
+Writes  sources/corrected.jsonl, labelled questions, to which each time adds
+"""
+
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from firstkd.data.records import read_records
+from firstkd.data.text import clean
+from firstkd.errors import DataValidationError
+from firstkd.files import atomic_file, read_json_lines, write_json_lines
+from firstkd.measure.bootstrap import Estimate
+from firstkd.measure.risk import interval
+from firstkd.serving.drift import PROMISE
+from firstkd.serving.settings import PolicySettings
+from firstkd.serving.wire import question_id
+from tasks.collect import traffic
+from tasks.layout import log_folder
+
+CORRECTED = Path("sources/corrected.jsonl")
+
+
+@dataclass(frozen=True)
+class Corrected:
+    path: Path
+    questions: int
+    """In the file now."""
+    unknown: int
+    """Corrections whose question is neither in the traffic nor in the file."""
+    promise: str | None
+    """What the corrections say of the promise; None without any of an answer that was given."""
+
+
+def collect_corrected(root: Path, file: Path, policy: PolicySettings | None) -> Corrected:
+    """Add the corrected questions to sources/corrected.jsonl; the newest answer counts.
+
+    Raises DataValidationError, naming the place, for what is no correction or no choice.
+    """
+    rows, path = list(traffic(root)), root / CORRECTED
+    kept = {_id(row): row for row in (read_json_lines(path) if path.exists() else [])}
+    asked = {_id(row): row for row in [*kept.values(), *rows]}
+    given, unknown = dict[str, str](), 0
+    for where, name, answer in corrections(file):
+        if name in asked:
+            given[name] = _choice(asked[name]["choices"], answer, where)
+        else:
+            unknown += 1
+    for name, answer in given.items():
+        found = {column: asked[name][column] for column in ("question", "choices")}
+        kept[name] = {**found, "answer": answer}
+    write_json_lines(path, list(kept.values()))
+    answers = {name: row["answer"] for name, row in kept.items()}
+    words = promise_words(rows, answers, policy)
+    if words is not None:
+        with atomic_file(log_folder(root, "drift") / PROMISE) as shown:  # by `firstkd status`
+            shown.write_text(f"{words}\n", encoding="utf-8")
+    return Corrected(path, len(kept), unknown, words)
+
+
+def corrections(file: Path) -> Iterable[tuple[str, str, str]]:
+    """Yield the place, id and answer of each correction."""
+    if not file.is_file():
+        raise DataValidationError(f"{file} is missing: name a file of `id` and `answer`")
+    for place, record in read_records(file):
+        where, named = f"{file}, {place}", [record.get(key) for key in ("id", "answer")]
+        if not all(isinstance(each, str) and each for each in named):
+            raise DataValidationError(f"{where}: needs `id` and `answer`, both texts")
+        yield where, str(named[0]), str(named[1])
+
+
+def _id(row: dict[str, Any]) -> str:
+    return question_id(row["question"], row["choices"])
+
+
+def _choice(choices: Sequence[str], answer: str, where: str) -> str:
+    wanted = clean(answer)
+    letters = dict(zip(string.ascii_uppercase, choices, strict=False))
+    if wanted not in choices and wanted not in letters:
+        raise DataValidationError(f"{where}: {answer!r} is none of the choices {[*choices]}")
+    return wanted if wanted in choices else letters[wanted]
+
+
+def promise_words(
+    rows: Iterable[dict[str, Any]], answers: dict[str, str], policy: PolicySettings | None
+) -> str | None:
+    """Say how many of the given answers whose right ones are known were wrong.
+
+    Of the version that answered last, since each has a promise of its own.
+    """
+    answered = [row for row in rows if row.get("route") == "answered" and row.get("answer")]
+    known = [row for row in answered if _id(row) in answers and row.get("by")]
+    if not known or policy is None:
+        return None
+    version = known[-1]["by"]
+    ours = [row for row in known if row["by"] == version]
+    wrong = sum(row["answer"] != answers[_id(row)] for row in ours)
+    return f"{version}: {kept_words(interval(wrong, len(ours)), len(ours), policy.max_error)}"
+
+
+def kept_words(error: Estimate, answers: int, most: float) -> str:
+    """Say whether a promise of at most so many wrong answers still holds, by their interval."""
+    said = "it holds" if error.high <= most else "nothing speaks against it"
+    if error.value > most:
+        said = "it may be broken"
+    if error.low > most:
+        said = "it is broken: recalibrate or retrain"
+    shown = f"{error.value:.1%} of {answers:,} answers are wrong ({error.low:.1%} to "
+    return f"{shown}{error.high:.1%}), at most {most:.0%} were promised; {said}"
+
+
+def recalibration_words(who: str, measured: dict[str, Any]) -> str:
+    """Say what was fitted, and whether what was promised before held on the same questions."""
+    newer = measured["recalibrated"]
+    words = (
+        f"fitted to {newer['questions']:,} questions: {who}'s temperature of "
+        f"{newer['temperature_before']:.3g} becomes {measured['temperature']:.3g}"
+    )
+    if promised := newer.get("promise_before"):
+        error, answers = Estimate(**promised["error"]), promised["answers"]
+        words += f"\n{who}'s promise on them: {kept_words(error, answers, promised['max_error'])}"
+    return words
