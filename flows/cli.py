@@ -16,6 +16,7 @@ from firstkd.errors import PipelineError
 from firstkd.files import disk_refusal
 from firstkd.outputs import tolerant
 from flows import inspection_cli, operations_cli
+from tasks import cli as tasks_cli
 
 if TYPE_CHECKING:
     from flows.conclude import Concluded
@@ -73,32 +74,10 @@ def run() -> None:
         typer.echo("interrupted; `firstkd run` resumes from the last finished stage", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
-    from flows.summary import print_summary
+    from tasks.summary import print_summary
 
-    print_summary(ROOT, settings, concluded)
-
-
-@app.command()
-def graph(
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail if dvc.yaml is out of date.")
-    ] = False,
-) -> None:
-    """Write dvc.yaml, the graph of stages, as it follows from params.yaml.
-
-    `firstkd run` does so itself; call it before `dvc repro` when models or signals have changed.
-    Example: `firstkd graph`
-    """
-    from firstkd.settings import load_settings
-    from tasks.graph import check_graph, write_graph
-
-    settings = load_settings(ROOT / "params.yaml")
-    if check:
-        check_graph(ROOT, settings)
-    elif write_graph(ROOT, settings):
-        typer.echo("dvc.yaml is written")
-    else:
-        typer.echo("dvc.yaml is up to date")
+    number = str(concluded.version.version)
+    print_summary(ROOT, settings, number, concluded.verdict, concluded.champion)
 
 
 @app.command()
@@ -120,6 +99,7 @@ def record() -> None:
 
 
 inspection_cli.add_to(app)
+tasks_cli.add_to(app)
 
 
 def _conclude(publishes: bool) -> "Concluded":

@@ -1,19 +1,15 @@
 """Is everything ready for a run: this machine, the settings, DVC, MLflow and Prefect?"""
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
-
-import httpx
 
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.proxies import check_proxies
 from firstkd.settings import RecordSettings, load_settings
 from flows.workspace import Workspace
-from tasks.machine import Check, examine_machine, examine_threads
-
-SECONDS = 5.0
+from tasks.machine import Check, examine_machine, examine_threads, server_answers, shown
+from tasks.record_place import address_of, database_at
 
 
 def examine(root: Path) -> Iterator[Check]:
@@ -34,7 +30,7 @@ def examine(root: Path) -> Iterator[Check]:
     yield _mlflow(root, settings.record)
     if url := os.environ.get("PREFECT_API_URL"):
         fix = "run `prefect server start`, or unset PREFECT_API_URL"
-        yield _answers("prefect", f"{url}/health", fix)
+        yield server_answers("prefect", f"{url}/health", fix)
     else:
         yield Check("prefect", "ok", "no server set; a run starts its own")
 
@@ -63,8 +59,6 @@ def _dvc(root: Path) -> Iterator[Check]:
 
 
 def _mlflow(root: Path, settings: RecordSettings) -> Check:
-    from flows.tracking import address_of, database_at
-
     fix = "start it, or correct MLFLOW_TRACKING_URI or record.tracking_uri in params.yaml"
     try:
         url = address_of(settings)
@@ -72,24 +66,10 @@ def _mlflow(root: Path, settings: RecordSettings) -> Check:
     except ConfigError as error:
         return Check("mlflow", "wrong", str(error), fix)
     if url.drivername in ("http", "https"):
-        return _answers("mlflow", f"{url.render_as_string(hide_password=False)}/health", fix)
+        return server_answers("mlflow", f"{url.render_as_string(hide_password=False)}/health", fix)
     if database is None:
         return Check("mlflow", "warn", f"{url.render_as_string()} was not asked")
     there = next(path for path in [database, *database.parents] if path.exists())
     if not os.access(there, os.W_OK):
         return Check("mlflow", "wrong", f"{there} cannot be written to", "change its permissions")
     return Check("mlflow", "ok", f"{database}{'' if database.exists() else ' (made by a run)'}")
-
-
-def _answers(name: str, url: str, fix: str) -> Check:
-    try:
-        httpx.get(url, timeout=SECONDS).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        reason = str(error).replace(url, shown(url))
-        return Check(name, "wrong", f"{shown(url)} does not answer ({reason})", fix)
-    return Check(name, "ok", f"{shown(url)} answers")
-
-
-def shown(address: str) -> str:
-    """Return an address without its user and password."""
-    return re.sub(r"://[^/]*@", "://***@", address)

@@ -43,6 +43,8 @@ def status(as_json: AsJson = False) -> None:
     )
     last = f"{record.last_run_at}, MLflow run {record.last_run}" if record.last_run else "none yet"
     typer.echo(f"last run: {last}")
+    for line in state.serving:
+        typer.echo(line)
 
 
 def compare(

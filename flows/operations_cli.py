@@ -11,24 +11,20 @@ import typer
 from firstkd.errors import ConfigError
 
 ROOT = Path(".")
-
-Name = Annotated[str, typer.Argument(help="A signal of tokens in params.yaml.")]
-Split = Annotated[str, typer.Argument(help="train or calibration.")]
-Lines = Annotated[Path, typer.Argument(help="JSON lines, one example each.")]
+CORRECTED = Path("sources/corrected.jsonl")
+"""Where `firstkd collect` puts them."""
 
 
 def add_to(app: typer.Typer) -> None:
     for command in (
         promote,
         rollback,
+        recalibrate,
         history,
         ask,
         serve,
-        collect,
         schedule,
         reproduce,
-        import_knowledge,
-        export_knowledge,
     ):
         app.command()(command)
 
@@ -82,6 +78,43 @@ def rollback() -> None:
         notify(project.settings.retrain.webhook, project.root, "rolled back", words)
 
 
+def recalibrate(
+    questions: Annotated[
+        Path, typer.Argument(help="Labelled questions that no model has learned from.")
+    ] = CORRECTED,
+    version: Annotated[
+        str, typer.Option(help="Number or alias of the version to recalibrate.")
+    ] = "champion",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Fit and say what is found; release nothing.")
+    ] = False,
+) -> None:
+    """Fit a version's temperature and threshold to newer questions; release it through the gate.
+
+    No model is trained. Examples: `firstkd recalibrate`, `firstkd recalibrate new.csv --dry-run`
+    """
+    from flows import promotion, recalibrate, registry
+    from flows.conclude import announce
+    from flows.lock import check_lock
+    from flows.project import opened
+    from tasks.corrections import recalibration_words
+
+    with opened(ROOT) as project, project.workspace.exclusive():
+        check_lock(project.tracking)
+        chosen = registry.get_version(project, version)
+        with recalibrate.recalibrated(project, chosen, questions) as fitted:
+            typer.echo(recalibration_words(f"v{chosen.version}", fitted.metrics))
+            if dry_run:
+                typer.echo("This was a dry run: nothing has changed.")
+                return
+            new = recalibrate.register(project, chosen, fitted)
+        verdict = promotion.promote(project, new)
+        announce(project, new)
+    typer.echo(verdict.in_words(f"{new.name} v{new.version}"))
+    if not verdict.passed:
+        raise typer.Exit(1)
+
+
 def history() -> None:
     """Show every registered version with its numbers, the decision on it and its reasons."""
     from datetime import UTC, datetime
@@ -99,6 +132,7 @@ def history() -> None:
             f"accuracy {tags.get('test_accuracy', '–')}  ECE {tags.get('test_ece', '–')}",
             f"commit {tags.get('git_commit', '–')[:8]}",
             tags.get(promotion.DECISION_TAG, "not decided on"),
+            *([f"recalibrates v{root}"] if (root := tags.get(registry.RECALIBRATES_TAG)) else []),
             *([f"[{', '.join(roles)}]"] if roles else []),
         ]
         typer.echo("  ".join(words))
@@ -164,14 +198,6 @@ def serve(
         serve.serve(project, host, port, token_file)
 
 
-def collect() -> None:
-    """Write the questions that were served to sources/traffic.jsonl, to learn from."""
-    from tasks.collect import collect
-
-    path, count = collect(ROOT)
-    typer.echo(f"{count:,} questions in {path}; name it in fetch.datasets with role: unlabelled")
-
-
 def schedule(
     cron: Annotated[
         str, typer.Option(help="When to retrain, as in cron: '0 3 * * 1' is Monday at 3.")
@@ -214,30 +240,3 @@ def reproduce(
         typer.echo(f"Its files are in {result.folder}")
         raise typer.Exit(1)
     typer.echo(f"{who} is reproduced, byte for byte; {result.way}.")
-
-
-def export_knowledge(name: Name, split: Split, path: Lines) -> None:
-    """Write a signal's token decisions as {token id: log-probability} per position.
-
-    Example: firstkd export-knowledge tokens train knowledge.jsonl
-    """
-    from tasks.knowledge import export_split
-
-    store = export_split(ROOT, name, split, path)
-    typer.echo(f"{len(store.keys):,} examples, {len(store):,} tokens in {path}")
-
-
-def import_knowledge(name: Name, split: Split, path: Lines) -> None:
-    """Replace a split of a signal of tokens by what another tool has captured.
-
-    The teacher, the tokenizer and the data are taken to be this pipeline's; example by example the
-    number of tokens is checked. `dvc commit --force signal-NAME` then makes it the stage's result.
-
-    Example: firstkd import-knowledge tokens train captured.jsonl
-    """
-    from tasks.knowledge import import_split
-
-    store = import_split(ROOT, name, split, path)
-    typer.echo(f"{len(store.keys):,} examples, {len(store):,} tokens in {store.folder}")
-    if lacks := ", ".join(store.manifest["incomplete"]):
-        typer.echo(f"incomplete: {lacks}; what needs it will refuse this store")

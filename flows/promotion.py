@@ -17,7 +17,14 @@ from mlflow.entities.model_registry import ModelVersion
 from firstkd.errors import PipelineError
 from flows.lock import registry_lock
 from flows.project import Project
-from flows.registry import NOT_REPRODUCIBLE_TAG, aliases, load_evidence, run_of, versions
+from flows.registry import (
+    NOT_REPRODUCIBLE_TAG,
+    RECALIBRATES_TAG,
+    aliases,
+    load_evidence,
+    run_of,
+    versions,
+)
 from flows.remeasure import holds_questions, measure_again
 from tasks.evidence import Evidence
 from tasks.gate import Verdict, answered_alike, decide
@@ -67,6 +74,10 @@ def standing(project: Project, version: ModelVersion) -> Verdict | None:
     champion = aliases(project).get(CHAMPION)
     if champion == str(version.version):
         return Verdict("in charge", reasons) if decision == "promoted" else None
+    if champion and decision == "promoted":
+        current = project.client.get_model_version(version.name, champion)
+        if current.tags.get(RECALIBRATES_TAG) == str(version.version):
+            return Verdict("in charge", (f"v{champion} is v{version.version}, recalibrated",))
     if decision == "rolled back":
         way = f"`firstkd promote --version {version.version}` lets it through the gate again"
         return Verdict("rolled back", (*reasons, way))

@@ -50,8 +50,7 @@ def record(project: Project) -> Recorded:
     """
     client, workspace = project.client, project.workspace
     digest, own = workspace.lock_digest(), {WORKSPACE_TAG: workspace.place}
-    for run_id in _runs(project.tracking, WORKSPACE_TAG, workspace.place, "RUNNING"):
-        client.set_terminated(run_id, "KILLED")
+    _close_killed(project)
     if found := recorded_runs(project.tracking, digest):
         return Recorded(found[0], is_new=False)
 
@@ -65,6 +64,24 @@ def record(project: Project) -> Recorded:
     workspace.check_unchanged(digest)
     client.set_terminated(run_id)
     return Recorded(run_id, is_new=True)
+
+
+def record_evaluation(project: Project, name: str, tags: dict[str, str], evaluation: Path) -> str:
+    """Record what was measured of a version without a retraining; return the run's id.
+
+    Hold the workspace, as for `record`.
+    """
+    _close_killed(project)
+    run_id = _new_run(project, name, {**tags, WORKSPACE_TAG: project.workspace.place})
+    project.client.log_artifacts(run_id, str(evaluation), "evaluation")
+    _log(project.client, run_id, list(metrics_of(flatten(read_json(evaluation / "metrics.json")))))
+    project.client.set_terminated(run_id)
+    return run_id
+
+
+def _close_killed(project: Project) -> None:
+    for run_id in _runs(project.tracking, WORKSPACE_TAG, project.workspace.place, "RUNNING"):
+        project.client.set_terminated(run_id, "KILLED")
 
 
 def recorded_runs(tracking: Tracking, digest: str) -> list[str]:

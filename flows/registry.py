@@ -1,6 +1,7 @@
 """The registry of students: MLflow versions, their tags and aliases, and the evidence of each."""
 
 import shutil
+from collections.abc import Callable
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,11 +29,15 @@ from tasks.evidence import Evidence
 CHALLENGER = "challenger"
 NOT_REPRODUCIBLE_TAG = "not_reproducible"
 """Why a version's commit does not rebuild it; a version without it can be rebuilt."""
+RECALIBRATES_TAG = "recalibrates"
+"""The version whose weights a version has, with a calibration of its own."""
+QUESTIONS = "data/prepare/test.parquet"
 STUDENT_FILES = {".safetensors", ".json", ".jsonl", ".jinja", ".model", ".txt"}
 """Suffixes of what a student's folder holds. Others could be pickles, which are code."""
 SERVING_NEEDS = "mlflow numpy pandas pydantic ruamel-yaml safetensors tokenizers torch tqdm"
 SERVING_NEEDS += " transformers"
 TEXT, NUMBER, FLAG = DataType.string, DataType.double, DataType.boolean
+Log = Callable[[], tuple[ModelInfo, dict[str, Any]]]
 SIGNATURE = ModelSignature(
     # choices: a list of texts; as Array(string), MLflow would cut [None, "in a den"] to ["n", "i"]
     Schema([ColSpec(TEXT, "question"), ColSpec(AnyType(), "choices", required=False)]),
@@ -48,39 +53,53 @@ def register(project: Project, run_id: str) -> ModelVersion:
 
     Raises PipelineError if what lies here is no longer what the run has recorded.
     """
-    name, client, tracking = project.model, project.client, project.tracking
-    digest = project.workspace.lock_digest()
-    is_new = not _of_digest(project, digest)
-    if is_new:
+    root, student, client = project.root, project.student, project.client
+
+    def log() -> tuple[ModelInfo, dict[str, Any]]:
         recorded = client.get_run(run_id).data.tags[LOCK_TAG]
-        with tracking.as_default():
-            model = _log_model(project, run_id)
+        evaluation = root / student.evaluation
+        model = log_model(project, run_id, root / student.weights, evaluation)
         project.workspace.check_unchanged(recorded)
-        tags = {LOCK_TAG: digest, **_tags(project)}
+        return model, {**_tags(project), **headline(root, evaluation)}
+
+    version = version_of(project, run_id, LOCK_TAG, project.workspace.lock_digest(), log)
+    number = str(version.version)
+    if NOT_REPRODUCIBLE_TAG in version.tags and _problem(project.workspace) is None:
+        with registry_lock(project.tracking, project.model):
+            commit = git_state(root).commit or "none"
+            client.set_model_version_tag(project.model, number, "git_commit", commit)
+            client.set_model_version_tag(project.model, number, "git_dirty", "false")
+            client.delete_model_version_tag(project.model, number, NOT_REPRODUCIBLE_TAG)
+    return client.get_model_version(project.model, number)
+
+
+def version_of(project: Project, run_id: str, tag: str, digest: str, log: Log) -> ModelVersion:
+    """Return the one version with this value of a tag; if there is none, `log` makes its model.
+
+    The newest version gets the alias `challenger`.
+    """
+    name, client, tracking = project.model, project.client, project.tracking
+    if is_new := not tagged(project, tag, digest):
+        with tracking.as_default():
+            model, tags = log()
     with registry_lock(tracking, name):
-        if is_new and not _of_digest(project, digest):  # nor by another workspace, meanwhile
+        if is_new and not tagged(project, tag, digest):  # nor by another workspace, meanwhile
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
             with tracking.as_default():
                 client.create_model_version(
-                    name, model.model_uri, run_id, tags, model_id=model.model_id
+                    name, model.model_uri, run_id, {tag: digest, **tags}, model_id=model.model_id
                 )
-        version, *repeated = _of_digest(project, digest)
+        version, *repeated = tagged(project, tag, digest)
         for extra in repeated:  # by MLflow's client, which asks again if an answer is lost
             client.delete_model_version(name, str(extra.version))
-        number = str(version.version)
-        if NOT_REPRODUCIBLE_TAG in version.tags and _problem(project.workspace) is None:
-            commit = git_state(project.root).commit or "none"
-            client.set_model_version_tag(name, number, "git_commit", commit)
-            client.set_model_version_tag(name, number, "git_dirty", "false")
-            client.delete_model_version_tag(name, number, NOT_REPRODUCIBLE_TAG)
-        if number == str(versions(project)[0].version):
-            client.set_registered_model_alias(name, CHALLENGER, number)
-    return client.get_model_version(name, number)
+        if version.version == versions(project)[0].version:
+            client.set_registered_model_alias(name, CHALLENGER, str(version.version))
+    return version
 
 
-def _of_digest(project: Project, digest: str) -> list[ModelVersion]:
-    condition = f"name = '{project.model}' and tags.{LOCK_TAG} = '{digest}'"
+def tagged(project: Project, tag: str, value: str) -> list[ModelVersion]:
+    condition = f"name = '{project.model}' and tags.{tag} = '{value}'"
     found = project.client.search_model_versions(condition)
     return sorted(found, key=lambda version: int(version.version))
 
@@ -154,15 +173,14 @@ def student_files(tracking: Tracking, version: ModelVersion, scratch: Path) -> t
     return found / version.tags["student"], found / "calibration.json"
 
 
-def _log_model(project: Project, run_id: str) -> ModelInfo:
-    """Log the student as a model made from code and files."""
-    root, student = project.root, project.student
+def log_model(project: Project, run_id: str, weights: Path, evaluation: Path) -> ModelInfo:
+    """Log a student as a model made from code and files."""
     with TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
-        weights, calibration = root / student.weights, Path(scratch, "calibration.json")
-        shutil.copyfile(root / student.evaluation / calibration.name, calibration)
+        calibration = Path(scratch, "calibration.json")
+        shutil.copyfile(evaluation / calibration.name, calibration)
         if any(file.is_symlink() for file in weights.iterdir()):
             # MLflow refuses links out of a folder, such as DVC's to its cache
-            weights = Path(shutil.copytree(weights, Path(scratch, student.name)))
+            weights = Path(shutil.copytree(weights, Path(scratch, weights.name)))
         model: ModelInfo = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("student_model.py")),
@@ -182,24 +200,27 @@ def _pinned(name: str) -> str:
 
 
 def _tags(project: Project) -> dict[str, Any]:
-    root, student, git = project.root, project.student, git_state(project.root)
-    evaluated = read_json(root / student.evaluation / "metrics.json")
-    headline = {
-        f"{set_name}_{metric}": f"{values['calibrated'][metric]['value']:.4f}"
-        for set_name, values in evaluated["sets"].items()
-        for metric in ("accuracy", "nll", "aurc", "ece")
-    }
+    student, git = project.student, git_state(project.root)
     problem = _problem(project.workspace)
     return {
         "git_commit": git.commit or "none",
         "git_dirty": str(git.problem is not None).lower(),
         **({NOT_REPRODUCIBLE_TAG: problem} if problem else {}),
-        "test_sha256": sha256_of(root / "data" / "prepare" / "test.parquet"),
         "student": student.name,
         "weights": student.weights.as_posix(),
         "evaluation": student.evaluation.as_posix(),
-        **headline,
     }
+
+
+def headline(root: Path, evaluation: Path) -> dict[str, str]:
+    """Return the tags that say on which test questions a version was measured, and how it did."""
+    sets = read_json(evaluation / "metrics.json")["sets"]
+    numbers = {
+        f"{set_name}_{metric}": f"{values['calibrated'][metric]['value']:.4f}"
+        for set_name, values in sets.items()
+        for metric in ("accuracy", "nll", "aurc", "ece")
+    }
+    return {"test_sha256": sha256_of(root / QUESTIONS), **numbers}
 
 
 def _problem(workspace: Workspace) -> str | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlflow.entities.model_registry import ModelVersion
-from ruamel.yaml import YAML
 
 from firstkd.errors import PipelineError
 from firstkd.files import sha256_of
@@ -19,8 +18,9 @@ from firstkd.git import GitError, git
 from firstkd.processes import OutputSink
 from firstkd.settings import load_settings
 from flows.project import Project
-from flows.registry import NOT_REPRODUCIBLE_TAG, run_of, student_files
+from flows.registry import NOT_REPRODUCIBLE_TAG, RECALIBRATES_TAG, run_of, student_files
 from flows.workspace import Workspace
+from tasks.dvc_files import outputs
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ def reproduce(
     Raises PipelineError if the version itself says that no commit rebuilds it.
     """
     who, commit = f"{version.name} v{version.version}", version.tags["git_commit"]
+    if source := version.tags.get(RECALIBRATES_TAG):
+        raise PipelineError(
+            f"{who} is v{source} with another calibration: `firstkd reproduce {source}` rebuilds "
+            "its weights, and `firstkd recalibrate` fits the calibration again"
+        )
     if problem := version.tags.get(NOT_REPRODUCIBLE_TAG):
         raise PipelineError(f"{who} cannot be rebuilt: {problem}")
     tracking, workspace = project.tracking, project.workspace
@@ -53,7 +58,7 @@ def reproduce(
         there.use_storage_of(workspace)
         way = _bring_back(there, workspace.root / "sources", rebuild, sink)
         differences = [f"damaged  {path}: not as dvc.lock says" for path in there.damaged()]
-        recorded, found = _outputs(kept / "dvc.lock"), _outputs(there.root / "dvc.lock")
+        recorded, found = outputs(kept / "dvc.lock"), outputs(there.root / "dvc.lock")
         for file in sorted((kept / "evaluation").iterdir()):
             recorded[f"evaluation/{file.name}"] = sha256_of(file)
             again = there.root / version.tags["evaluation"] / file.name
@@ -114,9 +119,3 @@ def _fetched(root: Path) -> dict[str, str]:
     """Return the stages that bring something from elsewhere, and what each writes."""
     roots = load_settings(root / "params.yaml").lineage.roots
     return {"fetch": "data/fetch"} | {f"model-{name}": f"data/model/{name}" for name in roots}
-
-
-def _outputs(lock: Path) -> dict[str, str]:
-    """Return the hash of each output in a dvc.lock."""
-    stages = YAML(typ="safe", pure=True).load(lock)["stages"].values()
-    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}

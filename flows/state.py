@@ -7,9 +7,12 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from firstkd.serving.drift import drift_lines
 from firstkd.settings import RecordSettings, Settings
 from flows.dvc import WorkspaceBusyError
 from flows.workspace import Workspace
+from tasks.layout import log_folder
+from tasks.record_place import address_of, database_at
 from tasks.staleness import StageState, stage_states
 
 
@@ -30,6 +33,8 @@ class State:
     record: Record
     busy: str | None
     """Who is at work here, if anyone."""
+    serving: list[str]
+    """What the servers of this project have found of drift, and corrections of the promise."""
 
 
 def read_state(workspace: Workspace, settings: Settings) -> State:
@@ -37,14 +42,15 @@ def read_state(workspace: Workspace, settings: Settings) -> State:
     with ThreadPoolExecutor() as pool:
         changes, names = pool.submit(workspace.changes), pool.submit(workspace.stages)
         record = read_record(workspace.root, settings.record)
+        seen = drift_lines(log_folder(workspace.root, "drift"))
         try:
             changed = changes.result()
         except WorkspaceBusyError as error:
-            return State([], record, str(error))
+            return State([], record, str(error), seen)
     lock = workspace.lock() if (workspace.root / "dvc.lock").exists() else {}
     params = YAML(typ="safe", pure=True).load(workspace.root / "params.yaml")
     stages = stage_states(names.result(), changed, lock, params)
-    return State(stages, record, None)
+    return State(stages, record, None, seen)
 
 
 def read_record(root: Path, settings: RecordSettings) -> Record:
@@ -52,7 +58,7 @@ def read_record(root: Path, settings: RecordSettings) -> Record:
     from flows.project import opened
     from flows.record import LOCK_TAG
 
-    database = tracking.database_at(root, tracking.address_of(settings))
+    database = database_at(root, address_of(settings))
     if database and not database.exists():
         return Record()
     with opened(root) as project:

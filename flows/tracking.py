@@ -16,12 +16,12 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import RecordSettings
-from tasks.machine import check_place
+from tasks.record_place import place_of
 
 ERRORS = (MlflowException, SQLAlchemyError, RequestException)
 ARTIFACTS = "artifacts"
@@ -97,19 +97,7 @@ def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
     and ConfigError for an address that cannot be used.
     """
     _silence()
-    url = address_of(settings)
-    database = database_at(root, url)
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        if database and not database.is_relative_to(root.resolve()):
-            raise ConfigError(
-                f"record.tracking_uri: {database} is outside {root.resolve()}, and params.yaml "
-                "must not have anything written there; name it in MLFLOW_TRACKING_URI instead"
-            )
-        if url.password:
-            raise ConfigError(
-                "record.tracking_uri in params.yaml holds a password, and params.yaml is kept by "
-                "git and MLflow; give the whole address in MLFLOW_TRACKING_URI instead"
-            )
+    url, database = place_of(root, settings)
     if database:
         url = url.set(database=str(database))
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -126,34 +114,6 @@ def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
             f"{what} ({_cause(error)}); {way}, or correct MLFLOW_TRACKING_URI or "
             "record.tracking_uri in params.yaml"
         ) from error
-
-
-def address_of(settings: RecordSettings) -> URL:
-    """Return where MLflow is; raises ConfigError for what cannot be a place for the record."""
-    given = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
-    if urlsplit(given).scheme in ("", "file"):
-        raise ConfigError(
-            f"MLflow's address {given!r} is a folder, which cannot keep a model registry; use a "
-            "database such as sqlite:///mlflow/mlflow.db, or a server's https:// address"
-        )
-    try:
-        return make_url(given)
-    except ArgumentError as error:
-        raise ConfigError(
-            f"MLflow's address {given!r} is not a URI such as sqlite:/// or https://"
-        ) from error
-
-
-def database_at(root: Path, url: URL) -> Path | None:
-    """Return the absolute path of an SQLite database; a relative one lies in the project.
-
-    Raises ConfigError for one from beside which MLflow would load nothing.
-    """
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return None
-    database = (root / url.database).resolve()
-    check_place(database)
-    return database
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from firstkd.errors import ArtifactError
 
 BROKEN = re.compile(r"'(?:\./)?(dvc\.lock|dvc\.yaml)' (is invalid|validation failed)")
@@ -25,3 +27,9 @@ def check_readable(root: Path, dvc_says: str) -> None:
             f"{gone[1]} is a link to a file that is not there, as DVC's links are when a project "
             "was moved; `dvc checkout --relink --force` remakes all links"
         )
+
+
+def outputs(lock: Path) -> dict[str, str]:
+    """Return the hash of each output in a dvc.lock."""
+    stages = YAML(typ="safe", pure=True).load(lock)["stages"].values()
+    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}

@@ -12,10 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+import httpx
+
 from firstkd.errors import ConfigError
 from firstkd.settings import RuntimeSettings
 
 PYTHON = (3, 11)
+ANSWER_SECONDS = 5.0
+"""Within which a server answers."""
 FREE_DISK = 10 * 10**9
 """Bytes: the environment, the default model several times, and DVC's cache of it."""
 FREE_MEMORY = 6 * 10**9
@@ -109,3 +113,18 @@ def _device() -> Check:
     found = f"{'; '.join(done.stdout.splitlines())}; torch {built}"
     fix = "this torch is for CPU: install one with CUDA"
     return warn_unless(not built.endswith("+cpu"), "device", found, fix)
+
+
+def server_answers(name: str, url: str, fix: str) -> Check:
+    """Return whether a GET succeeds; what is shown of its address has no password."""
+    try:
+        httpx.get(url, timeout=ANSWER_SECONDS).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = str(error).replace(url, shown(url))
+        return Check(name, "wrong", f"{shown(url)} does not answer ({reason})", fix)
+    return Check(name, "ok", f"{shown(url)} answers")
+
+
+def shown(address: str) -> str:
+    """Return an address without its user and password."""
+    return re.sub(r"://[^/]*@", "://***@", address)

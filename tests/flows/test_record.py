@@ -107,7 +107,7 @@ def test_what_another_repro_changes_meanwhile_is_not_recorded(
     project: Workspace, opened_project: Project, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = project.root / "data/model/first/model.safetensors"
-    log_artifacts, log_model = tracking.client.log_artifacts, registry._log_model
+    log_artifacts, log_model = tracking.client.log_artifacts, registry.log_model
     shutil.rmtree(project.root / "data/model/teacher")
     with pytest.raises(ArtifactError, match=r"data/model/teacher is missing"):
         record(opened_project)
@@ -128,7 +128,7 @@ def test_what_another_repro_changes_meanwhile_is_not_recorded(
         return log_model(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(PipelineError, match="were changed while"):
-        patch.setattr(registry, "_log_model", disturbed_too)
+        patch.setattr(registry, "log_model", disturbed_too)
         register(opened_project, run_id)
     assert versions(opened_project) == []
 
@@ -161,14 +161,14 @@ def test_another_workspace_with_the_same_state_is_left_at_work_and_registers_it_
     second = record(other)
     assert second.is_new
     assert tracking.client.get_run(first.info.run_id).info.lifecycle_stage == "active"
-    log_model = registry._log_model
+    log_model = registry.log_model
 
     def overtaken(*arguments: object) -> object:
-        monkeypatch.setattr(registry, "_log_model", log_model)
+        monkeypatch.setattr(registry, "log_model", log_model)
         register(other, second.run_id)
         return log_model(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(registry, "_log_model", overtaken)
+    monkeypatch.setattr(registry, "log_model", overtaken)
     version = register(opened_project, first.info.run_id)
     assert version.run_id == second.run_id
     assert [str(found.version) for found in versions(opened_project)] == ["1"]

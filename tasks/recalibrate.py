@@ -1,0 +1,93 @@
+"""Fit a registered student's temperature and threshold to newer labelled questions, untrained.
+
+No stage: the student comes from the registry, and what is written goes back there, through the
+gate. Questions that the present splits learn from or test on are left out.
+
+Reads   MODEL/ (a student's folder), EVALUATION/ (what was measured of it), QUESTIONS (a file),
+        data/prepare/*.parquet
+Writes  OUTPUT/metrics.json, predictions.parquet, calibration.json, as `evaluate` does
+Run as  python -m tasks.recalibrate MODEL EVALUATION QUESTIONS OUTPUT   (by flows/recalibrate.py)
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from firstkd.data.examples import Example, normalise, read_examples
+from firstkd.data.readers import read
+from firstkd.data.settings import DatasetSource, PromptSettings
+from firstkd.errors import DataValidationError
+from firstkd.files import atomic_folder, read_json, sha256_of
+from firstkd.reproducibility import deterministic
+from firstkd.serving.promise import Promise
+from firstkd.settings import load_settings
+from tasks.evaluate import Subject, test_files
+from tasks.fitted import fitted
+from tasks.scores import under
+from tasks.stage import run_program
+
+NAME = "newer"
+log = logging.getLogger(__name__)
+
+
+def main(root: Path, model: str, evaluation: str, questions: str, output: str) -> None:
+    settings, prepared = load_settings(root / "params.yaml"), root / "data/prepare"
+    deterministic(settings.runtime.seed, settings.runtime.threads)
+    before, kept = (read_json(Path(evaluation) / f"{n}.json") for n in ("metrics", "calibration"))
+    newer = read_questions(Path(questions))
+    unseen = list(without_seen(newer, prepared))
+    log.info("%s: %d of %d questions are in no split", questions, len(unseen), len(newer))
+    fewest = settings.validate_.min_examples.calibration
+    if len(unseen) < fewest:
+        raise DataValidationError(
+            f"{questions}: {len(unseen)} questions that no split but calibration has; "
+            f"validate.min_examples.calibration asks for {fewest}"
+        )
+    prompt = PromptSettings.model_validate(kept["prompt"])
+    subject = Subject.load(Path(model).name, Path(model), prompt, settings.evaluate)
+    fitted_on = subject.score_examples(unseen, NAME)
+    tests = subject.score_all(test_files(prepared))
+    found = fitted(subject.name, fitted_on, tests, prompt, settings)
+    promise = Promise(**kept["policy"]) if kept.get("policy") else None
+    newest: dict[str, Any] = {"questions": len(unseen), "temperature_before": kept["temperature"]}
+    if promise is not None:
+        held = under(promise, fitted_on, kept["temperature"])
+        answers = round(held["coverage"]["value"] * len(unseen))
+        newest["promise_before"] = {**held, "answers": answers, "max_error": promise.max_error}
+    with atomic_folder(Path(output)) as folder:
+        found.write(folder, {**before, **found.metrics, "recalibrated": newest})
+
+
+def read_questions(file: Path) -> list[Example]:
+    """Read labelled questions, each once; raises DataValidationError as other data sets do."""
+    if not file.is_file():
+        raise DataValidationError(f"{file} is missing: name a file of labelled questions")
+    dataset = DatasetSource(
+        source=f"path:{file}", sha256=sha256_of(file), format="questions", role="calibration"
+    )
+    found: dict[object, Example] = {}
+    for example in read(file, dataset, NAME):
+        found.setdefault((normalise(example.asked), example.choices), example)
+    return [example for example in found.values() if example.choices and example.response]
+
+
+def without_seen(examples: Iterable[Example], prepared: Path) -> Iterable[Example]:
+    """Yield what shares no question and no passage with a split that is learned from or tested on.
+
+    Its own calibration questions may come again: nothing was learned from them.
+    """
+    asked, groups = set[str](), set[str | None]()
+    for file in sorted(prepared.glob("*.parquet")):
+        if file.stem != "calibration":
+            for example in read_examples(file):
+                asked.add(normalise(example.asked))
+                groups.add(example.group)
+    groups.discard(None)
+    for example in examples:
+        if normalise(example.asked) not in asked and example.group not in groups:
+            yield example
+
+
+if __name__ == "__main__":
+    run_program(main, "recalibrate", ["model", "evaluation", "questions", "output"])

@@ -1,0 +1,61 @@
+"""Where the record is: the address of an MLflow server, or of a local database."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from firstkd.errors import ConfigError
+from firstkd.settings import RecordSettings
+from tasks.machine import check_place
+
+
+def place_of(root: Path, settings: RecordSettings) -> tuple[URL, Path | None]:
+    """Return where MLflow is, and its SQLite database if it is one.
+
+    Raises ConfigError for a place that params.yaml, which others write, must not name.
+    """
+    url = address_of(settings)
+    database = database_at(root, url)
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        if database and not database.is_relative_to(root.resolve()):
+            raise ConfigError(
+                f"record.tracking_uri: {database} is outside {root.resolve()}, and params.yaml "
+                "must not have anything written there; name it in MLFLOW_TRACKING_URI instead"
+            )
+        if url.password:
+            raise ConfigError(
+                "record.tracking_uri in params.yaml holds a password, and params.yaml is kept by "
+                "git and MLflow; give the whole address in MLFLOW_TRACKING_URI instead"
+            )
+    return url, database
+
+
+def address_of(settings: RecordSettings) -> URL:
+    """Return where MLflow is; raises ConfigError for what cannot be a place for the record."""
+    given = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
+    if urlsplit(given).scheme in ("", "file"):
+        raise ConfigError(
+            f"MLflow's address {given!r} is a folder, which cannot keep a model registry; use a "
+            "database such as sqlite:///mlflow/mlflow.db, or a server's https:// address"
+        )
+    try:
+        return make_url(given)
+    except ArgumentError as error:
+        raise ConfigError(
+            f"MLflow's address {given!r} is not a URI such as sqlite:/// or https://"
+        ) from error
+
+
+def database_at(root: Path, url: URL) -> Path | None:
+    """Return the absolute path of an SQLite database; a relative one lies in the project.
+
+    Raises ConfigError for one from beside which MLflow would load nothing.
+    """
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    database = (root / url.database).resolve()
+    check_place(database)
+    return database
