@@ -5,24 +5,29 @@ test questions, one a request, until 10,000 are answered. Meanwhile the champion
 the server is stopped and started once.
 
 - `throughput_vs_bare`: questions a second over those of the same student scoring the same questions
-  in batches of the server's size, without a server. Measured in the same run before the load, by
-  the same clients on a fifth of the questions.
+  in batches of the server's size, without a server; each on a fifth of the questions, one after the
+  other, before the load.
 - `p50_ms`, `p99_ms` of the requests that were answered, from there.
 - `answered`, `refused` (told to come again, or not let in while the server was down) and `lost`
   (neither) of the whole load; clients ask again what was refused.
 
-Run as  python -m benchmarks.serve [QUESTIONS [CLIENTS]]   (after `firstkd run`; one JSON line)
+What was interrupted goes on where it was: each measurement, and each tenth of the load, is kept in
+logs/benchmarks/serve.json until the end.
+
+Run as  python -m benchmarks.serve [--questions N] [--clients N]   (after `firstkd run`; one line)
 """
 
+import argparse
 import asyncio
 import json
 import multiprocessing
 import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ import httpx
 
 from firstkd.answering import Answerer
 from firstkd.data.examples import read_examples
+from firstkd.files import read_json, write_json
 from firstkd.reproducibility import deterministic
 from firstkd.serving.app import create_app
 from firstkd.serving.batching import Served
@@ -37,6 +43,13 @@ from firstkd.serving.run import run
 from firstkd.settings import load_settings
 
 ROOT = Path(".")
+KEPT = ROOT / "logs/benchmarks/serve.json"
+SPAWN = multiprocessing.get_context("spawn")
+PARTS = 10
+CHANGES = {2: "student v2", 7: "student v3"}
+"""The part of the load in whose middle a champion takes over."""
+RESTART = 5
+"""The part in whose middle the server is stopped and started."""
 
 
 def load(name: str) -> Served:
@@ -56,8 +69,8 @@ def serve(port: int, champion: Path) -> None:
     run(create_app(settings, newest), "127.0.0.1", port, settings.limits)
 
 
-def start(port: int, champion: Path) -> multiprocessing.Process:
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(port, champion))
+def start(port: int, champion: Path) -> Any:
+    process = SPAWN.Process(target=serve, args=(port, champion))
     process.start()
     deadline = time.monotonic() + 300
     while True:
@@ -130,59 +143,124 @@ def bare(asked: list[dict[str, Any]]) -> float:
     return len(examples) / (time.monotonic() - began)
 
 
-async def disturb(load: Load, port: int, champion: Path, process: Any) -> Any:
-    """Change the champion at a quarter and three quarters, and restart the server in between."""
-    for share, name in ((0.25, "student v2"), (0.5, ""), (0.75, "student v3")):
-        while load.answered < share * load.asked:
+class Running:
+    """The server, and who is its champion."""
+
+    def __init__(self, port: int, champion: Path) -> None:
+        self.port, self.champion = port, champion
+        self.process = start(port, champion)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+
+    async def disturb(self, load: Load, part: int) -> None:
+        """In the middle of a part, do what is to be done there."""
+        if part not in (RESTART, *CHANGES):
+            return
+        while load.answered < load.asked / 2:
             await asyncio.sleep(0.05)
-        if name:
-            champion.write_text(name)
-            continue
-        process.terminate()
-        await asyncio.to_thread(process.join)
-        process = await asyncio.to_thread(start, port, champion)
-    return process
+        if part != RESTART:
+            self.champion.write_text(CHANGES[part])
+            return
+        await asyncio.to_thread(self.stop)
+        self.process = await asyncio.to_thread(start, self.port, self.champion)
 
 
-def main(count: int = 10_000, clients: int = 50) -> None:
-    asked = questions(count)
+@contextmanager
+def serving(name: str) -> Iterator[Running]:
     with tempfile.TemporaryDirectory() as scratch, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port, champion = free.getsockname()[1], Path(scratch, "champion")
         free.close()
-        champion.write_text("student v1")
-        process = start(port, champion)
+        champion.write_text(name)
+        running = Running(port, champion)
         try:
-            asyncio.run(Load(port, asked[:clients]).run(clients))  # warms up
-            calm, whole = Load(port, asked[: count // 5]), Load(port, asked)
-            rate = calm.asked / asyncio.run(calm.run(clients))
-
-            async def disturbed() -> Any:
-                running = asyncio.create_task(disturb(whole, port, champion, process))
-                return await whole.run(clients), await running
-
-            seconds, process = asyncio.run(disturbed())
+            yield running
         finally:
-            process.terminate()
-            process.join()
-    alone = bare(asked[: count // 5])
-    percentiles = statistics.quantiles(calm.seconds, n=100)
-    found = {
-        "benchmark": "serve",
-        "questions": count,
-        "clients": clients,
-        "throughput_vs_bare": round(rate / alone, 3),
-        "questions_per_second": round(rate, 1),
+            running.stop()
+
+
+def calm(asked: list[dict[str, Any]], clients: int) -> dict[str, Any]:
+    """Questions a second and the requests' times, undisturbed; the first ones warm up."""
+    with serving("student v1") as running:
+        asyncio.run(Load(running.port, asked[:clients]).run(clients))
+        load = Load(running.port, asked)
+        rate = load.asked / asyncio.run(load.run(clients))
+    percentiles = statistics.quantiles(load.seconds, n=100)
+    return {
+        "rate": rate,
         "p50_ms": round(1000 * percentiles[49]),
         "p99_ms": round(1000 * percentiles[98]),
-        "answered": whole.answered,
-        "refused": dict(whole.refused),
-        "lost": whole.lost,
-        "versions": dict(whole.versions),
-        "seconds": round(seconds, 1),
     }
-    print(json.dumps(found))
+
+
+def disturbed(asked: list[dict[str, Any]], clients: int, part: int) -> dict[str, Any]:
+    """One part of the load, with what happens in it."""
+    earlier = [name for place, name in CHANGES.items() if place < part]
+
+    async def both(running: Running) -> float:
+        load_runs = asyncio.create_task(load.run(clients))
+        await running.disturb(load, part)
+        return await load_runs
+
+    with serving((["student v1", *earlier])[-1]) as running:
+        load = Load(running.port, asked)
+        seconds = asyncio.run(both(running))
+    return {
+        "answered": load.answered,
+        "lost": load.lost,
+        "refused": dict(load.refused),
+        "versions": dict(load.versions),
+        "seconds": seconds,
+    }
+
+
+def bare_elsewhere(asked: list[dict[str, Any]]) -> float:
+    with SPAWN.Pool(1) as pool:
+        return float(pool.apply(bare, (asked,)))
+
+
+def kept(found: dict[str, Any], name: str, measure: Callable[[], Any]) -> None:
+    """Measure what an interrupted run has not."""
+    if name not in found:
+        found[name] = measure()
+        write_json(KEPT, found)
+
+
+def main(count: int, clients: int) -> None:
+    asked, size = questions(count), {"questions": count, "clients": clients}
+    found = read_json(KEPT) if KEPT.exists() else {}
+    if found.get("size") != size:
+        found = {"size": size}
+    some = asked[: max(count // 5, clients)]
+    kept(found, "bare", lambda: bare_elsewhere(some))
+    kept(found, "calm", lambda: calm(some, clients))
+    edges = [count * part // PARTS for part in range(PARTS + 1)]
+    for part in range(PARTS):
+        mine = asked[edges[part] : edges[part + 1]]
+        kept(found, f"part {part}", lambda m=mine, p=part: disturbed(m, clients, p))
+    quiet, parts = found["calm"], [found[f"part {part}"] for part in range(PARTS)]
+    line: dict[str, Any] = {
+        "benchmark": "serve",
+        **size,
+        "throughput_vs_bare": round(quiet["rate"] / found["bare"], 3),
+        "questions_per_second": round(quiet["rate"], 1),
+        "p50_ms": quiet["p50_ms"],
+        "p99_ms": quiet["p99_ms"],
+        "seconds": round(sum(part["seconds"] for part in parts), 1),
+    }
+    for name in ("answered", "lost"):
+        line[name] = sum(part[name] for part in parts)
+    for name in ("refused", "versions"):
+        line[name] = dict(sum((Counter(part[name]) for part in parts), Counter()))
+    print(json.dumps(line))
+    KEPT.unlink()
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--questions", type=int, default=10_000)
+    parser.add_argument("--clients", type=int, default=50)
+    given = parser.parse_args()
+    main(given.questions, given.clients)

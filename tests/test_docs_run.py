@@ -44,6 +44,7 @@ NOT_RUN = {
         "on two hosts; tests/tasks/test_training.py starts two such processes"
     ),
     r"firstkd serve --host .*": "for other machines; tests/test_operations.py asks for a token",
+    r"firstkd (collect --corrections|recalibrate).*": "on served traffic; tests/test_loop.py",
     r"mlflow models\s+serve": "in the text, of what operations.md runs",
     r"firstkd (ask|collect|schedule|serve)|dvc commit": "a name in a text",
 }
