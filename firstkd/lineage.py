@@ -50,6 +50,28 @@ class Lineage:
             *(Node("signals", name) for name in signal.signals),
         ]
 
+    def peers(self, model: str) -> list[str]:
+        """Return the models that learn in one training with a model, itself included.
+
+        Those are the models that learn from one another's live signals, directly or in a ring.
+        """
+        return [
+            name
+            for name in self._models
+            if name == model or (name in self._watches(model) and model in self._watches(name))
+        ]
+
+    def _watches(self, model: str) -> set[str]:
+        """Return the models that run beside the training of a model, or beside one of theirs."""
+        found: set[str] = set()
+        waiting = [model]
+        while waiting:
+            signals = [self._signals[name] for name in self._models[waiting.pop()].signals]
+            new = {of for signal in signals if signal.is_live for of in signal.models} - found
+            found |= new
+            waiting += new
+        return found
+
     @property
     def stored(self) -> dict[str, AnySignal]:
         """Return the signals that have a stage, and a store: all but live ones."""
@@ -61,8 +83,12 @@ class Lineage:
         return [name for name, model in self._models.items() if not model.init.models]
 
     def teachers(self, model: str) -> list[str]:
-        """Return the models whose signals a model learns from, also those that were pooled."""
-        return self._run_for(self._models[model].signals)
+        """Return the models whose signals a model learns from, also those that were pooled.
+
+        Those that learn beside it are not its teachers.
+        """
+        peers = self.peers(model)
+        return [name for name in self._run_for(self._models[model].signals) if name not in peers]
 
     def read_with(self, signal: str) -> str:
         """Return the model whose tokenizer the examples of a signal are read with."""
@@ -128,6 +154,24 @@ class Lineage:
             for term_name, term in (model.learn or {}).items():
                 if term.signal and (problem := term.misfit(self._signals[term.signal])):
                     yield f"models.{name}.learn.{term_name}", problem
+            for other in self.peers(name):
+                yield from self._misfit_of_peers(name, other)
+
+    def _misfit_of_peers(self, name: str, other: str) -> Iterator[tuple[str, str]]:
+        ours, theirs = self._models[name], self._models[other]
+        for key in ("train", "leave_out"):
+            if getattr(ours, key) != getattr(theirs, key):
+                yield (
+                    f"models.{name}.{key}",
+                    f"not what models.{other} has, which learns in the same training, since each "
+                    "learns from a live signal of the other; set both to the same",
+                )
+        if name != other and ours.init == theirs.init and _alike(ours, theirs):
+            yield (
+                f"models.{name}",
+                f"starts and learns as models.{other} does, from which it learns, so both stay the "
+                "same and have nothing to tell each other; start one of them from another model",
+            )
 
     def _sorted(self) -> list[Node]:
         """Return all nodes, each after those it reads: sources first, and what trains last.
@@ -138,7 +182,7 @@ class Lineage:
             *(Node("models", name) for name in self._models),
             *(Node("signals", name) for name in self._signals),
         ]
-        sorter = TopologicalSorter({node: self.reads(node) for node in nodes})
+        sorter = TopologicalSorter({node: self._waits_for(node) for node in nodes})
         sorter.prepare()
         order: list[Node] = []
         ready: list[Node] = []
@@ -152,8 +196,35 @@ class Lineage:
             sorter.done(order[-1])
         return order
 
+    def _waits_for(self, node: Node) -> list[Node]:
+        """Return what must be there before: models that learn together wait for what any reads."""
+        if node.section == "signals":
+            return self.reads(node)
+        peers = self.peers(node.name)
+        return [
+            read
+            for peer in peers
+            for read in self.reads(Node("models", peer))
+            if len(peers) == 1 or not self._is_between(read, peers)
+        ]
+
+    def _is_between(self, node: Node, peers: Sequence[str]) -> bool:
+        """Whether it is a live signal of one of the peers."""
+        if node.section == "models" or not self._signals[node.name].is_live:
+            return False
+        return all(of in peers for of in self._signals[node.name].models)
+
     def _effort(self, node: Node) -> int:
         """Return 0 for sources, 2 for trainings, 1 for everything between."""
         if node.section == "models" and self._models[node.name].learn is not None:
             return 2
         return int(bool(self.reads(node)))
+
+
+def _alike(model: ModelSettings, other: ModelSettings) -> bool:
+    """Whether two models have the same terms, whosever signals they learn from."""
+    ours, theirs = (
+        [term.model_dump(exclude={"from_"}) for term in (each.learn or {}).values()]
+        for each in (model, other)
+    )
+    return ours == theirs

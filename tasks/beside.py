@@ -1,26 +1,41 @@
-"""The models of live signals, which run beside a training."""
+"""Who learns in a training, and the models of live signals that run beside it."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from firstkd.errors import ConfigError
 from firstkd.models.folders import load_model, load_tokenizer, read_config
 from firstkd.models.tokenizers import vocabulary_digest
+from firstkd.section import Precision
 from firstkd.settings import Settings
 from firstkd.signals.base import LiveSignal, Pairs
-from firstkd.signals.live import Watched
+from firstkd.signals.live import Peer, Watched
 from firstkd.signals.target import Source
 from firstkd.terms.base import Pairing, Term
-from tasks.layout import model_folder
+from firstkd.train.player import Player, Players
+from tasks.layout import before_training, model_folder
 
-LiveTerms = dict[str, tuple[Term, LiveSignal]]
+
+class Live(NamedTuple):
+    """What a term that learns from a live signal works with."""
+
+    signal: LiveSignal
+    pairs: Pairs
+    """Places at which hidden states are compared: the learner's, and the signal's model's."""
+    modules: nn.ModuleList
+    """Trained for the term, beside the model."""
 
 
-def live_terms(settings: Settings, name: str) -> LiveTerms:
+LiveTerms = dict[str, Live]
+"""By the term's name."""
+
+
+def live_signals(settings: Settings, name: str) -> dict[str, tuple[Term, LiveSignal]]:
     """Return the terms of a model that learn from live signals, with these, by the term's name."""
     terms = settings.models[name].learn or {}
     return {
@@ -32,44 +47,64 @@ def live_terms(settings: Settings, name: str) -> LiveTerms:
     }
 
 
-def open_live(
-    root: Path, settings: Settings, name: str, start: Path, tokenizer: Any, precision: Any
-) -> tuple[dict[str, Source], dict[str, nn.ModuleList], list[int]]:
-    """Return what live terms are to match and what is trained for them, by the term's name, and the
-    places at which they look at the hidden states of `name`.
+def make_player(
+    root: Path,
+    settings: Settings,
+    networks: Mapping[str, PreTrainedModel],
+    stored: Mapping[str, Mapping[str, Source]],
+    tokenizer: Any,
+    precision: Precision,
+) -> Player | Players:
+    """Return who learns: one model, or several that learn from one another as well.
+
+    `stored` holds, by model and term, what stored signals give. Raises ConfigError for hidden
+    states that cannot be compared, or tokens of another tokenizer.
+    """
+    live = {name: open_live(root, settings, name, tokenizer) for name in networks}
+    peers = {name: Peer(network) for name, network in networks.items()}
+    frozen = load_frozen(root, live, precision)
+    players, between = {}, {}
+    for name, network in networks.items():
+        terms = settings.models[name].learn
+        assert terms is not None
+        beside = {term: found.modules for term, found in live[name].items()}
+        sources = {**stored[name], **sources_from(frozen, live[name])}
+        places = seen(live, name) | {
+            ours for found in live[name].values() for ours, _ in found.pairs
+        }
+        players[name] = Player(network, terms, sources, beside, sorted(places))
+        between[name] = sources_from(peers, live[name])
+    if len(players) == 1:
+        return players.popitem()[1]
+    return Players(players, peers, between)
+
+
+def open_live(root: Path, settings: Settings, name: str, tokenizer: Any) -> LiveTerms:
+    """Return what a model's live terms work with.
 
     Raises ConfigError for hidden states that cannot be compared, or tokens of another tokenizer.
     """
-    terms = live_terms(settings, name)
-    pairs: dict[str, Pairs] = {}
-    beside: dict[str, nn.ModuleList] = {}
-    for term_name, (term, signal) in terms.items():
+    opened = {}
+    for term_name, (term, signal) in live_signals(settings, name).items():
         key = f"params.yaml: models.{name}.learn.{term_name}"
-        other = model_folder(root, signal.of)
+        other = before_training(root, settings, name, signal.of)
         if vocabulary_digest(load_tokenizer(other)) != vocabulary_digest(tokenizer):
             raise ConfigError(
                 f"{key}.from: signals.{term.signal} is of the tokens of another tokenizer than "
                 f"{name}'s; learn from a stored signal of choices, whose texts mean the same to "
                 "both"
             )
-        pairing = pairing_of(root, settings, name, signal.of, start)
-        pairs[term_name] = term.pairs(pairing, key)
+        pairing = pairing_of(root, settings, name, signal.of)
+        pairs = term.pairs(pairing, key)
         with torch.random.fork_rng():  # the same start, whatever was drawn while models were loaded
             torch.manual_seed(settings.runtime.seed)
-            beside[term_name] = term.modules(len(pairs[term_name]), pairing.widths)
-    models = {
-        of: Watched(load_model(model_folder(root, of), precision), _places(terms, pairs, of))
-        for of in dict.fromkeys(signal.of for _, signal in terms.values())
-    }
-    sources = {
-        term_name: signal.source(models[signal.of], pairs[term_name])
-        for term_name, (_, signal) in terms.items()
-    }
-    return sources, beside, sorted({ours for found in pairs.values() for ours, _ in found})
+            opened[term_name] = Live(signal, pairs, term.modules(len(pairs), pairing.widths))
+    return opened
 
 
-def pairing_of(root: Path, settings: Settings, name: str, other: str, start: Path) -> Pairing:
-    ours, theirs = read_config(start), read_config(model_folder(root, other))
+def pairing_of(root: Path, settings: Settings, name: str, other: str) -> Pairing:
+    ours = read_config(before_training(root, settings, name, name))
+    theirs = read_config(before_training(root, settings, name, other))
     cuts = settings.lineage.cuts(name, other)
     kept = None if cuts is None else [*range(theirs.num_hidden_layers)]
     for cut in cuts or ():
@@ -82,10 +117,28 @@ def pairing_of(root: Path, settings: Settings, name: str, other: str, start: Pat
     )
 
 
-def _places(terms: LiveTerms, pairs: Mapping[str, Pairs], of: str) -> set[int]:
+def load_frozen(
+    root: Path, live: Mapping[str, LiveTerms], precision: Precision
+) -> dict[str, Watched]:
+    """Load the models of live signals that do not learn in this training."""
+    names = dict.fromkeys(found.signal.of for terms in live.values() for found in terms.values())
     return {
-        theirs
-        for term_name, (_, signal) in terms.items()
-        if signal.of == of
-        for _, theirs in pairs[term_name]
+        name: Watched(load_model(model_folder(root, name), precision), seen(live, name))
+        for name in names
+        if name not in live
+    }
+
+
+def seen(live: Mapping[str, LiveTerms], of: str) -> set[int]:
+    """Return the places at which terms look at a model that they learn from."""
+    found = [found for terms in live.values() for found in terms.values()]
+    return {theirs for each in found if each.signal.of == of for _, theirs in each.pairs}
+
+
+def sources_from(running: Mapping[str, Peer | Watched], terms: LiveTerms) -> dict[str, Source]:
+    """Return what terms are to match of these models, by the term's name."""
+    return {
+        name: found.signal.source(running[found.signal.of], found.pairs)
+        for name, found in terms.items()
+        if found.signal.of in running
     }

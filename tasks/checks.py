@@ -67,11 +67,12 @@ class Checks:
         for name, model in self._settings.models.items():
             if self._settings.lineage.root(name) != root:
                 continue
+            learners = [self._settings.models[peer] for peer in self._settings.lineage.peers(name)]
             for question in questions:
                 counting = [n for n, term in (model.learn or {}).items() if term.count(question)]
                 for term_name in counting:
                     self._witnesses[name].setdefault(term_name, question)
-                if counting:
+                if any(learner.learns_from(question) for learner in learners):
                     self._lengths[name].append(packed_length(question))
 
     def _recalibrate(self, root: str, questions: Sequence[Question]) -> None:

@@ -4,7 +4,7 @@ DVC cannot expand a list into the dependencies of a stage, so a graph whose stag
 params.yaml names is written out in full, in the order in which the stages run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -33,7 +33,7 @@ class Stage:
     params: list[str]
     code: list[str]
     inputs: list[str]
-    output: str
+    outputs: list[str]
 
     def entry(self) -> dict[str, Any]:
         return {
@@ -41,7 +41,7 @@ class Stage:
             "cmd": self.command,
             "params": sorted(self.params),
             "deps": [*self.code, *dict.fromkeys(self.inputs)],
-            "outs": [self.output],
+            "outs": self.outputs,
         }
 
 
@@ -102,13 +102,16 @@ def stages_of(settings: Settings) -> Iterator[Stage]:
     """Yield all stages in the order in which they run."""
     yield _fetch()
     yield _prepare()
-    validated = False
+    validated, trained = False, set[str]()
     for node in settings.lineage.order:
         if not validated and settings.lineage.reads(node):
             yield _validate(settings)
             validated = True
         if node.section == "models":
-            yield _model(settings, node)
+            peers = settings.lineage.peers(node.name)
+            if not trained.issuperset(peers):
+                yield _model(settings, peers)
+            trained |= {*peers}
         elif node.name in settings.lineage.stored:
             yield _signal(settings, node)
             yield _calibrate(settings, node.name)
@@ -120,14 +123,14 @@ def stages_of(settings: Settings) -> Iterator[Stage]:
 def _fetch() -> Stage:
     what, sources = "Fetch the data sets, pinned by SHA-256", ["sources"]  # perhaps one's own files
     code = code_of(["tasks.fetch"])
-    return Stage("fetch", what, "python -m tasks.fetch", ["fetch"], code, sources, "data/fetch")
+    return Stage("fetch", what, "python -m tasks.fetch", ["fetch"], code, sources, ["data/fetch"])
 
 
 def _prepare() -> Stage:
     what = "Bring all examples into one schema and split them"
     params = ["prepare", "fetch.datasets"]
     code, command = code_of(["tasks.prepare"]), "python -m tasks.prepare"
-    return Stage("prepare", what, command, params, code, ["data/fetch"], "data/prepare")
+    return Stage("prepare", what, command, params, code, ["data/fetch"], ["data/prepare"])
 
 
 def _validate(settings: Settings) -> Stage:
@@ -138,12 +141,34 @@ def _validate(settings: Settings) -> Stage:
         ["validate", "prompt", "models", "signals"],
         code_of(["tasks.validate"]),
         ["data/prepare", *(f"data/model/{name}" for name in settings.lineage.roots)],
-        "data/validate",
+        ["data/validate"],
     )
 
 
-def _model(settings: Settings, node: Node) -> Stage:
-    name = node.name
+def _model(settings: Settings, names: Sequence[str]) -> Stage:
+    """One model, or those that learn from one another in one training."""
+    parts = [_model_reads(settings, name) for name in names]
+    params, kinds, inputs = ([x for part in parts for x in part[i]] for i in range(3))
+    learns = settings.models[names[0]].learn is not None
+    verb, code = "Make", code_of(["tasks.model", *kinds], without=[LEARNING])
+    if learns:
+        verb, code = "Train", code_of(["tasks.model", LEARNING, *kinds])
+    what = f"the model “{names[0]}”"
+    if len(names) > 1:
+        what = f"together, each from the others, {' and '.join(f'“{name}”' for name in names)}"
+    return Stage(
+        f"model-{'-'.join(names)}",
+        f"{verb} {what}",
+        f"python -m tasks.model {'-'.join(names)}",
+        list(dict.fromkeys(params)),
+        code,
+        inputs,
+        [f"data/model/{name}" for name in names],
+    )
+
+
+def _model_reads(settings: Settings, name: str) -> tuple[list[str], list[str], list[str]]:
+    """Return the settings, the modules of kinds and the files that a model is made from."""
     model = settings.models[name]
     kinds = [type(model.init).__module__]
     params, inputs = [f"models.{name}"], [f"data/model/{of}" for of in model.init.models]
@@ -163,20 +188,9 @@ def _model(settings: Settings, node: Node) -> Stage:
         else:
             params.append(f"signals.{term.signal}")
             inputs += map(str, run_beside(Path(), settings, name, term.signal))
-    if model.learn is None:
-        what, code = "Make", code_of(["tasks.model", *kinds], without=[LEARNING])
-    else:
-        what, code = "Train", code_of(["tasks.model", LEARNING, *kinds])
+    if model.learn is not None:
         params.append(f"train.{model.train}")
-    return Stage(
-        f"model-{name}",
-        f"{what} the model “{name}”",
-        f"python -m tasks.model {name}",
-        params,
-        code,
-        inputs,
-        f"data/model/{name}",
-    )
+    return params, kinds, inputs
 
 
 def _signal(settings: Settings, node: Node) -> Stage:
@@ -192,7 +206,7 @@ def _signal(settings: Settings, node: Node) -> Stage:
         [f"signals.{name}", "capture", "prompt", "runtime"],
         code_of(["tasks.signal", type(signal).__module__]),
         inputs + examples,
-        f"data/signal/{name}",
+        [f"data/signal/{name}"],
     )
 
 
@@ -208,7 +222,7 @@ def _calibrate(settings: Settings, name: str) -> Stage:
             f"data/model/{settings.lineage.read_with(name)}",  # its tokenizer
             "data/prepare/calibration.parquet",
         ],
-        f"data/calibrate/{name}",
+        [f"data/calibrate/{name}"],
     )
 
 
@@ -224,7 +238,7 @@ def _evaluate(name: str) -> Stage:
         ],
         code_of(["tasks.evaluate"]),
         ["data/prepare", f"data/model/{name}"],
-        f"data/evaluate/{name}",
+        [f"data/evaluate/{name}"],
     )
 
 
@@ -244,5 +258,5 @@ def _report(settings: Settings) -> Stage:
             *(f"data/model/{name}/training.jsonl" for name in trained),
             *(f"data/signal/{name}/metrics.json" for name in settings.lineage.stored),
         ],
-        "data/report",
+        ["data/report"],
     )

@@ -23,11 +23,20 @@ def model_folder(root: Path, name: str) -> Path:
 def run_beside(root: Path, settings: Settings, name: str, signal: str) -> list[Path]:
     """Return the folders that the training of a model reads of a live signal.
 
-    Those of the signal's models, which run beside it, and of those in which it has lost layers.
+    Those of the signal's models, which run beside it, and of those in which it has lost layers. A
+    model that learns in the same training has none yet: it is read where it starts.
     """
     models = settings.signals[signal].models
     cuts = [cut for of in models for cut in settings.lineage.cuts(name, of) or ()]
-    return [model_folder(root, of) for of in dict.fromkeys([*models, *cuts])]
+    before = {of: before_training(root, settings, name, of) for of in models}
+    return [*dict.fromkeys([*before.values(), *(model_folder(root, cut) for cut in cuts)])]
+
+
+def before_training(root: Path, settings: Settings, name: str, other: str) -> Path:
+    """Return the folder of a model as it is when the training of `name` begins."""
+    if other in settings.lineage.peers(name):
+        (other,) = settings.models[other].init.models
+    return model_folder(root, other)
 
 
 def signal_folder(root: Path, name: str, split: str | None = None) -> Path:

@@ -1,5 +1,7 @@
 """Make a named model: how it starts, and what it learns.
 
+Models that learn from one another are trained together and named together, as A-B.
+
 Reads   what models.NAME of params.yaml names: data/model/OTHER/, data/signal/SIGNAL/train/ with
         data/calibrate/SIGNAL/, data/prepare/train.parquet
 Writes  data/model/NAME/ (a model folder, with training.jsonl if it learns)
@@ -21,8 +23,12 @@ from tasks.stage import run_stage
 
 def main(root: Path, name: str) -> None:
     settings = load_settings(root / "params.yaml")
-    if name not in settings.models:
-        raise ConfigError(f"there is no models.{name}; there are {', '.join(settings.models)}")
+    names = name.split("-")
+    for each in names:
+        if each not in settings.models:
+            raise ConfigError(f"there is no models.{each}; there are {', '.join(settings.models)}")
+    if names != (peers := settings.lineage.peers(names[0])):
+        raise ConfigError(f"models.{names[0]} is made by `python -m tasks.model {'-'.join(peers)}`")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     given = Given(
         project=root,
@@ -30,10 +36,10 @@ def main(root: Path, name: str) -> None:
         examples=learned_from(root, settings),
         prompt=settings.prompt,
     )
-    if settings.models[name].learn is not None:
+    if settings.models[names[0]].learn is not None:
         from tasks.training import learn
 
-        learn(root, settings, name, given)
+        learn(root, settings, names, given)
         return
     with atomic_folder(model_folder(root, name)) as folder, about(f"models.{name}"):
         settings.models[name].init.make(folder, given)

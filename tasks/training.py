@@ -1,4 +1,4 @@
-"""Let a model learn its terms.
+"""Let a model learn its terms, or several models together, from one another as well.
 
 Checkpoints lie in data/.train/STAGE-DIGEST, where DVC does not look, and are gone when the stage
 is done. The digest is of everything that decides the result, so that nothing else goes on there.
@@ -7,7 +7,7 @@ is done. The digest is of everything that decides the result, so that nothing el
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from firstkd.files import atomic_folder, read_json, sha256_of, write_json, write
 from firstkd.models.folders import load_tokenizer, precision_here, save_model
 from firstkd.models.init.base import Given
 from firstkd.models.lora import add_lora
+from firstkd.models.settings import ModelSettings
 from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.recalibration.table import from_json
 from firstkd.settings import Settings
@@ -29,8 +30,7 @@ from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import deepspeed_config, load_to_train
 from firstkd.train.loop import train
 from firstkd.train.plan import training_plan
-from firstkd.train.player import Player
-from tasks.beside import live_terms, open_live
+from tasks.beside import live_signals, make_player
 from tasks.code import code_sha256
 from tasks.layout import (
     log_folder,
@@ -42,50 +42,73 @@ from tasks.layout import (
 from tasks.preflight import check_terms
 
 
-def learn(root: Path, settings: Settings, name: str, given: Given) -> None:
-    """Train the model `name` from its start and write it, with its curve, to its folder."""
+def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) -> None:
+    """Train models from their starts, together if there are several, and write each to its folder
+    with its curve."""
     ranks = join_ranks()
-    model, stage = settings.models[name], f"model-{name}"
-    assert model.train is not None and model.learn is not None
-    terms = model.learn
-    training, machine = settings.train[model.train], settings.machine
-    (start,) = (given.models[of] for of in model.init.models)
-    tokenizer = load_tokenizer(start)
-    examples = read_all(given.examples)
-    if model.leave_out:
-        examples = [example for example in examples if model.leave_out.keeps(example)]
-    questions = encode(examples, tokenizer, settings.prompt)
-    check_terms(name, model, questions)
-    useful = [i for i, q in enumerate(questions) if any(t.count(q) for t in terms.values())]
-    questions, examples = [questions[i] for i in useful], [examples[i] for i in useful]
-    stored = open_sources(root, settings, name, examples, questions, tokenizer)
+    models = {name: settings.models[name] for name in names}
+    (section,) = {model.train for model in models.values()}
+    assert section is not None
+    training, machine = settings.train[section], settings.machine
+    starts = {name: given.models[model.init.models[0]] for name, model in models.items()}
+    # live signals of one another have checked that they share a tokenizer
+    tokenizer = load_tokenizer(starts[names[0]])
+    examples, questions = material(settings, models, given, tokenizer)
+    stored = {
+        name: open_sources(root, settings, name, examples, questions, tokenizer) for name in names
+    }
     # of the whole questions, whatever a model needs of them: all models see the same batches
     plan = training_plan(questions, training, settings.runtime.seed)
-    if not model.needs.choices:
+    if not any(model.needs.choices for model in models.values()):
         questions = [question.gold_only() for question in questions]
-    others = [part.model_dump() for part in (model, training, settings.prompt, settings.runtime)]
-    others.append({"precision": precision_here(training.precision)})
-    others += [signal.model_dump() for _, signal in live_terms(settings, name).values()]
-    inputs = [start, *given.examples, *inputs_of(root, settings, name)]
-    checkpoints = checkpoint_folder(root, stage, others, inputs, ranks)
+    stage = f"model-{'-'.join(names)}"
+    inputs = [*starts.values(), *given.examples]
+    inputs += [path for name in names for path in inputs_of(root, settings, name)]
+    checkpoints = checkpoint_folder(root, stage, decided_by(settings, models), inputs, ranks)
     if not ranks.is_first:
         disable_progress_bar()
-    network = load_to_train(start, training, machine, ranks)
-    tuned = add_lora(network, training.lora) if training.lora else None
-    live, beside, places = open_live(root, settings, name, start, tokenizer, training.precision)
-    player = Player(network, terms, {**stored, **live}, beside, places)
+    networks = {name: load_to_train(starts[name], training, machine, ranks) for name in names}
+    tuned = [add_lora(network, training.lora) for network in networks.values() if training.lora]
+    player = make_player(root, settings, networks, stored, tokenizer, training.precision)
     logs = log_folder(root, stage)
     curve = train(player, questions, plan, training, machine, logs / "curve.jsonl", checkpoints)
     if not ranks.is_first:
         return
-    if tuned:
-        network = tuned.merge_and_unload()
-    with atomic_folder(model_folder(root, name)) as folder:
-        save_model(network, tokenizer, folder)
-        write_json_lines(folder / "training.jsonl", curve)
+    if training.lora:
+        networks = {n: lora.merge_and_unload() for n, lora in zip(names, tuned, strict=True)}
+    for name, network in networks.items():
+        with atomic_folder(model_folder(root, name)) as folder:
+            save_model(network, tokenizer, folder)
+            write_json_lines(folder / "training.jsonl", player.curve_of(name, curve))
     # of this machine, so it is logged and not an output
     write_json(logs / "deepspeed.json", deepspeed_config(training, machine, ranks.world_size))
     shutil.rmtree(checkpoints, ignore_errors=True)  # there may be none
+
+
+def material(
+    settings: Settings, models: Mapping[str, ModelSettings], given: Given, tokenizer: Any
+) -> tuple[list[Example], list[Question]]:
+    """Return the examples that any of the models learns from, and how they are asked."""
+    examples = read_all(given.examples)
+    for model in models.values():
+        if model.leave_out:
+            examples = [example for example in examples if model.leave_out.keeps(example)]
+    questions = encode(examples, tokenizer, settings.prompt)
+    for name, model in models.items():
+        check_terms(name, model, questions)
+    learners = models.values()
+    useful = [i for i, q in enumerate(questions) if any(m.learns_from(q) for m in learners)]
+    return [examples[i] for i in useful], [questions[i] for i in useful]
+
+
+def decided_by(settings: Settings, models: Mapping[str, ModelSettings]) -> list[Any]:
+    """Return the settings that decide what models become."""
+    (section,) = {model.train for model in models.values()}
+    training = settings.train[str(section)]
+    parts = [*models.values(), training, settings.prompt, settings.runtime]
+    parts += [signal for name in models for _, signal in live_signals(settings, name).values()]
+    precision = {"precision": precision_here(training.precision)}
+    return [*(part.model_dump() for part in parts), precision]
 
 
 def inputs_of(root: Path, settings: Settings, name: str) -> Iterable[Path]:

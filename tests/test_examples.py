@@ -83,7 +83,7 @@ def test_a_recipe_runs_from_its_sources_to_its_report(
     for stage in stages_of(settings):
         _, _, module, *values = stage.command.split()
         import_module(module).main(tmp_path, *values)
-        assert (tmp_path / stage.output).exists(), stage.name
+        assert all((tmp_path / output).exists() for output in stage.outputs), stage.name
     for name, model in settings.models.items():
         if model.learn is not None:
             curve = read_json_lines(tmp_path / f"data/model/{name}/training.jsonl")

@@ -60,6 +60,13 @@ def everything(tmp_path: Path) -> Settings:
             "states": {"kind": "hidden", "from": "states", "layers": "kept"},
         },
     }
+    for name, start, other in (("left", "start", "right"), ("right", "base", "left")):
+        params["models"][name] = {
+            "init": {"kind": "copy", "of": start},
+            "train": "finetune",
+            "learn": {"other": {"kind": "choice_kl", "from": f"of_{other}", "recalibrate": "none"}},
+        }
+        params["signals"][f"of_{name}"] = {"kind": "choices", "of": name, "live": True}
     params["evaluate"]["models"].append("pupil")
     yaml.dump(params, tmp_path / "params.yaml")
     return load_settings(tmp_path / "params.yaml")
@@ -99,10 +106,21 @@ def test_stages_run_in_the_order_in_which_they_are_written(tmp_path):
     assert [*STAGES][-1] == "report"
 
 
-def test_every_stage_writes_one_folder_of_its_own(tmp_path):
+def test_models_that_learn_from_one_another_have_one_stage(tmp_path):
+    stages = {stage.name: stage for stage in stages_of(everything(tmp_path))}
+    assert not {"model-left", "model-right"} & stages.keys()
+    stage = stages["model-left-right"]
+    deps = stage.entry()["deps"]
+    assert {"data/model/start", "data/model/base"} <= set(deps)
+    assert not {"data/model/left", "data/model/right"} & set(deps)
+    assert {"models.left", "models.right", "signals.of_left", "signals.of_right"} <= {*stage.params}
+
+
+def test_every_stage_writes_folders_of_its_own(tmp_path):
     for stage in stages_of(everything(tmp_path)):
         kind, _, name = stage.name.partition("-")
-        assert stage.output == "/".join(["data", kind, *([name] if name else [])])
+        folders = [f"data/{kind}/{each}" for each in name.split("-")] if name else [f"data/{kind}"]
+        assert stage.outputs == folders
         assert stage.command == " ".join(["python -m", f"tasks.{kind}", *([name] if name else [])])
 
 
@@ -153,7 +171,7 @@ def test_the_module_of_a_kind_is_a_dependency_of_exactly_the_stages_that_use_it(
     if kind is signals.Choices:
         kind = OfChoices  # which the other signals of choices take from its module
     using = {
-        f"model-{name}"
+        f"model-{'-'.join(settings.lineage.peers(name))}"
         for name, model in settings.models.items()
         if isinstance(model.init, kind)
         or any(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,19 @@ from firstkd.models.head import (
 from firstkd.models.layers import states_watched
 from firstkd.models.masks import attention_masks, can_pack
 from firstkd.terms.divergences import choice_scores
+
+
+class Pass(NamedTuple):
+    """What the layers of a model make of a batch."""
+
+    hidden_NH: Tensor
+    """Last hidden states at the supervised positions."""
+    at_places: dict[int, Tensor]
+    """By place, the hidden states [T, H] of all the batch's T tokens."""
+
+    def detached(self) -> "Pass":
+        """Return the same states without gradient."""
+        return Pass(self.hidden_NH.detach(), {p: at.detach() for p, at in self.at_places.items()})
 
 
 class ScoringHead(nn.Module):
@@ -108,10 +121,10 @@ class ResponseScorer(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [N, H] at the supervised positions."""
-        return self.states(batch, ())[0]
+        return self.states(batch, ()).hidden_NH
 
-    def states(self, batch: Batch, places: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        """As `hidden`, and by place the hidden states [T, H] of all the batch's T tokens."""
+    def states(self, batch: Batch, places: Sequence[int]) -> Pass:
+        """Run the layers; what is seen at `places` is kept."""
         input_ids, place_of = batch.input_ids_BL, None
         more: dict[str, Any] = {}
         if batch.is_packed and self.can_pack:
@@ -132,10 +145,10 @@ class ResponseScorer(nn.Module):
         if self.depth in places:
             found[self.depth] = last
         if not places:
-            return at(last, batch.positions_N), {}
+            return Pass(at(last, batch.positions_N), {})
         tokens_T = batch.is_token_BL.flatten().nonzero()[:, 0]
         seen = {place: at(found[place], tokens_T) for place in places}
-        return at(last, batch.positions_N), seen
+        return Pass(at(last, batch.positions_N), seen)
 
     def forward(self, batch: Batch, top_ids_RK: Tensor | None = None) -> HeadScores:
         """Score the batch's M tokens, and `top_ids_RK` at each of the R tokens of right responses.

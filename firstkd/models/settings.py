@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from firstkd.data.examples import Example, example_key, fold_of
+from firstkd.data.prompts import Question
 from firstkd.models.init.kinds import AnyInit
 from firstkd.models.needs import Needs
 from firstkd.section import Name, Positive, Section
@@ -64,6 +65,10 @@ class ModelSettings(Section):
         """Names of the signals that it learns from, each once."""
         terms = (self.learn or {}).values()
         return list(dict.fromkeys(term.signal for term in terms if term.signal is not None))
+
+    def learns_from(self, question: Question) -> bool:
+        """Whether any of its terms has something to say about a question."""
+        return any(term.count(question) for term in (self.learn or {}).values())
 
     @property
     def needs(self) -> Needs:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from firstkd.data.packing import Batch
 from firstkd.models.head import HeadScores
-from firstkd.models.scoring import ResponseScorer
+from firstkd.models.scoring import Pass, ResponseScorer
 from firstkd.terms.divergences import choice_scores
 
 
@@ -17,7 +17,8 @@ class View:
     `asked` holds, by the name of a term, the token ids [R, K] to be scored at each of the R tokens
     of the batch's right responses. The first of them costs no pass over the head of its own.
     `places` are those where hidden states are to be seen, and `modules`, by the name of a term,
-    what it trains beside the model.
+    what it trains beside the model. `passed` is what the layers have made of the batch, if they
+    have run already.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class View:
         asked: Mapping[str, Tensor] | None = None,
         places: Sequence[int] = (),
         modules: Mapping[str, nn.ModuleList] | None = None,
+        passed: Pass | None = None,
     ) -> None:
         self.scorer = scorer
         self.batch = batch
@@ -34,18 +36,21 @@ class View:
         self._places = places
         self._asked = asked or {}
         self._names = [*self._asked] or [""]
+        self._passed = passed
 
     @cached_property
     def hidden_NH(self) -> Tensor:
         """Last hidden states at the supervised positions."""
-        return self._states[0]
+        return self._states.hidden_NH
 
     def states(self, place: int) -> Tensor:
         """Return the hidden states [T, H] of all tokens at a place that was named in `places`."""
-        return self._states[1][place]
+        return self._states.at_places[place]
 
     @cached_property
-    def _states(self) -> tuple[Tensor, dict[int, Tensor]]:
+    def _states(self) -> Pass:
+        if self._passed is not None:
+            return self._passed
         return self.scorer.states(self.batch, self._places)
 
     @cached_property

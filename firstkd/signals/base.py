@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from firstkd.models.settings import ModelSettings
     from firstkd.models.view import View
     from firstkd.signals.knowledge import Knowledge
-    from firstkd.signals.live import Watched
+    from firstkd.signals.live import Running
     from firstkd.signals.store import Layout, Records, SignalStore
     from firstkd.signals.target import Source
 
@@ -109,7 +109,7 @@ class LiveSignal(Signal):
     def models(self) -> tuple[str, ...]:
         return (self.of,)
 
-    def source(self, watched: "Watched", pairs: Pairs) -> "Source":
+    def source(self, watched: "Running", pairs: Pairs) -> "Source":
         """Return what shows it in a training, from the model that runs there.
 
         `pairs` are the places that a term compares: the student's, and the model's.
@@ -127,7 +127,7 @@ class CapturedSignal(LiveSignal):
     def is_live(self) -> bool:
         return self.live
 
-    def source(self, watched: "Watched", pairs: Pairs) -> "Source":
+    def source(self, watched: "Running", pairs: Pairs) -> "Source":
         from firstkd.signals.live import LiveDecisions
 
         return LiveDecisions(self, watched)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from firstkd.signals.base import LiveSignal, Pairs
 
 if TYPE_CHECKING:
-    from firstkd.signals.live import Watched
+    from firstkd.signals.live import Running
     from firstkd.signals.store import Layout
     from firstkd.signals.target import Source
 
@@ -26,7 +26,7 @@ class HiddenStates(LiveSignal):
     def layout(self, vocabulary_size: int) -> "Layout":
         return {}
 
-    def source(self, watched: "Watched", pairs: Pairs) -> "Source":
+    def source(self, watched: "Running", pairs: Pairs) -> "Source":
         from firstkd.signals.live import LiveStates
 
         return LiveStates(watched, tuple(pairs))

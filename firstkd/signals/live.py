@@ -1,7 +1,8 @@
-"""Signals whose model runs in the training that learns from it, frozen."""
+"""Signals whose model runs in the training that learns from it: frozen, or learning as well."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -12,6 +13,29 @@ from firstkd.models.scoring import ResponseScorer
 from firstkd.models.view import View
 from firstkd.signals.base import CapturedSignal
 from firstkd.signals.target import States, Target, target_of
+
+
+class Running(Protocol):
+    """A model that runs in a training, as those that learn from it see it."""
+
+    vocabulary_size: int
+
+    def view(self, batch: Batch) -> View:
+        """Return what its pass over a batch shows, without gradient."""
+        ...
+
+
+class Peer:
+    """A model that learns in the same training: its own pass shows it, at no cost of another."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.vocabulary_size = vocabulary_size(model)
+        self.shown: View | None = None
+        """Of the batch at hand, set by whoever runs the model."""
+
+    def view(self, batch: Batch) -> View:
+        assert self.shown is not None and self.shown.batch is batch
+        return self.shown
 
 
 class Watched:
@@ -35,7 +59,7 @@ class LiveDecisions:
     """Decisions as they are: there is no store that a recalibration could be fitted to."""
 
     signal: CapturedSignal
-    watched: Watched
+    watched: Running
 
     @torch.no_grad()
     def of(self, batch: Batch) -> Target:
@@ -47,7 +71,7 @@ class LiveDecisions:
 
 @dataclass(frozen=True)
 class LiveStates:
-    watched: Watched
+    watched: Running
     pairs: tuple[tuple[int, int], ...]
 
     @torch.no_grad()

@@ -14,11 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from firstkd.errors import ConfigError
 from firstkd.imports import unimportable
 from firstkd.models.folders import load_model, precision_here
 from firstkd.train.distributed import Ranks
-from firstkd.train.player import Player
+from firstkd.train.player import Player, Players
 from firstkd.train.settings import MachineSettings, TrainingSettings
 
 with unimportable("mlflow"):  # seconds, for an autotuner that nobody uses
@@ -109,21 +108,12 @@ def whole_weight(parameter: Tensor) -> AbstractContextManager[None]:
 
 
 def make_engine(
-    player: Player, settings: TrainingSettings, machine: MachineSettings, ranks: Ranks
+    player: Player | Players, settings: TrainingSettings, machine: MachineSettings, ranks: Ranks
 ) -> Any:
     """Return DeepSpeed's engine; the parameters stay the model's own."""
     player.train()
-    if machine.gradient_checkpointing and any(p < player.scorer.depth for p in player.places):
-        raise ConfigError(
-            "machine.gradient_checkpointing: hidden states between layers are to be matched, and "
-            "get no gradient while layers are computed again; set it to false, or layers: last"
-        )
     if machine.gradient_checkpointing:
-        # The reentrant kind runs the modules' hooks again, by which ZeRO 3 gathers weights. It
-        # passes gradients on only where its input wants them.
-        backbone: Any = player.scorer.backbone
-        backbone.enable_input_require_grads()
-        backbone.gradient_checkpointing_enable({"use_reentrant": True})
+        player.recompute_layers()
     trained = [p for p in player.parameters() if p.requires_grad]
     # weights learn to be small; norms and biases (vectors) have no reason to
     matrices = [p for p in trained if _dimensions(p) >= 2]

@@ -30,7 +30,7 @@ from firstkd.train.curve import SPEEDS, MicroBatchResult, per_unit, result_of, s
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import end_engine, make_engine
 from firstkd.train.plan import number_of_steps
-from firstkd.train.player import Player
+from firstkd.train.player import Player, Players
 from firstkd.train.settings import MachineSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ REMEDY = (
 
 
 def train(
-    player: Player,
+    player: Player | Players,
     questions: Sequence[Question],
     plan: Sequence[Sequence[int]],
     settings: TrainingSettings,
@@ -51,11 +51,11 @@ def train(
     live_curve: Path,
     checkpoints: Path | None = None,
 ) -> list[dict[str, float]]:
-    """Train the player's model in place and return its curve: step, loss, learning rate, gradient
-    norm, the loss of each term by its name, and the terms' measures.
+    """Train the player's model, or the players' models, in place and return the curve: step, loss,
+    learning rate, gradient norm, the loss of each term by its name, and the terms' measures.
 
     `plan` is every micro-batch in order, as indices of questions (`training_plan`). With ZeRO 3
-    only the first process has the model's whole weights in the end.
+    only the first process has the whole weights in the end.
 
     With a folder for `checkpoints`, training resumes from the newest one there, and saves one every
     `checkpoint_steps`; at SIGTERM it finishes the step, saves and exits.
@@ -84,7 +84,7 @@ def train(
 
 
 def _begin(
-    player: Player,
+    player: Player | Players,
     settings: TrainingSettings,
     machine: MachineSettings,
     ranks: Ranks,
@@ -133,7 +133,7 @@ class _Training:
     """What every step of a training works with."""
 
     engine: Any
-    player: Player
+    player: Player | Players
     questions: Sequence[Question]
     plan: Sequence[Sequence[int]]
     settings: TrainingSettings

@@ -1,4 +1,4 @@
-"""A model with what it learns from."""
+"""Who learns in a training: a model with its terms, or several that learn from one another."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,10 +6,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from firstkd.data.packing import Batch
-from firstkd.models.scoring import ResponseScorer
+from firstkd.errors import ConfigError
+from firstkd.models.scoring import Pass, ResponseScorer
 from firstkd.models.view import View
+from firstkd.signals.live import Peer
 from firstkd.signals.target import Source, States, Target
 from firstkd.terms.base import Sum, Term
+
+Curve = list[dict[str, float]]
 
 
 class Player(nn.Module):
@@ -44,11 +48,102 @@ class Player(nn.Module):
         """Look up, or ask, what the terms are to match on a batch."""
         return {name: source.of(batch) for name, source in self.sources.items()}
 
-    def forward(self, batch: Batch, targets: Mapping[str, Target | States]) -> dict[str, Sum]:
+    def curve_of(self, name: str, curve: Curve) -> Curve:
+        """Return a model's part of the curve: of one model, the whole."""
+        return curve
+
+    def recompute_layers(self) -> None:
+        """Have layers computed again for the backward pass, instead of kept in memory.
+
+        Raises ConfigError where states between layers are to be matched.
+        """
+        if any(place < self.scorer.depth for place in self.places):
+            raise ConfigError(
+                "machine.gradient_checkpointing: hidden states between layers are to be matched, "
+                "and get no gradient while layers are computed again; set it to false, or layers: "
+                "last"
+            )
+        # The reentrant kind runs the modules' hooks again, by which ZeRO 3 gathers weights. It
+        # passes gradients on only where its input wants them.
+        self.scorer.backbone.enable_input_require_grads()
+        self.scorer.backbone.gradient_checkpointing_enable({"use_reentrant": True})
+
+    def forward(
+        self, batch: Batch, targets: Mapping[str, Target | States], passed: Pass | None = None
+    ) -> dict[str, Sum]:
+        """Return each term's sum; `passed` is what the layers make of the batch, if known."""
         asked = {
             name: target.ids_RK
             for name, term in self.learn.items()
             if term.asks_ids and isinstance(target := targets[name], Target)
         }
-        view = View(self.scorer, batch, asked, self.places, self._beside)
+        view = View(self.scorer, batch, asked, self.places, self._beside, passed)
         return {name: term(view, name, targets.get(name)) for name, term in self.learn.items()}
+
+
+class Players(nn.Module):
+    """Models that learn in one training, each also from what others show of the same batch.
+
+    Deep mutual learning (Zhang et al. 2018, arXiv 1706.00384, sec. 3), all models in one step as in
+    codistillation (Anil et al. 2018, arXiv 1804.03235): each makes one pass, by which it learns and
+    from which, without gradient, the others learn. Terms are named MODEL.TERM.
+    """
+
+    def __init__(
+        self,
+        players: Mapping[str, Player],
+        peers: Mapping[str, Peer],
+        between: Mapping[str, Mapping[str, Source]],
+    ) -> None:
+        """`peers` is each model as the others see it, and `between` holds, by model and term, what
+        is to be matched of another."""
+        super().__init__()
+        self._players = dict(players)
+        # a list, since not every name of a model can be an attribute
+        self.players = nn.ModuleList(players.values())
+        self._peers = dict(peers)
+        self._between = dict(between)
+        self.learn = {
+            f"{name}.{term}": found
+            for name, player in players.items()
+            for term, found in player.learn.items()
+        }
+
+    def targets(self, batch: Batch) -> dict[str, Target | States]:
+        """Look up, or ask, what the terms are to match of models that do not learn here."""
+        return {
+            f"{name}.{term}": target
+            for name, player in self._players.items()
+            for term, target in player.targets(batch).items()
+        }
+
+    def recompute_layers(self) -> None:
+        for player in self._players.values():
+            player.recompute_layers()
+
+    def forward(self, batch: Batch, targets: Mapping[str, Target | States]) -> dict[str, Sum]:
+        passes = {}
+        for name, player in self._players.items():
+            passes[name] = player.scorer.states(batch, player.places)
+            self._peers[name].shown = View(player.scorer, batch, passed=passes[name].detached())
+        sums = {}
+        for name, player in self._players.items():
+            own = {term: targets[f"{name}.{term}"] for term in player.sources}
+            own |= {term: source.of(batch) for term, source in self._between[name].items()}
+            for term, found in player(batch, own, passes[name]).items():
+                sums[f"{name}.{term}"] = found
+        return sums
+
+    def curve_of(self, name: str, curve: Curve) -> Curve:
+        """Return one model's part of the curve: its own terms, and the loss that they make."""
+        terms, parts = self._players[name].learn, []
+        for number, point in enumerate(curve):
+            part = {
+                key.removeprefix(f"{name}."): value
+                for key, value in point.items()
+                if "." not in key or key.startswith(f"{name}.")
+            }
+            progress = number / len(curve)
+            part["loss"] = sum(term.weight_at(progress) * part[key] for key, term in terms.items())
+            parts.append(part)
+        return parts

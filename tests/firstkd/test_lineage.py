@@ -43,6 +43,20 @@ FOLDS = {
 """Two teachers, each asked of what it has not learned."""
 
 
+MUTUAL = {
+    f"models.{name}": {
+        "init": {"kind": "copy", "of": start},
+        "train": "distill",
+        "learn": {"gold": {}, "other": {**KL, "from": f"of_{other}", "recalibrate": "none"}},
+    }
+    for name, start, other in (("left", "start", "right"), ("right", "teacher", "left"))
+} | {
+    f"signals.of_{name}": {"kind": "choices", "of": name, "live": True}
+    for name in ("left", "right")
+}
+"""Two models that learn from one another."""
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a model that is its own origin": (
         {"models.first.init": {"kind": "copy", "of": "first"}},
@@ -55,6 +69,34 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a teacher that learns from its student": (
         {"signals.choices.of": "first"},
         r"a cycle: .*models.first.*signals.choices.*; one of them must come first",
+    ),
+    "a model that learns from itself": (
+        MUTUAL | {"models.left.learn.other.from": "of_left"},
+        r"a cycle: models.left → signals.of_left → models.left; one of them must come first",
+    ),
+    "models that learn from one another's stored signals": (
+        MUTUAL | {"signals.of_left.live": False},
+        r"a cycle: .*signals.of_left.*; one of them must come first",
+    ),
+    "mutual learning from a start that has learned already": (
+        MUTUAL | {"models.left.init.of": "right"},
+        r"a cycle: models.\w+ → models.\w+.*; one of them must come first",
+    ),
+    "mutual learning with a stored signal between": (
+        MUTUAL
+        | {
+            "signals.later": {"kind": "choices", "of": "left"},
+            "models.right.learn.more": {**KL, "from": "later"},
+        },
+        r"a cycle: .*signals.later.*; one of them must come first",
+    ),
+    "mutual learning by two sections of train": (
+        MUTUAL | {"models.right.train": "finetune"},
+        r"models.left.train: not what models.right has, which learns in the same training, ",
+    ),
+    "mutual learning of two models that are the same": (
+        MUTUAL | {"models.right.init.of": "start"},
+        r"models.left: starts and learns as models.right does, .*so both stay the same",
     ),
     "a mean of itself": (
         {"signals.pooled": {"kind": "mean", "of": ["choices", "pooled"]}},
@@ -239,6 +281,44 @@ def test_sources_come_first_and_trainings_last(tmp_path):
     assert lineage.teachers("first") == ["teacher"] and lineage.teachers("sft") == []
     assert lineage.read_with("pooled") == "teacher" and lineage.read_with("judged") == "judge"
     assert lineage.root("pupil") == "base" and lineage.root("judge") == "judge"
+
+
+def test_models_that_learn_from_one_another_come_after_what_any_of_them_reads(tmp_path):
+    later = {
+        "models.right.learn.more": {**KL, "from": "choices"},
+        "signals.stored": {"kind": "choices", "of": "left"},
+        "models.pupil": {
+            "init": {"kind": "copy", "of": "start"},
+            "train": "distill",
+            "learn": {
+                "live": {**KL, "from": "of_right", "recalibrate": "none"},
+                "stored": {**KL, "from": "stored"},
+            },
+        },
+    }
+    settings = with_params(tmp_path, MUTUAL | later)
+    lineage = settings.lineage
+    assert lineage.peers("left") == lineage.peers("right") == ["left", "right"]
+    assert lineage.peers("pupil") == ["pupil"]
+    assert lineage.teachers("right") == ["teacher"] and lineage.teachers("left") == []
+    assert lineage.teachers("pupil") == ["right", "left"]
+    places = {name: position(lineage, "models", name) for name in ("left", "right", "pupil")}
+    choices = position(lineage, "signals", "choices")
+    assert choices < min(places["left"], places["right"])
+    assert max(places["left"], places["right"]) < places["pupil"]
+
+
+def test_three_models_may_learn_in_a_ring(tmp_path):
+    ring = MUTUAL | {
+        "models.right.learn.other.from": "of_third",
+        "models.third": MUTUAL["models.left"] | {"init": {"kind": "copy", "of": "base"}},
+        "signals.of_third": {"kind": "choices", "of": "third", "live": True},
+    }
+    ring["models.third"] = {
+        **ring["models.third"],
+        "learn": {"other": {**KL, "from": "of_left", "recalibrate": "none"}},
+    }
+    assert with_params(tmp_path, ring).lineage.peers("third") == ["left", "right", "third"]
 
 
 def test_the_order_is_stable(tmp_path):

@@ -27,7 +27,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
 """What a training within the tests' own process leaves in its environment."""
-STAGE = [sys.executable, "-m", "tasks.model", "teacher"]
 SECONDS_TO_END = 20
 """Within which nothing of a training is left when a part of it was killed."""
 
@@ -35,11 +34,13 @@ SECONDS_TO_END = 20
 @dataclass
 class Project:
     root: Path
+    models: str = "teacher"
+    """Or those that are trained together, as the stage names them."""
 
     def start(self, *, host: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
         outside = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
         return subprocess.Popen(
-            [*host, *STAGE],
+            [*host, sys.executable, "-m", "tasks.model", self.models],
             cwd=self.root,
             env={**outside, "PYTHONPATH": str(REPOSITORY), **environment},
             stderr=subprocess.PIPE,
@@ -52,7 +53,7 @@ class Project:
         _, said = process.communicate()
         assert process.returncode == 0, said[-3000:]
         assert not list((self.root / "data/.train").glob("*"))
-        return sha256_of(self.root / "data/model/teacher")
+        return result(self)
 
     def change(self, **settings: object) -> None:
         yaml = YAML()
@@ -68,7 +69,7 @@ class Project:
         return sorted(path.name for path in self.root.glob("data/.train/*/step-*"))
 
     def steps_done(self) -> int:
-        curve = self.root / "logs/model-teacher/curve.jsonl"
+        curve = self.root / f"logs/model-{self.models}/curve.jsonl"
         return len(curve.read_text().splitlines()) if curve.exists() else 0
 
     def reach(self, process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
@@ -117,7 +118,8 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def result(project: Project) -> str:
-    return sha256_of(project.root / "data/model/teacher")
+    names = project.models.split("-")
+    return " ".join(sha256_of(project.root / "data/model" / name) for name in names)
 
 
 def children(pid: int) -> list[int]:
@@ -156,6 +158,46 @@ def test_killed_five_times_it_ends_with_the_same_bytes(project, undisturbed, pro
         wait_until_gone(ranks)
         assert not (project.root / "data/model/teacher").exists()
     assert project.run() == result(undisturbed[processes])
+
+
+def test_two_models_that_learn_from_one_another_are_killed_and_end_with_the_same_bytes(
+    inputs, tmp_path
+):
+    projects = [copy_of(inputs, tmp_path / name) for name in ("whole", "killed")]
+    for project in projects:
+        project.models = "left-right"
+        add_two_that_learn_from_one_another(project.root)
+        project.change(epochs=2)
+    whole, killed = projects
+    whole.run()
+    assert not (killed.root / "data/model/left").exists()
+    for moment in (3, 11):
+        process = killed.start()
+        killed.reach(process, lambda moment=moment: killed.steps_done() > moment)
+        process.kill()
+        process.communicate()
+        assert not (killed.root / "data/model/left").exists()
+    assert killed.run() == result(whole)
+    for name, term in (("left", "right"), ("right", "gold")):
+        curve = read_json_lines(killed.root / f"data/model/{name}/training.jsonl")
+        assert curve[0].keys() >= {"loss", "other", term} and not any(
+            "." in key for key in curve[0]
+        )
+
+
+def add_two_that_learn_from_one_another(root: Path) -> None:
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    for name, own, other in (("left", {"right": {"kind": "gold_choice"}}, "right"),
+                             ("right", {"gold": {}}, "left")):  # fmt: skip
+        learned = {"kind": "choice_kl", "from": f"of_{other}", "recalibrate": "none"}
+        params["models"][name] = {
+            "init": {"kind": "copy", "of": "base"},
+            "train": "finetune",
+            "learn": {**own, "other": learned},
+        }
+        params["signals"][f"of_{name}"] = {"kind": "choices", "of": name, "live": True}
+    yaml.dump(params, root / "params.yaml")
 
 
 def test_two_processes_learn_what_one_does(undisturbed):

@@ -66,7 +66,7 @@ def test_states_are_the_same_with_and_without_packing(tiny_model):
     scorer, batch = ResponseScorer(load_model(tiny_model, "fp32")).eval(), pack(questions, range(3))
     found = {}
     for scorer.can_pack in (True, False):
-        found[scorer.can_pack] = scorer.states(batch, [0, 1, 2])[1]
+        found[scorer.can_pack] = scorer.states(batch, [0, 1, 2]).at_places
     for place in range(3):
         assert len(found[True][place]) == batch.tokens
         torch.testing.assert_close(found[True][place], found[False][place], rtol=1e-4, atol=1e-5)
