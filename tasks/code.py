@@ -17,6 +17,7 @@ NOT_RESULTS = {
     "firstkd/lineage.py",
     "firstkd/section.py",
     "tasks/code.py",
+    "tasks/dvc_stage.py",
     "tasks/graph.py",
     "tasks/layout.py",
     "tasks/stage.py",

@@ -5,7 +5,6 @@ params.yaml names is written out in full, in the order in which the stages run.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,32 +16,13 @@ from firstkd.files import atomic_file
 from firstkd.lineage import Node
 from firstkd.settings import Settings
 from tasks.code import code_of
+from tasks.dvc_stage import Stage
 from tasks.layout import learned_from, run_beside
 
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
 EVALUATE_KEYS = ("bootstrap_samples", "micro_batch_size", "micro_batch_tokens")
 LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    name: str
-    desc: str
-    command: str
-    params: list[str]
-    code: list[str]
-    inputs: list[str]
-    outputs: list[str]
-
-    def entry(self) -> dict[str, Any]:
-        return {
-            "desc": self.desc,
-            "cmd": self.command,
-            "params": sorted(self.params),
-            "deps": [*self.code, *dict.fromkeys(self.inputs)],
-            "outs": self.outputs,
-        }
 
 
 def render(settings: Settings) -> str:
