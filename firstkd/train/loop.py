@@ -31,6 +31,7 @@ from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import end_engine, make_engine
 from firstkd.train.plan import number_of_steps
 from firstkd.train.player import Player, Players
+from firstkd.train.schedule import learning_rate_at
 from firstkd.train.settings import MachineSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -117,15 +118,6 @@ def _save(
     if stop:
         log.warning("stopped after step %d of %d, which is saved", done, steps)
         sys.exit(128 + signal.SIGTERM)
-
-
-def learning_rate_at(settings: TrainingSettings, step: int, steps: int) -> float:
-    """Linear warm-up over `warmup_ratio` of the steps, then a cosine to 0."""
-    warmup = settings.warmup_ratio * steps
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1.0, steps - warmup)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)

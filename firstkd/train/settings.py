@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from firstkd.models.settings import LoraSettings
 from firstkd.section import Positive, Precision, Section, Share, Weight
+from firstkd.train.schedule import COSINE, AnySchedule
 
 
 class TrainingSettings(Section):
@@ -20,7 +21,9 @@ class TrainingSettings(Section):
     micro_batches_per_step: Positive
     """Micro-batches of all processes together: the number of processes changes no step."""
     warmup_ratio: Share
-    """Share of the steps over which the learning rate rises; then it falls as a cosine to 0."""
+    """Share of the steps over which the learning rate rises."""
+    schedule: AnySchedule = COSINE
+    """How it falls then."""
     weight_decay: Weight
     gradient_clipping: Annotated[float, Field(gt=0)]
     """Largest norm of a step's gradient."""
@@ -28,6 +31,15 @@ class TrainingSettings(Section):
     """Precision of the weights in the passes; the optimizer always keeps float32 ones."""
     lora: LoraSettings | None = None
     """For a model too large to tune in full; null to tune all weights."""
+
+    @model_validator(mode="after")
+    def _decay_follows_warmup(self) -> Self:
+        if self.warmup_ratio + self.schedule.decay > 1:
+            raise ValueError(
+                f"schedule.decay: {self.schedule.decay:g} and warmup_ratio: {self.warmup_ratio:g} "
+                "are more than all steps; lower one of them"
+            )
+        return self
 
 
 class MachineSettings(Section):

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from firstkd.data.packing import pack
 from firstkd.models.folders import load_model
-from firstkd.train.loop import learning_rate_at
 from firstkd.train.player import Player
+from firstkd.train.schedule import learning_rate_at
 from tests.firstkd.train import trainings
 from tests.firstkd.train.trainings import GOLD, QUESTIONS, changed, trained
 from tests.tiny import REPOSITORY

@@ -17,9 +17,11 @@ from firstkd.terms.gold import Gold
 from firstkd.terms.gold_choice import GoldChoice
 from firstkd.train.distributed import Ranks
 from firstkd.train.engine import deepspeed_config
-from firstkd.train.loop import learning_rate_at, train
+from firstkd.train.loop import train
 from firstkd.train.plan import training_plan
 from firstkd.train.player import Player
+from firstkd.train.schedule import learning_rate_at
+from firstkd.train.settings import TrainingSettings
 from tests.firstkd.train.trainings import (
     GOLD,
     MACHINE,
@@ -165,6 +167,22 @@ def test_the_learning_rate_rises_and_falls_to_zero():
     assert max(rates) == pytest.approx(1e-2)
     assert rates[0] < rates[5] < rates[9]
     assert rates[-1] < 1e-5
+
+
+def test_wsd_is_constant_and_falls_at_the_end():
+    wsd = TrainingSettings.model_validate(
+        SETTINGS.model_dump() | {"schedule": {"kind": "wsd", "decay": 0.25}}
+    )
+    rates = [learning_rate_at(wsd, step, 100) for step in range(100)]
+    assert rates[:10] == [learning_rate_at(SETTINGS, step, 100) for step in range(10)]
+    assert rates[10:76] == [1e-2] * 66
+    assert rates[75:] == pytest.approx([1e-2 * (25 - i) / 25 for i in range(25)])
+
+
+def test_a_decay_that_begins_in_the_warm_up_is_refused():
+    schedule = {"schedule": {"kind": "wsd", "decay": 0.95}}
+    with pytest.raises(ValueError, match=r"schedule\.decay: 0\.95 and warmup_ratio: 0\.1 are more"):
+        TrainingSettings.model_validate(SETTINGS.model_dump() | schedule)
 
 
 def test_fewer_micro_batches_than_a_step_needs_is_refused(tiny_model, tmp_path):

@@ -1,0 +1,49 @@
+"""The learning rate: how it rises, and how it falls then."""
+
+import math
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from firstkd.section import Section
+
+if TYPE_CHECKING:
+    from firstkd.train.settings import TrainingSettings
+
+
+class Cosine(Section):
+    """Half a cosine from the end of the warm-up to 0 (Loshchilov and Hutter 2017)."""
+
+    kind: Literal["cosine"]
+    decay: ClassVar[float] = 0.0
+    """Share of the steps that it needs behind the warm-up."""
+
+    def share(self, step: int, warmup: float, steps: int) -> float:
+        """Return the share of the full rate at a step after `warmup` steps, of `steps` in all."""
+        progress = (step - warmup) / max(1.0, steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Wsd(Section):
+    """Warm-up, stable, decay: constant, then linearly to 0 (MiniCPM, Hu et al. 2024, arXiv
+    2404.06395, sec. 4; the linear decay is that of Hägele et al. 2024, arXiv 2405.18392)."""
+
+    kind: Literal["wsd"]
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of all steps over which the rate falls."""
+
+    def share(self, step: int, warmup: float, steps: int) -> float:
+        """Return the share of the full rate at a step after `warmup` steps, of `steps` in all."""
+        return min(1.0, (steps - step) / (self.decay * steps))
+
+
+AnySchedule = Annotated[Cosine | Wsd, Field(discriminator="kind")]
+COSINE = Cosine(kind="cosine")
+
+
+def learning_rate_at(settings: "TrainingSettings", step: int, steps: int) -> float:
+    """Linear warm-up over `warmup_ratio` of the steps, then as `schedule` says."""
+    warmup = settings.warmup_ratio * steps
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    return settings.learning_rate * settings.schedule.share(step, warmup, steps)
