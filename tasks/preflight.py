@@ -33,7 +33,8 @@ def check_terms(name: str, model: ModelSettings, questions: Sequence[Question]) 
 def check_training(settings: Settings, name: str, lengths: Sequence[int]) -> None:
     """Raise ConfigError if a training asks more than the questions hold.
 
-    `lengths` are those, in tokens, of the questions that the model learns from, or one it learns together with.
+    `lengths` are those, in tokens, of the questions that the model, or one it learns together
+    with, learns from.
     """
     model = settings.models[name]
     if model.learn is None or model.train is None:
