@@ -112,7 +112,11 @@ def test_everything_forced_again_gives_the_same_bytes(project):
 @pytest.mark.parametrize(
     ("setting", "value", "directly_stale"),
     [
-        (("models", "start", "init", "layers"), 2, {"model-start", "report", "validate"}),
+        (
+            ("models", "start", "init", "intermediate_size"),
+            32,
+            {"model-start", "report", "validate"},
+        ),
         (("prepare", "max_examples", "train"), 20, {"prepare"}),
         (
             ("models", "first", "learn", "tokens", "weight"),

@@ -139,6 +139,8 @@ def shrink(params: Any) -> None:
         init = model["init"]
         if init["kind"] == "prune":
             init["layers"] = 1
+        elif init["kind"] == "narrow":
+            init["intermediate_size"] = 24
         elif init["kind"] == "source" and not init["source"].startswith("path:"):
             model["init"] = {"kind": "source", "source": "path:sources/model"}
     params["fetch"]["datasets"] = {

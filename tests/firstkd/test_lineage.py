@@ -210,7 +210,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a pruned start that learns": (
         {"models.start.train": "finetune", "models.start.learn": {"gold": {}}},
-        r"models.start: a model of kind prune is made once and learns nothing itself; let another",
+        r"models.start: a model of kind narrow is made once and learns nothing itself; let another",
     ),
     "a student that is not evaluated": (
         {"evaluate.models": ["teacher", "sft"]},

@@ -39,7 +39,11 @@ def with_changes(tmp_path, *path, to=None, remove=False):
             r"fetch.datasets.openbookqa: columns: only for `format: questions`",
         ),
         (("models", "base", "init", "source"), "ftp:x", "models.base.init.source: 'ftp:x' is not"),
-        (("models", "start", "init", "layers"), 0, "models.start.init.layers: 0 is not allowed"),
+        (
+            ("models", "start", "init", "intermediate_size"),
+            0,
+            "models.start.init.intermediate_size: 0 is not allowed",
+        ),
         (("models", "start", "init", "layer"), 1, "models.start.init: unknown key 'layer'"),
         (
             ("models", "start", "init", "kind"),
@@ -160,18 +164,20 @@ def test_the_models_that_are_commented_out_are_valid(tmp_path):
 def test_a_missing_setting_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"train.finetune.epochs: missing"):
         load_settings(with_changes(tmp_path, "train", "finetune", "epochs", remove=True))
-    with pytest.raises(ConfigError, match=r"models.start.init.layers: missing"):
-        load_settings(with_changes(tmp_path, "models", "start", "init", "layers", remove=True))
+    with pytest.raises(ConfigError, match=r"models.start.init.intermediate_size: missing"):
+        load_settings(
+            with_changes(tmp_path, "models", "start", "init", "intermediate_size", remove=True)
+        )
 
 
 def test_several_mistakes_are_told_at_once(tmp_path):
     path = with_changes(tmp_path, "train", "finetune", "epochs", to=0)
-    text = path.read_text().replace("layers: 20", "layers: 0")
+    text = path.read_text().replace("intermediate_size: 880", "intermediate_size: 0")
     path.write_text(text)
     with pytest.raises(ConfigError) as raised:
         load_settings(path)
     first, second = str(raised.value).splitlines()
-    assert ": models.start.init.layers: 0 is not allowed" in first
+    assert ": models.start.init.intermediate_size: 0 is not allowed" in first
     assert ": train.finetune.epochs: 0 is not allowed" in second
 
 

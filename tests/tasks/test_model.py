@@ -88,6 +88,7 @@ def test_a_source_without_its_config_is_incomplete(project: Path) -> None:
 
 
 def test_a_pruned_start_has_the_layers_that_matter(project: Path) -> None:
+    change(project, "models", "start", "init", to={"kind": "prune", "of": "base", "layers": 1})
     model.main(project, "base")
     model.main(project, "start")
     before = sha256_of(project / "data/model/start")
@@ -106,7 +107,7 @@ def test_a_pruned_start_has_the_layers_that_matter(project: Path) -> None:
 
 def test_more_layers_than_there_are_is_refused(project: Path) -> None:
     model.main(project, "base")
-    change(project, "models", "start", "init", "layers", to=3)
+    change(project, "models", "start", "init", to={"kind": "prune", "of": "base", "layers": 3})
     with pytest.raises(ConfigError, match="layers: 3, but base has 2"):
         model.main(project, "start")
 

@@ -144,7 +144,7 @@ def test_one_question_with_choices_is_too_little_to_recalibrate_a_signal_on(proj
 
 def test_more_layers_than_the_model_has_are_refused_before_any_training(project: Path) -> None:
     def layers(params: Any) -> None:
-        params["models"]["start"]["init"]["layers"] = 3
+        params["models"]["start"]["init"] = {"kind": "prune", "of": "teacher", "layers": 3}
 
     change(project, layers)
     with pytest.raises(
@@ -161,6 +161,10 @@ def test_a_family_that_cannot_be_pruned_is_refused_before_any_training(
         model.base_model.more = torch.nn.ModuleList(torch.nn.Identity() for _ in range(2))
         return model
 
+    def prune(params: Any) -> None:
+        params["models"]["start"]["init"] = {"kind": "prune", "of": "teacher", "layers": 1}
+
+    change(project, prune)
     monkeypatch.setattr(checks, "load_model", with_another_list)
     with pytest.raises(ArtifactError, match=r"models\.start: llama: 2 lists of 2 modules"):
         check(project, good())
@@ -195,17 +199,20 @@ def test_more_tokens_than_the_vocabulary_has_are_refused(project: Path) -> None:
 
 def test_layers_are_counted_along_the_models_that_are_made_from_each_other(project: Path) -> None:
     def add(params: Any) -> None:
-        params["models"]["smaller"] = {"init": {"kind": "prune", "of": "sft", "layers": 2}}
+        params["models"]["small"] = {"init": {"kind": "prune", "of": "base", "layers": 1}}
+        params["models"]["smaller"] = {"init": {"kind": "prune", "of": "small", "layers": 2}}
 
     change(project, add)
-    with pytest.raises(ConfigError, match=r"models\.smaller\.init\.layers: 2, but sft has 1; keep"):
+    with pytest.raises(
+        ConfigError, match=r"models\.smaller\.init\.layers: 2, but small has 1; keep"
+    ):
         check(project, good())
 
 
 @pytest.mark.parametrize(
     ("term", "message"),
     [
-        ({"layers": [[1, 3]]}, r"states\.layers: there is no pair \[1, 3\]; .*0 to 1, .* to 2"),
+        ({"layers": [[1, 3]]}, r"states\.layers: there is no pair \[1, 3\]; .*0 to 2, .* to 2"),
         ({"layers": "kept", "from": "others"}, r"states\.layers: kept, but the student is not"),
         ({"layers": "kept"}, None),
     ],
