@@ -61,6 +61,11 @@ class Batch:
         return self.segment_BL != PADDING
 
     @property
+    def question_T(self) -> Tensor:
+        """[T] index in the batch of the question that each token is of; without padding."""
+        return self.is_token_BL.nonzero()[:, 0]
+
+    @property
     def tokens(self) -> int:
         return int(self.is_token_BL.sum())
 

@@ -6,13 +6,15 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from firstkd.section import Name, listed
 from firstkd.terms.choice_kl import ChoiceKl
+from firstkd.terms.flow import Flow
 from firstkd.terms.gold import Gold
 from firstkd.terms.gold_choice import GoldChoice
 from firstkd.terms.hard_choice import HardChoice
 from firstkd.terms.hidden import Hidden
+from firstkd.terms.relation import Relation
 from firstkd.terms.sparse_kl import SparseKl
 
-KINDS = (Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl, Hidden)
+KINDS = (Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl, Hidden, Relation, Flow)
 
 CURVE = frozenset(
     {
@@ -23,7 +25,8 @@ CURVE = frozenset(
 """Columns of a training curve that no term can be named after."""
 
 AnyTerm = Annotated[
-    Gold | GoldChoice | ChoiceKl | HardChoice | SparseKl | Hidden, Field(discriminator="kind")
+    Gold | GoldChoice | ChoiceKl | HardChoice | SparseKl | Hidden | Relation | Flow,
+    Field(discriminator="kind"),
 ]
 
 

@@ -26,6 +26,7 @@ from firstkd.signals.store import SignalStore, write_manifest, write_shard
 from firstkd.signals.target import Stored, Target
 from firstkd.terms import kinds as term_kinds
 from firstkd.terms.base import Pairing
+from firstkd.terms.relations import FORMS
 from firstkd.train.distributed import Ranks
 from firstkd.train.player import Player
 
@@ -91,6 +92,13 @@ MADE = {
         "layers": PAIRS,
         "distance": "mse",
     },
+    "relation": {"from": "hidden_states", "layers": "uniform"},
+    **{
+        f"relation, {form}": {"kind": "relation", "from": "wide_states", "form": form}
+        for form in ("distance", "angle", "similarity", "correlation")
+    },
+    "flow": {"from": "hidden_states"},
+    "flow, length": {"kind": "flow", "from": "wide_states", "form": "length", "layers": PAIRS},
 }
 SIGNALS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in signal_kinds.KINDS}
 TERMS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in term_kinds.KINDS}
@@ -317,7 +325,79 @@ def dense_hidden(world, term, target):
     return total
 
 
+def dense_places(world, term):
+    """Per question, the states [T, H] of the student and of the other at each pair of places."""
+    teacher = world.wide if "wide" in term.signal else world.teacher
+    last = (2, teacher.config.num_hidden_layers)
+    pairs = {"last": [last], "uniform": [(1, 1), (2, 2)]}.get(term.layers, term.layers)
+    for question in world.questions:
+        question = question.gold_only()
+        ours, theirs = dense_states(world.student, question), dense_states(teacher, question)
+        yield [(ours[place], theirs[other]) for place, other in pairs]
+
+
+def huber(x) -> Tensor:
+    return x * x / 2 if abs(x) <= 1 else abs(x) - 0.5
+
+
+def cosine(x, y) -> Tensor:
+    return x @ y / (x @ x * (y @ y)).sqrt()
+
+
+def dense_relations(form, vectors) -> dict[tuple[int, ...], Tensor]:
+    """The relations of questions, by their numbers."""
+    n = range(len(vectors))
+    if form == "similarity":
+        rows = [torch.stack([vectors[i] @ vectors[j] for j in n]) for i in n]
+        return {(i, j): rows[i][j] / rows[i].norm() for i in n for j in n}
+    if form == "correlation":
+        unit = [vector / vector.norm() for vector in vectors]
+        return {(i, j): (-0.4 * ((unit[i] - unit[j]) ** 2).sum()).exp() for i in n for j in n}
+    if form == "distance":
+        found = {(i, j): (vectors[i] - vectors[j]).norm() for i in n for j in n if i != j}
+        mean = sum(found.values()) / len(found)
+        return {pair: length / mean for pair, length in found.items()}
+    return {
+        (i, j, k): cosine(vectors[i] - vectors[j], vectors[k] - vectors[j])
+        for i in n
+        for j in n
+        for k in n
+        if len({i, j, k}) == 3
+    }
+
+
+def dense_relation(world, term, target):
+    of_questions = [[(s.mean(0), t.mean(0)) for s, t in each] for each in dense_places(world, term)]
+    total = torch.zeros((), dtype=torch.float64)
+    for vectors in zip(*of_questions, strict=True):
+        ours = dense_relations(term.form, [student for student, _ in vectors])
+        theirs = dense_relations(term.form, [other for _, other in vectors])
+        differences = [ours[key] - theirs[key] for key in ours]
+        parts = [huber(d) if term.form in ("distance", "angle") else d * d for d in differences]
+        total = total + sum(parts) / len(parts) * len(vectors)
+    return total / len(of_questions[0])
+
+
+def dense_flow(world, term, target):
+    of_questions, total = [*dense_places(world, term)], torch.zeros((), dtype=torch.float64)
+    steps = len(of_questions[0]) - 1
+    for step in range(steps):
+        found = []  # per model, of each question
+        for model in (0, 1):
+            each = [(places[step][model], places[step + 1][model]) for places in of_questions]
+            if term.form == "gram":
+                found.append([torch.einsum("ta,tb->ab", a, b) / len(a) for a, b in each])
+            else:
+                lengths = torch.stack([(b.mean(0) - a.mean(0)).norm() for a, b in each])
+                found.append([*(lengths / lengths.mean())])
+        parts = [((ours - theirs) ** 2).mean() for ours, theirs in zip(*found, strict=True)]
+        total = total + sum(parts) / steps
+    return total
+
+
 DENSE = {
+    "relation": dense_relation,
+    "flow": dense_flow,
     "hidden": dense_hidden,
     "gold": dense_gold,
     "gold_choice": dense_gold_choice,
@@ -375,11 +455,18 @@ def test_value_and_gradient_of_a_term_are_the_dense_ones(world, name):
         torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("distance", ["cosine", "mse"])
-def test_hidden_states_have_nothing_to_learn_from_themselves(world, distance):
-    pairs = [[0, 0], [1, 1], [2, 2]]
-    settings = {"kind": "hidden", "from": "hidden_states", "distance": distance, "layers": pairs}
-    term = TERMS["hidden"].model_validate(settings)
+PLACES = [[0, 0], [1, 1], [2, 2]]
+OF_STATES = [
+    *({"kind": "hidden", "distance": distance} for distance in ("cosine", "mse")),
+    *({"kind": "relation", "form": form} for form in FORMS),
+    *({"kind": "flow", "form": form} for form in ("gram", "length")),
+]
+
+
+@pytest.mark.parametrize("settings", OF_STATES, ids=lambda settings: "-".join(settings.values()))
+def test_a_model_has_nothing_to_learn_from_its_own_states(world, settings):
+    kind = TERMS[settings["kind"]]
+    term = kind.model_validate({**settings, "from": "hidden_states", "layers": PLACES})
     source, places, beside = source_of(world, term)
     batch = pack(world.questions, range(4))  # with all their choices
     for model, is_zero in ((world.teacher, True), (world.student, False)):
@@ -387,3 +474,21 @@ def test_hidden_states_have_nothing_to_learn_from_themselves(world, distance):
         found = player(batch, player.targets(batch))["term"]
         assert (abs(found.total.item()) < 1e-12 * found.units) is is_zero
         assert found.units == sum(map(term.count, world.questions))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_relations_are_those_within_each_micro_batch(world, form):
+    """A step's loss is the mean over its micro-batches, by their questions, so their cut counts."""
+    term = TERMS["relation"].model_validate(
+        {"kind": "relation", "from": "hidden_states", "form": form}
+    )
+    source, places, _ = source_of(world, term)
+    player = Player(world.student, {"term": term}, {"term": source}, {}, places)
+
+    def total(index):
+        batch = pack([world.questions[i].gold_only() for i in index], range(len(index)))
+        return player(batch, player.targets(batch))["term"].total.item()
+
+    assert total([3, 1, 0, 2]) == pytest.approx(total([0, 1, 2, 3]))
+    assert total([0, 1, 2]) + total([3]) == pytest.approx(total([0, 1, 2]))  # alone: no relations
+    assert total([0, 1, 2]) != pytest.approx(total([0, 1, 2, 3]))

@@ -18,37 +18,10 @@ def hidden(**settings):
     return Hidden.model_validate({"kind": "hidden", "from": "states", **settings})
 
 
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [
-        ("last", [(4, 6)]),
-        ("uniform", [(1, 2), (2, 3), (3, 4), (4, 6)]),
-        # behind the student's first layer, which was the teacher's 0, its next one was the 2
-        ("kept", [(1, 2), (2, 3), (3, 5), (4, 6)]),
-        ([[0, 0], [4, 5]], [(0, 0), (4, 5)]),
-    ],
-)
-def test_the_map_of_layers(layers, expected):
-    pairing = Pairing((4, 6), SAME, [0, 2, 3, 5])
-    assert [*hidden(layers=layers).pairs(pairing, "")] == expected
-
-
-@pytest.mark.parametrize(
-    ("settings", "pairing", "message"),
-    [
-        ({"layers": [[1, 7]]}, Pairing((4, 6), SAME, None), r"k.layers: .*pair \[1, 7\]; .* to 6"),
-        ({"layers": [[5, 1]]}, Pairing((4, 6), SAME, None), r"k.layers: .*pair \[5, 1\]; .*0 to 4"),
-        ({"layers": "kept"}, Pairing((4, 6), SAME, None), r"k.layers: kept, but the student"),
-        (
-            {"projector": False},
-            Pairing((4, 6), (32, 48), None),
-            r"k.projector: false, but hidden states of 32 and of 48 numbers",
-        ),
-    ],
-)
-def test_what_cannot_be_compared_is_named(settings, pairing, message):
+def test_widths_that_differ_are_refused_without_a_projector():
+    message = r"k.projector: false, but hidden states of 32 and of 48 numbers"
     with pytest.raises(ConfigError, match=message):
-        hidden(**settings).pairs(pairing, "k")
+        hidden(projector=False).pairs(Pairing((4, 6), (32, 48), None), "k")
 
 
 def test_equal_widths_need_no_projector():

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from firstkd.errors import ConfigError
 from firstkd.terms.hidden import Hidden
 from tests.firstkd.train.trainings import SHARED, trained
-from tests.firstkd.train.watching import hidden, watching
+from tests.firstkd.train.watching import hidden, relating, watching
 from tests.tiny import REPOSITORY
 
 
@@ -80,9 +80,9 @@ def test_two_processes_learn_what_one_does(tiny_model, tmp_path):
         [*command, tiny_model, tmp_path, "1", "3"], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    _, alone = trained(tiny_model, tmp_path / "one", player=watching, **SHARED, zero_stage=1)
+    _, alone = trained(tiny_model, tmp_path / "one", player=relating, **SHARED, zero_stage=1)
     for stage in ("1", "3"):
         shared = json.loads((tmp_path / stage / "curve.json").read_text())
-        for key in ("loss", "states", "gradient_norm"):
+        for key in ("loss", "states", "angles", "gradient_norm"):
             expected = pytest.approx([point[key] for point in alone], rel=1e-3)
             assert [point[key] for point in shared] == expected

@@ -1,4 +1,4 @@
-"""Trainings of the tiny model beside a wider teacher, whose hidden states it matches.
+"""Trainings of the tiny model beside a wider teacher, whose hidden states and relations it matches.
 
 Run as  torchrun --nproc-per-node 2 -m tests.firstkd.train.watching MODEL OUT STAGE…
 
@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from firstkd.signals.hidden_states import HiddenStates
 from firstkd.signals.live import Watched
 from firstkd.terms.hidden import Hidden
+from firstkd.terms.relation import Relation
 from firstkd.train.distributed import join_ranks
 from firstkd.train.player import Player
 from tests.firstkd.train.trainings import GOLD, SHARED, trained
@@ -26,6 +27,11 @@ STATES = HiddenStates(kind="hidden_states", of="teacher")
 def hidden(kind=Hidden):
     settings = {"kind": "hidden", "from": "states", "layers": PAIRS, "distance": "mse"}
     return kind.model_validate(settings)
+
+
+def relation():
+    settings = {"kind": "relation", "from": "states", "layers": PAIRS, "form": "angle"}
+    return Relation.model_validate(settings)
 
 
 def teacher():
@@ -43,18 +49,26 @@ def teacher():
 
 def watching(model, term=None):
     """Return a player that learns from gold, and from the teacher's states through projectors."""
-    term = term or hidden()
+    return beside_teacher(model, {"states": term or hidden()})
+
+
+def relating(model):
+    """Return a player that learns how questions relate as well."""
+    return beside_teacher(model, {"states": hidden(), "angles": relation()})
+
+
+def beside_teacher(model, learn):
     watched = Watched(teacher(), [theirs for _, theirs in PAIRS])
-    beside = {"states": term.modules(len(PAIRS), (32, 48))}
+    beside = {name: term.modules(len(PAIRS), (32, 48)) for name, term in learn.items()}
     places = [ours for ours, _ in PAIRS]
-    sources = {"states": STATES.source(watched, PAIRS)}
-    return Player(model, {**GOLD, "states": term}, sources, beside, places)
+    sources = {name: STATES.source(watched, PAIRS) for name in learn}
+    return Player(model, {**GOLD, **learn}, sources, beside, places)
 
 
 def main(tiny_model: Path, out: Path, stages: list[str]) -> None:
     for stage in stages:
         model, curve = trained(
-            tiny_model, out / stage, player=watching, **SHARED, zero_stage=int(stage)
+            tiny_model, out / stage, player=relating, **SHARED, zero_stage=int(stage)
         )
         if join_ranks().is_first:
             (out / stage / "curve.json").write_text(json.dumps(curve))

@@ -1,0 +1,47 @@
+"""The term `relation`: how questions relate to each other in the student's hidden states."""
+
+from typing import TYPE_CHECKING, Literal
+
+from firstkd.data.prompts import Question
+from firstkd.terms.base import Sum
+from firstkd.terms.places import StatesTerm
+
+if TYPE_CHECKING:
+    from firstkd.models.view import View
+    from firstkd.signals.target import States, Target
+
+
+class Relation(StatesTerm):
+    """Mean difference of the relations between the questions of a micro-batch; counts questions.
+
+    A question's vector is the mean state of all its tokens. Relations are numbers, so widths may
+    differ. Each micro-batch is compared within itself, and a step takes the mean over them: the
+    loss depends on how a step is cut into micro-batches, but not on which process gets which.
+    A question alone has no relations, and counts 0 in every form.
+    """
+
+    kind: Literal["relation"]
+
+    form: Literal["similarity", "distance", "angle", "correlation"] = "distance"
+    """`similarity`: squared difference of the scaled products (Tung and Mori 2019). `distance` and
+    `angle`: Huber loss of scaled distances and of cosines (RKD, Park et al. 2019); angles take
+    memory for the cube of the micro-batch's questions. `correlation`: squared difference of
+    Gaussian kernels (Peng et al. 2019)."""
+
+    def count(self, question: Question) -> int:
+        return 1
+
+    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+        import torch
+
+        from firstkd.signals.target import States
+        from firstkd.terms.relations import pooled, relation_loss
+
+        assert isinstance(target, States)
+        question_T, questions = view.batch.question_T, len(view.batch.index_B)
+        losses = []
+        for place, wanted_TH in target.pairs:
+            found = pooled(view.states(place), question_T, questions)
+            wanted = pooled(wanted_TH, question_T, questions)
+            losses.append(relation_loss(self.form, found, wanted))
+        return Sum(torch.stack(losses).mean(), questions, {})
