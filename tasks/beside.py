@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from firstkd.errors import ConfigError
 from firstkd.models.folders import load_model, load_tokenizer, read_config
+from firstkd.models.needs import Place
 from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.section import Precision
 from firstkd.settings import Settings
@@ -69,10 +70,10 @@ def make_player(
         assert terms is not None
         beside = {term: found.modules for term, found in live[name].items()}
         sources = {**stored[name], **sources_from(frozen, live[name])}
-        places = seen(live, name) | {
+        places = seen(live, name) | dict.fromkeys(
             ours for found in live[name].values() for ours, _ in found.pairs
-        }
-        players[name] = Player(network, terms, sources, beside, sorted(places))
+        )
+        players[name] = Player(network, terms, sources, beside, [*places])
         between[name] = sources_from(peers, live[name])
     if len(players) == 1:
         return players.popitem()[1]
@@ -129,10 +130,12 @@ def load_frozen(
     }
 
 
-def seen(live: Mapping[str, LiveTerms], of: str) -> set[int]:
-    """Return the places at which terms look at a model that they learn from."""
+def seen(live: Mapping[str, LiveTerms], of: str) -> dict[Place, None]:
+    """Return the places at which terms look at a model that they learn from, each once."""
     found = [found for terms in live.values() for found in terms.values()]
-    return {theirs for each in found if each.signal.of == of for _, theirs in each.pairs}
+    return dict.fromkeys(
+        theirs for each in found if each.signal.of == of for _, theirs in each.pairs
+    )
 
 
 def sources_from(running: Mapping[str, Peer | Watched], terms: LiveTerms) -> dict[str, Source]:

@@ -18,6 +18,7 @@ from tasks.layout import learned_from, model_folder
 from tasks.preflight import (
     check_layers,
     check_measured,
+    check_shown,
     check_signals,
     check_terms,
     check_training,
@@ -98,4 +99,5 @@ class Checks:
                 if settings.lineage.root(name) == root:
                     with about(f"models.{name}"):
                         model.init.check(network)
+            check_shown(settings, root, network)
             check_vocabulary(settings, root, vocabulary_size(network))

@@ -6,6 +6,7 @@ checks its own terms again, on the very questions that it learns from.
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firstkd.data.prompts import Question
 from firstkd.errors import ConfigError, DataValidationError, about
@@ -13,6 +14,9 @@ from firstkd.models.settings import ModelSettings
 from firstkd.settings import Settings
 from firstkd.terms.base import Pairing
 from firstkd.train.plan import micro_batches, number_of_steps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MIN_DECIDED = 2
 """Calibration examples that a signal must have decisions on: with fewer, nothing can be
@@ -43,6 +47,19 @@ def check_training(settings: Settings, name: str, lengths: Sequence[int]) -> Non
     count = sum(1 for _ in micro_batches(lengths, training, settings.runtime.seed))
     with about(f"params.yaml: train.{model.train}"):
         number_of_steps(count, training, settings.machine.processes)
+
+
+def check_shown(settings: Settings, root: str, model: "PreTrainedModel") -> None:
+    """Raise ConfigError or ArtifactError for a model made elsewhere of which, or of what is made of
+    it, terms compare something that it cannot show."""
+    for name, learner in settings.models.items():
+        for term_name, term in (learner.learn or {}).items():
+            if term.signal is None:
+                continue
+            shown = (name, *settings.signals[term.signal].models)
+            if root in map(settings.lineage.root, shown):
+                with about(f"params.yaml: models.{name}.learn.{term_name}"):
+                    term.check_model(model)
 
 
 def check_vocabulary(settings: Settings, model: str, size: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from firstkd.errors import ArtifactError
+from firstkd.models.needs import Place, Projection
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
@@ -37,21 +38,42 @@ def hidden_given(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     return hidden
 
 
+def projection(layer: nn.Module, of: str) -> Any:
+    """Return the module that makes a layer's queries, keys or values.
+
+    Raises ArtifactError where the family has no such module, as where one makes all three.
+    """
+    wanted = f"{of}_proj"
+    found = [module for name, module in layer.named_modules() if name.endswith(f".{wanted}")]
+    if len(found) != 1:
+        raise ArtifactError(
+            f"{type(layer).__name__} has {len(found)} modules {wanted}, not one, so its attention "
+            "cannot be watched; learn from hidden states instead (kinds hidden, relation, flow)"
+        )
+    return found[0]
+
+
 @contextmanager
-def states_watched(backbone: Any, places: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Yield a dictionary that a forward pass in the body fills: by place, states [rows, L, H].
+def states_watched(backbone: Any, places: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
+    """Yield a dictionary that a forward pass in the body fills: by place, numbers [rows, L, H].
 
     Place i is what enters layer i, as in transformers' `hidden_states`: 0 is the embedding. The
     last place, after the final norm, is the pass's own output and not among these.
     """
     layers = decoder_layers(backbone) if places else nn.ModuleList()
-    found: dict[int, Tensor] = {}
+    found: dict[Place, Tensor] = {}
 
-    def keep(place: int) -> Any:
+    def given(place: Place) -> Any:
         return lambda _, inputs, named: found.update({place: hidden_given(inputs, named)})
 
+    def made(place: Place) -> Any:
+        return lambda _, inputs, output: found.update({place: output})
+
     hooks = [
-        layers[place].register_forward_pre_hook(keep(place), with_kwargs=True) for place in places
+        projection(layers[place.layer], place.of).register_forward_hook(made(place))
+        if isinstance(place, Projection)
+        else layers[place].register_forward_pre_hook(given(place), with_kwargs=True)
+        for place in places
     ]
     try:
         yield found

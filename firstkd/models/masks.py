@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firstkd.data.packing import PROMPT
+
 WINDOW = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 """Kinds of layers that do not see everything before them, and the config's name of their size."""
 ATTENTION = {"full_attention", *WINDOW}
@@ -37,6 +39,15 @@ def can_pack(config: Any, is_stateful: bool, takes_positions: bool) -> bool:
     )
 
 
+def seen_tokens(segment_BL: Tensor) -> Tensor:
+    """[B, L, L], True where the token of a row sees that of a column: the prompt and its own
+    response, up to itself."""
+    length = segment_BL.shape[1]
+    query, key = segment_BL[:, :, None], segment_BL[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_BL.device).tril()
+    return causal & ((key == query) | (key == PROMPT))
+
+
 def attention_masks(
     config: Any, segment_BL: Tensor, position_ids_BL: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
@@ -45,10 +56,7 @@ def attention_masks(
     transformers' models take a mask of four dimensions as it is, and those whose layers differ a
     dictionary by kind. `segment_BL` is the batch's (firstkd/data/packing.py).
     """
-    length = segment_BL.shape[1]
-    query, key = segment_BL[:, :, None], segment_BL[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment_BL.device).tril()
-    seen = causal & ((key == query) | (key == -1))
+    seen = seen_tokens(segment_BL)
     masks = {}
     for kind in sorted(layer_kinds(config)):
         visible = seen

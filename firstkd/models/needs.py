@@ -1,7 +1,19 @@
 """What is asked of a model's forward pass. Free of torch, since settings are read without it."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, NamedTuple, Self
+
+
+class Projection(NamedTuple):
+    """Queries, keys or values of a layer's attention, before positions are rotated into them."""
+
+    layer: int
+    of: Literal["q", "k", "v"]
+
+
+Place = int | Projection
+"""Where numbers of each token are seen: i is what enters layer i, and the last place what leaves
+the final norm."""
 
 
 @dataclass(frozen=True)

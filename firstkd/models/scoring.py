@@ -23,6 +23,7 @@ from firstkd.models.head import (
 )
 from firstkd.models.layers import states_watched
 from firstkd.models.masks import attention_masks, can_pack
+from firstkd.models.needs import Place
 from firstkd.terms.divergences import choice_scores
 
 
@@ -31,8 +32,8 @@ class Pass(NamedTuple):
 
     hidden_NH: Tensor
     """Last hidden states at the supervised positions."""
-    at_places: dict[int, Tensor]
-    """By place, the hidden states [T, H] of all the batch's T tokens."""
+    at_places: dict[Place, Tensor]
+    """By place, the numbers [T, H] of all the batch's T tokens."""
 
     def detached(self) -> "Pass":
         """Return the same states without gradient."""
@@ -123,7 +124,7 @@ class ResponseScorer(nn.Module):
         """Last hidden states [N, H] at the supervised positions."""
         return self.states(batch, ()).hidden_NH
 
-    def states(self, batch: Batch, places: Sequence[int]) -> Pass:
+    def states(self, batch: Batch, places: Sequence[Place]) -> Pass:
         """Run the layers; what is seen at `places` is kept."""
         input_ids, place_of = batch.input_ids_BL, None
         more: dict[str, Any] = {}
@@ -137,7 +138,7 @@ class ResponseScorer(nn.Module):
         def at(states: Tensor, positions: Tensor) -> Tensor:
             return states.flatten(0, 1)[positions if place_of is None else place_of[positions]]
 
-        inner = [place for place in places if place < self.depth]
+        inner = [place for place in places if place != self.depth]
         with states_watched(self.backbone, inner) as found:
             last: Tensor = self.backbone(
                 input_ids=input_ids, use_cache=False, **more

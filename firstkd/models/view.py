@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from firstkd.data.packing import Batch
 from firstkd.models.head import HeadScores
+from firstkd.models.needs import Place
 from firstkd.models.scoring import Pass, ResponseScorer
 from firstkd.terms.divergences import choice_scores
 
@@ -26,7 +27,7 @@ class View:
         scorer: ResponseScorer,
         batch: Batch,
         asked: Mapping[str, Tensor] | None = None,
-        places: Sequence[int] = (),
+        places: Sequence[Place] = (),
         modules: Mapping[str, nn.ModuleList] | None = None,
         passed: Pass | None = None,
     ) -> None:
@@ -43,8 +44,8 @@ class View:
         """Last hidden states at the supervised positions."""
         return self._states.hidden_NH
 
-    def states(self, place: int) -> Tensor:
-        """Return the hidden states [T, H] of all tokens at a place that was named in `places`."""
+    def states(self, place: Place) -> Tensor:
+        """Return the numbers [T, H] of all tokens at a place that was named in `places`."""
         return self._states.at_places[place]
 
     @cached_property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
-from firstkd.models.needs import Needs
+from firstkd.models.needs import Needs, Place
 from firstkd.section import Name, Section
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from firstkd.signals.store import Layout, Records, SignalStore
     from firstkd.signals.target import Source
 
-Pairs = Sequence[tuple[int, int]]
+Pairs = Sequence[tuple[Place, Place]]
 Facts = Mapping[str, Any]
 """What the manifest of a store says beside its columns, such as the vocabulary's size."""
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from firstkd.data.packing import Batch
 from firstkd.models.folders import vocabulary_size
+from firstkd.models.needs import Place
 from firstkd.models.scoring import ResponseScorer
 from firstkd.models.view import View
 from firstkd.signals.base import CapturedSignal
@@ -41,11 +42,11 @@ class Peer:
 class Watched:
     """A frozen model, of which all signals and terms share one pass a batch."""
 
-    def __init__(self, model: PreTrainedModel, places: Iterable[int]) -> None:
+    def __init__(self, model: PreTrainedModel, places: Iterable[Place]) -> None:
         """`places` are all those at which somebody looks at its hidden states."""
         self.scorer = ResponseScorer(model, exact=True).eval().requires_grad_(False)
         self.vocabulary_size = vocabulary_size(model)
-        self._places = sorted(set(places))
+        self._places = [*dict.fromkeys(places)]
         self._view: View | None = None
 
     def view(self, batch: Batch) -> View:
@@ -72,7 +73,7 @@ class LiveDecisions:
 @dataclass(frozen=True)
 class LiveStates:
     watched: Running
-    pairs: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[Place, Place], ...]
 
     @torch.no_grad()
     def of(self, batch: Batch) -> States:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from firstkd.data.packing import Batch
+from firstkd.models.needs import Place
 from firstkd.recalibration.base import Recalibration
 from firstkd.signals.base import Signal
 from firstkd.signals.knowledge import Knowledge
@@ -26,7 +27,7 @@ class Target(NamedTuple):
 class States(NamedTuple):
     """Hidden states, for each pair of places that a term compares."""
 
-    pairs: list[tuple[int, Tensor]]
+    pairs: list[tuple[Place, Tensor]]
     """The student's place, and what it is to match there: [T, H] of all tokens of the batch."""
 
 

@@ -18,6 +18,7 @@ from firstkd.signals.base import Pairs, Signal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from firstkd.models.view import View
     from firstkd.signals.target import States, Target
@@ -106,6 +107,12 @@ class Term(Section):
         from torch import nn
 
         return nn.ModuleList()
+
+    def check_model(self, model: "PreTrainedModel") -> None:
+        """Raise ConfigError or ArtifactError for a model that cannot show what it compares.
+
+        It is the start of the student, or of the signal's model, that was made elsewhere.
+        """
 
     def count(self, question: Question) -> int:
         """Return how many units of a question it counts; 0 where it has nothing to say."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from firstkd.section import Name, listed
+from firstkd.terms.attention import Attention
 from firstkd.terms.choice_kl import ChoiceKl
 from firstkd.terms.flow import Flow
 from firstkd.terms.gold import Gold
@@ -14,7 +15,7 @@ from firstkd.terms.hidden import Hidden
 from firstkd.terms.relation import Relation
 from firstkd.terms.sparse_kl import SparseKl
 
-KINDS = (Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl, Hidden, Relation, Flow)
+KINDS = (Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl, Hidden, Relation, Flow, Attention)
 
 CURVE = frozenset(
     {
@@ -25,7 +26,7 @@ CURVE = frozenset(
 """Columns of a training curve that no term can be named after."""
 
 AnyTerm = Annotated[
-    Gold | GoldChoice | ChoiceKl | HardChoice | SparseKl | Hidden | Relation | Flow,
+    Gold | GoldChoice | ChoiceKl | HardChoice | SparseKl | Hidden | Relation | Flow | Attention,
     Field(discriminator="kind"),
 ]
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from firstkd.data.packing import Batch
 from firstkd.errors import ConfigError
+from firstkd.models.needs import Place
 from firstkd.models.scoring import Pass, ResponseScorer
 from firstkd.models.view import View
 from firstkd.signals.live import Peer
@@ -29,7 +30,7 @@ class Player(nn.Module):
         learn: Mapping[str, Term],
         sources: Mapping[str, Source],
         beside: Mapping[str, nn.ModuleList] | None = None,
-        places: Sequence[int] = (),
+        places: Sequence[Place] = (),
     ) -> None:
         """`sources` holds what each term that learns from a signal is to match, by its name.
 
@@ -55,13 +56,13 @@ class Player(nn.Module):
     def recompute_layers(self) -> None:
         """Have layers computed again for the backward pass, instead of kept in memory.
 
-        Raises ConfigError where states between layers are to be matched.
+        Raises ConfigError where what is within the layers is to be matched.
         """
-        if any(place < self.scorer.depth for place in self.places):
+        if any(place != self.scorer.depth for place in self.places):
             raise ConfigError(
-                "machine.gradient_checkpointing: hidden states between layers are to be matched, "
-                "and get no gradient while layers are computed again; set it to false, or layers: "
-                "last"
+                "machine.gradient_checkpointing: hidden states or attention within layers are to "
+                "be matched, and get no gradient while layers are computed again; set it to false, "
+                "or match the last hidden states alone (layers: last)"
             )
         # The reentrant kind runs the modules' hooks again, by which ZeRO 3 gathers weights. It
         # passes gradients on only where its input wants them.

@@ -98,6 +98,7 @@ MADE = {
         for form in ("distance", "angle", "similarity", "correlation")
     },
     "flow": {"from": "hidden_states"},
+    "attention": {"from": "wide_states", "heads": 4, "layers": [[0, 2], [1, 1]]},
     "flow, length": {"kind": "flow", "from": "wide_states", "form": "length", "layers": PAIRS},
 }
 SIGNALS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in signal_kinds.KINDS}
@@ -395,7 +396,37 @@ def dense_flow(world, term, target):
     return total
 
 
+def dense_projections(model, question, layer, of) -> Tensor:
+    """Queries, keys or values [tokens of the text, width] of a text of prompt and response."""
+    found = []
+    module = getattr(model.model.layers[layer].self_attn, f"{of}_proj")
+    hook = module.register_forward_hook(lambda _, inputs, output: found.append(output[0]))
+    model(torch.tensor([[*question.prompt, *question.responses[0]]]))
+    hook.remove()
+    return found[0]
+
+
+def dense_attention(world, term, target):
+    total = torch.zeros((), dtype=torch.float64)
+    for question in [question.gold_only() for question in world.questions]:
+        for ours, theirs in term.layers:
+            for of in "qkv":
+                student = dense_projections(world.student, question, ours, of)
+                teacher = dense_projections(world.wide, question, theirs, of)
+                heads = student.chunk(term.heads, -1), teacher.chunk(term.heads, -1)
+                for found, wanted in zip(*heads, strict=True):
+                    for t in range(len(found)):  # and all before it
+                        p, q = (
+                            (r[: t + 1] @ r[t] / r.shape[1] ** 0.5).softmax(0)
+                            for r in (found, wanted)
+                        )
+                        kl = (q * (q / p).log()).sum()
+                        total = total + kl / term.heads / len(term.layers)
+    return total
+
+
 DENSE = {
+    "attention": dense_attention,
     "relation": dense_relation,
     "flow": dense_flow,
     "hidden": dense_hidden,
@@ -420,7 +451,7 @@ def source_of(world, term):
     pairs = term.pairs(Pairing(layers, widths, None), "")
     beside = term.modules(len(pairs), widths).double()
     watched = Watched(model, {theirs for _, theirs in pairs})
-    return signal.source(watched, pairs), sorted({ours for ours, _ in pairs}), beside
+    return signal.source(watched, pairs), [ours for ours, _ in pairs], beside
 
 
 @pytest.mark.parametrize("name", OF_TERMS)
@@ -455,18 +486,20 @@ def test_value_and_gradient_of_a_term_are_the_dense_ones(world, name):
         torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-9)
 
 
-PLACES = [[0, 0], [1, 1], [2, 2]]
+PLACES = {"hidden": [[0, 0], [1, 1], [2, 2]], "attention": [[0, 0], [1, 1]]}
 OF_STATES = [
     *({"kind": "hidden", "distance": distance} for distance in ("cosine", "mse")),
     *({"kind": "relation", "form": form} for form in FORMS),
     *({"kind": "flow", "form": form} for form in ("gram", "length")),
+    {"kind": "attention"},
 ]
 
 
 @pytest.mark.parametrize("settings", OF_STATES, ids=lambda settings: "-".join(settings.values()))
 def test_a_model_has_nothing_to_learn_from_its_own_states(world, settings):
     kind = TERMS[settings["kind"]]
-    term = kind.model_validate({**settings, "from": "hidden_states", "layers": PLACES})
+    layers = PLACES.get(settings["kind"], PLACES["hidden"])
+    term = kind.model_validate({**settings, "from": "hidden_states", "layers": layers})
     source, places, beside = source_of(world, term)
     batch = pack(world.questions, range(4))  # with all their choices
     for model, is_zero in ((world.teacher, True), (world.student, False)):

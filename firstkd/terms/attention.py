@@ -1,0 +1,99 @@
+"""The term `attention`: how a question's tokens relate in queries, keys and values."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from firstkd.data.prompts import Question
+from firstkd.errors import ConfigError
+from firstkd.models.needs import Projection
+from firstkd.section import Positive
+from firstkd.signals.base import Pairs
+from firstkd.terms.base import Pairing, SignalTerm, Sum
+from firstkd.terms.places import LayerMap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from firstkd.models.view import View
+    from firstkd.signals.target import States, Target
+
+OF: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
+
+
+class Attention(SignalTerm):
+    """Σ over queries, keys and values R of KL(softmax(R_T R_Tᵀ/√d) ‖ softmax(R_S R_Sᵀ/√d)).
+
+    Mean over relation heads and pairs of layers, summed over all tokens; counts tokens (MiniLM v2,
+    Wang et al. 2021, arXiv 2012.15828, eq. 4 to 6). R are the projections as they are made: before
+    positions are rotated into them, and before any norm of their own. A token relates to those
+    that its attention may see: what comes before it in the prompt and in its own response.
+    """
+
+    kind: Literal["attention"]
+    decides: ClassVar[str] = "state"
+
+    layers: LayerMap = "last"
+    """`last`: of each model. `kept`: each layer of a student that has lost some with the same one
+    of the other. `uniform`: each layer with that at the same share of the depth. Or pairs of
+    layers, counted from 0, the student's and the other's."""
+    heads: Positive = 8
+    """Relation heads, that queries, keys and values are split into alike, whatever the models'
+    own numbers of heads (also of grouped queries) are; d is a relation head's width."""
+
+    def pairs(self, pairing: Pairing, key: str) -> Pairs:
+        return [
+            (Projection(ours, of), Projection(theirs, of))
+            for ours, theirs in self._layers(pairing, key)
+            for of in OF
+        ]
+
+    def _layers(self, pairing: Pairing, key: str) -> list[tuple[int, int]]:
+        ours, theirs = pairing.layers
+        if self.layers == "last":
+            return [(ours - 1, theirs - 1)]
+        if self.layers == "uniform":
+            return [(i, round((i + 1) * theirs / ours) - 1) for i in range(ours)]
+        if self.layers == "kept":
+            if pairing.kept is None:
+                raise ConfigError(
+                    f"{key}.layers: kept, but the student is not what pruning has left of the "
+                    "other model or its start; set uniform, last or pairs of layers"
+                )
+            return [*enumerate(pairing.kept)]
+        for pair in self.layers:
+            if pair[0] >= ours or pair[1] >= theirs:
+                raise ConfigError(
+                    f"{key}.layers: there is no pair {list(pair)}; the student's layers go from 0 "
+                    f"to {ours - 1}, the other's to {theirs - 1}"
+                )
+        return [*self.layers]
+
+    def check_model(self, model: "PreTrainedModel") -> None:
+        from firstkd.models.layers import decoder_layers, projection
+
+        for layer in decoder_layers(model):
+            for of in OF:
+                width = projection(layer, of).weight.shape[0]
+                if width % self.heads:
+                    raise ConfigError(
+                        f"heads: {self.heads} heads of equal width cannot be made of the "
+                        f"{width} numbers of {of}_proj; set a divisor of {width}"
+                    )
+
+    def count(self, question: Question) -> int:
+        return len(question.prompt) + sum(map(len, question.responses))
+
+    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+        import torch
+
+        from firstkd.models.masks import seen_tokens
+        from firstkd.signals.target import States
+        from firstkd.terms.attention_relations import relation_kl
+
+        assert isinstance(target, States)
+        is_token, seen = view.batch.is_token_BL, seen_tokens(view.batch.segment_BL)
+        losses = [
+            relation_kl(view.states(place), wanted_TH, is_token, seen, self.heads)
+            for place, wanted_TH in target.pairs
+        ]
+        layers = len(target.pairs) // len(OF)
+        return Sum(torch.stack(losses).sum() / layers, view.batch.tokens, {})
