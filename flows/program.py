@@ -1,4 +1,4 @@
-"""Modules of tasks/ that are no stages, each in a process of its own: scoring needs torch."""
+"""Modules of tasks/ that are not stages, each in its own process: scoring needs torch."""
 
 import sys
 from pathlib import Path

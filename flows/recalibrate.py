@@ -25,7 +25,7 @@ from flows.record import record_evaluation
 from flows.registry import NOT_REPRODUCIBLE_TAG, RECALIBRATES_TAG
 
 DIGEST_TAG = "recalibration_sha256"
-"""Of the weights' version, its calibration and the test questions: there is one version of each."""
+"""Digest of weights, calibration and test questions: each has at most one version."""
 KEPT_TAGS = ("git_commit", "git_dirty", NOT_REPRODUCIBLE_TAG, "student", "weights", "evaluation")
 
 

@@ -30,7 +30,7 @@ CHALLENGER = "challenger"
 NOT_REPRODUCIBLE_TAG = "not_reproducible"
 """Why a version's commit does not rebuild it; a version without it can be rebuilt."""
 RECALIBRATES_TAG = "recalibrates"
-"""The version whose weights a version has, with a calibration of its own."""
+"""The version whose weights a version has, with its own calibration."""
 QUESTIONS = "data/prepare/test.parquet"
 STUDENT_FILES = {".safetensors", ".json", ".jsonl", ".jinja", ".model", ".txt"}
 """Suffixes of what a student's folder holds. Others could be pickles, which are code."""

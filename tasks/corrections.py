@@ -43,7 +43,8 @@ class Corrected:
 def collect_corrected(root: Path, file: Path, policy: PolicySettings | None) -> Corrected:
     """Add the corrected questions to sources/corrected.jsonl; the newest answer counts.
 
-    Raises DataValidationError, naming the place, for what is no correction or no choice.
+    Raises DataValidationError, naming the place, for a row that is not a correction, or that names
+    none of the choices.
     """
     rows, path = list(traffic(root)), root / CORRECTED
     kept = {_id(row): row for row in (read_json_lines(path) if path.exists() else [])}
@@ -94,7 +95,7 @@ def promise_words(
 ) -> str | None:
     """Say how many of the given answers whose right ones are known were wrong.
 
-    Of the version that answered last, since each has a promise of its own.
+    Only the version that answered last counts, since each has its own promise.
     """
     answered = [row for row in rows if row.get("route") == "answered" and row.get("answer")]
     known = [row for row in answered if _id(row) in answers and row.get("by")]
@@ -107,7 +108,7 @@ def promise_words(
 
 
 def kept_words(error: Estimate, answers: int, most: float) -> str:
-    """Say whether a promise of at most so many wrong answers still holds, by their interval."""
+    """Say whether a promise of at most a share of wrong answers still holds, by their interval."""
     said = "it holds" if error.high <= most else "nothing speaks against it"
     if error.value > most:
         said = "it may be broken"

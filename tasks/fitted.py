@@ -30,7 +30,7 @@ class Fitted:
     calibration: dict[str, Any]
     """What goes with the model wherever it is served."""
     predictions: pa.Table
-    """Of every test question."""
+    """One row for each test question."""
 
     def write(self, folder: Path, metrics: dict[str, Any]) -> None:
         """Write the files of an evaluation; `metrics` may hold more than were measured here."""

@@ -16,7 +16,7 @@ IDENTITY = {
     for who in ("AUTHOR", "COMMITTER")
     for what, value in (("NAME", "firstkd"), ("EMAIL", "firstkd@localhost"))
 }
-"""Of the pipeline's own commits: a fresh worker has no other."""
+"""Author of the pipeline's own commits: a fresh worker has no other."""
 
 
 def publish_lock(root: Path, branch: str, remote: str | None) -> list[str]:
@@ -30,7 +30,7 @@ def publish_lock(root: Path, branch: str, remote: str | None) -> list[str]:
     known = git(root, "remote").split()
     if remote not in known:  # git would take it for a path
         raise ConfigError(
-            f"publish.git_remote: {remote!r} is no remote of this repository; allowed: {known}"
+            f"publish.git_remote: {remote!r} is not a remote of this repository; allowed: {known}"
         )
     # neither git nor ssh, as it is configured, may ask anybody
     configured = git_or_none(root, "config", "core.sshCommand")
@@ -54,7 +54,7 @@ def _commit_lock(root: Path, branch: str, references: list[str]) -> str:
     if git_or_none(root, "symbolic-ref", "HEAD") == reference:
         raise ConfigError(
             f"publish.branch: {branch} is checked out here, and what is checked out is not "
-            "touched; name a branch of its own, or leave it with `git switch --detach`"
+            "touched; name a separate branch, or leave it with `git switch --detach`"
         )
     tips = [git_or_none(root, "rev-parse", "--verify", "--quiet", each) for each in references]
     published = [tip for tip in tips if tip]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from random import Random
 
 BINS = 10
-"""Of a bettor's histogram, each of which starts with a count of one."""
+"""Bins in a bettor's histogram; each starts with a count of one."""
 BETTORS = 8
 
 

@@ -2,8 +2,8 @@
 
 Three things are compared with the version's calibration questions: how sure the student is, how
 many questions it passes on or abstains from, and how long they are. Each has a sequential test
-(firstkd/measure/exchangeability.py), which starts anew after so many questions. An alarm stays
-until as many have come without a reason for another.
+(firstkd/measure/exchangeability.py), which starts again after `serve.drift.questions` questions. An
+alarm stays until as many have come without a reason for another.
 """
 
 import asyncio
@@ -50,9 +50,9 @@ class State:
     compared: bool
     """False for a version of an earlier release, which kept no reference."""
     questions: int = 0
-    """Served since the test began anew."""
+    """Served since the test last began."""
     evidence: dict[str, float] = field(default_factory=dict)
-    """Of each thing compared, as a share of what raises an alarm."""
+    """How far each thing compared has come, as a share of what raises an alarm."""
     alarm: Alarm | None = None
 
 

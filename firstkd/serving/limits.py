@@ -1,6 +1,6 @@
 """What stands before the application: a body's size, a login, and the time a request may take.
 
-Without a login only this machine may ask, and by a name of its own: a web page that has had its
+Without a login only this machine may ask, and by its own name: a web page that has had its
 name lead here (DNS rebinding) is refused by its Host header.
 """
 

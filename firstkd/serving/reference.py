@@ -18,7 +18,7 @@ class Reference:
     confidence: list[float]
     """Calibrated, of the version."""
     characters: list[int]
-    """Of the prompt."""
+    """Length of the prompt."""
 
     @classmethod
     def of(cls, examples: Sequence[Example], confidence: Sequence[float]) -> Self:

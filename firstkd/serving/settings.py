@@ -78,7 +78,7 @@ class DriftSettings(Section):
     """The comparison of served questions with those that the version was calibrated on."""
 
     questions: Annotated[int, Field(ge=100)]
-    """After which the comparison starts anew."""
+    """After which the comparison starts again."""
     false_alarms: Open
     """Share of such comparisons, at most, that raise an alarm although nothing has changed."""
 

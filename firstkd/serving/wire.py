@@ -36,7 +36,7 @@ def question_id(question: str, choices: Sequence[str]) -> str:
 
 class Told(BaseModel):
     id: str
-    """Of the question and its choices, for corrections."""
+    """Digest of the question and its choices, for corrections."""
     route: Route
     """`answered`: by the student, at or above its threshold. `abstained`: below it, and nobody to
     pass it on to. `escalated`: by whom `by` names. `fallback`: it was passed on without success, so

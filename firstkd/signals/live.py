@@ -32,7 +32,7 @@ class Peer:
     def __init__(self, model: PreTrainedModel) -> None:
         self.vocabulary_size = vocabulary_size(model)
         self.shown: View | None = None
-        """Of the batch at hand, set by whoever runs the model."""
+        """The view of the current batch, set by whoever runs the model."""
 
     def view(self, batch: Batch) -> View:
         assert self.shown is not None and self.shown.batch is batch

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SAME = 1e-3
-"""Of the mean distance: questions that are closer are the same, and the direction from one to the
-other is rounding."""
+"""A share of the mean distance: questions that are closer are the same, and the direction from one
+to the other is rounding."""
 GAMMA = 0.4
-"""Of the Gaussian kernel (Peng et al. 2019, sec. 4.1)."""
+"""Width of the Gaussian kernel (Peng et al. 2019, sec. 4.1)."""
 
 
 def pooled(states_TH: Tensor, question_T: Tensor, questions: int) -> Tensor:
@@ -76,9 +76,9 @@ def huber(difference: Tensor) -> Tensor:
 
 class Form(NamedTuple):
     relations: Callable[[Tensor], Tensor]
-    """Of vectors [B, H]."""
+    """The relation of vectors [B, H]."""
     part: Callable[[Tensor], Tensor]
-    """Of the loss, from the difference of two relations."""
+    """The loss, from the difference of two relations."""
     entries: Callable[[int], int]
     """How many of B questions' relations can differ."""
 
