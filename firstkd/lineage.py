@@ -132,7 +132,7 @@ class Lineage:
         """Yield key, section and name of everything that is referred to."""
         for name, model in self._models.items():
             for other in model.init.models:
-                yield f"models.{name}.init.of", "models", other
+                yield f"models.{name}.init.{model.init.origin}", "models", other
             for term_name, term in (model.learn or {}).items():
                 if term.signal is not None:
                     yield f"models.{name}.learn.{term_name}.from", "signals", term.signal
@@ -143,13 +143,21 @@ class Lineage:
                 yield f"signals.{name}.of", "signals", other
 
     def _misfits(self) -> Iterator[tuple[str, str]]:
+        for name, model in self._models.items():
+            for other in model.init.models:
+                if self._models[other].init.is_served:
+                    served = f"{other!r} is behind a server, and no other model can be made of it"
+                    yield f"models.{name}.init.{model.init.origin}", served
         for name, signal in self._signals.items():
             if problem := signal.check(self._signals, self._models):
                 yield f"signals.{name}", problem
+            for other in signal.models:
+                if problem := self._models[other].init.cannot_show(signal):
+                    yield f"signals.{name}.of", f"{other!r} {problem}"
             for other in signal.signals:
                 if self._signals[other].is_live:
-                    problem = f"{other!r} is live: nothing is stored that could be combined"
-                    yield f"signals.{name}.of", problem
+                    live = f"{other!r} is live: nothing is stored that could be combined"
+                    yield f"signals.{name}.of", live
         for name, model in self._models.items():
             for term_name, term in (model.learn or {}).items():
                 if term.signal and (problem := term.misfit(self._signals[term.signal])):

@@ -156,6 +156,11 @@ class Settings(Section):
                     f"evaluate.models.{place}: {name!r} is not among models; "
                     f"allowed: {listed(set(self.models))}"
                 )
+            if self.models[name].init.is_served:
+                raise ValueError(
+                    f"evaluate.models.{place}: {name!r} is behind a server, and only signals can "
+                    "be read of it; leave it out"
+                )
         student = self.record.student
         if student not in self.evaluate.models:
             raise ValueError(

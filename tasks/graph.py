@@ -23,6 +23,8 @@ HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/:
 EVALUATE_KEYS = ("bootstrap_samples", "micro_batch_size", "micro_batch_tokens")
 LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
+ASKING = "tasks.served"
+"""What only the stages of signals depend on whose model is behind a server."""
 
 
 def render(settings: Settings) -> str:
@@ -178,13 +180,14 @@ def _signal(settings: Settings, node: Node) -> Stage:
     signal = settings.signals[name]
     inputs = [f"data/model/{of}" for of in signal.models]
     inputs += [f"data/signal/{of}" for of in signal.signals]
+    is_asked = any(settings.models[of].init.is_served for of in signal.models)
     examples = ["data/prepare/calibration.parquet", *map(str, learned_from(Path(), settings))]
     return Stage(
         f"signal-{name}",
         f"Keep the signal “{name}” of {', '.join([*signal.models, *signal.signals])}",
         f"python -m tasks.signal {name}",
         [f"signals.{name}", "capture", "prompt", "runtime"],
-        code_of(["tasks.signal", type(signal).__module__]),
+        code_of(["tasks.signal", type(signal).__module__], without=[] if is_asked else [ASKING]),
         inputs + examples,
         [f"data/signal/{name}"],
     )

@@ -25,7 +25,7 @@ from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.reproducibility import deterministic
 from firstkd.settings import Settings, load_settings
 from firstkd.signals.base import CapturedSignal, CombinedSignal
-from firstkd.signals.capture import Capture
+from firstkd.signals.capture import Capture, Shards
 from firstkd.signals.store import SignalStore, write_manifest, write_shard
 from firstkd.train.distributed import Ranks, join_ranks
 from tasks.code import code_sha256
@@ -72,18 +72,24 @@ def capture(
     identity: dict[str, Any],
     ranks: Ranks,
 ) -> None:
-    """Run the signal's model over both splits."""
+    """Run the signal's model over both splits, or ask it if it is behind a server."""
     (of,) = signal.models
-    tokenizer = load_tokenizer(model_folder(root, of))
-    model = load_model(model_folder(root, of), settings.capture.precision)
+    folder, splits = model_folder(root, of), files_of(root, settings)
+    tokenizer = load_tokenizer(folder)
     if signal.has_token_ids:
         identity = {**identity, "vocabulary": vocabulary_digest(tokenizer)}
-    run = Capture(signal, vocabulary_size(model), settings.capture, ranks)
-    splits = files_of(root, settings)
-    for split, files in splits.items():
-        examples = read_all(files)
-        questions = encode(examples, tokenizer, settings.prompt)
-        run.write(model, questions, [example_key(e) for e in examples], partial / split)
+    run: Shards
+    if settings.models[of].init.is_served:
+        from tasks.served import ask
+
+        run = ask(root, settings, signal, splits, partial, ranks)
+    else:
+        model = load_model(folder, settings.capture.precision)
+        run = Capture(signal, vocabulary_size(model), settings.capture, ranks)
+        for split, files in splits.items():
+            examples = read_all(files)
+            questions = encode(examples, tokenizer, settings.prompt)
+            run.write(model, questions, [example_key(e) for e in examples], partial / split)
     ranks.barrier()
     if ranks.is_first:
         for split in splits:

@@ -64,6 +64,7 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
         if ranks.is_first
         else f"[rank {ranks.rank}] %(message)s",
     )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs every request
     os.environ["DO_NOT_TRACK"] = "true"  # what a stage imports must not phone home
     # end through the context managers, which leave nothing half-written
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from firstkd.files import read_json_lines
 from firstkd.settings import load_settings
 from tasks import fetch, prepare
 from tasks.graph import stages_of
+from tests.openai_server import NAME, OpenAIServer, answering
 from tests.tiny import REPOSITORY, shrink, write_tiny_model, write_tiny_questions
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
@@ -68,14 +70,24 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def server(sources: Path) -> Iterator[OpenAIServer]:
+    """The tiny model, behind a server."""
+    with answering(OpenAIServer(sources / "model")) as found:
+        yield found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=named)
 def test_a_recipe_runs_from_its_sources_to_its_report(
-    path: Path, sources: Path, tmp_path: Path
+    path: Path, sources: Path, server: OpenAIServer, tmp_path: Path
 ) -> None:
     yaml = YAML()
     params = yaml.load(path)
     shrink(params)
+    for model in params["models"].values():
+        if model["init"]["kind"] == "server":
+            model["init"] |= {"url": server.url, "model": NAME}
     yaml.dump(params, tmp_path / "params.yaml")
     (tmp_path / "tasks").symlink_to(REPOSITORY / "tasks")  # the report's templates
     shutil.copytree(sources, tmp_path / "sources")

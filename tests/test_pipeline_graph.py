@@ -51,6 +51,17 @@ def everything(tmp_path: Path) -> Settings:
         "train": "finetune",
         "learn": {"gold_choice": {}, "pooled": {"kind": "choice_kl", "from": "pooled"}},
     }
+    params["models"]["served"] = {
+        "init": {
+            "kind": "server",
+            "url": "http://127.0.0.1:8000/v1",
+            "model": "large",
+            "fingerprint": "1",
+            "tokenizer": "base",
+            "ask": "letters",
+        }
+    }
+    params["signals"]["letters"] = {"kind": "choices", "of": "served"}
     params["signals"]["states"] = {"kind": "hidden_states", "of": "teacher"}
     params["models"]["follower"] = {
         "init": {"kind": "copy", "of": "start"},
@@ -182,6 +193,9 @@ def test_the_module_of_a_kind_is_a_dependency_of_exactly_the_stages_that_use_it(
     for name, signal in settings.signals.items():
         if isinstance(signal, kind) and not signal.is_live:
             using |= {f"signal-{name}", f"calibrate-{name}"}
+        inits_of = [settings.models[of].init for of in signal.models]
+        if any(isinstance(init, kind) and init.is_served for init in inits_of):
+            using.add(f"signal-{name}")  # which asks its model, where others load theirs
     assert using
     assert using == {stage.name for stage in stages_of(settings) if module in code(stage)}
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from firstkd.data.examples import Example, Turn
-from firstkd.data.rendering import Rendered, lettered
+from firstkd.data.rendering import Rendered, letter_question
 from firstkd.data.settings import ChatSettings
 from firstkd.errors import ArtifactError, DataValidationError
 
@@ -74,8 +74,7 @@ class ChatTemplate:
             return example.prompt, [example.response] if example.response else []
         if self.settings.choices == "cloze":
             return example.prompt, [*example.choices]
-        options, letters = lettered(example)
-        return f"{example.prompt}\n{options}\nAnswer with the letter of an option.", letters
+        return letter_question(example)
 
     def _pieces(self, name: str, roles: tuple[str, ...]) -> list[str]:
         """Return the template's texts and, between them, the numbers of the turns.

@@ -43,6 +43,15 @@ def render_plain(example: Example, choice_format: ChoiceFormat) -> Rendered:
     return Rendered(prompt, [f" {letter}" for letter in letters])
 
 
+def letter_question(example: Example) -> tuple[str, list[str]]:
+    """Return a question that a chat model answers with a letter, and the letters.
+
+    Raises ConfigError for more choices than letters.
+    """
+    options, letters = lettered(example)
+    return f"{example.prompt}\n{options}\nAnswer with the letter of an option.", letters
+
+
 def lettered(example: Example) -> tuple[str, list[str]]:
     """Return the options, a line each, and their letters."""
     choices = example.choices or ()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import httpx
 
 from firstkd.data.examples import Example
+from firstkd.openai.client import RefusedError, UnreadableReplyError
 from firstkd.serving.targets import EscalationError, Given, Target
 
 FAILURES = 5
@@ -75,7 +76,7 @@ class Escalation:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, EscalationError):
+    if isinstance(error, EscalationError | RefusedError | UnreadableReplyError):
         return str(error)
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return "time-out"

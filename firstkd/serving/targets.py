@@ -1,23 +1,20 @@
 """Who answers what a student passes on: a server elsewhere, or another registered model."""
 
-import json
-import math
 import os
 import re
-import string
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import httpx
-
 from firstkd.data.examples import Example
+from firstkd.data.rendering import letter_question
+from firstkd.errors import ConfigError
+from firstkd.openai.client import Client
+from firstkd.openai.letters import letter_masses, letter_request
 from firstkd.serving.batching import Batcher
 from firstkd.serving.settings import OpenAISettings, RegisteredSettings
 
 KEY = "FIRSTKD_ESCALATION_KEY"
 LARGEST_REPLY = 2**20
-TOP = 20
-"""Log-probabilities that OpenAI's interface gives at most."""
 
 
 class EscalationError(Exception):
@@ -59,21 +56,20 @@ class OpenAI:
     """A server with OpenAI's chat completions, asked for one letter."""
 
     settings: OpenAISettings
-    _client: httpx.AsyncClient = field(init=False)
+    _client: Client = field(init=False)
 
     def __post_init__(self) -> None:
-        key = os.environ.get(KEY)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.AsyncClient(
-            headers=headers, timeout=self.settings.timeout_seconds, follow_redirects=False
-        )
+        seconds = self.settings.timeout_seconds
+        self._client = Client(self.settings.url, os.environ.get(KEY), seconds, LARGEST_REPLY)
 
     async def ask(self, example: Example) -> Given:
-        choices = example.choices or ()
-        letters = string.ascii_uppercase[: len(choices)]
-        if len(choices) > len(letters):
-            raise EscalationError("more choices than letters")
-        reply = await self._post(_request(self.settings.model, example.prompt, choices))
+        try:
+            question, letters = letter_question(example)
+        except ConfigError as error:
+            raise EscalationError("more choices than letters") from error
+        messages = [{"role": "user", "content": question}]
+        request = letter_request(self.settings.model, messages)
+        reply = await self._client.post("chat/completions", request)
         try:
             [first, *_] = reply["choices"]
             text = first["message"]["content"]
@@ -85,42 +81,11 @@ class OpenAI:
             raise EscalationError("no letter in the reply")
         return Given(self.settings.model, index, _confidence(first, letters, index))
 
-    async def _post(self, request: dict[str, Any]) -> Any:
-        url = f"{self.settings.url.rstrip('/')}/chat/completions"
-        async with self._client.stream("POST", url, json=request) as response:
-            if response.status_code != 200:
-                raise EscalationError(f"status {response.status_code}")
-            body = b""
-            async for part in response.aiter_bytes():
-                body += part
-                if len(body) > LARGEST_REPLY:
-                    raise EscalationError("a reply too large")
-        try:
-            return json.loads(body)
-        except ValueError as error:
-            raise EscalationError("a reply that is not JSON") from error
-
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._client.close()
 
 
-def _request(model: str, question: str, choices: tuple[str, ...]) -> dict[str, Any]:
-    options = "".join(
-        f"\n{letter}. {choice}"
-        for letter, choice in zip(string.ascii_uppercase, choices, strict=False)
-    )
-    text = f"{question}{options}\nAnswer with the letter of the right answer alone."
-    return {
-        "model": model,
-        "messages": [{"role": "user", "content": text}],
-        "max_tokens": 4,  # some tokenizers spend one on a space
-        "temperature": 0,
-        "logprobs": True,
-        "top_logprobs": TOP,
-    }
-
-
-def _confidence(first: dict[str, Any], letters: str, index: int) -> float | None:
+def _confidence(first: dict[str, Any], letters: list[str], index: int) -> float | None:
     """Return the letter's share of the letters' probability, where the server gives it.
 
     At the token where the reply says its letter. It is as calibrated as that model is.
@@ -128,10 +93,7 @@ def _confidence(first: dict[str, Any], letters: str, index: int) -> float | None
     try:
         for token in first["logprobs"]["content"]:
             if token["token"].strip() == letters[index]:
-                mass = dict.fromkeys(letters, 0.0)
-                for each in token["top_logprobs"]:
-                    if (letter := each["token"].strip()) in mass:
-                        mass[letter] += math.exp(each["logprob"])
+                mass = letter_masses(token["top_logprobs"], letters)
                 return mass[letters[index]] / sum(mass.values())
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError):
         return None  # many servers give none, or in another shape

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from firstkd.models.settings import ModelSettings
     from firstkd.models.view import View
+    from firstkd.signals.asked import AskedTeacher
     from firstkd.signals.knowledge import Knowledge
     from firstkd.signals.live import Running
     from firstkd.signals.store import Layout, Records, SignalStore
@@ -134,6 +135,12 @@ class CapturedSignal(LiveSignal):
 
     def capture(self, view: "View", vocabulary_size: int) -> "Records":
         """Return the records of the batch's questions, in its order."""
+        raise NotImplementedError
+
+    def ask(
+        self, teacher: "AskedTeacher", examples: Sequence[Example], questions: Sequence[Question]
+    ) -> "Records":
+        """Return the records of questions that a model behind a server is asked."""
         raise NotImplementedError
 
 

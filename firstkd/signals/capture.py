@@ -1,14 +1,15 @@
-"""Capture a signal: forward passes of a model over examples, written shard by shard."""
+"""Capture a signal, shard by shard: by forward passes of a model, or by asking one elsewhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from firstkd.data.examples import Example, example_key
 from firstkd.data.packing import batches_by_length, pack, packed_length
 from firstkd.data.prompts import Question
 from firstkd.memory import memory_explained
@@ -16,19 +17,50 @@ from firstkd.models.scoring import ResponseScorer
 from firstkd.models.view import View
 from firstkd.signals.base import CapturedSignal
 from firstkd.signals.settings import CaptureSettings
-from firstkd.signals.store import Records, shard_path, write_manifest, write_shard
+from firstkd.signals.store import Layout, Records, shard_path, write_manifest, write_shard
 from firstkd.train.distributed import Ranks
+
+if TYPE_CHECKING:
+    from firstkd.signals.asked import AskedTeacher
 
 
 @dataclass(frozen=True)
-class Capture:
-    """Captures one signal of one model."""
+class Shards:
+    """The files of a store of one signal of one model: which are missing, and their manifest."""
 
     signal: CapturedSignal
     vocabulary_size: int
     """Size of the tokenizer's vocabulary, without rows that only pad the head."""
     settings: CaptureSettings
     ranks: Ranks
+
+    @property
+    def layout(self) -> Layout:
+        return self.signal.layout(self.vocabulary_size)
+
+    def missing(self, folder: Path, examples: int) -> list[tuple[int, slice]]:
+        """Return the shards that this rank has yet to write, with the examples in each.
+
+        Each rank writes every so-many-th shard; what was interrupted goes on.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        size = self.settings.shard_examples
+        return [
+            (number, slice(start, start + size))
+            for number, start in enumerate(range(0, examples, size))
+            if number % self.ranks.world_size == self.ranks.rank
+            and not shard_path(folder, number).exists()
+        ]
+
+    def finish(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Turn what all ranks have captured into a store: list each shard in its manifest."""
+        facts = self.signal.facts(self.vocabulary_size)
+        write_manifest(folder, self.layout, self.signal.kind, identity, **facts)
+
+
+@dataclass(frozen=True)
+class Capture(Shards):
+    """Captures one signal of one model that is here."""
 
     @memory_explained("while a signal was captured", "lower capture.micro_batch_tokens")
     @torch.inference_mode()
@@ -41,20 +73,12 @@ class Capture:
     ) -> None:
         """Write the shards of `folder`, each once: an interrupted capture resumes.
 
-        `keys` name the questions' examples. Each rank writes every so-many-th shard. Memory holds
-        one shard, whatever the number of examples.
+        `keys` name the questions' examples. Memory holds one shard, however many there are.
         """
-        layout, size = self.signal.layout(self.vocabulary_size), self.settings.shard_examples
         if not self.signal.needs.choices:
             questions = [question.gold_only() for question in questions]
         scorer = ResponseScorer(model, exact=True).eval()
-        folder.mkdir(parents=True, exist_ok=True)
-        shards = [
-            (number, slice(start, start + size))
-            for number, start in enumerate(range(0, len(questions), size))
-            if number % self.ranks.world_size == self.ranks.rank
-            and not shard_path(folder, number).exists()
-        ]
+        shards = self.missing(folder, len(questions))
         tokens = sum(packed_length(q) for _, part in shards for q in questions[part])
         title = f"capture {folder.name}"
         with tqdm(
@@ -62,7 +86,7 @@ class Capture:
         ) as progress:
             for number, part in shards:
                 records = self._shard(scorer, questions[part], progress)
-                write_shard(folder, number, layout, records, keys[part])
+                write_shard(folder, number, self.layout, records, keys[part])
 
     def _shard(
         self, scorer: ResponseScorer, questions: Sequence[Question], progress: Any
@@ -82,12 +106,27 @@ class Capture:
         counts[asked] = found.counts.long()
         return Records(found.columns, counts)
 
-    def finish(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Turn what all ranks have captured into a store: list each shard in its manifest."""
-        write_manifest(
-            folder,
-            self.signal.layout(self.vocabulary_size),
-            self.signal.kind,
-            identity,
-            **self.signal.facts(self.vocabulary_size),
-        )
+
+@dataclass(frozen=True)
+class AskedCapture(Shards):
+    """Captures one signal of one model that is elsewhere."""
+
+    def write(
+        self,
+        teacher: "AskedTeacher",
+        examples: Sequence[Example],
+        questions: Sequence[Question],
+        folder: Path,
+        after_shard: Callable[[], None],
+    ) -> None:
+        """Write the shards of `folder`, each once: what was interrupted goes on."""
+        shards = self.missing(folder, len(questions))
+        total = sum(len(questions[part]) for _, part in shards)
+        title = f"ask {folder.name}"
+        with tqdm(total=total, desc=title, unit="question", disable=not total) as progress:
+            for number, part in shards:
+                records = self.signal.ask(teacher, examples[part], questions[part])
+                keys = [example_key(example) for example in examples[part]]
+                write_shard(folder, number, self.layout, records, keys)
+                after_shard()
+                progress.update(len(keys))

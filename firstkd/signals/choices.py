@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from firstkd.models.settings import ModelSettings
     from firstkd.models.view import View
+    from firstkd.signals.asked import AskedTeacher
     from firstkd.signals.knowledge import Knowledge
     from firstkd.signals.store import Layout, Records
 
@@ -90,6 +91,11 @@ class Choices(OfChoices, CapturedSignal):
 
     def capture(self, view: "View", vocabulary_size: int) -> "Records":
         return choice_records(view.choice_scores_BC.log_softmax(-1))
+
+    def ask(
+        self, teacher: "AskedTeacher", examples: Sequence[Example], questions: Sequence[Question]
+    ) -> "Records":
+        return choice_records(teacher.choices(examples, questions))
 
 
 def choice_records(logprobs_BC: "Tensor") -> "Records":

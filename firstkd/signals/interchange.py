@@ -17,12 +17,9 @@ import torch
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file, atomic_folder
-from firstkd.signals.knowledge import Knowledge
 from firstkd.signals.store import SignalStore, write_manifest, write_shard
 from firstkd.signals.tokens import Tokens
-from firstkd.signals.top_k import packed, token_decisions
-
-Position = dict[int, float]
+from firstkd.signals.top_k import Position, knowledge_of_positions, packed, token_decisions
 
 
 def export_lines(store: SignalStore, path: Path) -> None:
@@ -75,7 +72,7 @@ def import_lines(
             for offset, question in enumerate(block):
                 where = f"{path}, line {start + offset + 1}"
                 found += _positions(where, lines[start + offset], question, vocabulary_size)
-            knowledge = _knowledge(found, signal.select.k, vocabulary_size)
+            knowledge = knowledge_of_positions(found, signal.select.k, vocabulary_size)
             records = packed(knowledge, torch.tensor([len(_response(q)) for q in block]))
             write_shard(temporary, number, layout, records, keys[start : start + shard_examples])
         facts = signal.facts(vocabulary_size)
@@ -119,25 +116,3 @@ def _positions(
                 f"{where}: probabilities that add up to {mass:.3g}; are they natural logarithms?"
             )
     return list(zip(read, response, strict=True))
-
-
-def _knowledge(
-    records: Sequence[tuple[Position, int]], top_k: int, vocabulary_size: int
-) -> Knowledge:
-    top_ids = torch.zeros(len(records), top_k, dtype=torch.int64)
-    top_logprobs = torch.full((len(records), top_k), -torch.inf, dtype=torch.float64)
-    gold = torch.full((len(records),), torch.nan)
-    for row, (position, right) in enumerate(records):
-        kept = sorted(position.items(), key=lambda item: (-item[1], item[0]))[:top_k]
-        top_ids[row, : len(kept)] = torch.tensor([token for token, _ in kept])
-        top_logprobs[row, : len(kept)] = torch.tensor([value for _, value in kept])
-        gold[row] = position.get(right, math.nan)
-    tail = (1 - top_logprobs.exp().sum(-1)).clamp_min(0)
-    return Knowledge(
-        top_ids=top_ids,
-        top_logprobs=top_logprobs.float(),
-        log_tail_mass=tail.log().float(),
-        gold_logprob=gold,
-        tail_bends=torch.empty(len(records), 0),
-        vocabulary_size=vocabulary_size,
-    )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from firstkd.models.view import View
+    from firstkd.signals.asked import AskedTeacher
     from firstkd.signals.knowledge import Knowledge
     from firstkd.signals.store import Layout, Records, SignalStore
 
@@ -83,6 +84,17 @@ class Tokens(CapturedSignal):
         from firstkd.signals.top_k import top_k_records
 
         return top_k_records(view, self.select.k, self.tail_nodes, vocabulary_size)
+
+    def ask(
+        self, teacher: "AskedTeacher", examples: Sequence[Example], questions: Sequence[Question]
+    ) -> "Records":
+        import torch
+
+        from firstkd.signals.top_k import knowledge_of_positions, packed
+
+        k, counts = self.select.k, torch.tensor([self.records_of(q) for q in questions])
+        found = teacher.positions(questions, k)
+        return packed(knowledge_of_positions(found, k, teacher.vocabulary_size), counts)
 
     def describe(self, store: "SignalStore") -> dict[str, Any]:
         """Return how much of the model's probability the top-1 … top-k hold, and the bytes."""

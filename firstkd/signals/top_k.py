@@ -3,6 +3,8 @@
 Ids take 16 bits, and 4 more for vocabularies above 65,536; log-probabilities are float16.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,6 +19,9 @@ from firstkd.signals.tail import bends
 
 BLOCK = 128
 """Neighbouring tokens of which only the largest is looked at first in the search for top-k."""
+
+Position = dict[int, float]
+"""Log-probabilities of tokens, by their ids."""
 
 
 def top_k_records(view: View, top_k: int, tail_nodes: int, vocabulary_size: int) -> Records:
@@ -131,3 +136,30 @@ def _top_k(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ids = torch.cat([ids, last.expand(len(ids), -1)], dim=1)
     values, where = candidates.topk(k)
     return values, ids.gather(1, where)
+
+
+def knowledge_of_positions(
+    records: Sequence[tuple[Position, int]], top_k: int, vocabulary_size: int
+) -> Knowledge:
+    """Return what others say of positions: their most probable tokens, each with the right one.
+
+    The rest of 1 is the tail's. Where the right token is not among those given, its probability
+    stays unknown (NaN).
+    """
+    top_ids = torch.zeros(len(records), top_k, dtype=torch.int64)
+    top_logprobs = torch.full((len(records), top_k), -torch.inf, dtype=torch.float64)
+    gold = torch.full((len(records),), torch.nan)
+    for row, (position, right) in enumerate(records):
+        kept = sorted(position.items(), key=lambda item: (-item[1], item[0]))[:top_k]
+        top_ids[row, : len(kept)] = torch.tensor([token for token, _ in kept])
+        top_logprobs[row, : len(kept)] = torch.tensor([value for _, value in kept])
+        gold[row] = position.get(right, math.nan)
+    tail = (1 - top_logprobs.exp().sum(-1)).clamp_min(0)
+    return Knowledge(
+        top_ids=top_ids,
+        top_logprobs=top_logprobs.float(),
+        log_tail_mass=tail.log().float(),
+        gold_logprob=gold,
+        tail_bends=torch.empty(len(records), 0),
+        vocabulary_size=vocabulary_size,
+    )

@@ -57,7 +57,56 @@ MUTUAL = {
 """Two models that learn from one another."""
 
 
+SERVED = {
+    "kind": "server",
+    "url": "http://127.0.0.1:8000/v1",
+    "model": "large",
+    "fingerprint": "1",
+    "tokenizer": "base",
+    "ask": "letters",
+}
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "tokens of a server that is asked for letters": (
+        {"models.served": {"init": SERVED}, "signals.tokens.of": "served"},
+        r"signals.tokens.of: 'served' is asked for letters alone; set its `ask` to texts",
+    ),
+    "tails of a server": (
+        {
+            "models.served": {"init": {**SERVED, "ask": "texts"}},
+            "signals.tokens.of": "served",
+            "signals.tokens.tail_nodes": 8,
+        },
+        r"signals.tokens.of: 'served' is behind a server, .* set tail_nodes to 0",
+    ),
+    "a live signal of a server": (
+        {
+            "models.served": {"init": SERVED},
+            "signals.choices": {"kind": "choices", "of": "served", "live": True},
+        },
+        r"signals.choices.of: 'served' is behind a server and cannot run in a training",
+    ),
+    "a student cut from a server": (
+        {"models.served": {"init": SERVED}, "models.start.init.of": "served"},
+        r"models.start.init.of: 'served' is behind a server, and no other model can be made of it",
+    ),
+    "a measured server": (
+        {"models.served": {"init": SERVED}, "evaluate.models": ["first", "served"]},
+        r"evaluate.models.1: 'served' is behind a server, and only signals can be read of it",
+    ),
+    "a server's tokenizer that is not there": (
+        {"models.served": {"init": {**SERVED, "tokenizer": "other"}}},
+        r"models.served.init.tokenizer: there is no 'other' among models",
+    ),
+    "a key in the settings": (
+        {"models.served": {"init": {**SERVED, "key": "sk-secret"}}},
+        r"models.served.init.key: not the name of an environment variable (?!.*sk-secret)",
+    ),
+    "a password in the settings": (
+        {"models.served": {"init": {**SERVED, "url": "http://me:secret@localhost/v1"}}},
+        r"models.served.init.url: holds a user or password(?!.*secret)",
+    ),
     "a model that is its own origin": (
         {"models.first.init": {"kind": "copy", "of": "first"}},
         r"a cycle: models.first → models.first; one of them must come first",

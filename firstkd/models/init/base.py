@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from firstkd.data.settings import PromptSettings
 from firstkd.section import Section
+
+if TYPE_CHECKING:
+    from firstkd.signals.base import Signal
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,19 @@ class Init(Section):
 
     cuts_layers: ClassVar[bool] = False
     """Whether it lacks layers of the model that it is made from."""
+    is_served: ClassVar[bool] = False
+    """Whether its weights are elsewhere, so that only stored signals can be of it."""
+    origin: ClassVar[str] = "of"
+    """The setting that names the model it is made from."""
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of the models that it is made from."""
+        """Names of the models that it is made from, or has the tokenizer of."""
         return ()
+
+    def cannot_show(self, signal: "Signal") -> str | None:
+        """Return why such a model cannot be asked for this signal, if so."""
+        return None
 
     def layers_of(self, present: int, key: str) -> int:
         """Return how many layers a model has that starts so, from one that has `present`.

@@ -7,8 +7,11 @@ from pydantic import Field
 from firstkd.models.init.copy import CopyInit
 from firstkd.models.init.narrow import NarrowInit
 from firstkd.models.init.prune import PruneInit
+from firstkd.models.init.server import ServerInit
 from firstkd.models.init.source import SourceInit
 
-KINDS = (SourceInit, CopyInit, PruneInit, NarrowInit)
+KINDS = (SourceInit, CopyInit, PruneInit, NarrowInit, ServerInit)
 
-AnyInit = Annotated[SourceInit | CopyInit | PruneInit | NarrowInit, Field(discriminator="kind")]
+AnyInit = Annotated[
+    SourceInit | CopyInit | PruneInit | NarrowInit | ServerInit, Field(discriminator="kind")
+]

@@ -1,0 +1,99 @@
+"""A model behind somebody's server: nothing of it is here, and only signals can be read of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from firstkd.models.init.base import Given, Init
+from firstkd.section import Name, Positive, Section, Weight
+
+if TYPE_CHECKING:
+    from firstkd.signals.base import Signal
+
+
+class PriceSettings(Section):
+    """What a million tokens cost, in a currency of your own."""
+
+    prompt: Weight
+    response: Weight
+
+
+class ServerInit(Init):
+    """A model of any server with OpenAI's interface, e.g. vLLM, SGLang, llama.cpp or a hosted one.
+
+    What decides its answers is url, model and fingerprint; the other settings say how it is asked.
+    """
+
+    kind: Literal["server"]
+    is_served: ClassVar[bool] = True
+    origin: ClassVar[str] = "tokenizer"
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+    """Up to and with its /v1."""
+    model: Annotated[str, Field(min_length=1)]
+    """Its name there."""
+    fingerprint: Annotated[str, Field(min_length=1)]
+    """What you know of its weights, such as a revision or a date: change it when they change, and
+    everything is asked again. A server does not say."""
+    tokenizer: Name
+    """A model here with the server's tokenizer; for letters, any will do."""
+    ask: Literal["letters", "texts"]
+    """`letters`: chat completions give the letter of a choice, on every server. `texts`: the server
+    scores choices and right answers as they stand, which takes log-probabilities of prompts."""
+    key: str = "FIRSTKD_TEACHER_KEY"
+    """Environment variable that holds the server's key, if it needs one."""
+    parallel: Positive = 16
+    """Requests under way at once."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    retries: Annotated[int, Field(ge=0)] = 6
+    """Further attempts at a request that the server is too busy for, or does not answer."""
+    price: PriceSettings | None = None
+
+    @field_validator("key")
+    @classmethod
+    def _key_is_a_name(cls, key: str) -> str:
+        if not (key.isidentifier() and key == key.upper()):  # it may be a key: do not repeat it
+            raise ValueError(
+                "not the name of an environment variable (capitals, digits, underscores); the key "
+                "itself belongs in that variable and nowhere else"
+            )
+        return key
+
+    @field_validator("url")
+    @classmethod
+    def _url_holds_no_password(cls, url: str) -> str:
+        if urlsplit(url).username is not None:
+            raise ValueError("holds a user or password; put the key in an environment variable")
+        return url
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.tokenizer,)
+
+    def cannot_show(self, signal: "Signal") -> str | None:
+        if signal.is_live:
+            return "is behind a server and cannot run in a training; store a signal of it"
+        if signal.has_token_ids and self.ask == "letters":
+            return "is asked for letters alone; set its `ask` to texts"
+        if signal.has_token_ids and signal.keeps_tails:
+            return "is behind a server, which says nothing of the tail; set tail_nodes to 0"
+        return None
+
+    def make(self, folder: Path, given: Given) -> None:
+        """Write what the server gives, and the tokenizer that questions are read with.
+
+        Raises ConfigError, SourceError or UnreachableError if it does not give what is asked.
+        """
+        from firstkd.files import write_json
+        from firstkd.models.folders import load_tokenizer
+        from firstkd.openai.gifts import SERVER, what_it_gives
+        from firstkd.openai.teacher import ServedModel
+
+        tokenizer = load_tokenizer(given.models[self.tokenizer])
+        tokenizer.save_pretrained(folder)
+        with ServedModel(self, tokenizer) as served:
+            gives = what_it_gives(served)
+        identity = {"url": self.url, "model": self.model, "fingerprint": self.fingerprint}
+        write_json(folder / SERVER, {**identity, "ask": self.ask, "gives": gives})

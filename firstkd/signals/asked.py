@@ -1,0 +1,110 @@
+"""What signals ask of a model behind a server."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstkd.data.examples import Example
+from firstkd.data.prompts import Question
+from firstkd.data.rendering import letter_question
+from firstkd.openai.letters import letter_logprobs, letter_request
+from firstkd.openai.prompt_scores import Scored, score_request, scores_in
+from firstkd.openai.teacher import ServedModel
+from firstkd.signals.top_k import Position
+
+FEW_LETTERS = 0.5
+"""Share of the probability: if the letters hold less on average, it does not answer by letter."""
+
+log = logging.getLogger(__name__)
+
+
+class AskedTeacher:
+    def __init__(
+        self,
+        served: ServedModel,
+        gives: Mapping[str, Any],
+        vocabulary_size: int,
+        system: str | None,
+    ) -> None:
+        """`gives` is what the server was found to give; `system` the prompt of each conversation
+        without one of its own, if any."""
+        self.served, self.gives, self.vocabulary_size = served, gives, vocabulary_size
+        self._system = system
+
+    def choices(self, examples: Sequence[Example], questions: Sequence[Question]) -> Tensor:
+        """Return log-probabilities [B, C] of each question's choices, −inf where it has none."""
+        pairs = [*zip(examples, questions, strict=True)]
+        deciding = [i for i, (_, question) in enumerate(pairs) if len(question.responses) > 1]
+        if "letters" in self.gives:
+            answers = self.served.ask_all([self._letters(examples[i]) for i in deciding])
+            found = [logprobs for logprobs, _ in answers]
+            self._warn_of_prose([mass for _, mass in answers])
+        else:
+            found = self.served.ask_all([self._texts(questions[i]) for i in deciding])
+        width = max(map(len, found), default=1)
+        logprobs_BC = torch.full((len(questions), width), -torch.inf)
+        for i, scores in zip(deciding, found, strict=True):
+            logprobs_BC[i, : len(scores)] = torch.tensor(scores).log_softmax(-1)
+        return logprobs_BC
+
+    def positions(self, questions: Sequence[Question], top: int) -> list[tuple[Position, int]]:
+        """Return the most probable tokens at each token of right responses, and that token."""
+        answered = [q.gold_only() for q in questions if q.gold is not None]
+        found = self.served.ask_all([self._scores(question, top) for question in answered])
+        return [
+            (position, token)
+            for question, (scored,) in zip(answered, found, strict=True)
+            for token, (_, position) in zip(question.responses[0], scored, strict=True)
+        ]
+
+    async def _letters(self, example: Example) -> tuple[list[float], float]:
+        text, letters = letter_question(example)
+        turns = [{"role": t.role, "content": t.content} for t in example.history or ()]
+        if self._system and not any(turn["role"] == "system" for turn in turns):
+            turns.insert(0, {"role": "system", "content": self._system})
+        request = letter_request(
+            self.served.init.model, [*turns, {"role": "user", "content": text}]
+        )
+
+        def read(reply: Any) -> tuple[list[float], float]:
+            return letter_logprobs(reply, letters)
+
+        return await self.served.ask("chat/completions", request, read, example.id)
+
+    async def _texts(self, question: Question) -> list[float]:
+        """Mean log-probability of each choice's tokens."""
+        return [fmean(own for own, _ in scored) for scored in await self._scores(question, 1)]
+
+    async def _scores(self, question: Question, top: int) -> list[list[Scored]]:
+        """The scores of each response's tokens."""
+        prompts = [[*question.prompt, *response] for response in question.responses]
+        way = self.gives["texts"]
+        request = score_request(self.served.init.model, prompts, way, top)
+
+        def read(reply: Any) -> list[list[Scored]]:
+            scores = scores_in(reply, prompts, way, self._ids if way == "echo" else {})
+            return [each[len(question.prompt) - 1 :] for each in scores]
+
+        return await self.served.ask("completions", request, read, question.id)
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        """Ids by the tokens' text, of those that share it with no other."""
+        texts = self.served.tokenizer.batch_decode([[i] for i in range(self.vocabulary_size)])
+        counted: dict[str, list[int]] = {}
+        for i, text in enumerate(texts):
+            counted.setdefault(text, []).append(i)
+        return {text: ids[0] for text, ids in counted.items() if len(ids) == 1}
+
+    def _warn_of_prose(self, masses: Sequence[float]) -> None:
+        if masses and (held := fmean(masses)) < FEW_LETTERS:
+            log.warning(
+                "%s: letters hold only %.1f %% of what %s answers; it does not answer by letter, "
+                "so its probabilities mean little",
+                *(self.served.init.url, 100 * held, self.served.init.model),
+            )
