@@ -69,6 +69,9 @@ def everything(tmp_path: Path) -> Settings:
         "learn": {
             "answers": {"kind": "hard_choice", "from": "choices"},
             "states": {"kind": "hidden", "from": "states", "layers": "kept"},
+            "edges": {"kind": "relation", "from": "states", "form": "distance"},
+            "change": {"kind": "flow", "from": "states", "form": "length"},
+            "attention": {"kind": "attention", "from": "states", "layers": "last", "heads": 8},
         },
     }
     for name, start, other in (("left", "start", "right"), ("right", "base", "left")):

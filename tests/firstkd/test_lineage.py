@@ -206,7 +206,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"models.first.learn.tokens: it compares tokens, but signals.choices is of choices",
     ),
     "a recalibration of what is not stored": (
-        {"signals.choices.live": True},
+        {
+            "signals.choices.live": True,
+            "models.first.learn.choices.recalibrate": "temperature",
+        },
         r"models.first.learn.choices: recalibrate: temperature cannot be fitted to signals.choices",
     ),
     "a pool of what is not stored": (

@@ -152,13 +152,16 @@ def test_what_could_change_unnoticed_must_be_pinned(tmp_path, source, message):
 
 def test_the_models_that_are_commented_out_are_valid(tmp_path):
     text = (REPOSITORY / "params.yaml").read_text()
-    commented = re.compile(r"^  # ((?:direct|mixed|hard):.*|  .*)$", re.MULTILINE)
+    commented = re.compile(r"^  # ((?:tempered|mixed|hard):.*|  .*)$", re.MULTILINE)
     (tmp_path / "params.yaml").write_text(commented.sub(r"  \1", text))
     settings = load_settings(tmp_path / "params.yaml")
     assert settings.models["mixed"].learn["choices"].gold_share == 0.5
-    for name in ("direct", "hard"):
-        terms = settings.models[name].learn.values()
-        assert {term.recalibration for term in terms} == {"none"}
+    recalibrated = {
+        name: {term.recalibration for term in settings.models[name].learn.values()}
+        for name in ("first", "tempered", "hard")
+    }
+    assert recalibrated["first"] - {None} == recalibrated["hard"] == {"none"}
+    assert recalibrated["tempered"] - {None} == {"temperature"}
 
 
 def test_a_missing_setting_is_named(tmp_path):
