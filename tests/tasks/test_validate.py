@@ -215,8 +215,11 @@ def test_layers_are_counted_along_the_models_that_are_made_from_each_other(proje
         ({"layers": [[1, 3]]}, r"states\.layers: there is no pair \[1, 3\]; .*0 to 2, .* to 2"),
         ({"layers": "kept", "from": "others"}, r"states\.layers: kept, but the student is not"),
         ({"layers": "kept"}, None),
-        ({"kind": "flow"}, r"states\.layers: a single place, but flow compares one place with"),
-        ({"kind": "attention", "layers": [[1, 0]]}, r"states\.layers: there is no pair \[1, 0\]"),
+        (
+            {"kind": "flow", "layers": [[1, 1]]},
+            r"states\.layers: a single place, but flow compares one place with",
+        ),
+        ({"kind": "attention", "layers": [[2, 0]]}, r"states\.layers: there is no pair \[2, 0\]"),
         ({"kind": "attention", "heads": 5}, r"states: heads: 5 heads .* the 32 numbers of q_proj"),
         ({"kind": "relation", "from": "choices"}, r"states.*: it compares states, but .*choices"),
     ],
