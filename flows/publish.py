@@ -4,8 +4,8 @@ from mlflow.entities.model_registry import ModelVersion
 
 from firstkd.errors import ConfigError
 from firstkd.git import git_state
+from firstkd.operation_settings import PublishSettings
 from firstkd.processes import OutputSink
-from firstkd.settings import PublishSettings
 from flows.project import Project
 from flows.registry import run_of
 from flows.workspace import Workspace

@@ -19,7 +19,8 @@ from prefect.states import Completed
 
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.notify import notify
-from firstkd.settings import RetrainSettings, load_settings
+from firstkd.operation_settings import RetrainSettings
+from firstkd.settings import load_settings
 from flows.conclude import Concluded, conclude
 from flows.dvc import Outcome, TransientStageError
 from flows.lock import check_lock

@@ -9,7 +9,7 @@ import pytest
 
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.git import GitError
-from firstkd.settings import PublishSettings
+from firstkd.operation_settings import PublishSettings
 from flows.project import Project
 from flows.publish import publish, publish_once
 from flows.record import record
