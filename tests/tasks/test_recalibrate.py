@@ -1,4 +1,4 @@
-"""A registered student fitted to newer questions: what is used, what is left out, what is told."""
+"""`firstkd recalibrate`: which answers it uses, which it leaves out, and what it reports."""
 
 import json
 import shutil
