@@ -153,15 +153,15 @@ def measure_memory(task: str) -> None:
     model = load_model(ROOT / "data/model/base", "bf16").eval()
     questions = [question.gold_only() for question in real_questions()]
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
-    before = _memory_mb("VmRSS")
+    before = memory_mb("VmRSS")
     if task == "usual":
         run_usual(model, questions)
     else:
         run_capture(model, questions)
-    print(_memory_mb("VmHWM") - before)
+    print(memory_mb("VmHWM") - before)
 
 
-def _memory_mb(name: str) -> float:
+def memory_mb(name: str) -> float:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
