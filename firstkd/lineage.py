@@ -78,6 +78,11 @@ class Lineage:
         return {name: signal for name, signal in self._signals.items() if not signal.is_live}
 
     @property
+    def recalibrated(self) -> dict[str, AnySignal]:
+        """Return the signals to which recalibrations are fitted."""
+        return {name: signal for name, signal in self._signals.items() if signal.is_recalibrated}
+
+    @property
     def roots(self) -> list[str]:
         """Return the models that are made from no other."""
         return [name for name, model in self._models.items() if not model.init.models]

@@ -16,7 +16,7 @@ from firstkd.section import Precision
 from firstkd.settings import Settings
 from firstkd.signals.base import LiveSignal, Pairs
 from firstkd.signals.live import Peer, Watched
-from firstkd.signals.target import Source
+from firstkd.signals.target import Source, StoredStates
 from firstkd.terms.base import Pairing, Term
 from firstkd.train.player import Player, Players
 from tasks.layout import before_training, model_folder
@@ -69,10 +69,15 @@ def make_player(
         terms = settings.models[name].learn
         assert terms is not None
         beside = {term: found.modules for term, found in live[name].items()}
+        states = {term: s for term, s in stored[name].items() if isinstance(s, StoredStates)}
+        for term, source in states.items():
+            widths = network.config.hidden_size, source.width
+            beside[term] = fresh_modules(settings, terms[term], 1, widths)
         sources = {**stored[name], **sources_from(frozen, live[name])}
         places = seen(live, name) | dict.fromkeys(
             ours for found in live[name].values() for ours, _ in found.pairs
         )
+        places |= dict.fromkeys(source.place for source in states.values())
         players[name] = Player(network, terms, sources, beside, [*places])
         between[name] = sources_from(peers, live[name])
     if len(players) == 1:
@@ -97,10 +102,18 @@ def open_live(root: Path, settings: Settings, name: str, tokenizer: Any) -> Live
             )
         pairing = pairing_of(root, settings, name, signal.of)
         pairs = term.pairs(pairing, key)
-        with torch.random.fork_rng():  # the same start, whatever was drawn while models were loaded
-            torch.manual_seed(settings.runtime.seed)
-            opened[term_name] = Live(signal, pairs, term.modules(len(pairs), pairing.widths))
+        modules = fresh_modules(settings, term, len(pairs), pairing.widths)
+        opened[term_name] = Live(signal, pairs, modules)
     return opened
+
+
+def fresh_modules(
+    settings: Settings, term: Term, pairs: int, widths: tuple[int, int]
+) -> nn.ModuleList:
+    """Return what is trained for a term: the same, whatever was drawn while models were loaded."""
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.runtime.seed)
+        return term.modules(pairs, widths)
 
 
 def pairing_of(root: Path, settings: Settings, name: str, other: str) -> Pairing:

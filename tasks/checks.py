@@ -78,7 +78,7 @@ class Checks:
 
     def _recalibrate(self, root: str, questions: Sequence[Question]) -> None:
         lineage = self._settings.lineage
-        for name, signal in lineage.stored.items():
+        for name, signal in lineage.recalibrated.items():
             if lineage.root(lineage.read_with(name)) == root:
                 self._decided[name] += sum(signal.decisions_of(q) > 0 for q in questions)
 

@@ -96,7 +96,8 @@ def stages_of(settings: Settings) -> Iterator[Stage]:
             trained |= {*peers}
         elif node.name in settings.lineage.stored:
             yield _signal(settings, node)
-            yield _calibrate(settings, node.name)
+            if node.name in settings.lineage.recalibrated:
+                yield _calibrate(settings, node.name)
     for name in settings.evaluate.models:
         yield _evaluate(name)
     yield _report(settings)
@@ -166,6 +167,8 @@ def _model_reads(settings: Settings, name: str) -> tuple[list[str], list[str], l
         kinds.append(type(settings.signals[term.signal]).__module__)
         if term.signal in settings.lineage.stored:
             inputs.append(f"data/signal/{term.signal}/train")
+            if term.signal not in settings.lineage.recalibrated:
+                continue
             inputs.append(f"data/calibrate/{term.signal}/{term.recalibration}.json")
         else:
             params.append(f"signals.{term.signal}")

@@ -75,7 +75,7 @@ def check_signals(settings: Settings, decided: Mapping[str, int], questions: int
 
     `decided` is how many of the `questions` have what the signal decides, by its name.
     """
-    for name, signal in settings.lineage.stored.items():
+    for name, signal in settings.lineage.recalibrated.items():
         if decided[name] < MIN_DECIDED:
             raise ConfigError(
                 f"params.yaml: signals.{name}: {decided[name]} of {questions:,} questions of "

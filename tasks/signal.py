@@ -85,7 +85,8 @@ def capture(
         run = ask(root, settings, signal, splits, partial, ranks)
     else:
         model = load_model(folder, settings.capture.precision)
-        run = Capture(signal, vocabulary_size(model), settings.capture, ranks)
+        width = model.config.hidden_size
+        run = Capture(signal, vocabulary_size(model), settings.capture, ranks, width)
         for split, files in splits.items():
             examples = read_all(files)
             questions = encode(examples, tokenizer, settings.prompt)

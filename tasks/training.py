@@ -17,7 +17,7 @@ from firstkd.data.examples import Example, example_key, read_all
 from firstkd.data.prompts import Question, encode
 from firstkd.errors import ConfigError
 from firstkd.files import atomic_folder, read_json, sha256_of, write_json, write_json_lines
-from firstkd.models.folders import load_tokenizer, precision_here, save_model
+from firstkd.models.folders import load_tokenizer, precision_here, read_config, save_model
 from firstkd.models.init.base import Given
 from firstkd.models.lora import add_lora
 from firstkd.models.settings import ModelSettings
@@ -25,7 +25,7 @@ from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.recalibration.table import from_json
 from firstkd.settings import Settings
 from firstkd.signals.store import SignalStore
-from firstkd.signals.target import Stored
+from firstkd.signals.target import Stored, StoredStates
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import deepspeed_config, load_to_train
 from firstkd.train.loop import train
@@ -33,6 +33,7 @@ from firstkd.train.plan import training_plan
 from tasks.beside import live_signals, make_player
 from tasks.code import code_sha256
 from tasks.layout import (
+    before_training,
     log_folder,
     model_folder,
     recalibration_file,
@@ -59,7 +60,7 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
     }
     # of the whole questions, whatever a model needs of them: all models see the same batches
     plan = training_plan(questions, training, settings.runtime.seed)
-    if not any(model.needs.choices for model in models.values()):
+    if not any(needs_choices(settings, model) for model in models.values()):
         questions = [question.gold_only() for question in questions]
     stage = f"model-{'-'.join(names)}"
     inputs = [*starts.values(), *given.examples]
@@ -101,6 +102,12 @@ def material(
     return [examples[i] for i in useful], [questions[i] for i in useful]
 
 
+def needs_choices(settings: Settings, model: ModelSettings) -> bool:
+    """Whether its terms compare choices, or learn from states stored of the whole questions."""
+    signals = [settings.signals[name] for name in model.signals]
+    return model.needs.choices or any(s.needs.choices for s in signals if not s.is_live)
+
+
 def decided_by(settings: Settings, models: Mapping[str, ModelSettings]) -> list[Any]:
     """Return the settings that decide what models become."""
     (section,) = {model.train for model in models.values()}
@@ -118,6 +125,8 @@ def inputs_of(root: Path, settings: Settings, name: str) -> Iterable[Path]:
             continue
         if term.signal in settings.lineage.stored:
             yield signal_folder(root, term.signal, "train")
+            if term.signal not in settings.lineage.recalibrated:
+                continue
             yield recalibration_file(root, term.signal, term.recalibration)
         else:
             yield from run_beside(root, settings, name, term.signal)
@@ -130,13 +139,13 @@ def open_sources(
     examples: Sequence[Example],
     questions: Sequence[Question],
     tokenizer: Any,
-) -> dict[str, Stored]:
+) -> dict[str, Stored | StoredStates]:
     """Open what each term of a model is to match, by the term's name.
 
     Raises ConfigError if ids of another tokenizer would be compared, and ArtifactError for a store
     of other examples.
     """
-    found = {}
+    found: dict[str, Stored | StoredStates] = {}
     keys, ids = [example_key(example) for example in examples], [e.id for e in examples]
     for term_name, term in (settings.models[name].learn or {}).items():
         if term.signal not in settings.lineage.stored or term.recalibration is None:
@@ -149,9 +158,13 @@ def open_sources(
                 f"token ids of another tokenizer than {name}'s; learn from a signal of choices, "
                 "whose texts mean the same to both"
             )
-        fitted = read_json(recalibration_file(root, term.signal, term.recalibration))
         positions = store.positions(keys, ids)
         store.check_counts(positions, [signal.records_of(q) for q in questions], ids)
+        if not signal.is_recalibrated:
+            depth = read_config(before_training(root, settings, name, name)).num_hidden_layers
+            found[term_name] = StoredStates(store, positions, depth)
+            continue
+        fitted = read_json(recalibration_file(root, term.signal, term.recalibration))
         found[term_name] = Stored(signal, store, from_json(fitted), positions)
     return found
 

@@ -95,7 +95,8 @@ def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Any]) -> None:
         for term_name, term in (model.learn or {}).items():
             if term.signal is None:
                 continue
-            if not term.asks_ids and term.signal in settings.lineage.stored:
+            means_tokens = term.asks_ids or term.decides == "state"
+            if not means_tokens and term.signal in settings.lineage.stored:
                 continue
             other = settings.lineage.root(settings.lineage.read_with(term.signal))
             if vocabulary_digest(tokenizers[own]) != vocabulary_digest(tokenizers[other]):

@@ -74,6 +74,12 @@ def everything(tmp_path: Path) -> Settings:
             "attention": {"kind": "attention", "from": "states", "layers": "last", "heads": 8},
         },
     }
+    params["signals"]["kept"] = {"kind": "hidden_states", "of": "teacher", "live": False}
+    params["models"]["reader"] = {
+        "init": {"kind": "copy", "of": "start"},
+        "train": "finetune",
+        "learn": {"states": {"kind": "hidden", "from": "kept"}},
+    }
     for name, start, other in (("left", "start", "right"), ("right", "base", "left")):
         params["models"][name] = {
             "init": {"kind": "copy", "of": start},
@@ -93,6 +99,13 @@ def test_a_live_signal_has_no_stage_and_its_model_is_read_by_the_training(tmp_pa
     assert {"data/model/teacher", "data/model/start"} <= set(deps)
     assert not [dep for dep in deps if "states" in dep and not dep.endswith(".py")]
     assert "signals.states" in stages["model-follower"].params
+
+
+def test_stored_states_have_a_stage_and_nothing_that_recalibrates_them(tmp_path):
+    stages = {stage.name: stage for stage in stages_of(everything(tmp_path))}
+    assert "signal-kept" in stages and "calibrate-kept" not in stages
+    deps = stages["model-reader"].entry()["deps"]
+    assert "data/signal/kept/train" in deps and "data/model/teacher" not in deps
 
 
 def code(stage: Any) -> set[str]:
@@ -195,7 +208,8 @@ def test_the_module_of_a_kind_is_a_dependency_of_exactly_the_stages_that_use_it(
     }
     for name, signal in settings.signals.items():
         if isinstance(signal, kind) and not signal.is_live:
-            using |= {f"signal-{name}", f"calibrate-{name}"}
+            using |= {f"signal-{name}"}
+            using |= {f"calibrate-{name}"} if signal.is_recalibrated else set()
         inits_of = [settings.models[of].init for of in signal.models]
         if any(isinstance(init, kind) and init.is_served for init in inits_of):
             using.add(f"signal-{name}")  # which asks its model, where others load theirs

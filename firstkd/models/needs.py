@@ -22,6 +22,8 @@ class Needs:
 
     choices: bool = False
     """The scores of all of a question's choices, not of its right response alone."""
+    states: bool = False
+    """What leaves the final norm at each token, not at the supervised ones alone."""
 
     def __or__(self, other: "Needs") -> Self:
-        return type(self)(choices=self.choices or other.choices)
+        return type(self)(self.choices or other.choices, self.states or other.states)

@@ -36,9 +36,10 @@ class Signal(Section):
     kind: str
     needs: ClassVar[Needs] = Needs()
     decides: ClassVar[str]
-    """`token`: the next token at a response token; `choice`: the answer to a question."""
+    """`token`: the next token at a response token; `choice`: the answer to a question; `state`:
+    nothing, it is what a model makes of each token."""
     has_token_ids: ClassVar[bool] = False
-    """Whether its records hold ids, which mean something to one tokenizer only."""
+    """Whether its records hold ids, or are of tokens: they mean something to one tokenizer only."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -56,6 +57,11 @@ class Signal(Section):
         return False
 
     @property
+    def is_recalibrated(self) -> bool:
+        """Whether it leaves decisions to which recalibrations can be fitted."""
+        return not self.is_live and self.decides != "state"
+
+    @property
     def keeps_tails(self) -> bool:
         """Whether what lies outside the candidates, if anything does, can be tempered exactly."""
         return True
@@ -66,7 +72,8 @@ class Signal(Section):
         """Return what is wrong with the signals and models it is made from, if anything."""
         return None
 
-    def layout(self, vocabulary_size: int) -> "Layout":
+    def layout(self, vocabulary_size: int, hidden_size: int = 0) -> "Layout":
+        """Return the columns of its store; what has no hidden states needs no size of them."""
         raise NotImplementedError
 
     def facts(self, vocabulary_size: int) -> dict[str, Any]:
@@ -119,7 +126,7 @@ class LiveSignal(Signal):
 
 
 class CapturedSignal(LiveSignal):
-    """A signal of decisions, that can be stored as well."""
+    """A signal that can be stored as well."""
 
     live: bool = False
     """Whether to run the model in each training instead of storing what it says."""

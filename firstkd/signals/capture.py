@@ -33,10 +33,12 @@ class Shards:
     """Size of the tokenizer's vocabulary, without rows that only pad the head."""
     settings: CaptureSettings
     ranks: Ranks
+    hidden_size: int = 0
+    """Width of the model's hidden states; a signal without any needs none."""
 
     @property
     def layout(self) -> Layout:
-        return self.signal.layout(self.vocabulary_size)
+        return self.signal.layout(self.vocabulary_size, self.hidden_size)
 
     def missing(self, folder: Path, examples: int) -> list[tuple[int, slice]]:
         """Return the shards that this rank has yet to write, with the examples in each.
@@ -92,17 +94,21 @@ class Capture(Shards):
         self, scorer: ResponseScorer, questions: Sequence[Question], progress: Any
     ) -> Records:
         """Return the records of the questions, in their order; none where nothing is answered."""
-        asked = [i for i, question in enumerate(questions) if question.responses]
+        asked = [i for i, question in enumerate(questions) if self.signal.records_of(question)]
+        counts = torch.zeros(len(questions), dtype=torch.int64)
+        if not asked:
+            return Records.empty(self.layout, counts)
         parts, order = [], []
+        places = [scorer.depth] if self.signal.needs.states else []
         size, tokens = self.settings.micro_batch_size, self.settings.micro_batch_tokens
         for within in batches_by_length([questions[i] for i in asked], size, tokens):
             index = [asked[i] for i in within]
             batch = pack(questions, index).to(scorer.head.weight.device)
-            parts.append(self.signal.capture(View(scorer, batch), self.vocabulary_size))
+            view = View(scorer, batch, places=places)
+            parts.append(self.signal.capture(view, self.vocabulary_size))
             order += index
             progress.update(sum(packed_length(questions[i]) for i in index))
         found = Records.concatenate(parts).reordered(torch.tensor(order).argsort())
-        counts = torch.zeros(len(questions), dtype=torch.int64)
         counts[asked] = found.counts.long()
         return Records(found.columns, counts)
 

@@ -29,7 +29,7 @@ class OfChoices(Signal):
 
     decides: ClassVar[str] = "choice"
 
-    def layout(self, vocabulary_size: int) -> "Layout":
+    def layout(self, vocabulary_size: int, hidden_size: int = 0) -> "Layout":
         import torch
 
         from firstkd.signals.store import Column

@@ -1,32 +1,48 @@
-"""The signal `hidden_states`: what a model makes of each token on the way through its layers.
-
-H numbers a token and layer are too many to store, so its model always runs in the training.
-"""
+"""The signal `hidden_states`: what a model makes of each token on the way through its layers."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from firstkd.signals.base import LiveSignal, Pairs
+from firstkd.data.prompts import Question
+from firstkd.models.needs import Needs
+from firstkd.signals.base import CapturedSignal, Pairs
 
 if TYPE_CHECKING:
+    from firstkd.models.view import View
     from firstkd.signals.live import Running
-    from firstkd.signals.store import Layout
+    from firstkd.signals.store import Layout, Records
     from firstkd.signals.target import Source
 
 
-class HiddenStates(LiveSignal):
+class HiddenStates(CapturedSignal):
+    """Live, it shows every layer. Stored, it is what leaves the final norm: 2 H bytes a token of
+    all prompts and responses, which is why it is live unless told otherwise."""
+
     kind: Literal["hidden_states"]
+    needs: ClassVar[Needs] = Needs(choices=True, states=True)
     decides: ClassVar[str] = "state"
+    has_token_ids: ClassVar[bool] = True
 
-    live: Literal[True] = True
+    live: bool = True
 
-    @property
-    def is_live(self) -> bool:
-        return True
+    def layout(self, vocabulary_size: int, hidden_size: int = 0) -> "Layout":
+        import torch
 
-    def layout(self, vocabulary_size: int) -> "Layout":
-        return {}
+        from firstkd.signals.store import Column
+
+        return {"state": Column(torch.bfloat16, hidden_size)}
 
     def source(self, watched: "Running", pairs: Pairs) -> "Source":
         from firstkd.signals.live import LiveStates
 
         return LiveStates(watched, tuple(pairs))
+
+    def capture(self, view: "View", vocabulary_size: int) -> "Records":
+        from firstkd.signals.store import Records
+
+        states_TH = view.states(view.scorer.depth)
+        return Records({"state": states_TH.cpu()}, view.batch.is_token_BL.sum(-1).cpu())
+
+    def records_of(self, question: Question) -> int:
+        from firstkd.data.packing import packed_length
+
+        return packed_length(question)

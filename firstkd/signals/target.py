@@ -48,6 +48,28 @@ def target_of(decisions: Knowledge, probabilities: Tensor, batch: Batch) -> Targ
 
 
 @dataclass(frozen=True)
+class StoredStates:
+    """Hidden states behind the final norm, whose records lie in a store."""
+
+    store: SignalStore
+    positions_Q: Tensor
+    """Where each training question's example is in the store."""
+    place: Place
+    """The student's, that is compared with them."""
+
+    @property
+    def width(self) -> int:
+        width = self.store.layout["state"].width
+        assert width is not None
+        return width
+
+    def of(self, batch: Batch) -> States:
+        records = self.store.of_examples(self.positions_Q[batch.index_B.cpu()])
+        states_TH = records.columns["state"].to(batch.input_ids_BL.device)
+        return States([(self.place, states_TH)])
+
+
+@dataclass(frozen=True)
 class Stored:
     """A signal whose records lie in a store."""
 

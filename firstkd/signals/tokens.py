@@ -51,7 +51,7 @@ class Tokens(CapturedSignal):
     def keeps_tails(self) -> bool:
         return self.tail_nodes > 0
 
-    def layout(self, vocabulary_size: int) -> "Layout":
+    def layout(self, vocabulary_size: int, hidden_size: int = 0) -> "Layout":
         """Raise ConfigError for a vocabulary that is too large, or smaller than what is kept."""
         import torch
 

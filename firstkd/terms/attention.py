@@ -6,7 +6,7 @@ from firstkd.data.prompts import Question
 from firstkd.errors import ConfigError
 from firstkd.models.needs import Projection
 from firstkd.section import Positive
-from firstkd.signals.base import Pairs
+from firstkd.signals.base import Pairs, Signal
 from firstkd.terms.base import Pairing, SignalTerm, Sum
 from firstkd.terms.places import LayerMap
 
@@ -38,6 +38,11 @@ class Attention(SignalTerm):
     heads: Positive = 8
     """Relation heads, that queries, keys and values are split into alike, whatever the models'
     own numbers of heads (also of grouped queries) are; d is a relation head's width."""
+
+    def misfit(self, signal: Signal) -> str | None:
+        if not signal.is_live:
+            return f"signals.{self.from_} is stored and holds no attention; set live: true there"
+        return super().misfit(signal)
 
     def pairs(self, pairing: Pairing, key: str) -> Pairs:
         return [

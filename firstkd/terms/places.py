@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from firstkd.errors import ConfigError
-from firstkd.signals.base import Pairs
+from firstkd.signals.base import Pairs, Signal
 from firstkd.terms.base import Pairing, SignalTerm
 
 Place = Annotated[int, Field(ge=0)]
@@ -32,6 +32,14 @@ class StatesTerm(SignalTerm):
     """`last`: behind the final norm. `kept`: for a student that has lost layers, also where each
     layer but the first begins, which the other model has, too. `uniform`: behind each layer, at
     the same share of the depth. Or pairs of places, the student's and the other's."""
+
+    def misfit(self, signal: Signal) -> str | None:
+        if not signal.is_live and self.layers != "last":
+            return (
+                f"layers: signals.{self.from_} is stored and holds what leaves the final norm "
+                "alone; set layers: last, or live: true there"
+            )
+        return super().misfit(signal)
 
     def pairs(self, pairing: Pairing, key: str) -> Pairs:
         ours, theirs = end = pairing.layers

@@ -223,9 +223,27 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"models.first.learn.states": {"kind": "hidden", "from": "choices"}},
         r"models.first.learn.states: it compares states, but signals.choices is of choices",
     ),
-    "hidden states that are to be stored": (
-        {"signals.states": {"kind": "hidden_states", "of": "teacher", "live": False}},
-        r"signals.states.live: False is not allowed",
+    "stored hidden states of other layers than the last": (
+        {
+            "signals.states": {"kind": "hidden_states", "of": "teacher", "live": False},
+            "models.first.learn.states": {"kind": "hidden", "from": "states", "layers": "uniform"},
+        },
+        r"models.first.learn.states: layers: signals.states is stored and holds what leaves the "
+        r"final norm alone; set layers: last, or live: true there",
+    ),
+    "attention that is stored": (
+        {
+            "signals.states": {"kind": "hidden_states", "of": "teacher", "live": False},
+            "models.first.learn.attention": {"kind": "attention", "from": "states"},
+        },
+        r"models.first.learn.attention: signals.states is stored and holds no attention; set live",
+    ),
+    "hidden states pooled with others": (
+        {
+            "signals.states": {"kind": "hidden_states", "of": "teacher", "live": False},
+            "signals.pooled": {"kind": "mean", "of": ["choices", "states"]},
+        },
+        r"signals.pooled: of: 'states' is of states; only signals of choices can be combined",
     ),
     "tails that are not kept": (
         {"models.first.learn.tokens.recalibrate": "vocabulary_temperature"},

@@ -180,6 +180,24 @@ def test_open_text_is_learned_from_tokens_alone(project: Path) -> None:
     assert (project / "data/model/first/model.safetensors").exists()
 
 
+def test_stored_states_teach_what_live_ones_do(project: Path) -> None:
+    taught(project)
+    states = {"kind": "hidden_states", "of": "teacher"}
+    terms = {"right": {"kind": "gold_choice"}, "states": {"kind": "hidden", "from": "states"}}
+    change(project, "models", "first", "learn", to=terms)
+    change(project, "signals", "states", to=states)
+    model.main(project, "first")
+    curves = [read_json_lines(project / "data/model/first/training.jsonl")]
+    change(project, "signals", "states", to={**states, "live": False})
+    signal.main(project, "states")
+    shutil.rmtree(project / "data/model/teacher")  # which the training no longer needs
+    model.main(project, "first")
+    curves.append(read_json_lines(project / "data/model/first/training.jsonl"))
+    live, stored = ([point["states"] for point in curve] for curve in curves)
+    assert stored == pytest.approx(live, rel=1e-2)  # bfloat16 instead of float32
+    assert min(stored) > 1e-4
+
+
 def test_a_signal_of_other_data_is_refused(project: Path) -> None:
     taught(project)
     write_data(project, CHOICES[:3])

@@ -75,6 +75,8 @@ class ServerInit(Init):
     def cannot_show(self, signal: "Signal") -> str | None:
         if signal.is_live:
             return "is behind a server and cannot run in a training; store a signal of it"
+        if signal.decides == "state":
+            return "is behind a server, which shows no hidden states"
         if signal.has_token_ids and self.ask == "letters":
             return "is asked for letters alone; set its `ask` to texts"
         if signal.has_token_ids and signal.keeps_tails:

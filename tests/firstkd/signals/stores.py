@@ -11,6 +11,7 @@ from firstkd.data.prompts import Question
 from firstkd.signals.base import CapturedSignal
 from firstkd.signals.capture import Capture
 from firstkd.signals.choices import Choices, choice_records
+from firstkd.signals.hidden_states import HiddenStates
 from firstkd.signals.knowledge import Knowledge
 from firstkd.signals.settings import CaptureSettings
 from firstkd.signals.store import Records, SignalStore, write_manifest, write_shard
@@ -21,6 +22,7 @@ from firstkd.train.distributed import Ranks
 VOCABULARY = 400
 """Of the tiny model."""
 CHOICES = Choices(kind="choices", of="m")
+STATES = HiddenStates(kind="hidden_states", of="m", live=False)
 TOKENS = Tokens(kind="tokens", of="m", select={"kind": "top_k", "k": 5})
 
 
@@ -36,7 +38,7 @@ def capture_into(
         precision="fp32", micro_batch_size=2, micro_batch_tokens=8192, shard_examples=2
     )
     for each in ranks:
-        run = Capture(signal, VOCABULARY, settings, each)
+        run = Capture(signal, VOCABULARY, settings, each, model.config.hidden_size)
         run.write(model, questions, range(len(questions)), folder)
     run.finish(folder, {})
     return SignalStore(folder)

@@ -11,6 +11,7 @@ from firstkd.signals.top_k import _top_k
 from firstkd.train.distributed import Ranks
 from tests.firstkd.signals.stores import (
     CHOICES,
+    STATES,
     TOKENS,
     VOCABULARY,
     capture_into,
@@ -23,6 +24,7 @@ QUESTIONS = [
     Question("b", [5, 9], [[20, 21, 22, 23], [24]], 0),
 ]
 BOTH = pytest.mark.parametrize("signal", [TOKENS, CHOICES], ids=lambda signal: signal.kind)
+ALL = pytest.mark.parametrize("signal", [TOKENS, CHOICES, STATES], ids=lambda signal: signal.kind)
 
 
 @pytest.fixture
@@ -72,6 +74,31 @@ def test_choice_decisions_are_the_softmax_of_mean_log_probabilities(model, tmp_p
     assert together.top_logprobs[0, 2] == -torch.inf  # the question has two
 
 
+def test_hidden_states_are_those_of_every_prompt_and_response(model, tmp_path):
+    store = capture_into(tmp_path, STATES, model, QUESTIONS)
+    for number, question in enumerate(QUESTIONS):
+        texts = [question.prompt + response for response in question.responses]
+        with torch.inference_mode():
+            states = [model.base_model(torch.tensor([ids])).last_hidden_state[0] for ids in texts]
+        start = len(question.prompt)
+        expected = torch.cat([states[0][:start], *(each[start:] for each in states)])
+        found = store.of_examples(torch.tensor([number]))
+        assert found.counts.tolist() == [STATES.records_of(question)] == [len(expected)]
+        # within the eight bits of bfloat16
+        torch.testing.assert_close(found.columns["state"].float(), expected, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("signal", [TOKENS, STATES], ids=lambda signal: signal.kind)
+def test_a_shard_of_questions_that_nobody_has_answered(model, tmp_path, signal):
+    unanswered = [Question(name, [5, 6], [[7], [8, 9]], None) for name in "ab"]
+    store = capture_into(tmp_path, signal, model, [*QUESTIONS[:2], *unanswered])
+    expected = [signal.records_of(question) for question in [*QUESTIONS[:2], *unanswered]]
+    assert store.whole().counts.tolist() == expected
+    few = Question("no choices", [5, 6], [], None)
+    store = capture_into(tmp_path / "few", signal, model, [few, few])
+    assert store.whole().counts.tolist() == [signal.records_of(few)] * 2
+
+
 @BOTH
 def test_each_question_has_the_records_and_decisions_that_are_expected_of_it(
     model, tmp_path, signal
@@ -90,7 +117,7 @@ def test_right_tokens_are_in_the_order_of_the_decisions(model, tmp_path):
     assert torch.equal(TOKENS.is_right(decisions, [], QUESTIONS), expected)
 
 
-@BOTH
+@ALL
 def test_the_same_questions_give_the_same_bytes(model, tmp_path, signal):
     for name in ("first", "second"):
         capture_into(tmp_path / name, signal, model, QUESTIONS)
@@ -135,7 +162,7 @@ def test_top_k_is_torchs(size):
     assert torch.equal(values.gather(1, ids), expected.values)
 
 
-@BOTH
+@ALL
 def test_what_is_there_is_kept_and_the_rest_is_captured(model, tmp_path, signal):
     capture_into(tmp_path / "whole", signal, model, QUESTIONS)
     capture_into(tmp_path / "part", signal, model, QUESTIONS)
@@ -147,7 +174,7 @@ def test_what_is_there_is_kept_and_the_rest_is_captured(model, tmp_path, signal)
     assert sha256_of(tmp_path / "part") == sha256_of(tmp_path / "whole")
 
 
-@BOTH
+@ALL
 def test_two_ranks_write_what_one_writes(model, tmp_path, signal):
     capture_into(tmp_path / "one", signal, model, QUESTIONS)
     capture_into(tmp_path / "two", signal, model, QUESTIONS, ranks=(Ranks(1, 2), Ranks(0, 2)))
