@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
-from tests.test_pipeline import Project
+from tests.test_pipeline import FIRSTKD, Project
 from tests.tiny import write_tiny_project, write_tiny_questions
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 QUESTION = "Where does the red bee live?"
 WHO = ("challenger", "champion")
+NAMED = "name = 'firstkd-student'"
 CHOICES = ["in a den", "in a hive", "in the sea"]
 
 
@@ -114,7 +116,7 @@ def test_the_champion_is_served_over_http(project):
     assert answer["abstain"] is False
 
 
-SERVE = [str(Path(sys.executable).with_name("firstkd")), "serve"]
+SERVE = [str(FIRSTKD), "serve"]
 ASKED = {"questions": [{"question": QUESTION, "choices": CHOICES}]}
 
 
@@ -150,7 +152,7 @@ def test_a_pickle_planted_in_the_registry_is_refused(project):
 
 
 def test_the_champion_is_measured_anew_when_the_test_questions_change(project):
-    """The last test: it leaves another state. The server takes up what is decided meanwhile."""
+    """It leaves another state. The server takes up what is decided meanwhile."""
     write_tiny_questions(project.root / "sources/questions.jsonl", 120, seed=1)
     project.change("promote", "max_accuracy_drop", to=1.0)
     for limit in ("max_nll_increase", "max_brier_increase", "max_aurc_increase"):
@@ -181,3 +183,40 @@ def test_the_champion_is_measured_anew_when_the_test_questions_change(project):
     again = project.firstkd("promote", "--version", "1", "--dry-run")
     assert again.returncode == 1
     assert "champion v2 was tested on other questions" in again.stdout
+
+
+def test_a_recalibration_that_is_killed_goes_on_and_releases_one_version(project):
+    """It is killed while it fits, records, registers and decides.
+
+    It runs after the test above, which lets every challenger through the gate.
+    """
+    write_tiny_questions(project.root / "newer.jsonl", 60, seed=3)
+    client = MlflowClient(f"sqlite:///{project.root}/mlflow/mlflow.db")
+    before = client.get_model_version_by_alias("firstkd-student", "champion").version
+    after = str(1 + max(int(v.version) for v in client.search_model_versions(NAMED)))
+    command = [str(FIRSTKD), "recalibrate", "newer.jsonl"]
+    started = time.monotonic()
+    undisturbed = project.firstkd(*command[1:], "--dry-run")
+    assert undisturbed.returncode == 0, undisturbed.stderr[-3000:]
+    fitting = time.monotonic() - started
+    for seconds in (fitting / 2, fitting, fitting + 1, fitting + 2, fitting + 4):
+        process = subprocess.Popen(
+            command,
+            cwd=project.root,
+            env=project.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(seconds)
+        process.kill()
+        process.wait(timeout=60)
+        champion = client.get_model_version_by_alias("firstkd-student", "champion")
+        assert champion.version in (before, after)
+    done = project.firstkd(*command[1:])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert max(int(v.version) for v in client.search_model_versions(NAMED)) == int(after)
+    champion = client.get_model_version_by_alias("firstkd-student", "champion")
+    assert champion.version == after and champion.tags["decision"] == "promoted"
+    experiment = client.get_experiment_by_name("firstkd")
+    runs = client.search_runs([experiment.experiment_id])
+    assert "RUNNING" not in {run.info.status for run in runs}
