@@ -15,6 +15,7 @@ from ruamel.yaml.reader import ReaderError
 
 from firstkd.data.settings import FetchSettings, PrepareSettings, PromptSettings, ValidateSettings
 from firstkd.errors import ConfigError
+from firstkd.exports.kinds import AnyExport
 from firstkd.lineage import Lineage
 from firstkd.measure.settings import EvaluateSettings
 from firstkd.models.settings import ModelSettings
@@ -87,6 +88,7 @@ class Settings(Section):
     serve: ServeSettings
     retrain: RetrainSettings
     publish: PublishSettings
+    exports: Annotated[dict[Name, AnyExport], Field(default_factory=dict)]
 
     @cached_property
     def lineage(self) -> Lineage:
@@ -96,6 +98,33 @@ class Settings(Section):
     def teachers(self) -> list[str]:
         """Names of the models that the registered student learns from."""
         return self.lineage.teachers(self.record.student)
+
+    @property
+    def measured_models(self) -> list[str]:
+        """Names of the models that are evaluated, without exports of them."""
+        return [name for name in self.evaluate.models if name in self.models]
+
+    @property
+    def measured_exports(self) -> list[str]:
+        return [name for name in self.evaluate.models if name in self.exports]
+
+    @model_validator(mode="after")
+    def _exports_are_of_evaluated_models(self) -> Self:
+        for name, export in self.exports.items():
+            if name in self.models:
+                raise ValueError(f"exports.{name}: {name!r} is the name of a model; choose another")
+            if name in self.evaluate.models and not export.has_reader:
+                raise ValueError(
+                    f"evaluate.models: {name!r} cannot be measured, since no runtime for "
+                    f"{export.kind} is wired in; leave it out there"
+                )
+            if export.of not in self.measured_models:
+                raise ValueError(
+                    f"exports.{name}.of: {export.of!r} is not evaluated, so it has no temperature "
+                    "to export; add it to evaluate.models or choose one of them: "
+                    f"{listed(set(self.measured_models))}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _data_sets_are_no_splits(self) -> Self:
@@ -122,21 +151,21 @@ class Settings(Section):
                     f"allowed: {listed(set(self.train))}"
                 )
         for place, name in enumerate(self.evaluate.models):
-            if name not in self.models:
+            if name not in {*self.models, *self.exports}:
                 raise ValueError(
-                    f"evaluate.models.{place}: {name!r} is not among models; "
-                    f"allowed: {listed(set(self.models))}"
+                    f"evaluate.models.{place}: {name!r} is not among models or exports; "
+                    f"allowed: {listed({*self.models, *self.exports})}"
                 )
-            if self.models[name].init.is_served:
+            if name in self.models and self.models[name].init.is_served:
                 raise ValueError(
                     f"evaluate.models.{place}: {name!r} is behind a server, and only signals can "
                     "be read of it; leave it out"
                 )
         student = self.record.student
-        if student not in self.evaluate.models:
+        if student not in self.measured_models:
             raise ValueError(
                 f"record.student: {student!r} is not evaluated; add it to evaluate.models or "
-                f"choose one of them: {listed(set(self.evaluate.models))}"
+                f"choose one of them: {listed(set(self.measured_models))}"
             )
         if self.models[student].learn is None:
             raise ValueError(f"record.student: {student!r} learns nothing (models.{student})")

@@ -16,6 +16,7 @@ from firstkd.models.self_test import check_model, probes
 from firstkd.settings import Settings
 from tasks.layout import learned_from, model_folder
 from tasks.preflight import (
+    check_exports,
     check_layers,
     check_measured,
     check_shown,
@@ -40,6 +41,7 @@ class Checks:
             {name: config.num_hidden_layers for name, config in configs.items()},
             {name: config.hidden_size for name, config in configs.items()},
         )
+        check_exports(settings, configs)
         self._learned = {file.stem for file in learned_from(root, settings)}
         self._with_choices: set[str] = set()
         self._probes: dict[str, list[Question]] = {name: [] for name in tokenizers}

@@ -1,7 +1,13 @@
-"""One stage of dvc.yaml."""
+"""A stage as dvc.yaml has it, and what several kinds of stages depend on."""
 
 from dataclasses import dataclass
 from typing import Any
+
+EVALUATE_PARAMS = [
+    *("evaluate.bootstrap_samples", "calibrate.criterion", "calibrate.max_temperature"),
+    *("prompt", "runtime", "serve.policy"),
+]
+"""Settings that decide what is measured, whatever runtime scores the questions."""
 
 
 @dataclass(frozen=True)

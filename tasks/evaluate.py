@@ -10,7 +10,6 @@ Writes  data/evaluate/MODEL/metrics.json, predictions.parquet, calibration.json
 Run as  python -m tasks.evaluate MODEL   (normally through `dvc repro evaluate-MODEL`)
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,7 @@ from transformers import PreTrainedModel
 from firstkd.data.examples import Example, read_examples
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
-from firstkd.errors import ConfigError, DataValidationError
-from firstkd.files import atomic_folder
+from firstkd.errors import ConfigError
 from firstkd.measure.comparison import summary
 from firstkd.measure.metrics import Predictions
 from firstkd.measure.settings import EvaluateSettings
@@ -30,63 +28,27 @@ from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import TokenScores, score_questions, score_tokens
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
-from tasks.fitted import fitted
+from tasks.evaluation import set_name, test_files, write_evaluation
 from tasks.layout import model_folder
 from tasks.scores import Scored, plain
 from tasks.stage import run_stage
 
-log = logging.getLogger(__name__)
-
 
 def main(root: Path, model: str) -> None:
     settings = load_settings(root / "params.yaml")
-    if model not in settings.evaluate.models:
-        names = ", ".join(settings.evaluate.models)
-        raise ConfigError(f"{model!r} is not in evaluate.models, which has {names}")
+    if model not in settings.measured_models:
+        names = ", ".join(settings.measured_models)
+        raise ConfigError(f"{model!r} is no model of evaluate.models; there are {names}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     folder = model_folder(root, model)
     subject = Subject.load(model, folder, settings.prompt, settings.evaluate)
-    prepared, seed = root / "data/prepare", settings.runtime.seed
-    calibration, tests = prepared / "calibration.parquet", test_files(prepared)
-    fitted_on, scored = subject.score(calibration), subject.score_all(tests)
-    if fitted_on is None or "test" not in scored:
-        lacking = calibration if fitted_on is None else tests[0]
-        raise DataValidationError(
-            f"{lacking}: no questions with choices, on which a model's temperature is fitted and "
-            "its answers are measured"
-        )
-    found = fitted(model, fitted_on, scored, settings.prompt, settings)
-    metrics = {
+    tests, seed = test_files(root / "data/prepare"), settings.runtime.seed
+    facts = {
         "parameters": subject.network.num_parameters(),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        **found.metrics,
         "open_text": open_text(subject, tests, settings.evaluate.bootstrap_samples, seed),
     }
-    with atomic_folder(root / "data/evaluate" / model) as output:
-        found.write(output, metrics)
-    log.info("%s", in_a_line(model, found.metrics))
-
-
-def in_a_line(model: str, metrics: dict[str, Any]) -> str:
-    raw, calibrated = (metrics["sets"]["test"][kind] for kind in ("raw", "calibrated"))
-    temperature = metrics["temperature"]
-    numbers = [
-        f"accuracy {raw['accuracy']['value']:.3f}",
-        f"ECE {raw['ece']['value']:.3f}",
-        f"at its own temperature of {temperature:.2f} NLL {calibrated['nll']['value']:.3f}",
-        f"AURC {calibrated['aurc']['value']:.3f}",
-        f"ECE {calibrated['ece']['value']:.3f}",
-    ]
-    return f"{model}: {', '.join(numbers)}"
-
-
-def test_files(prepared: Path) -> list[Path]:
-    """The test set's questions, then those of each set out of domain."""
-    return [prepared / "test.parquet", *sorted(prepared.glob("ood_*.parquet"))]
-
-
-def set_name(file: Path) -> str:
-    return file.stem.removeprefix("ood_")
+    write_evaluation(root, model, settings, subject.score, facts)
 
 
 @dataclass(frozen=True)
@@ -123,10 +85,6 @@ class Subject:
             score_questions(self.network, questions, size, title, tokens),
             by_one_token=all(len(r) == 1 for q in questions for r in q.responses),
         )
-
-    def score_all(self, files: Sequence[Path]) -> dict[str, Scored]:
-        """Score each test set that has questions with choices, by its name."""
-        return {set_name(file): found for file in files if (found := self.score(file))}
 
     def score_open_text(self, file: Path) -> tuple[int, TokenScores] | None:
         """How many examples have no choices, and the scores of their tokens; None without any."""

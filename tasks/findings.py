@@ -65,8 +65,8 @@ def _references(others: list[Evaluated], settings: Settings) -> dict[str, str]:
     """Return whom the headline compares with, by what they are and not by their names."""
     found = {}
     for model in others:
-        named = settings.models[model.name]
-        if model.is_student and named.learn is not None and not named.signals:
+        named = settings.models.get(model.name)  # None: an export
+        if model.is_student and named and named.learn is not None and not named.signals:
             found[model.name] = f"the student fine-tuned on gold labels (“{model.name}”)"
     for model in others:
         if model.name in settings.teachers:

@@ -16,11 +16,11 @@ from firstkd.files import atomic_file
 from firstkd.lineage import Node
 from firstkd.settings import Settings
 from tasks.code import code_of
-from tasks.dvc_stage import Stage
+from tasks.dvc_stage import EVALUATE_PARAMS, Stage
+from tasks.export_graph import export_stages
 from tasks.layout import learned_from, run_beside
 
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
-EVALUATE_KEYS = ("bootstrap_samples", "micro_batch_size", "micro_batch_tokens")
 LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
 ASKING = "tasks.served"
@@ -98,8 +98,9 @@ def stages_of(settings: Settings) -> Iterator[Stage]:
             yield _signal(settings, node)
             if node.name in settings.lineage.recalibrated:
                 yield _calibrate(settings, node.name)
-    for name in settings.evaluate.models:
+    for name in settings.measured_models:
         yield _evaluate(name)
+    yield from export_stages(settings)
     yield _report(settings)
 
 
@@ -121,7 +122,7 @@ def _validate(settings: Settings) -> Stage:
         "validate",
         "Check the examples, and every model that was made elsewhere; a failure stops the pipeline",
         "python -m tasks.validate",
-        ["validate", "prompt", "models", "signals"],
+        ["validate", "prompt", "models", "signals", *(["exports"] if settings.exports else [])],
         code_of(["tasks.validate"]),
         ["data/prepare", *(f"data/model/{name}" for name in settings.lineage.roots)],
         ["data/validate"],
@@ -217,11 +218,7 @@ def _evaluate(name: str) -> Stage:
         f"evaluate-{name}",
         f"Measure the model “{name}” on the test sets, and fit its own temperature",
         f"python -m tasks.evaluate {name}",
-        [
-            *(f"evaluate.{key}" for key in EVALUATE_KEYS),
-            *("calibrate.criterion", "calibrate.max_temperature", "prompt", "runtime"),
-            "serve.policy",
-        ],
+        [*EVALUATE_PARAMS, "evaluate.micro_batch_size", "evaluate.micro_batch_tokens"],
         code_of(["tasks.evaluate"]),
         ["data/prepare", f"data/model/{name}"],
         [f"data/evaluate/{name}"],
@@ -230,7 +227,8 @@ def _evaluate(name: str) -> Stage:
 
 def _report(settings: Settings) -> Stage:
     evaluated = settings.evaluate.models
-    trained = [name for name in evaluated if settings.models[name].learn is not None]
+    of_models = {name: settings.models[name] for name in settings.measured_models}
+    trained = [name for name, model in of_models.items() if model.learn is not None]
     return Stage(
         "report",
         "Put the models side by side in one page",

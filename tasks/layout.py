@@ -52,6 +52,10 @@ def evaluation_folder(root: Path, model: str) -> Path:
     return root / "data/evaluate" / model
 
 
+def export_folder(root: Path, name: str) -> Path:
+    return root / "data/export" / name
+
+
 def log_folder(root: Path, stage: str) -> Path:
     """Return where a stage (`model-first`) logs what is not reproducible: times, live curves."""
     return root / "logs" / stage

@@ -6,7 +6,7 @@ checks its own terms again, on the very questions that it learns from.
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from firstkd.data.prompts import Question
 from firstkd.errors import ConfigError, DataValidationError, about
@@ -98,6 +98,13 @@ def check_measured(prepared: Path, with_choices: Collection[str]) -> None:
                 f"data set that has them to fetch.datasets, with the role split or "
                 f"{'train' if split == 'calibration' else 'test'}"
             )
+
+
+def check_exports(settings: Settings, configs: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an export that has no place for a model made elsewhere."""
+    for name, export in settings.exports.items():
+        with about(f"params.yaml: exports.{name}"):
+            export.check(configs[settings.lineage.root(export.of)])
 
 
 def check_layers(settings: Settings, layers: Mapping[str, int], widths: Mapping[str, int]) -> None:

@@ -22,7 +22,8 @@ from firstkd.files import atomic_folder, read_json, sha256_of
 from firstkd.reproducibility import deterministic
 from firstkd.serving.promise import Promise
 from firstkd.settings import load_settings
-from tasks.evaluate import Subject, test_files
+from tasks.evaluate import Subject
+from tasks.evaluation import score_tests
 from tasks.fitted import fitted
 from tasks.scores import under
 from tasks.stage import run_program
@@ -47,7 +48,7 @@ def main(root: Path, model: str, evaluation: str, questions: str, output: str) -
     prompt = PromptSettings.model_validate(kept["prompt"])
     subject = Subject.load(Path(model).name, Path(model), prompt, settings.evaluate)
     fitted_on = subject.score_examples(unseen, NAME)
-    tests = subject.score_all(test_files(prepared))
+    tests = score_tests(prepared, subject.score)
     found = fitted(subject.name, fitted_on, tests, prompt, settings)
     promise = Promise(**kept["policy"]) if kept.get("policy") else None
     newest: dict[str, Any] = {"questions": len(unseen), "temperature_before": kept["temperature"]}

@@ -17,7 +17,8 @@ from firstkd.data.settings import PromptSettings
 from firstkd.files import atomic_folder, read_json, write_json
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
-from tasks.evaluate import Subject, test_files
+from tasks.evaluate import Subject
+from tasks.evaluation import score_tests
 from tasks.scores import measured
 from tasks.stage import run_program
 
@@ -28,7 +29,7 @@ def main(root: Path, model: str, calibration: str, output: str) -> None:
     kept = read_json(Path(calibration))
     temperature, prompt = kept["temperature"], PromptSettings.model_validate(kept["prompt"])
     subject = Subject.load("champion", Path(model), prompt, settings.evaluate)
-    scored = subject.score_all(test_files(root / "data/prepare"))
+    scored = score_tests(root / "data/prepare", subject.score)
     sets, predictions = measured(scored, temperature, settings.evaluate, settings.runtime.seed)
     with atomic_folder(Path(output)) as folder:
         write_json(folder / "metrics.json", {"temperature": temperature, "sets": sets})

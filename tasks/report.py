@@ -42,7 +42,7 @@ from tasks.stage import run_stage
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
     models = load_evaluated(root, settings)
-    curves = training_curves(root, settings, models)
+    curves = training_curves(root, settings)
     findings = compare_student(models, settings)
     passed_on = cascade(models, settings)
     page = build_page(root, settings, models, curves, findings, passed_on)
@@ -99,11 +99,11 @@ def build_page(
     )
 
 
-def training_curves(root: Path, settings: Settings, models: Models) -> Curves:
+def training_curves(root: Path, settings: Settings) -> Curves:
     """Return the training of each evaluated model that learned anything."""
     return {
         name: read_json_lines(model_folder(root, name) / "training.jsonl")
-        for name in models
+        for name in settings.measured_models
         if settings.models[name].learn is not None
     }
 

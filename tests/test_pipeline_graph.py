@@ -87,7 +87,12 @@ def everything(tmp_path: Path) -> Settings:
             "learn": {"other": {"kind": "choice_kl", "from": f"of_{other}", "recalibrate": "none"}},
         }
         params["signals"][f"of_{name}"] = {"kind": "choices", "of": name, "live": True}
-    params["evaluate"]["models"].append("pupil")
+    params["evaluate"]["models"] += ["pupil", "browser"]
+    whole = {"of": "first", "license": "Apache-2.0"}
+    params["exports"] = {
+        "browser": {"kind": "onnx", "weights": "int8", **whole},
+        "llama": {"kind": "gguf", "weights": "q8_0", **whole},
+    }
     yaml.dump(params, tmp_path / "params.yaml")
     return load_settings(tmp_path / "params.yaml")
 
@@ -148,16 +153,49 @@ def test_every_stage_writes_folders_of_its_own(tmp_path):
         kind, _, name = stage.name.partition("-")
         folders = [f"data/{kind}/{each}" for each in name.split("-")] if name else [f"data/{kind}"]
         assert stage.outputs == folders
-        assert stage.command == " ".join(["python -m", f"tasks.{kind}", *([name] if name else [])])
+        # what measures an export is a module of its own: no model's measurement depends on it
+        module = "evaluate_export" if stage.name == "evaluate-browser" else kind
+        assert stage.command.split() == ["python", "-m", f"tasks.{module}", *name.split()]
 
 
-def test_every_stage_module_has_a_stage():
+def test_every_stage_module_has_a_stage(tmp_path):
     modules = {
         path.stem
         for path in (REPOSITORY / "tasks").glob("*.py")
         if "run_stage(main" in path.read_text() and path.stem != "stage"
     }
-    assert modules == {name.partition("-")[0] for name in STAGES}
+    commands = [stage.command.split() for stage in stages_of(everything(tmp_path))]
+    assert modules == {command[2].removeprefix("tasks.") for command in commands}
+
+
+def test_an_export_reads_its_model_and_is_measured_only_if_that_is_asked(tmp_path):
+    stages = {stage.name: stage for stage in stages_of(everything(tmp_path))}
+    for name, kind in (("browser", "onnx"), ("llama", "gguf")):
+        export = stages[f"export-{name}"]
+        assert {"data/model/first", "data/evaluate/first"} <= set(export.inputs)
+        assert f"firstkd/exports/{kind}.py" in code(export)
+    assert "data/export/browser" in stages["evaluate-browser"].inputs
+    assert "evaluate-llama" not in stages
+    assert "exports" in stages["validate"].params and "exports" not in STAGES["validate"].params
+
+
+@pytest.mark.parametrize(
+    ("of", "measured", "problem"),
+    [
+        ("start", [], "exports.llama.of: 'start' is not evaluated, so it has no temperature"),
+        ("first", ["llama"], "evaluate.models: 'llama' cannot be measured"),
+    ],
+)
+def test_an_export_without_a_temperature_or_a_runtime_is_refused(tmp_path, of, measured, problem):
+    yaml = YAML()
+    params = yaml.load(REPOSITORY / "params.yaml")
+    export = {"kind": "gguf", "of": of, "weights": "f16", "license": "Apache-2.0"}
+    params["exports"] = {"llama": export}
+    params["evaluate"]["models"] += measured
+    yaml.dump(params, tmp_path / "params.yaml")
+    with pytest.raises(ConfigError) as refused:
+        load_settings(tmp_path / "params.yaml")
+    assert problem in str(refused.value) and "\n" not in str(refused.value)
 
 
 def imported_by(modules: list[str]) -> set[str]:

@@ -13,4 +13,4 @@ class EvaluateSettings(Section):
     """Tokens per forward pass, at most, padding included."""
     bootstrap_samples: Annotated[int, Field(ge=100)]
     models: Annotated[list[Name], Field(min_length=1)]
-    """Names of the models to evaluate, in the order of the tables."""
+    """Names of the models, and of the exports, to evaluate, in the order of the tables."""

@@ -1,0 +1,41 @@
+"""A temperature inside the weights, so that every runtime gives calibrated probabilities.
+
+The head is linear in what the final norm gives: the norm's weight (and bias) divided by T divides
+all logits by T, also where the head shares its weights with the embedding. A soft cap comes after
+the head, and Gemma's norm multiplies by 1 + weight: there it is not exact, which a probe shows.
+"""
+
+from typing import Any
+
+import torch
+
+from firstkd.models.folders import vocabulary_size
+
+TOLERANCE = 1e-5
+"""Of logits, relative to the largest; in float32."""
+
+
+@torch.inference_mode()
+def fold_temperature(model: Any, temperature: float) -> bool:
+    """Divide all logits of a model, in float32, by a temperature; whether that can be done.
+
+    A model for which it cannot is left as it was.
+    """
+    probe = torch.arange(min(16, vocabulary_size(model)))[None]
+    before = model(input_ids=probe, use_cache=False).logits
+    weights = [*_final_norm(model.base_model).parameters()]
+    kept = [weight.clone() for weight in weights]
+    for weight in weights:
+        weight.div_(temperature)
+    after = model(input_ids=probe, use_cache=False).logits
+    if (after * temperature - before).abs().max() <= TOLERANCE * before.abs().max():
+        return True
+    for weight, old in zip(weights, kept, strict=True):
+        weight.copy_(old)
+    return False
+
+
+def _final_norm(backbone: Any) -> Any:
+    """The last module directly in the backbone that is called a norm."""
+    norms = [m for name, m in backbone.named_children() if "norm" in name or name == "ln_f"]
+    return norms[-1] if norms else torch.nn.Identity()

@@ -1,0 +1,136 @@
+"""ONNX, for ONNX Runtime on servers, phones and in browsers.
+
+The graph scores all choices of a question in one pass behind their shared prompt, as firstkd does
+in training: `input_ids`, `position_ids` and `segments` [L] are a packed row (firstkd/data/
+packing.py), `rows` [N] the positions that predict something, `logits` [N, V] what comes out. With
+positions 0, 1, 2 … and segments of −1 it is an ordinary causal language model.
+"""
+
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from firstkd.errors import ConfigError
+from firstkd.exports.base import Export, Exported
+
+INPUTS = ("input_ids", "position_ids", "segments", "rows")
+LARGEST_FILE = 2**31
+"""Bytes that one protobuf may have."""
+FACTS = "firstkd"
+"""The key of the file's metadata that holds the calibration as JSON."""
+
+
+class OnnxExport(Export):
+    kind: Literal["onnx"]
+    file_name: ClassVar[str] = "model.onnx"
+    has_reader: ClassVar[bool] = True
+
+    weights: Literal["fp32", "int8"]
+    """int8: of each matrix by column, activations quantised as they come (dynamic)."""
+
+    def check(self, config: Any) -> None:
+        from firstkd.models.masks import ATTENTION, layer_kinds
+
+        if unknown := layer_kinds(config) - ATTENTION:
+            raise ConfigError(
+                f"onnx scores choices behind a shared prompt, and {config.model_type} has layers "
+                f"that carry a state ({', '.join(sorted(unknown))}); export another model"
+            )
+
+    def write(self, exported: Exported, file: Path) -> None:
+        """Raise ConfigError for a family whose choices cannot share a prompt, or for its size."""
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        family = exported.model.config.model_type
+        with tempfile.TemporaryDirectory(prefix=".onnx.", dir=file.parent) as scratch:
+            whole = Path(scratch) / "whole.onnx"
+            _program(exported.model).save(whole, external_data=False)
+            if self.weights == "int8":
+                quantised = Path(scratch) / "int8.onnx"
+                logging.getLogger().setLevel(max(logging.WARNING, logging.getLogger().level))
+                quantize_dynamic(
+                    whole,
+                    quantised,
+                    op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+                    per_channel=True,
+                    weight_type=QuantType.QInt8,
+                )
+                whole = quantised
+            if whole.stat().st_size >= LARGEST_FILE:
+                raise ConfigError(
+                    f"{family}: one ONNX file holds {LARGEST_FILE / 1e9:.1f} GB at most; export it "
+                    "as int8, or as gguf"
+                )
+            model = onnx.load(whole)
+        _forget_where_it_was_made(model)
+        onnx.helper.set_model_props(model, {FACTS: exported.facts})
+        file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _program(model: Any) -> Any:
+    """Trace the model on a row of one prompt and two responses; lengths stay free."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own deprecations
+        tokens, rows = torch.export.Dim("tokens", min=2), torch.export.Dim("rows")
+        example = [[1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 2, 3], [-1, -1, 0, 0, 1, 1], [1, 2, 4]]
+        return torch.onnx.export(
+            _graph(model),
+            tuple(torch.tensor(values) for values in example),
+            dynamo=True,
+            dynamic_shapes=({0: tokens}, {0: tokens}, {0: tokens}, {0: rows}),
+            input_names=INPUTS,
+            output_names=["logits"],
+            verbose=False,
+        )
+
+
+def _graph(model: Any) -> Any:
+    import torch
+    from torch import Tensor
+
+    from firstkd.models.masks import attention_masks
+    from firstkd.models.scoring import ResponseScorer
+
+    class Graph(torch.nn.Module):
+        def __init__(self, scorer: ResponseScorer) -> None:
+            super().__init__()
+            self.scorer = scorer
+
+        def forward(
+            self, input_ids: Tensor, position_ids: Tensor, segments: Tensor, rows: Tensor
+        ) -> Tensor:
+            backbone, places = self.scorer.backbone, position_ids[None]
+            masks = attention_masks(backbone.config, segments[None], places, backbone.dtype)
+            states = backbone(
+                input_ids=input_ids[None],
+                attention_mask=masks,
+                position_ids=places,
+                use_cache=False,
+            ).last_hidden_state
+            return self.scorer.head.logits(states[0][rows])
+
+    scorer = ResponseScorer(model, exact=True)
+    if not scorer.can_pack:
+        raise ConfigError(
+            f"onnx scores choices behind a shared prompt, which {model.config.model_type} cannot; "
+            "export another model"
+        )
+    return Graph(scorer).eval()
+
+
+def _forget_where_it_was_made(model: Any) -> None:
+    """Drop what the exporter notes of its own source lines: paths, of no use to a runtime."""
+    del model.metadata_props[:]
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    del model.graph.metadata_props[:]
+    for function in model.functions:
+        del function.metadata_props[:]
+        for node in function.node:
+            del node.metadata_props[:]

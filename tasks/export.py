@@ -1,0 +1,97 @@
+"""Write a model as one file for another runtime, with its temperature and how it is asked.
+
+Where every answer is a single token, the temperature is folded into the weights; elsewhere it lies
+beside them (docs/edge.md).
+
+Reads   data/model/MODEL/, data/evaluate/MODEL/
+Writes  data/export/NAME/ (the file, firstkd.json, the tokenizer, README.md, and
+        answer.py if that can ask it)
+Run as  python -m tasks.export NAME   (normally through `dvc repro export-NAME`)
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from firstkd.data.prompts import starting_ids
+from firstkd.errors import ConfigError, about
+from firstkd.exports import reader
+from firstkd.exports.base import Exported, end_ids
+from firstkd.exports.card import Origin, card
+from firstkd.exports.folding import fold_temperature
+from firstkd.files import atomic_folder, read_json, sha256_of, write_json
+from firstkd.models.folders import load_model, load_tokenizer, vocabulary_size
+from firstkd.reproducibility import deterministic
+from firstkd.settings import Settings, load_settings
+from tasks.layout import evaluation_folder, export_folder, model_folder
+from tasks.stage import run_stage
+
+log = logging.getLogger(__name__)
+
+COMPANIONS = ("config.json", "generation_config.json")
+
+
+def main(root: Path, name: str) -> None:
+    settings = load_settings(root / "params.yaml")
+    if name not in settings.exports:
+        raise ConfigError(
+            f"there is no exports.{name}; there are {', '.join(settings.exports) or 'none'}"
+        )
+    deterministic(settings.runtime.seed, settings.runtime.threads)
+    export = settings.exports[name]
+    source, evaluation = model_folder(root, export.of), evaluation_folder(root, export.of)
+    measured = read_json(evaluation / "metrics.json")
+    model, tokenizer = load_model(source, "fp32").cpu().eval(), load_tokenizer(source)
+    facts = facts_of(model, tokenizer, measured, read_json(evaluation / "calibration.json"))
+    exported = Exported(model, tokenizer, json.dumps(facts, sort_keys=True))
+    with atomic_folder(export_folder(root, name)) as folder, about(f"exports.{name}"):
+        file = folder / export.file_name
+        export.write(exported, file)
+        tokenizer.save_pretrained(folder)
+        for companion in COMPANIONS:
+            if (source / companion).exists():
+                shutil.copyfile(source / companion, folder / companion)
+        if export.has_reader:
+            shutil.copyfile(reader.__file__, folder / "answer.py")
+        hashes = {path.name: sha256_of(path) for path in (file, folder / "tokenizer.json")}
+        write_json(folder / reader.FACTS, {**facts, "file": file.name, "sha256": hashes})
+        text = card(name, export, origin(settings, export.of), facts, measured)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def facts_of(
+    model: Any, tokenizer: Any, measured: dict[str, Any], calibration: dict[str, Any]
+) -> dict[str, Any]:
+    """Fold the temperature into the model if that says all; return what must travel with it."""
+    temperature = calibration["temperature"]
+    # scores of several tokens are means of log-probabilities, which no weight divides by T
+    by_one_token = all("vocabulary" in found for found in measured["sets"].values())
+    folded = by_one_token and fold_temperature(model, temperature)
+    log.info("T = %.3f is %s", temperature, "in the weights" if folded else "beside the weights")
+    return {
+        "temperature": 1.0 if folded else temperature,
+        "folded_temperature": temperature if folded else None,
+        "prompt": calibration["prompt"],
+        "choices": calibration["choices"],
+        "policy": calibration["policy"],
+        "start_ids": starting_ids(tokenizer),
+        "end_ids": end_ids(model, tokenizer),
+        "vocabulary": vocabulary_size(model),
+        "parameters": model.num_parameters(),
+    }
+
+
+def origin(settings: Settings, model: str) -> Origin:
+    root = settings.models[settings.lineage.root(model)].init
+    return Origin(
+        model=model,
+        source=str(root.model_dump().get("source", "")),
+        teachers=settings.lineage.teachers(model),
+        data={name: data.source for name, data in settings.fetch.datasets.items()},
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main, "export", "name")

@@ -1,0 +1,179 @@
+"""Exported files say what the model says: in ONNX Runtime, and read back from GGUF."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import GemmaConfig, GemmaForCausalLM
+
+from firstkd.data.examples import Example
+from firstkd.data.prompts import encode
+from firstkd.data.settings import PromptSettings
+from firstkd.errors import ConfigError
+from firstkd.exports import reader
+from firstkd.exports.base import Exported, end_ids
+from firstkd.exports.folding import fold_temperature
+from firstkd.exports.gguf import GgufExport
+from firstkd.exports.onnx import OnnxExport
+from firstkd.files import sha256_of, write_json
+from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.gguf import convert_gguf
+from firstkd.models.scoring import score_questions
+
+PROMPT = PromptSettings(format="cloze", max_length=60)
+EXAMPLES = [
+    Example("0", "Where does the fox live?", "in a den", ("in a den", "in a hive"), 0, "a"),
+    Example("1", "Where </s> is  it? – ähm", "here", ("here", "in the old sea", "s"), 0, "a"),
+    Example("2", "Where? " * 60 + "x", "here", ("here", "in the old sea"), 0, "a"),
+]
+T = 2.5
+
+
+def export(kind, weights):
+    return kind(kind=kind.model_fields["kind"].annotation.__args__[0], of="first", weights=weights,
+                license="Apache-2.0")  # fmt: skip
+
+
+def exported(folder, facts="{}"):
+    return Exported(load_model(folder, "fp32").eval(), load_tokenizer(folder), facts)
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
+    what = exported(tiny_model)
+    export(OnnxExport, "fp32").write(what, folder / "model.onnx")
+    what.tokenizer.save_pretrained(folder)
+    files = ("model.onnx", "tokenizer.json")
+    facts = {
+        "temperature": T,
+        "prompt": PROMPT.model_dump(),
+        "choices": None,
+        "policy": {"threshold": 0.999},
+        "start_ids": [],
+        "file": "model.onnx",
+        "sha256": {name: sha256_of(folder / name) for name in files},
+    }
+    write_json(folder / reader.FACTS, facts)
+    (folder / "answer.py").write_bytes(Path(reader.__file__).read_bytes())
+    return folder
+
+
+def test_onnx_runtime_scores_as_torch_does(onnx_folder, tiny_model):
+    student = reader.Student(onnx_folder, threads=1)
+    questions = encode(EXAMPLES, load_tokenizer(tiny_model), PROMPT)
+    expected = score_questions(load_model(tiny_model, "fp32"), questions, 1)
+    for question, row in zip(questions, expected, strict=True):
+        found = student.scores(question.prompt, question.responses)
+        np.testing.assert_allclose(found, row[: len(found)], atol=1e-5)
+
+
+@pytest.mark.parametrize("choice_format", ["cloze", "letter"])
+def test_the_reader_makes_the_ids_that_the_student_was_trained_on(
+    onnx_folder, tiny_model, choice_format
+):
+    prompt = PROMPT.model_copy(update={"format": choice_format})
+    student = reader.Student(onnx_folder)
+    student.facts["prompt"] = prompt.model_dump()
+    for example, question in zip(
+        EXAMPLES, encode(EXAMPLES, load_tokenizer(tiny_model), prompt), strict=True
+    ):
+        found = student.encode(example.prompt.strip(), example.choices)
+        assert found == (question.prompt, question.responses)
+
+
+def test_a_question_is_answered_without_firstkd_and_torch(onnx_folder):
+    """The shipped file in an interpreter that can import neither."""
+    blocked = "import sys; sys.modules['torch'] = sys.modules['firstkd'] = None; "
+    run = f"import runpy; sys.argv[1:] = {['Where?', 'in a den', 'in a hive']}; "
+    run += f"runpy.run_path({str(onnx_folder / 'answer.py')!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", blocked + run], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    student = reader.Student(onnx_folder)
+    scores = torch.tensor(student.scores(*student.encode("Where?", ["in a den", "in a hive"])))
+    np.testing.assert_allclose(found["probabilities"], (scores / T).softmax(-1), atol=1e-6)
+    assert found["abstain"] and found["answer"] in ("in a den", "in a hive")
+
+
+def test_a_changed_or_missing_file_is_refused_by_its_hash(onnx_folder, tmp_path):
+    for file in onnx_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with (tmp_path / "model.onnx").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"!")
+    with pytest.raises(reader.Unusable, match=r"model.onnx is not the file that was exported"):
+        reader.Student(tmp_path)
+    (tmp_path / "model.onnx").unlink()
+    with pytest.raises(reader.Unusable, match=r"model.onnx is missing"):
+        reader.Student(tmp_path)
+
+
+def read_back(file, folder):
+    convert_gguf(file, folder)
+    return load_model(folder, "fp32")
+
+
+@pytest.mark.parametrize(("weights", "tolerance"), [("f16", 0.01), ("q8_0", 0.02), ("q4_0", 0.3)])
+def test_gguf_read_back_by_transformers_is_the_model(tiny_model, tmp_path, weights, tolerance):
+    """Names, rotations, shapes and metadata: a wrong one gives other logits altogether."""
+    what, file = exported(tiny_model), tmp_path / "model.gguf"
+    export(GgufExport, weights).write(what, file)
+    ids = torch.arange(3, 40)[None]
+    expected = what.model(ids).logits
+    found = read_back(file, tmp_path / "back")(ids).logits
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+    texts = ["Where does the red fox live?", " in  the sea"]
+    tokenizers = load_tokenizer(tiny_model), load_tokenizer(tmp_path / "back")
+    ours, theirs = (t(texts, add_special_tokens=False)["input_ids"] for t in tokenizers)
+    assert ours == theirs
+
+
+def test_gguf_is_the_same_bytes_and_holds_licence_ends_and_facts(tiny_model, tmp_path):
+    from gguf import GGUFReader
+
+    files = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
+    for file in files:
+        what = exported(tiny_model, '{"temperature": 2.5}')
+        what.model.generation_config.eos_token_id = [2, 7]
+        export(GgufExport, "q8_0").write(what, file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert end_ids(what.model, what.tokenizer) == [2, 7]
+    fields = {name: field.contents() for name, field in GGUFReader(files[0]).fields.items()}
+    assert fields["general.license"] == "Apache-2.0"
+    assert fields["firstkd.calibration"] == '{"temperature": 2.5}'
+    assert fields["tokenizer.ggml.eos_token_id"] == 2
+    assert fields["tokenizer.ggml.eot_token_id"] == 7
+    assert files[0].stat().st_size < 0.6 * sum(2 * p.numel() for p in what.model.parameters()) + 2e4
+
+
+def test_a_folded_temperature_divides_all_logits(tiny_model):
+    model, ids = load_model(tiny_model, "fp32"), torch.arange(3, 40)[None]
+    before = model(ids).logits
+    assert fold_temperature(model, T)
+    torch.testing.assert_close(model(ids).logits, before / T)
+
+
+def gemma():
+    config = GemmaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    return GemmaForCausalLM(config).eval()
+
+
+def test_a_temperature_that_no_weight_divides_by_leaves_the_model_as_it_was():
+    model, ids = gemma(), torch.arange(3, 40)[None]
+    before = model(ids).logits
+    assert not fold_temperature(model, T)
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_a_family_that_a_format_does_not_know_is_named():
+    with pytest.raises(ConfigError, match=r"gguf is written for llama, .*, not for gemma; export"):
+        export(GgufExport, "f16").check(gemma().config)
