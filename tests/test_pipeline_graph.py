@@ -41,7 +41,7 @@ def everything(tmp_path: Path) -> Settings:
     params["models"]["substitute"] = {
         "init": {"kind": "copy", "of": "base"},
         "train": "finetune",
-        "learn": {"gold": {}},
+        "learn": {"gold": {"loss": {"kind": "focal", "gamma": 3}}},
         "leave_out": {"fold": 1, "of": 2},
     }
     params["signals"]["substitutes"] = {"kind": "choices", "of": "substitute"}

@@ -30,6 +30,8 @@ class HeadScores(NamedTuple):
     """Log of the mass of all others; −inf where the top-k are the whole vocabulary."""
     best_of_tail_R: Tensor
     """Log-probability of the most probable of all others; a measure, without gradient."""
+    mean_logprob_N: Tensor
+    """Mean log-probability of all tokens at each position; empty unless it was asked for."""
 
 
 def head_scores(
@@ -41,6 +43,7 @@ def head_scores(
     top_ids_RK: Tensor,
     bias_V: Tensor | None = None,
     softcap: float | None = None,
+    asks_mean: bool = False,
 ) -> HeadScores:
     """Score pairs and decisions in one pass of the head; [N, V] never exists.
 
@@ -49,7 +52,8 @@ def head_scores(
     """
     return HeadScores(
         *_HeadScores.apply(
-            hidden_NH, weight_VH, bias_V, softcap, rows_M, targets_M, decisions_R, top_ids_RK
+            *(hidden_NH, weight_VH, bias_V, softcap, asks_mean),
+            *(rows_M, targets_M, decisions_R, top_ids_RK),
         )
     )
 
@@ -63,7 +67,8 @@ class _HeadScores(torch.autograd.Function):
     With q the softmax over a position's tail, t the tail's mass, h the gradient of its logarithm,
     and G the sum of all gradients at the position, the gradient of its logits is q · (h − G·t) on
     the tail and g − G·p on the head, and each pair adds its own. Neither divides by a mass that
-    could vanish. A position without a decision has no head: t = 1, h = 0.
+    could vanish. A position without a decision has no head: t = 1, h = 0. The gradient u of a
+    position's mean log-probability is part of G, and adds u / V to each of its V logits.
     """
 
     @staticmethod
@@ -73,6 +78,7 @@ class _HeadScores(torch.autograd.Function):
         weight_VH: Tensor,
         bias_V: Tensor | None,
         softcap: float | None,
+        asks_mean: bool,
         rows_M: Tensor,
         targets_M: Tensor,
         decisions_R: Tensor,
@@ -84,12 +90,15 @@ class _HeadScores(torch.autograd.Function):
         log_tail_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
         best_of_tail_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
         log_partition_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
+        mean_N = hidden_NH.new_empty(len(hidden_NH) if asks_mean else 0, dtype=wide)
         for chunk_start, chunk_end in chunks(len(hidden_NH)):
             chunk = F.linear(hidden_NH[chunk_start:chunk_end], weight_VH, bias_V)
             for start, end in pieces(chunk_start, chunk):
                 logits = widened(chunk[start - chunk_start : end - chunk_start], softcap)
                 pairs = within(rows_M, start, end)
                 rows = rows_M[pairs] - start
+                if asks_mean:
+                    mean_N[start:end] = logits.mean(-1)
                 pair_logits = logits[rows, targets_M[pairs]]
                 here = within(decisions_R, start, end)
                 deciding, top_ids = decisions_R[here, None] - start, top_ids_RK[here]
@@ -112,20 +121,24 @@ class _HeadScores(torch.autograd.Function):
             hidden_NH, weight_VH, bias_V, rows_M, targets_M, decisions_R, top_ids_RK,
             top_logprobs_RK, log_tail_N, log_partition_N, chunk,
         )  # fmt: skip
-        ctx.softcap = softcap
+        ctx.softcap, ctx.asks_mean = softcap, asks_mean
+        if asks_mean:
+            mean_N -= log_partition_N
         best_of_tail_R = best_of_tail_N[decisions_R]
         ctx.mark_non_differentiable(best_of_tail_R)
-        return logprobs_M, top_logprobs_RK, log_tail_N[decisions_R], best_of_tail_R
+        return logprobs_M, top_logprobs_RK, log_tail_N[decisions_R], best_of_tail_R, mean_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_M, gradient_RK, gradient_tail_R, _ = gradients
+        gradient_M, gradient_RK, gradient_tail_R, _, gradient_mean_N = gradients
         hidden_NH, weight_VH, bias_V, rows_M, targets_M, decisions_R, top_ids_RK = (
             ctx.saved_tensors[:7]
         )
         top_logprobs_RK, log_tail_N, log_partition_N, last_chunk = ctx.saved_tensors[7:]
         total_N = torch.zeros_like(log_tail_N).index_add_(0, rows_M, gradient_M)
         total_N[decisions_R] += gradient_RK.sum(-1) + gradient_tail_R
+        if ctx.asks_mean:
+            total_N += gradient_mean_N
         of_tail_N = total_N.mul(-log_tail_N.exp())
         of_tail_N[decisions_R] += gradient_tail_R
         of_head_RK = gradient_RK - total_N[decisions_R, None] * top_logprobs_RK.exp()
@@ -148,6 +161,8 @@ class _HeadScores(torch.autograd.Function):
                 gradient.mul_(of_tail_N[start:end, None])
                 here = within(decisions_R, start, end)
                 gradient[decisions_R[here, None] - start, top_ids_RK[here]] = of_head_RK[here]
+                if ctx.asks_mean:
+                    gradient += gradient_mean_N[start:end, None] / len(weight_VH)
                 pairs = within(rows_M, start, end)
                 at = (rows_M[pairs] - start, targets_M[pairs])
                 gradient.index_put_(at, gradient_M[pairs], accumulate=True)
@@ -164,7 +179,7 @@ class _HeadScores(torch.autograd.Function):
             gradient_hidden,
             None if gradient_weight is None else gradient_weight.to(weight_VH.dtype),
             None if gradient_bias is None else gradient_bias.to(bias_V.dtype),
-            *[None] * 5,
+            *[None] * 6,
         )
 
 

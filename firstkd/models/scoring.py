@@ -68,11 +68,11 @@ class ScoringHead(nn.Module):
         targets_M: Tensor,
         decisions_R: Tensor,
         top_ids_RK: Tensor,
+        asks_mean: bool = False,
     ) -> HeadScores:
         hidden_NH, weight_VH, bias_V = self.operands(hidden_NH)
-        return head_scores(
-            hidden_NH, weight_VH, rows_M, targets_M, decisions_R, top_ids_RK, bias_V, self.softcap
-        )
+        asked = rows_M, targets_M, decisions_R, top_ids_RK
+        return head_scores(hidden_NH, weight_VH, *asked, bias_V, self.softcap, asks_mean)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] in float32: for few positions at a time."""

@@ -19,7 +19,7 @@ class View:
     of the batch's right responses. The first of them costs no pass over the head of its own.
     `places` are those where hidden states are to be seen, and `modules`, by the name of a term,
     what it trains beside the model. `passed` is what the layers have made of the batch, if they
-    have run already.
+    have run already. `asks_mean`: whether the mean over the vocabulary is to be seen.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class View:
         places: Sequence[Place] = (),
         modules: Mapping[str, nn.ModuleList] | None = None,
         passed: Pass | None = None,
+        asks_mean: bool = False,
     ) -> None:
         self.scorer = scorer
         self.batch = batch
@@ -38,6 +39,7 @@ class View:
         self._asked = asked or {}
         self._names = [*self._asked] or [""]
         self._passed = passed
+        self._asks_mean = asks_mean
 
     @cached_property
     def hidden_NH(self) -> Tensor:
@@ -58,6 +60,11 @@ class View:
     def logprobs_M(self) -> Tensor:
         """Log-probabilities of the batch's scored tokens."""
         return self._heads[self._names[0]].logprobs_M
+
+    @property
+    def mean_logprobs_M(self) -> Tensor:
+        """Mean log-probability of the whole vocabulary where the scored tokens are predicted."""
+        return self._heads[self._names[0]].mean_logprob_N[self.batch.rows_M]
 
     @cached_property
     def choice_scores_BC(self) -> Tensor:
@@ -84,5 +91,6 @@ class View:
                 batch.targets_M if is_first else batch.targets_M[:0],
                 none_R if ids_RK is None else decisions_R,
                 none_R[:, None] if ids_RK is None else ids_RK,
+                self._asks_mean and is_first,
             )
         return found

@@ -76,6 +76,11 @@ class Term(Section):
     weight: AnyWeight = 1.0
 
     @property
+    def asks_mean(self) -> bool:
+        """Whether the student is to give the mean log-probability of its whole vocabulary."""
+        return False
+
+    @property
     def signal(self) -> str | None:
         """Name of the signal that it learns from; None for gold labels."""
         return None

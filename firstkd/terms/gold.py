@@ -1,9 +1,10 @@
-"""The term `gold`: cross-entropy of the tokens of the right response."""
+"""The term `gold`: the tokens of the right response."""
 
 from typing import TYPE_CHECKING, Literal
 
 from firstkd.data.prompts import Question
 from firstkd.terms.base import Sum, Term
+from firstkd.terms.gold_loss import CROSS_ENTROPY, AnyGoldLoss
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
@@ -11,13 +12,23 @@ if TYPE_CHECKING:
 
 
 class Gold(Term):
-    """−Σ_t log p(y_t | x, y_<t) over the tokens y of right responses; counts tokens."""
+    """−Σ_t log p(y_t | x, y_<t) over the tokens y of right responses; counts tokens.
+
+    `loss` takes the place of −log p; the candidates of label smoothing are the whole vocabulary.
+    """
 
     kind: Literal["gold"]
+    loss: AnyGoldLoss = CROSS_ENTROPY
+
+    @property
+    def asks_mean(self) -> bool:
+        return self.loss.asks_mean
 
     def count(self, question: Question) -> int:
         return 0 if question.gold is None else len(question.responses[question.gold])
 
     def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
-        right = view.logprobs_M[view.batch.is_gold_M]
-        return Sum(-right.sum(), len(right), {})
+        is_gold = view.batch.is_gold_M
+        mean = view.mean_logprobs_M[is_gold] if self.asks_mean else None
+        losses = self.loss(view.logprobs_M[is_gold], mean)
+        return Sum(losses.sum(), len(losses), {})

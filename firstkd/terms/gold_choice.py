@@ -1,10 +1,11 @@
-"""The term `gold_choice`: cross-entropy of the right choice among a question's choices."""
+"""The term `gold_choice`: the right choice among a question's choices."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from firstkd.data.prompts import Question
 from firstkd.models.needs import Needs
 from firstkd.terms.base import Sum, Term
+from firstkd.terms.gold_loss import CROSS_ENTROPY, AnyGoldLoss
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
@@ -12,10 +13,14 @@ if TYPE_CHECKING:
 
 
 class GoldChoice(Term):
-    """−log softmax(scores)[right] per question with choices; counts questions."""
+    """−log softmax(scores)[right] per question with choices; counts questions.
+
+    `loss` takes the place of −log p; the candidates of label smoothing are the question's choices.
+    """
 
     kind: Literal["gold_choice"]
     needs: ClassVar[Needs] = Needs(choices=True)
+    loss: AnyGoldLoss = CROSS_ENTROPY
 
     def count(self, question: Question) -> int:
         return int(question.gold is not None and len(question.responses) > 1)
@@ -24,6 +29,9 @@ class GoldChoice(Term):
         batch = view.batch
         decides = (batch.choice_mask_BC.sum(-1) > 1) & (batch.gold_B >= 0)
         scores, gold = view.choice_scores_BC[decides], batch.gold_B[decides]
-        logprobs = scores.log_softmax(-1).gather(-1, gold[:, None])[:, 0]
+        logprobs = scores.log_softmax(-1)
+        right = logprobs.gather(-1, gold[:, None])[:, 0]
+        exists = batch.choice_mask_BC[decides]
+        mean = logprobs.masked_fill(~exists, 0.0).sum(-1) / exists.sum(-1)
         agree = (scores.argmax(-1) == gold).sum()
-        return Sum(-logprobs.sum(), len(scores), {"agreement": agree})
+        return Sum(self.loss(right, mean).sum(), len(scores), {"agreement": agree})

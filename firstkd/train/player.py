@@ -78,7 +78,8 @@ class Player(nn.Module):
             for name, term in self.learn.items()
             if term.asks_ids and isinstance(target := targets[name], Target)
         }
-        view = View(self.scorer, batch, asked, self.places, self._beside, passed)
+        asks_mean = any(term.asks_mean for term in self.learn.values())
+        view = View(self.scorer, batch, asked, self.places, self._beside, passed, asks_mean)
         return {name: term(view, name, targets.get(name)) for name, term in self.learn.items()}
 
 

@@ -52,6 +52,15 @@ MADE = {
     "live_tokens": {"kind": "tokens", "of": "teacher", "select": TOP_K, "live": True},
     "gold": {},
     "gold_choice": {},
+    **{
+        f"{kind}, {loss['kind']}": {"kind": kind, "loss": loss}
+        for kind in ("gold", "gold_choice")
+        for loss in (
+            {"kind": "label_smoothing", "epsilon": 0.2},
+            {"kind": "focal", "gamma": 1.5},
+            {"kind": "flsd"},
+        )
+    },
     "choice_kl": {"from": "choices", "recalibrate": "none"},
     "choice_kl, gold": {
         "kind": "choice_kl",
@@ -233,17 +242,34 @@ def test_a_store_gives_each_example_its_own_in_any_order(world, name):
         assert torch.equal(found.columns[column], whole.columns[column])
 
 
+def dense_gold_loss(loss, logprobs, right) -> Tensor:
+    """Of log-probabilities [candidates], one of which is right."""
+    p = logprobs[right].exp()
+    if loss.kind == "label_smoothing":
+        smoothing = loss.epsilon
+        return torch.nn.functional.cross_entropy(
+            logprobs[None], torch.tensor([right]), label_smoothing=smoothing
+        )
+    gamma = {"cross_entropy": 0, "focal": getattr(loss, "gamma", 0), "flsd": 5 if p < 0.2 else 3}
+    return -((1 - p) ** gamma[loss.kind]) * p.log()
+
+
 def dense_gold(world, term, target):
     rows = [
-        -of_tokens(dense_right(world.student, q, world.size), q.responses[q.gold]).sum()
+        dense_gold_loss(term.loss, logprobs, token)
         for q in world.questions
+        for logprobs, token in zip(
+            dense_right(world.student, q, world.size), q.responses[q.gold], strict=True
+        )
     ]
     return torch.stack(rows).sum()
 
 
 def dense_gold_choice(world, term, target):
     rows = [
-        -dense_scores(world.student, q, world.size).log_softmax(-1)[q.gold]
+        dense_gold_loss(
+            term.loss, dense_scores(world.student, q, world.size).log_softmax(-1), q.gold
+        )
         for q in world.questions
         if len(q.responses) > 1
     ]

@@ -32,6 +32,7 @@ def dense_scores(logits, rows, targets, decisions, top_ids):
         logprobs[decisions].gather(-1, top_ids),
         tail.logsumexp(-1),
         tail.amax(-1),
+        logprobs.mean(-1),
     )
 
 
@@ -55,6 +56,9 @@ DECISIONS = torch.tensor([6, 0, 2])
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("top_k", [1, 3, 16, 22])
 def test_scores_equal_the_dense_ones_with_their_gradients(head, top_k, bias, softcap):
+    def differentiable(scores):
+        return *scores[:3], scores.mean_logprob_N
+
     hidden, weight = head
     leaves = [hidden, weight]
     generator = torch.Generator().manual_seed(top_k)
@@ -66,11 +70,11 @@ def test_scores_equal_the_dense_ones_with_their_gradients(head, top_k, bias, sof
         logits = softcap * (logits / softcap).tanh()
     dense = dense_scores(logits, *PAIRS, DECISIONS, top_ids)
     bias_V = leaves[2] if bias else None
-    fused = head_scores(hidden, weight, *PAIRS, DECISIONS, top_ids, bias_V, softcap)
-    upstream = [torch.randn_like(output) for output in dense[:3]]
+    fused = head_scores(hidden, weight, *PAIRS, DECISIONS, top_ids, bias_V, softcap, True)
+    upstream = [torch.randn_like(output) for output in differentiable(dense)]
     for ours, theirs in zip(
-        (*fused, *torch.autograd.grad(fused[:3], leaves, upstream)),
-        (*dense, *torch.autograd.grad(dense[:3], leaves, upstream)),
+        (*fused, *torch.autograd.grad(differentiable(fused), leaves, upstream)),
+        (*dense, *torch.autograd.grad(differentiable(dense), leaves, upstream)),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
