@@ -8,7 +8,7 @@ from firstkd.models.needs import Projection
 from firstkd.section import Positive
 from firstkd.signals.base import Pairs, Signal
 from firstkd.terms.base import Pairing, SignalTerm, Sum
-from firstkd.terms.places import LayerMap
+from firstkd.terms.places import LayerMap, matched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,30 +47,9 @@ class Attention(SignalTerm):
     def pairs(self, pairing: Pairing, key: str) -> Pairs:
         return [
             (Projection(ours, of), Projection(theirs, of))
-            for ours, theirs in self._layers(pairing, key)
+            for ours, theirs in matched(self.layers, pairing, key, "layers")
             for of in OF
         ]
-
-    def _layers(self, pairing: Pairing, key: str) -> list[tuple[int, int]]:
-        ours, theirs = pairing.layers
-        if self.layers == "last":
-            return [(ours - 1, theirs - 1)]
-        if self.layers == "uniform":
-            return [(i, round((i + 1) * theirs / ours) - 1) for i in range(ours)]
-        if self.layers == "kept":
-            if pairing.kept is None:
-                raise ConfigError(
-                    f"{key}.layers: kept, but the student is not what pruning has left of the "
-                    "other model or its start; set uniform, last or pairs of layers"
-                )
-            return [*enumerate(pairing.kept)]
-        for pair in self.layers:
-            if pair[0] >= ours or pair[1] >= theirs:
-                raise ConfigError(
-                    f"{key}.layers: there is no pair {list(pair)}; the student's layers go from 0 "
-                    f"to {ours - 1}, the other's to {theirs - 1}"
-                )
-        return [*self.layers]
 
     def check_model(self, model: "PreTrainedModel") -> None:
         from firstkd.models.layers import decoder_layers, projection

@@ -50,20 +50,18 @@ class Flow(StatesTerm):
     def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
         import torch
 
-        from firstkd.signals.target import States
-
-        assert isinstance(target, States)
         question_T, questions = view.batch.question_T, len(view.batch.index_B)
-        losses = []
-        for (place, wanted), (next_place, next_wanted) in pairwise(target.pairs):
-            found, next_found = view.states(place), view.states(next_place)
-            of_student = self._flow(found, next_found, question_T, questions)
-            of_other = self._flow(wanted, next_wanted, question_T, questions)
+        places, losses = self.compared(view, target), []
+        for here, there in pairwise(places):
+            of_student, of_other = (
+                self._flow(first_TH, second_TH, question_T, questions)
+                for first_TH, second_TH in zip(here, there, strict=True)
+            )
             losses += [
                 (ours - theirs).square().mean()
                 for ours, theirs in zip(of_student, of_other, strict=True)
             ]
-        return Sum(torch.stack(losses).sum() / (len(target.pairs) - 1), questions, {})
+        return Sum(torch.stack(losses).sum() / (len(places) - 1), questions, {})
 
     def _flow(
         self, first_TH: "Tensor", second_TH: "Tensor", question_T: "Tensor", questions: int

@@ -50,13 +50,9 @@ class Hidden(StatesTerm):
     def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
         import torch
 
-        from firstkd.signals.target import States
-
-        assert isinstance(target, States)
         projectors = view.modules[name]
         distances = []
-        for number, (place, wanted_TH) in enumerate(target.pairs):
-            found_TH = view.states(place)
+        for number, (found_TH, wanted_TH) in enumerate(self.compared(view, target)):
             if len(projectors):
                 found_TH = projectors[number](found_TH)
             distances.append(self._distance(found_TH, wanted_TH).sum())

@@ -1,12 +1,18 @@
 """Terms on hidden states: the places at which the student's are compared with another model's."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from firstkd.errors import ConfigError
 from firstkd.signals.base import Pairs, Signal
 from firstkd.terms.base import Pairing, SignalTerm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from firstkd.models.view import View
+    from firstkd.signals.target import States, Target
 
 Place = Annotated[int, Field(ge=0)]
 
@@ -20,6 +26,38 @@ LayerMap = Annotated[
     | Annotated[tuple[tuple[Place, Place], ...], Field(min_length=1), Tag("pairs")],
     Discriminator(_form),
 ]
+
+
+def matched(
+    layers: LayerMap, pairing: Pairing, key: str, of: Literal["layers", "places"]
+) -> list[tuple[int, int]]:
+    """Return which layers, or places, of the student and of the other model are compared.
+
+    A layer has the number of the place before it. Raises ConfigError, with `key` before the
+    setting's name, where there are no such.
+    """
+    ours, theirs = pairing.layers
+    shift = 1 if of == "layers" else 0
+    if layers == "last":
+        return [(ours - shift, theirs - shift)]
+    if layers == "uniform":
+        behind = range(1, ours + 1)
+        return [(place - shift, round(place * theirs / ours) - shift) for place in behind]
+    if layers == "kept":
+        if pairing.kept is None:
+            raise ConfigError(
+                f"{key}.layers: kept, but the student is not what pruning has left of the "
+                f"other model or its start; set uniform, last or pairs of {of}"
+            )
+        kept = [*enumerate(pairing.kept)]
+        return kept if of == "layers" else [*kept[1:], (ours, theirs)]
+    for pair in layers:
+        if pair[0] > ours - shift or pair[1] > theirs - shift:
+            raise ConfigError(
+                f"{key}.layers: there is no pair {list(pair)}; the student's {of} go from 0 "
+                f"to {ours - shift}, the other's to {theirs - shift}"
+            )
+    return [*layers]
 
 
 class StatesTerm(SignalTerm):
@@ -42,22 +80,13 @@ class StatesTerm(SignalTerm):
         return super().misfit(signal)
 
     def pairs(self, pairing: Pairing, key: str) -> Pairs:
-        ours, theirs = end = pairing.layers
-        if self.layers == "last":
-            return [end]
-        if self.layers == "uniform":
-            return [(place, round(place * theirs / ours)) for place in range(1, ours + 1)]
-        if self.layers == "kept":
-            if pairing.kept is None:
-                raise ConfigError(
-                    f"{key}.layers: kept, but the student is not what pruning has left of the "
-                    "other model or its start; set uniform, last or pairs of places"
-                )
-            return [*((place, pairing.kept[place]) for place in range(1, ours)), end]
-        for pair in self.layers:
-            if pair[0] > ours or pair[1] > theirs:
-                raise ConfigError(
-                    f"{key}.layers: there is no pair {list(pair)}; the student's places go from 0 "
-                    f"to {ours}, the other's to {theirs}"
-                )
-        return self.layers
+        return matched(self.layers, pairing, key, "places")
+
+    def compared(
+        self, view: "View", target: "Target | States | None"
+    ) -> "list[tuple[Tensor, Tensor]]":
+        """Return, at each pair of places, the student's states [T, H] and those to be matched."""
+        from firstkd.signals.target import States
+
+        assert isinstance(target, States)
+        return [(view.states(place), wanted) for place, wanted in target.pairs]

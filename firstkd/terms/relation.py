@@ -34,14 +34,11 @@ class Relation(StatesTerm):
     def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
         import torch
 
-        from firstkd.signals.target import States
         from firstkd.terms.relations import pooled, relation_loss
 
-        assert isinstance(target, States)
         question_T, questions = view.batch.question_T, len(view.batch.index_B)
         losses = []
-        for place, wanted_TH in target.pairs:
-            found = pooled(view.states(place), question_T, questions)
-            wanted = pooled(wanted_TH, question_T, questions)
+        for states in self.compared(view, target):
+            found, wanted = (pooled(each_TH, question_T, questions) for each_TH in states)
             losses.append(relation_loss(self.form, found, wanted))
         return Sum(torch.stack(losses).mean(), questions, {})
