@@ -93,7 +93,12 @@ class OpenAIServer:
                 for token, row in zip(ids[1:], logprobs, strict=False):
                     best = row.topk(max(1, body["prompt_logprobs"])).indices.tolist()
                     found = dict.fromkeys([token, *best])
-                    places.append({str(i): {"logprob": float(row[i])} for i in found})
+                    places.append(
+                        {
+                            str(i): {"logprob": float(row[i]), "decoded_token": self.text(i)}
+                            for i in found
+                        }
+                    )
                 choice["prompt_logprobs"] = places
             if body.get("echo") and "echo" in self.gives:
                 generated = int(logprobs[-1].argmax())
@@ -103,7 +108,11 @@ class OpenAIServer:
                     best = row.topk(body["logprobs"])
                     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
                     tops.append({self.text(i): value for i, value in pairs})
-                choice["logprobs"] = {"token_logprobs": own, "top_logprobs": tops}
+                choice["logprobs"] = {
+                    "tokens": [self.text(i) for i in (*ids, generated)],
+                    "token_logprobs": own,
+                    "top_logprobs": tops,
+                }
             choices.append(choice)
         usage = {"prompt_tokens": tokens, "completion_tokens": len(choices)}
         return {"choices": choices, "usage": usage}

@@ -97,6 +97,18 @@ def write_tiny_model(folder: Path, layers: int = 2, vocabulary: int = 400) -> No
         LlamaForCausalLM(config).save_pretrained(folder)
 
 
+def permute_tokenizer(folder: Path) -> None:
+    """Give the tokens of a tiny model's tokenizer one another's ids, but not the special ones."""
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_bytes())
+    vocabulary = tokenizer["model"]["vocab"]
+    special = {token["id"] for token in tokenizer["added_tokens"]}
+    others = [token for token, i in vocabulary.items() if i not in special]
+    ids = [vocabulary[token] for token in others]
+    vocabulary.update(zip(others, [*ids[1:], ids[0]], strict=True))
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
 def write_tiny_project(root: Path) -> dict[str, str]:
     """Write a project that runs the shipped pipeline on the tiny model and 80 questions.
 

@@ -1,18 +1,19 @@
 """What a server gives of a model: asked once, before anything depends on it."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from firstkd.errors import ConfigError
 from firstkd.openai.client import RefusedError, UnreadableReplyError
 from firstkd.openai.letters import letter_logprobs, letter_request
-from firstkd.openai.prompt_scores import WAYS, Way, score_request, scores_in
+from firstkd.openai.prompt_scores import WAYS, Way, score_request, scores_in, text_of
 from firstkd.openai.teacher import ServedModel
 
 SERVER = "server.json"
 """In the folder of a model behind a server: what it is and gives."""
 QUESTION = "Where does a fox live?\nA. in a den\nB. in a hive\nAnswer with the letter of an option."
-TEXT = "A fox lives in a den."
+TEXT = "A fox lives in a den. Bees (12,075 of them) don't; where would you look?"
 UNKNOWN = (400, 404, 422, 501)
 """Statuses of servers that do not know the interface, or a setting of it."""
 
@@ -82,6 +83,7 @@ def way_given(served: ServedModel) -> Way:
         try:
             reply = served.post("completions", score_request(served.init.model, [prompt], way, 1))
             scores_in(reply, [prompt], way, {})
+            check_reading(served, prompt, text_of(reply, prompt, way))
             return way
         except RefusedError as error:
             if error.status not in UNKNOWN:
@@ -93,3 +95,21 @@ def way_given(served: ServedModel) -> Way:
         f"ask: texts: {served.init.url} gives no log-probabilities of prompts "
         f"({'; '.join(found)}); set it to letters, or choose a server such as vLLM or SGLang"
     )
+
+
+def check_reading(served: ServedModel, prompt: Sequence[int], read: str | None) -> None:
+    """Raise ConfigError if the server takes ids of the tokenizer here for another text."""
+    if read is None:
+        log.warning(
+            "%s does not say how it reads token ids; is its tokenizer really that of models.%s?",
+            *(served.init.url, served.init.tokenizer),
+        )
+        return
+    meant = "".join(served.tokenizer.decode([token]) for token in prompt[1:])
+    # decoders of single tokens differ in the spaces that they leave
+    if "".join(read.split()) != "".join(meant.split()):
+        raise ConfigError(
+            f"tokenizer: {served.init.url} takes the ids of {meant!r} for {read!r}, so "
+            f"{served.init.tokenizer!r} has another tokenizer than {served.init.model!r}; name a "
+            "model that has the same, or set ask to letters"
+        )

@@ -49,6 +49,20 @@ def scores_in(
     return scores
 
 
+def text_of(reply: Any, prompt: Sequence[int], way: Way) -> str | None:
+    """Return what the server takes the ids of the one prompt for, from the second on.
+
+    None if it does not say.
+    """
+    choice = reply["choices"][0]
+    if way == "prompt_logprobs":
+        places = zip(prompt[1:], choice["prompt_logprobs"][1:], strict=True)
+        pieces = [place[str(token)].get("decoded_token") for token, place in places]
+    else:
+        pieces = (choice["logprobs"].get("tokens") or [None])[1 : len(prompt)] or [None]
+    return None if None in pieces else "".join(pieces)
+
+
 def _by_id(choice: Any, prompt: Sequence[int], ids: Mapping[str, int]) -> list[Scored]:
     scored = []
     for token, place in zip(prompt, choice["prompt_logprobs"], strict=True):

@@ -32,7 +32,7 @@ from tasks.graph import write_graph
 from tests.firstkd.signals.stores import CHOICES, TOKENS, capture_into
 from tests.openai_server import EVERYTHING, NAME, OpenAIServer, answering
 from tests.tasks.test_signal import ENVIRONMENT
-from tests.tiny import write_tiny_model, write_tiny_params, write_tiny_questions
+from tests.tiny import permute_tokenizer, write_tiny_model, write_tiny_params, write_tiny_questions
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
@@ -293,6 +293,19 @@ def test_what_a_server_cannot_give_is_said_in_one_line(project, server, case):
             model.main(root, "teacher")
     assert "\n" not in str(told.value)
     assert not (root / "data/model/teacher").exists()
+
+
+@pytest.mark.parametrize("way", ["prompt_logprobs", "echo"])
+def test_a_server_with_a_permuted_tokenizer_is_refused(project, server, inputs, tmp_path, way):
+    server.gives = frozenset({way})
+    with answering(server):
+        root = project()
+        (root / "data/model/base").unlink()
+        shutil.copytree(inputs / "data/model/base", root / "data/model/base")
+        permute_tokenizer(root / "data/model/base")
+        with pytest.raises(ConfigError, match=r"tokenizer: .* 'base' has another tok") as told:
+            model.main(root, "teacher")
+    assert "\n" not in str(told.value)
 
 
 def test_a_server_that_gives_something_else_later_is_refused(project, server):

@@ -16,7 +16,7 @@ from firstkd.models.folders import load_model
 from firstkd.settings import load_settings
 from tasks import checks, validate
 from tasks.preflight import check_vocabulary
-from tests.tiny import write_tiny_params
+from tests.tiny import permute_tokenizer, write_tiny_params
 
 Splits = dict[str, list[Example]]
 
@@ -426,8 +426,7 @@ def test_token_ids_of_two_tokenizers_are_refused_before_any_training(project: Pa
     judge = project / "data/model/judge"
     shutil.copytree(project / "data/model/base", judge)
     check(project, good())  # of the same vocabulary
-    tokenizer = (judge / "tokenizer.json").read_text(encoding="utf-8")
-    (judge / "tokenizer.json").write_text(tokenizer.replace('"<pad>"', '"<nil>"'))
+    permute_tokenizer(judge)  # of as many tokens
     with pytest.raises(
         ConfigError,
         match=r"models\.first\.learn\.tokens\.from: signals\.tokens is of the tokens of ",
