@@ -1,10 +1,38 @@
-"""The settings of scheduled retraining and of publishing its result, which no stage reads."""
+"""The settings of scheduled retraining, promotion and publishing, which no stage reads."""
 
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from firstkd.section import Positive, Section
+from firstkd.section import Positive, Section, Share, Weight
+
+
+class PromoteSettings(Section):
+    """What a challenger must show to become champion; drops and rises are against the champion.
+
+    All of it is measured at the student's own temperature, as it is served.
+    """
+
+    max_ece: Share
+    max_accuracy_drop: Share
+    max_nll_increase: Weight
+    max_brier_increase: Share
+    max_aurc_increase: Share
+    """Increase of the error rate averaged over all shares of questions answered, surest first."""
+    max_out_of_domain_drop: Share
+    """Drop of the accuracy on each out-of-domain set."""
+    min_share_of_teacher: Share
+    """Share of the teacher's accuracy that a first champion must keep."""
+    require_better_than_guessing: bool
+    """Whether a first champion's accuracy must exceed, beyond its interval, that of guessing at
+    random and of always giving the most frequent answer."""
+    max_risk: Annotated[float, Field(gt=0, le=1)]
+    """Share of the paired bootstrap's resamples that may exceed a limit: 0.05 asks for proof."""
+    min_coverage: Share
+    """Share of the test questions that it must answer under serve.policy; 0 asks for nothing."""
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    require_reproducible: bool
+    """Whether a version needs a commit that rebuilds it: a git tree without uncommitted changes."""
 
 
 class RetrainSettings(Section):

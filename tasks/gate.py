@@ -12,7 +12,7 @@ import pandas as pd
 
 from firstkd.measure.bootstrap import ROUNDING, Resampled
 from firstkd.measure.comparison import paired_changes
-from firstkd.settings import PromoteSettings
+from firstkd.operation_settings import PromoteSettings
 from tasks.evidence import Evidence
 
 SEED = 0

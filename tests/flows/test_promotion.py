@@ -15,7 +15,7 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion
 
 from firstkd.errors import PipelineError
-from firstkd.settings import PromoteSettings
+from firstkd.operation_settings import PromoteSettings
 from flows import promotion
 from flows.project import Project
 from flows.promotion import judge, promote, rollback, standing

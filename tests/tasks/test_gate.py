@@ -8,7 +8,7 @@ import pytest
 
 from firstkd.measure import bootstrap
 from firstkd.measure.bootstrap import Resampled
-from firstkd.settings import PromoteSettings
+from firstkd.operation_settings import PromoteSettings
 from tasks.evidence import Evidence
 from tasks.gate import answered_alike, decide
 
