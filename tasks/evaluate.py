@@ -38,7 +38,7 @@ def main(root: Path, model: str) -> None:
     settings = load_settings(root / "params.yaml")
     if model not in settings.measured_models:
         names = ", ".join(settings.measured_models)
-        raise ConfigError(f"{model!r} is no model of evaluate.models; there are {names}")
+        raise ConfigError(f"{model!r} is not a model of evaluate.models; there are {names}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     folder = model_folder(root, model)
     subject = Subject.load(model, folder, settings.prompt, settings.evaluate)

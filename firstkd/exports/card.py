@@ -14,7 +14,7 @@ from firstkd.exports.base import Export
 class Origin:
     model: str
     source: str
-    """Of the model that it goes back to."""
+    """Where the model that it descends from was fetched."""
     teachers: Sequence[str]
     data: Mapping[str, str]
     """Source of each data set by its name."""

@@ -12,7 +12,7 @@ import torch
 from firstkd.models.folders import vocabulary_size
 
 TOLERANCE = 1e-5
-"""Of logits, relative to the largest; in float32."""
+"""Largest difference of the logits, in float32, relative to the largest logit."""
 
 
 @torch.inference_mode()

@@ -170,7 +170,7 @@ def _add_tensors(writer: Any, model: Any, weights: str) -> None:
             packed = quantize(np.ascontiguousarray(values), kind)
         except QuantError as error:
             raise ConfigError(
-                f"{name} has rows of {values.shape[-1]}, no multiple of 32; export it as f16"
+                f"{name} has rows of {values.shape[-1]}, which 32 does not divide; export it as f16"
             ) from error
         writer.add_tensor(place, packed, raw_dtype=kind)
 

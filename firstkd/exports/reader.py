@@ -55,8 +55,8 @@ class OnnxModel:
 
 class Student:
     def __init__(self, folder: Path, calibration: Path | None = None, threads: int = 0) -> None:
-        """Open an exported folder; `calibration` takes the place of the temperature, threshold
-        and choices that are in it, e.g. with what was fitted anew through this runtime.
+        """Open an exported folder; a `calibration` file replaces its temperature, threshold and
+        choices, e.g. by those fitted through this runtime (data/evaluate/NAME/calibration.json).
 
         Raises Unusable if a file is missing or not the one that was exported.
         """
