@@ -61,6 +61,16 @@ def everything(tmp_path: Path) -> Settings:
             "ask": "letters",
         }
     }
+    params["signals"]["tokens"] = {
+        "kind": "tokens",
+        "of": "teacher",
+        "select": {"kind": "top_k", "k": 5},
+    }
+    params["models"]["published"] = {
+        "init": {"kind": "copy", "of": "start"},
+        "train": "finetune",
+        "learn": {"sparse_kl": {"from": "tokens"}},
+    }
     params["signals"]["letters"] = {"kind": "choices", "of": "served"}
     params["signals"]["states"] = {"kind": "hidden_states", "of": "teacher"}
     params["models"]["follower"] = {

@@ -135,11 +135,27 @@ def write_tiny_project(root: Path) -> dict[str, str]:
 
 
 def write_tiny_params(root: Path) -> None:
-    """Write the shipped params.yaml with small numbers and the sources of the tiny project."""
+    """Write the shipped params.yaml with small numbers and the sources of the tiny project.
+
+    Its models learn of choices and of tokens, and its student from signals that are recalibrated, so
+    that what is fitted to them matters.
+    """
     yaml = YAML()
     params = yaml.load(REPOSITORY / "params.yaml")
-    for term in ("choices", "tokens"):  # so that what is fitted to a signal matters
-        params["models"]["first"]["learn"][term]["recalibrate"] = "temperature"
+    for name in ("teacher", "sft"):
+        params["models"][name]["learn"] = {
+            "right": {"kind": "gold_choice"},
+            "gold": {"kind": "gold", "weight": {"from": 0.5, "to": 0}},
+        }
+    params["models"]["first"]["learn"] = {
+        "choices": {"kind": "choice_kl", "from": "choices"},
+        "tokens": {"kind": "sparse_kl", "from": "tokens", "weight": {"from": 0.5, "to": 0}},
+        "right": {"kind": "gold_choice", "weight": 0.5},
+    }
+    params["signals"] = {
+        "choices": {"kind": "choices", "of": "teacher"},
+        "tokens": {"kind": "tokens", "of": "teacher", "select": {"kind": "top_k", "k": 5}},
+    }
     shrink(params)
     yaml.dump(params, root / "params.yaml")
 

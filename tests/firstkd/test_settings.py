@@ -79,9 +79,9 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         ),
         (("models", "Bad"), {"init": {"kind": "copy", "of": "base"}}, "models.Bad: 'Bad' is"),
         (
-            ("models", "first", "learn", "tokens", "tail"),
+            ("models", "first", "learn", "states", "distance"),
             "cut",
-            "models.first.learn.tokens.tail: 'cut' is not allowed",
+            "models.first.learn.states.distance: 'cut' is not allowed",
         ),
         (
             ("models", "sft", "learn"),
@@ -90,11 +90,11 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         ),
         (("models", "sft", "learn"), {}, "models.sft.learn: {} is not allowed"),
         (
-            ("signals", "tokens", "select", "k"),
-            0,
+            ("signals", "tokens"),
+            {"kind": "tokens", "of": "teacher", "select": {"kind": "top_k", "k": 0}},
             "signals.tokens.select.k: 0 is not allowed",
         ),
-        (("signals", "tokens", "kind"), "top", r"signals.tokens.kind: 'top' is not allowed; allo"),
+        (("signals", "choices", "kind"), "top", r"signals.choices.kind: 'top' is not allowed; all"),
         (
             ("signals", "choices", "top_k"),
             5,
@@ -152,16 +152,11 @@ def test_what_could_change_unnoticed_must_be_pinned(tmp_path, source, message):
 
 def test_the_models_that_are_commented_out_are_valid(tmp_path):
     text = (REPOSITORY / "params.yaml").read_text()
-    commented = re.compile(r"^  # ((?:tempered|mixed|hard):.*|  .*)$", re.MULTILINE)
+    commented = re.compile(r"^  # ((?:mixed|hard):.*|  .*)$", re.MULTILINE)
     (tmp_path / "params.yaml").write_text(commented.sub(r"  \1", text))
     settings = load_settings(tmp_path / "params.yaml")
     assert settings.models["mixed"].learn["choices"].gold_share == 0.5
-    recalibrated = {
-        name: {term.recalibration for term in settings.models[name].learn.values()}
-        for name in ("first", "tempered", "hard")
-    }
-    assert recalibrated["first"] - {None} == recalibrated["hard"] == {"none"}
-    assert recalibrated["tempered"] - {None} == {"temperature"}
+    assert settings.models["hard"].signals == ["choices"]
 
 
 def test_a_missing_setting_is_named(tmp_path):
