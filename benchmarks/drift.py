@@ -24,8 +24,8 @@ from firstkd.data.examples import Example, read_examples
 from firstkd.serving.drift import Drift
 from firstkd.serving.reference import Reference
 from firstkd.settings import Settings, load_settings
+from tasks.answers import set_name, test_files
 from tasks.evaluated import Evaluated, load_evaluated
-from tasks.evaluation import set_name, test_files
 
 WEEKS, WEEK = 20, 10_000
 SOON = 500

@@ -1,6 +1,7 @@
 """Is the promise of serve.policy kept? Over 200 random splits of a finished run's predictions.
 
-Each split fits the model's temperature and the threshold on one half of the questions, as evaluate
+Each split fits what calibrates the model (its temperature; of open text evaluate.open_text's
+calibration) and the threshold on one half of the questions, as evaluate
 does on the calibration split. Two counts, each as a share of the splits:
 
 - `broken`: the calibration questions are drawn with replacement, so that all questions are the
@@ -14,6 +15,7 @@ Run as  python -m benchmarks.risk [MODEL …]   (after `firstkd run`; one JSON l
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 
 from firstkd.measure.metrics import Predictions
 from firstkd.measure.risk import best_coverage, promise
+from firstkd.open_text.calibration import Calibration
 from firstkd.recalibration.temperature import Temperature
 from firstkd.serving.settings import PolicySettings
 from firstkd.settings import Settings, load_settings
@@ -40,20 +43,41 @@ def own_temperature(settings: Settings, scores: np.ndarray, is_right: np.ndarray
     return Temperature.fit(decisions, right, settings.calibrate).temperature
 
 
-def count(settings: Settings, scores: np.ndarray, is_right: np.ndarray) -> list[dict[str, Any]]:
+Refit = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Confidence in all answers, and which are right, when calibrated on those of these indices."""
+
+
+def of_choices(settings: Settings, scores: np.ndarray, is_right: np.ndarray) -> Refit:
+    def refit(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        temperature = own_temperature(settings, scores[part], is_right[part])
+        decisions = Predictions.of_choices(scores / temperature, is_right)
+        return decisions.confidence, decisions.correct
+
+    return refit
+
+
+def of_own_words(settings: Settings, raw: np.ndarray, correct: np.ndarray) -> Refit:
+    kind = settings.evaluate.open_text.recalibrate
+
+    def refit(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        fitted = Calibration.fit(kind, raw[part], correct[part], settings.calibrate)
+        return fitted(raw), correct
+
+    return refit
+
+
+def count(settings: Settings, questions: int, refit: Refit) -> list[dict[str, Any]]:
     generator = np.random.default_rng(settings.runtime.seed)
-    size = len(scores) // 2
+    size = questions // 2
     found = {limit: [] for limit in LIMITS}
     for _ in range(SPLITS):
-        drawn = generator.integers(len(scores), size=size)
-        mixed = generator.permutation(len(scores))
+        drawn = generator.integers(questions, size=size)
+        mixed = generator.permutation(questions)
         for part, rest, name in (
-            (drawn, np.arange(len(scores)), "broken"),
+            (drawn, np.arange(questions), "broken"),
             (mixed[:size], mixed[size:], "above_on_the_rest"),
         ):
-            temperature = own_temperature(settings, scores[part], is_right[part])
-            decisions = Predictions.of_choices(scores / temperature, is_right)
-            confidence, correct = decisions.confidence, decisions.correct
+            confidence, correct = refit(part)
             for limit in LIMITS:
                 policy = PolicySettings(max_error=limit, confidence=CONFIDENCE)
                 kept = promise(confidence[part], correct[part], policy)
@@ -79,15 +103,20 @@ def main(names: list[str], root: Path = Path(".")) -> None:
     for name, model in load_evaluated(root, settings).items():
         for test_set in model.sets if not names or name in names else []:
             rows = model.of_set(test_set)
-            scores, is_right = (np.array(rows[c].to_pylist()) for c in ("scores", "is_right"))
+            if "text" in model.sets[test_set]:
+                raw = model.raw(test_set)
+                refit = of_own_words(settings, raw.confidence, raw.correct)
+            else:
+                scores, is_right = (np.array(rows[c].to_pylist()) for c in ("scores", "is_right"))
+                refit = of_choices(settings, scores.astype(np.float64), is_right)
             line = {
                 "benchmark": "risk",
                 "model": name,
                 "set": test_set,
-                "questions": len(scores),
+                "questions": len(rows),
                 "splits": SPLITS,
                 "confidence": CONFIDENCE,
-                "limits": count(settings, scores.astype(np.float64), is_right),
+                "limits": count(settings, len(rows), refit),
             }
             print(json.dumps(line))
 

@@ -1,7 +1,7 @@
 """A student at work: questions in, answers with honest confidence out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,37 +15,73 @@ from firstkd.errors import DataValidationError
 from firstkd.files import read_json
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import score_questions
-from firstkd.serving.promise import Promise
+from firstkd.open_text.calibration import Calibration
+from firstkd.open_text.settings import OpenTextSettings
+from firstkd.open_text.writer import Writer
+from firstkd.serving.promise import Threshold
 from firstkd.serving.reference import Reference
 
 
 @dataclass(frozen=True)
 class Answer:
     answer: str
-    answer_index: int
     confidence: float
     """Calibrated probability that the answer is right."""
     probabilities: list[float]
-    """One for each choice."""
-    abstain: bool
-    """Whether the confidence is too low to answer."""
+    """One for each choice; none if the answer is in the student's own words."""
+    threshold: Threshold
+    """That the confidence is held against."""
+
+    @property
+    def abstain(self) -> bool:
+        """Whether the confidence is too low to answer."""
+        below = self.threshold.abstain_below
+        return below is not None and self.confidence < below
+
+
+@dataclass(frozen=True)
+class OwnWords:
+    """How a student answers questions without choices."""
+
+    writer: Writer
+    calibration: Calibration
+    threshold: Threshold
+
+    @classmethod
+    def of(cls, answerer: "Answerer", kept: Mapping[str, Any], abstain_below: float | None) -> Self:
+        settings = OpenTextSettings.model_validate(kept["settings"])
+        return cls(
+            Writer(answerer.model, answerer.tokenizer, answerer.prompt, settings, kept["seed"]),
+            Calibration.from_json(kept["calibration"]),
+            Threshold.of(kept, abstain_below),
+        )
+
+    def answer(self, examples: Sequence[Example], batch_size: int) -> list[Answer]:
+        writer = replace(self.writer, batch_size=batch_size)
+        answers, confidence = writer.answer(examples)
+        return [
+            Answer(answer.text, sure, [], self.threshold)
+            for answer, sure in zip(answers, self.calibration(confidence).tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """A model with the temperature that was fitted to it, and the prompt it was trained with."""
+    """A model with what was fitted to it, and the prompt it was trained with."""
 
     model: PreTrainedModel
     tokenizer: Any
     prompt: PromptSettings
-    temperature: float
+    temperature: float | None
+    """At which it chooses; None if it has been calibrated on open text alone."""
     common_choices: Sequence[str] | None = None
-    """Choices of a question that names none: what all calibration questions share, if they do."""
-    abstain_below: float | None = None
-    promise: Promise | None = None
-    """What `abstain_below` keeps, if it comes from a policy."""
+    """Choices of a question that names none: what all calibration questions shared, if any."""
+    threshold: Threshold = field(default_factory=Threshold)
+    """For choices."""
+    own_words: OwnWords | None = None
+    """For a question that has no choices at all; None if it was not calibrated on open text."""
     reference: Reference | None = None
-    """What its calibration questions were like; None for a version of an earlier release."""
+    """What its calibration questions with choices were like; None for an earlier release's."""
 
     @classmethod
     def load(
@@ -56,19 +92,26 @@ class Answerer:
         A number for `abstain_below` takes the place of the threshold that was found there.
         """
         calibration = read_json(calibration_file)
-        kept = calibration.get("policy") if abstain_below is None else None
-        promise = Promise(**kept) if kept else None
         reference = calibration.get("reference")
-        return cls(
+        chooser = cls(
             model=load_model(model_folder),
             tokenizer=load_tokenizer(model_folder),
             prompt=PromptSettings.model_validate(calibration["prompt"]),
             temperature=calibration["temperature"],
             common_choices=calibration.get("choices"),
-            abstain_below=promise.abstain_below if promise else abstain_below,
-            promise=promise,
+            threshold=Threshold.of(calibration, abstain_below),
             reference=Reference(**reference) if reference else None,
         )
+        words = calibration.get("open_text")
+        if words is None:
+            return chooser
+        return replace(chooser, own_words=OwnWords.of(chooser, words, abstain_below))
+
+    @property
+    def thresholds(self) -> list[Threshold]:
+        """Those in force: of choices, if it was calibrated on any, and of open text, likewise."""
+        found = [self.threshold] if self.temperature is not None else []
+        return [*found, *([self.own_words.threshold] if self.own_words else [])]
 
     def answer(
         self,
@@ -76,7 +119,9 @@ class Answerer:
         choices: Sequence[object],
         batch_size: int = 32,
     ) -> list[Answer]:
-        """Answer each question with one of its choices, None standing for `common_choices`.
+        """Answer each question with one of its choices.
+
+        None stands for `common_choices`, or else asks for an answer in the student's own words.
 
         Raises DataValidationError as `examples` does.
         """
@@ -85,8 +130,8 @@ class Answerer:
     def examples(self, questions: Sequence[object], choices: Sequence[object]) -> list[Example]:
         """Return the questions as they will be answered.
 
-        Raises DataValidationError naming the first question that is not a text, or that does not
-        have a list of two or more choices, each of them a text.
+        Raises DataValidationError naming the first question that is not a text, whose choices are
+        not a list of two or more texts, or that names none and needs some.
         """
         return [
             self._example(number, question, named)
@@ -94,6 +139,30 @@ class Answerer:
         ]
 
     def answer_examples(self, examples: Sequence[Example], batch_size: int = 32) -> list[Answer]:
+        """Answer examples, those with choices and those without at once.
+
+        Raises DataValidationError for a kind of them that the student was not calibrated on.
+        """
+        by_kind = {
+            kind: [i for i, example in enumerate(examples) if bool(example.choices) == kind]
+            for kind in (True, False)
+        }
+        found: dict[int, Answer] = {}
+        if chosen := by_kind[True]:
+            answers = self._choose([examples[i] for i in chosen], batch_size)
+            found |= dict(zip(chosen, answers, strict=True))
+        if written := by_kind[False]:
+            if self.own_words is None:
+                raise DataValidationError("this student was not calibrated on open text")
+            answers = self.own_words.answer([examples[i] for i in written], batch_size)
+            found |= dict(zip(written, answers, strict=True))
+        return [found[i] for i in range(len(examples))]
+
+    def _choose(self, examples: Sequence[Example], batch_size: int) -> list[Answer]:
+        if self.temperature is None:
+            raise DataValidationError(
+                "this student was calibrated on open text alone: name no choices"
+            )
         encoded = encode(examples, self.tokenizer, self.prompt)
         scores = score_questions(self.model, encoded, batch_size)
         probabilities = (scores.double() / self.temperature).softmax(-1)  # as evaluate does
@@ -101,10 +170,9 @@ class Answerer:
         return [
             Answer(
                 answer=(example.choices or ())[index],
-                answer_index=index,
                 confidence=certain,
                 probabilities=row[: len(example.choices or ())],
-                abstain=self.abstain_below is not None and certain < self.abstain_below,
+                threshold=self.threshold,
             )
             for example, index, certain, row in zip(
                 examples, best.tolist(), confidence.tolist(), probabilities.tolist(), strict=True
@@ -117,10 +185,12 @@ class Answerer:
         where = f"{where} ({prompt!r})"
         options = self.common_choices if named is None else named
         if options is None:
-            raise DataValidationError(
-                f"{where} names no choices, and those of this student's calibration questions "
-                "differ: name two or more"
-            )
+            if self.own_words is None:
+                raise DataValidationError(
+                    f"{where} names no choices, and those of this student's calibration questions "
+                    "differ: name two or more"
+                )
+            return Example(prompt, prompt, "", None, None, "")
         # a text is a sequence too, of its characters
         if not isinstance(options, list | tuple):
             raise DataValidationError(f"{where}: choices must be a list of texts, not {options!r}")

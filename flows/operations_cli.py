@@ -148,7 +148,7 @@ def ask(
         list[str] | None,
         typer.Option(
             help="A possible answer; name two or more, each with --choice. By default those that "
-            "all questions shared on which its confidence was calibrated, e.g. yes and no.",
+            "all questions shared on which it was calibrated, e.g. yes and no, or its own words.",
         ),
     ] = None,
 ) -> None:
@@ -164,13 +164,13 @@ def ask(
     assert served is not None
     answerer, name = served.answerer, served.name
     [found] = answerer.answer([question], [choice or None])
-    said, sure = f"confidence {found.confidence:.2f}", answerer.promise
+    said, limit = f"confidence {found.confidence:.2f}", found.threshold
     if found.abstain:
         said = f"best guess: {found.answer}, {said}"
-        said += "" if sure and sure.threshold is None else f" < {answerer.abstain_below:.3g}"
+        said += f" < {limit.abstain_below:.3g}" if limit.in_force()["threshold"] else ""
     typer.echo(f"{'abstain' if found.abstain else found.answer}  ({said}, {name})")
-    if sure:
-        typer.echo(f"{name}: {sure}")
+    if limit.promise:
+        typer.echo(f"{name}: {limit.promise}")
 
 
 def serve(

@@ -34,8 +34,8 @@ RECALIBRATES_TAG = "recalibrates"
 QUESTIONS = "data/prepare/test.parquet"
 STUDENT_FILES = {".safetensors", ".json", ".jsonl", ".jinja", ".model", ".txt"}
 """Suffixes of what a student's folder holds. Others could be pickles, which are code."""
-SERVING_NEEDS = "mlflow numpy pandas pydantic ruamel-yaml safetensors tokenizers torch tqdm"
-SERVING_NEEDS += " transformers"
+SERVING_NEEDS = "mlflow numpy pandas pydantic rouge-score ruamel-yaml sacrebleu safetensors scipy"
+SERVING_NEEDS += " tokenizers torch tqdm transformers"
 TEXT, NUMBER, FLAG = DataType.string, DataType.double, DataType.boolean
 Log = Callable[[], tuple[ModelInfo, dict[str, Any]]]
 SIGNATURE = ModelSignature(

@@ -29,7 +29,8 @@ class Student(PythonModel):
     ) -> pd.DataFrame:
         """Answer each row's `question` with one of its `choices`.
 
-        Without `choices`, those count that all questions of the student's calibration shared.
+        Without `choices`, those that all questions of the student's calibration shared, or else in
+        its own words if it was calibrated on open text.
 
         `abstain` is true where the confidence is below the threshold of serve.policy or
         serve.abstain_below, as it was when the version was registered, or below the

@@ -43,7 +43,7 @@ class Checks:
         )
         check_exports(settings, configs)
         self._learned = {file.stem for file in learned_from(root, settings)}
-        self._with_choices: set[str] = set()
+        self._with_choices, self._open_text = set[str](), set[str]()
         self._probes: dict[str, list[Question]] = {name: [] for name in tokenizers}
         self._witnesses: dict[str, dict[str, Question]] = defaultdict(dict)
         self._lengths: dict[str, array[int]] = defaultdict(lambda: array("i"))
@@ -54,6 +54,8 @@ class Checks:
         """Raises DataValidationError for a response that leaves no room for its prompt."""
         if any(example.choices for example in examples):
             self._with_choices.add(split)
+        if any(not example.choices for example in examples):
+            self._open_text.add(split)
         if split == "calibration":
             self._calibration += len(examples)
         for root, tokenizer in self._tokenizers.items():
@@ -87,7 +89,7 @@ class Checks:
     def finish(self) -> None:
         """Raise ConfigError, DataValidationError or ArtifactError for what cannot be served."""
         settings = self._settings
-        check_measured(self._root / "data/prepare", self._with_choices)
+        check_measured(settings, self._root / "data/prepare", self._with_choices, self._open_text)
         for name, model in settings.models.items():
             check_terms(name, model, [*self._witnesses[name].values()])
             check_training(settings, name, self._lengths[name])

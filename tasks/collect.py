@@ -35,13 +35,12 @@ def collect(root: Path) -> tuple[Path, int]:
 
 
 def traffic(root: Path) -> Iterator[dict[str, Any]]:
-    """Yield what was logged, the oldest first; raises ArtifactError as `collect` does."""
+    """Yield what was logged of questions with choices, the oldest first.
+
+    Raises ArtifactError as `collect` does.
+    """
     files = sorted(log_folder(root, "traffic").glob("*.parquet"))
-    if not files:
-        raise ArtifactError(
-            f"{log_folder(root, 'traffic')} holds no traffic; set serve.traffic in params.yaml and "
-            "start `firstkd serve` again"
-        )
+    found = False
     for file in files:
         schema = pq.read_schema(file)
         hashed = (schema.metadata or {}).get(b"hashed", b"").decode().split(",")
@@ -51,4 +50,12 @@ def traffic(root: Path) -> Iterator[dict[str, Any]]:
                 "so nothing can be learned from it; delete it, or log these fields"
             )
         readable = [name for name in schema.names if name not in hashed]
-        yield from pq.read_table(file, columns=readable).to_pylist()
+        for row in pq.read_table(file, columns=readable).to_pylist():
+            if row["choices"]:  # of open text nothing could be learned without its answer
+                found = True
+                yield row
+    if not found:
+        raise ArtifactError(
+            f"{log_folder(root, 'traffic')} holds no traffic with choices; set serve.traffic in "
+            "params.yaml and start `firstkd serve` again"
+        )

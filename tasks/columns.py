@@ -9,7 +9,7 @@ class Column:
     """A metric as a column of a table."""
 
     title: str
-    reading: Literal["raw", "calibrated"]
+    reading: Literal["raw", "calibrated", "text"]
     metric: str
     more_is_better: bool
     explanation: str
@@ -60,3 +60,13 @@ RANKING = (
     ),
 )
 COLUMNS = CORRECTNESS + RANKING
+TEXT = (
+    Column("exact match", "text", "exact_match", True, "share that is the right answer's words"),
+    Column("token F1", "text", "token_f1", True, "words shared with the right answer (SQuAD's F1)"),
+    Column("ROUGE-1", "text", "rouge_1", True, "words shared, stemmed (F1)"),
+    Column("ROUGE-2", "text", "rouge_2", True, "pairs of neighbouring words shared (F1)"),
+    Column("ROUGE-L", "text", "rouge_l", True, "longest sequence of words shared (F1)"),
+    Column("chrF", "text", "chrf", True, "character n-grams shared, of all answers together"),
+    Column("BLEU", "text", "bleu", True, "word n-grams shared, of all answers together"),
+)
+"""For answers in the models' own words."""

@@ -8,6 +8,7 @@ Writes  data/evaluate/NAME/metrics.json, predictions.parquet, calibration.json
 Run as  python -m tasks.evaluate_export NAME   (normally through `dvc repro evaluate-NAME`)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from firstkd.data.examples import read_examples
+from firstkd.data.examples import Example
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
 from firstkd.errors import ArtifactError, ConfigError
@@ -44,7 +45,7 @@ def main(root: Path, name: str) -> None:
         "bytes": (folder / student.facts["file"]).stat().st_size,
         "open_text": {},
     }
-    write_evaluation(root, name, settings, subject.score, facts)
+    write_evaluation(root, subject, None, settings, facts)
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,10 @@ class Subject:
     tokenizer: Any
     prompt: PromptSettings
 
-    def score(self, file: Path) -> Scored | None:
-        """Score the choices of the questions that have any; None where none has."""
-        examples = [example for example in read_examples(file) if example.choices]
-        if not examples:
-            return None
+    def score(self, examples: Sequence[Example], title: str) -> Scored:
+        """Score the choices of questions."""
         questions = encode(examples, self.tokenizer, self.prompt)
         scores = torch.full((len(questions), max(len(q.responses) for q in questions)), -torch.inf)
-        title = f"{self.name} on {file.stem}"
         for row, question in zip(scores, tqdm(questions, title, unit="question"), strict=True):
             found = self.student.scores(question.prompt, question.responses)
             row[: len(found)] = torch.tensor(found)

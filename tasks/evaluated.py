@@ -4,16 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from firstkd.errors import ArtifactError
 from firstkd.files import read_json
+from firstkd.measure.bootstrap import Statistic
 from firstkd.measure.metrics import Predictions
+from firstkd.open_text.metrics import statistic
 from firstkd.serving.promise import Promise
 from firstkd.settings import Settings
+from tasks import predictions
 
 
 def teacher_name(settings: Settings) -> str | None:
@@ -39,25 +41,39 @@ class Evaluated:
         return {name: found[name] for name in sorted(found, key=lambda name: name != "test")}
 
     @property
-    def temperature(self) -> float:
-        return float(self.metrics["temperature"])
+    def temperature(self) -> float | None:
+        """Its own, at which it chooses; None if there was nothing to choose from."""
+        found: float | None = self.metrics["temperature"]
+        return found
+
+    @property
+    def served(self) -> str:
+        """How its confidence on the test set was calibrated, in words."""
+        if "text" in self.sets["test"]:
+            return "as calibrated"
+        return f"at its own temperature of {self.temperature:.2f}"
 
     def of_set(self, name: str) -> pa.Table:
         return self.rows.filter(pc.equal(self.rows["set"], name))
 
     def raw(self, test_set: str) -> Predictions:
         """As the model is."""
-        return self._predictions(test_set, 1.0)
+        return predictions.raw(self._columns(test_set))
 
     def calibrated(self, test_set: str) -> Predictions:
-        """With the model's own temperature, as it is served."""
-        return self._predictions(test_set, self.temperature)
+        """As it is served."""
+        return predictions.served(self._columns(test_set), self.temperature)
 
-    def _predictions(self, test_set: str, temperature: float) -> Predictions:
+    def text(self, test_set: str) -> Statistic | None:
+        """Return what measures its words, where it has answered in its own."""
+        if "text" not in self.sets[test_set]:
+            return None
         rows = self.of_set(test_set)
-        # where a question has fewer choices than another, the scores are −inf
-        scores, is_right = (np.array(rows[name].to_pylist()) for name in ("scores", "is_right"))
-        return Predictions.of_choices(scores.astype(np.float64) / temperature, is_right)
+        return statistic(rows["given"].to_pylist(), rows["answer"].to_pylist())
+
+    def _columns(self, test_set: str) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = self.of_set(test_set).select(predictions.READ).to_pydict()
+        return columns
 
 
 def load_evaluated(root: Path, settings: Settings) -> dict[str, Evaluated]:
@@ -69,7 +85,8 @@ def load_evaluated(root: Path, settings: Settings) -> dict[str, Evaluated]:
     for name in settings.evaluate.models:
         results = root / "data/evaluate" / name
         metrics = read_json(results / "metrics.json")
-        policy = read_json(results / "calibration.json")["policy"]
+        kept = read_json(results / "calibration.json")
+        policy = (kept["open_text"] if "text" in metrics["sets"]["test"] else kept)["policy"]
         models[name] = Evaluated(
             name,
             name not in settings.teachers,

@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from firstkd.files import read_json
 from firstkd.measure.metrics import Predictions
+from tasks.predictions import READ, served
 
 COLUMNS = ("set", "id", "answer", "answer_index", "is_right", "scores")
 """Columns of predictions.parquet that the gate reads."""
@@ -22,8 +22,8 @@ class Evidence:
     test_digest: str
     sets: dict[str, Any]
     """Metrics per test set, as evaluate wrote them; a served student's are the calibrated ones."""
-    temperature: float
-    """Its own, at which it is served."""
+    temperature: float | None
+    """Its own, at which it chooses where it is served; None if it answers open text alone."""
     predictions: pd.DataFrame
     """One row per question of every test set."""
     teacher_accuracy: float | None = None
@@ -61,7 +61,7 @@ class Evidence:
         return rows.sort_values("id", ignore_index=True)
 
     def served(self, name: str) -> Predictions:
-        """Return the predictions on a test set at the version's own temperature, by id."""
+        """Return the predictions on a test set as the version is served, by id."""
         rows = self.of_set(name)
-        scores, is_right = (np.array(rows[column].tolist()) for column in ("scores", "is_right"))
-        return Predictions.of_choices(scores.astype(np.float64) / self.temperature, is_right)
+        found = {column: rows[column].tolist() for column in READ if column in rows}
+        return served(found, self.temperature)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firstkd.measure.bootstrap import Estimate
-from firstkd.measure.comparison import paired_differences
+from firstkd.measure.bootstrap import Draws, Estimate, resample
+from firstkd.measure.comparison import less, paired_differences
 from firstkd.settings import Settings
-from tasks.columns import COLUMNS
+from tasks.columns import COLUMNS, TEXT
 from tasks.evaluated import Evaluated
 from tasks.page import signed
 
@@ -23,7 +23,7 @@ class Comparison:
     model: str
     test_set: str
     differences: dict[str, Estimate]
-    """By the titles of COLUMNS."""
+    """By the titles of COLUMNS, and of TEXT where both answered in their own words."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Findings:
     headline: list[str]
     details: list[str]
     comparisons: list[Comparison]
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any compares answers in the models' own words."""
+        return any(TEXT[0].title in found.differences for found in self.comparisons)
 
 
 def compare_student(models: Mapping[str, Evaluated], settings: Settings) -> Findings:
@@ -45,7 +50,7 @@ def compare_student(models: Mapping[str, Evaluated], settings: Settings) -> Find
     headline = [_sentence(student, on_test[name], who) for name, who in references.items()]
     details = [_own_numbers(student), _own_ranking(student)]
     details += [_difference(on_test[name], who) for name, who in references.items()]
-    details += [_out_of_domain(student, name) for name in student.sets if name != "test"]
+    details += [_elsewhere(student, name) for name in student.sets if name != "test"]
     return Findings(headline or [_no_reference(student, others)], details, comparisons)
 
 
@@ -58,7 +63,13 @@ def compare(student: Evaluated, other: Evaluated, test_set: str, settings: Setti
         names = [column.metric for column in columns]
         differences = paired_differences(ours, theirs, samples, seed, names)
         found |= {column.title: differences[column.metric] for column in columns}
-    return Comparison(other.name, test_set, {c.title: found[c.title] for c in COLUMNS})
+    ordered = {column.title: found[column.title] for column in COLUMNS}
+    words = student.text(test_set), other.text(test_set)
+    if words[0] is not None and words[1] is not None:
+        draws = Draws(len(student.of_set(test_set)), samples, seed)
+        changes = resample(less(words[0], words[1]), draws)
+        ordered |= {column.title: changes[column.metric].estimate() for column in TEXT}
+    return Comparison(other.name, test_set, ordered)
 
 
 def _references(others: list[Evaluated], settings: Settings) -> dict[str, str]:
@@ -105,7 +116,7 @@ def _own_numbers(student: Evaluated) -> str:
     return (
         f"It answers {_share(raw['accuracy'])} of {found['examples']} test questions right. Its "
         f"confidence is off by {_share(raw['ece'])} on average as it is, and by "
-        f"{_share(calibrated['ece'])} at its own temperature of {student.temperature:.2f}, "
+        f"{_share(calibrated['ece'])} {student.served}, "
         "which goes with it wherever it is served."
     )
 
@@ -129,20 +140,26 @@ def _difference(found: Comparison, who: str) -> str:
     )
 
 
-def _out_of_domain(student: Evaluated, test_set: str) -> str:
+def _elsewhere(student: Evaluated, test_set: str) -> str:
     found, rows = student.sets[test_set], student.of_set(test_set)
     accuracy = found["raw"]["accuracy"]
-    chance = float(np.mean([1 / np.isfinite(row).sum() for row in rows["scores"].to_pylist()]))
-    if accuracy["low"] > chance:
-        words = f"more than guessing would ({chance:.1%})"
-    elif accuracy["high"] < chance:
-        words = f"less than guessing would ({chance:.1%})"
-    else:
-        words = f"which cannot be told from guessing ({chance:.1%})"
+    where = f"Out of domain, on {test_set},"
+    if test_set.startswith("test "):
+        where = "On the test's open text"
+    words = "" if "text" in found else f", {_beside_chance(accuracy, rows['scores'].to_pylist())}"
     return (
-        f"Out of domain, on {test_set}, it answers {_share(accuracy)} of {found['examples']} "
-        f"questions right, {words}; its confidence is off by {_share(found['calibrated']['ece'])}."
+        f"{where} it answers {_share(accuracy)} of {found['examples']} "
+        f"questions right{words}; its confidence is off by {_share(found['calibrated']['ece'])}."
     )
+
+
+def _beside_chance(accuracy: Mapping[str, float], scores: list[list[float]]) -> str:
+    chance = float(np.mean([1 / np.isfinite(row).sum() for row in scores]))
+    if accuracy["low"] > chance:
+        return f"more than guessing would ({chance:.1%})"
+    if accuracy["high"] < chance:
+        return f"less than guessing would ({chance:.1%})"
+    return f"which cannot be told from guessing ({chance:.1%})"
 
 
 def _share(metric: Mapping[str, float]) -> str:

@@ -4,7 +4,6 @@ Of the stage `evaluate`, and of a registered student that is recalibrated.
 """
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from firstkd.data.examples import common_choices
-from firstkd.data.settings import PromptSettings
+from firstkd.errors import DataValidationError
 from firstkd.files import write_json
-from firstkd.recalibration.temperature import warn_at_bound
-from firstkd.serving.reference import Reference
 from firstkd.settings import Settings
-from tasks.scores import Scored, measured, own_temperature, promised, under
+from tasks.answers import decide_all, test_files
+from tasks.choosing import Chooser, Choosing
+from tasks.scores import measured, under
+from tasks.writing import Writing
 
 log = logging.getLogger(__name__)
 
@@ -40,30 +39,44 @@ class Fitted:
 
 
 def fitted(
-    name: str,
-    fitted_on: Scored,
-    tests: Mapping[str, Scored],
-    prompt: PromptSettings,
+    subject: Chooser,
+    choosing: Choosing | None,
+    writing: Writing | None,
+    prepared: Path,
     settings: Settings,
 ) -> Fitted:
-    """Fit a temperature and what `serve.policy` promises at it, and measure the test sets."""
-    fit = own_temperature(fitted_on, settings.calibrate)
-    temperature, at_bound = fit.temperature, fit.at_bound(settings.calibrate) is not None
-    decisions = fitted_on.predictions(temperature)
-    if at_bound:
-        warn_at_bound(f"{name} on the calibration split", temperature, decisions.correct)
-    sets, predictions = measured(tests, temperature, settings.evaluate, settings.runtime.seed)
-    promise = promised(fitted_on, temperature, settings.serve.policy)
-    if promise is not None:
-        log.info("%s: %s", name, promise)
-        for test_set, split in tests.items():
-            sets[test_set]["policy"] = under(promise, split, temperature)
+    """Measure the test sets in each way the model answers, and say what it needs elsewhere.
+
+    Raises DataValidationError unless the test set has questions of a kind that it answers.
+    """
+    ways = [way for way in (choosing, writing) if way is not None]
+    decided = decide_all(ways, prepared)
+    if "test" not in decided:
+        raise DataValidationError(
+            f"{test_files(prepared)[0]}: no questions like those of "
+            f"{prepared / 'calibration.parquet'} (with choices, or of open text) that "
+            f"{subject.name} can answer; its confidence is calibrated there and measured here"
+        )
+    answers = {name: answered for name, (_, answered) in decided.items()}
+    sets, predictions = measured(answers, settings.evaluate, settings.runtime.seed)
+    for name, (way, answered) in decided.items():
+        if way.promise is not None:
+            sets[name]["policy"] = under(way.promise, answered)
+    for way in ways:
+        if way.promise is not None:
+            log.info("%s: %s", subject.name, way.promise)
+    policy, reference = choosing and choosing.promise, choosing and choosing.reference
     calibration = {
-        "temperature": temperature,
-        "prompt": prompt.model_dump(),
-        "choices": common_choices(fitted_on.examples),
-        "policy": None if promise is None else asdict(promise),
-        "reference": asdict(Reference.of(fitted_on.examples, decisions.confidence.tolist())),
+        "temperature": choosing and choosing.temperature,
+        "prompt": subject.prompt.model_dump(),
+        "choices": choosing and choosing.common_choices,
+        "policy": policy and asdict(policy),
+        "reference": reference and asdict(reference),
+        "open_text": writing and writing.kept(),
     }
-    found = {"temperature": temperature, "temperature_at_bound": at_bound, "sets": sets}
+    found = {
+        "temperature": choosing and choosing.temperature,
+        "temperature_at_bound": choosing is not None and choosing.at_bound,
+        "sets": sets,
+    }
     return Fitted(found, calibration, predictions)

@@ -147,12 +147,15 @@ def _worth_starting_with(challenger: Evidence, limits: PromoteSettings) -> Itera
 
 def _guesses(rows: pd.DataFrame) -> dict[str, float]:
     """Return how often one is right who does not read the questions."""
+    always = {"always giving the most frequent answer": _most_frequent(rows["answer"])}
+    scores = np.array(rows["scores"].tolist(), dtype=np.float64)
+    if not scores.shape[-1]:  # of open text nobody can guess
+        return always
     right = np.array(rows["is_right"].tolist()).sum(-1)
-    choices = np.isfinite(np.array(rows["scores"].tolist(), dtype=np.float64)).sum(-1)
     return {
-        "guessing at random": float((right / choices).mean()),
+        "guessing at random": float((right / np.isfinite(scores).sum(-1)).mean()),
         "always choosing the most frequent position": _most_frequent(rows["answer_index"]),
-        "always giving the most frequent answer": _most_frequent(rows["answer"]),
+        **always,
     }
 
 

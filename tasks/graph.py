@@ -21,6 +21,8 @@ from tasks.export_graph import export_stages
 from tasks.layout import learned_from, run_beside
 
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
+EVALUATE_KEYS = ("micro_batch_size", "micro_batch_tokens", "open_text")
+"""Beyond those that decide what is measured of exports, too."""
 LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
 ASKING = "tasks.served"
@@ -218,7 +220,7 @@ def _evaluate(name: str) -> Stage:
         f"evaluate-{name}",
         f"Measure the model “{name}” on the test sets, and fit its own temperature",
         f"python -m tasks.evaluate {name}",
-        [*EVALUATE_PARAMS, "evaluate.micro_batch_size", "evaluate.micro_batch_tokens"],
+        [*EVALUATE_PARAMS, *(f"evaluate.{key}" for key in EVALUATE_KEYS)],
         code_of(["tasks.evaluate"]),
         ["data/prepare", f"data/model/{name}"],
         [f"data/evaluate/{name}"],

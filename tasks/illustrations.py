@@ -36,7 +36,7 @@ def reliability_figures(models: Models) -> list[dict[str, Any]]:
         errors = [measured[reading]["ece"]["value"] for reading in ("raw", "calibrated")]
         label = (
             f"Reliability of {name} on the test questions: ECE {errors[0]:.3f} as it is, "
-            f"{errors[1]:.3f} at its own temperature of {model.temperature:.2f}"
+            f"{errors[1]:.3f} {model.served}"
         )
         svg = inline(draw_reliability(raw, calibrated), figure_id("reliability", name), label)
         found.append({"model": model, "raw": errors[0], "calibrated": errors[1], "svg": svg})

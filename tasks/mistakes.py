@@ -20,7 +20,7 @@ class Mistake:
     right: str
     given: str
     confidence: float
-    """At the model's own temperature, as it is served."""
+    """As it is served."""
 
 
 def confident_mistakes(model: Evaluated, examples: Mapping[str, Example]) -> list[Mistake]:
@@ -37,13 +37,12 @@ def confident_mistakes(model: Evaluated, examples: Mapping[str, Example]) -> lis
 
 
 def _mistake(model: Evaluated, row: Mapping[str, Any], example: Example) -> Mistake:
-    choices = example.choices or ()
     return Mistake(
         model=model.name,
         test_set=row["set"],
         question=example.prompt,
-        choices=[*choices],
-        right=choices[row["answer_index"]],
-        given=choices[row["predicted_index"]],
+        choices=[*(example.choices or ())],
+        right=row["answer"],
+        given=row["given"],
         confidence=row["calibrated_confidence"],
     )

@@ -1,25 +1,27 @@
 """The report as one HTML file that needs nothing else: tables, figures, style and script inside."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from tasks.columns import COLUMNS
+from tasks.columns import COLUMNS, TEXT, Column
 from tasks.evaluated import Evaluated
 
 
-def table_rows(models: Mapping[str, Evaluated], test_set: str) -> list[dict[str, Any]]:
+def table_rows(
+    models: Mapping[str, Evaluated], test_set: str, columns: Sequence[Column]
+) -> list[dict[str, Any]]:
     """One row per model with its cells; the best student of each column is marked."""
     rows: list[dict[str, Any]] = []
     for model in models.values():
         found = model.sets[test_set]
-        cells = [dict(column.of(found)) for column in COLUMNS]
+        cells = [dict(column.of(found)) for column in columns]
         rows.append({"model": model, "cells": cells})
     ranked = [row for row in rows if row["model"].is_student] or rows
-    for number, column in enumerate(COLUMNS):
+    for number, column in enumerate(columns):
         values = [row["cells"][number]["value"] for row in ranked]
         best = max(values) if column.more_is_better else min(values)
         for row in rows:
@@ -58,7 +60,7 @@ def templates_of(package: str) -> Environment:
 def render(**content: Any) -> str:
     environment = templates_of("tasks")
     environment.filters |= {"size": size, "signed": signed}
-    return environment.get_template("report.html").render(columns=COLUMNS, **content)
+    return environment.get_template("report.html").render(columns=COLUMNS, text=TEXT, **content)
 
 
 def signed(number: float, digits: int) -> str:

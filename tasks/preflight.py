@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MIN_DECIDED = 2
 """Calibration examples that a signal must have decisions on: with fewer, nothing can be
 cross-fitted."""
+SPLITS = ("calibration", "test")
+"""On which models are calibrated and measured."""
 
 
 def check_terms(name: str, model: ModelSettings, questions: Sequence[Question]) -> None:
@@ -85,19 +87,39 @@ def check_signals(settings: Settings, decided: Mapping[str, int], questions: int
             )
 
 
-def check_measured(prepared: Path, with_choices: Collection[str]) -> None:
-    """Raise DataValidationError unless the splits on which models are measured have choices."""
-    for split in ("calibration", "test"):
-        if split not in with_choices:
-            what = {
-                "calibration": "a model's temperature is fitted",
-                "test": "a model's answers are measured",
-            }[split]
-            raise DataValidationError(
-                f"{prepared / split}.parquet: no questions with choices, on which {what}; add a "
-                f"data set that has them to fetch.datasets, with the role split or "
-                f"{'train' if split == 'calibration' else 'test'}"
-            )
+def check_measured(
+    settings: Settings,
+    prepared: Path,
+    with_choices: Collection[str],
+    open_text: Collection[str],
+) -> None:
+    """Raise an error for a test split that has none of the kinds that calibration has.
+
+    That is a DataValidationError. Raises ConfigError if prompt.max_length leaves no room for open
+    text that is to be answered, and for exports where there is nothing else.
+    """
+    has_choices, is_open = (
+        [split in kind for split in SPLITS] for kind in (with_choices, open_text)
+    )
+    if not all(has_choices) and not all(is_open):
+        raise DataValidationError(
+            f"{prepared / 'calibration'}.parquet and {prepared / 'test'}.parquet: the one has only "
+            "questions with choices, the other only open text (or nothing); a model's confidence "
+            "is fitted on the one and measured on the other, so add a data set with the role split "
+            "to fetch.datasets"
+        )
+    if settings.exports and not all(has_choices):
+        raise ConfigError(
+            "params.yaml: exports: an export chooses its answers, and the calibration and test "
+            "splits have no questions with choices to measure that on; remove the exports, or add "
+            "such questions to fetch.datasets"
+        )
+    longest, room = settings.evaluate.open_text.max_new_tokens, settings.prompt.max_length
+    if is_open[0] and longest > room // 2:
+        raise ConfigError(
+            f"params.yaml: evaluate.open_text.max_new_tokens: {longest} leave too little of "
+            f"prompt.max_length = {room} for the prompt; at most half of it is allowed"
+        )
 
 
 def check_exports(settings: Settings, configs: Mapping[str, Any]) -> None:

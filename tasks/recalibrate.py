@@ -22,11 +22,12 @@ from firstkd.files import atomic_folder, read_json, sha256_of
 from firstkd.reproducibility import deterministic
 from firstkd.serving.promise import Promise
 from firstkd.settings import load_settings
-from tasks.evaluate import Subject
-from tasks.evaluation import score_tests
+from tasks.choosing import Choosing
 from tasks.fitted import fitted
 from tasks.scores import under
 from tasks.stage import run_program
+from tasks.subject import Subject
+from tasks.writing import Writing
 
 NAME = "newer"
 log = logging.getLogger(__name__)
@@ -47,13 +48,20 @@ def main(root: Path, model: str, evaluation: str, questions: str, output: str) -
         )
     prompt = PromptSettings.model_validate(kept["prompt"])
     subject = Subject.load(Path(model).name, Path(model), prompt, settings.evaluate)
-    fitted_on = subject.score_examples(unseen, NAME)
-    tests = score_tests(prepared, subject.score)
-    found = fitted(subject.name, fitted_on, tests, prompt, settings)
+    if kept["temperature"] is None:
+        raise DataValidationError(
+            f"{subject.name} was calibrated on open text alone; questions with choices say nothing "
+            "of it, so retrain instead"
+        )
+    fitted_on = subject.score(unseen, f"{subject.name} on {NAME}")
+    words = kept.get("open_text")
+    writing = Writing.of_kept(subject, words) if words else None
+    choosing = Choosing.of(subject, fitted_on, settings)
+    found = fitted(subject, choosing, writing, prepared, settings)
     promise = Promise(**kept["policy"]) if kept.get("policy") else None
     newest: dict[str, Any] = {"questions": len(unseen), "temperature_before": kept["temperature"]}
     if promise is not None:
-        held = under(promise, fitted_on, kept["temperature"])
+        held = under(promise, fitted_on.at(kept["temperature"]))
         answers = round(held["coverage"]["value"] * len(unseen))
         newest["promise_before"] = {**held, "answers": answers, "max_error": promise.max_error}
     with atomic_folder(Path(output)) as folder:

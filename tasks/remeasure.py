@@ -17,20 +17,28 @@ from firstkd.data.settings import PromptSettings
 from firstkd.files import atomic_folder, read_json, write_json
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
-from tasks.evaluate import Subject
-from tasks.evaluation import score_tests
+from tasks.answers import Way, decide_all
+from tasks.choosing import Choosing
 from tasks.scores import measured
 from tasks.stage import run_program
+from tasks.subject import Subject
+from tasks.writing import Writing
 
 
 def main(root: Path, model: str, calibration: str, output: str) -> None:
     settings = load_settings(root / "params.yaml")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     kept = read_json(Path(calibration))
-    temperature, prompt = kept["temperature"], PromptSettings.model_validate(kept["prompt"])
+    prompt = PromptSettings.model_validate(kept["prompt"])
     subject = Subject.load("champion", Path(model), prompt, settings.evaluate)
-    scored = score_tests(root / "data/prepare", subject.score)
-    sets, predictions = measured(scored, temperature, settings.evaluate, settings.runtime.seed)
+    ways: list[Way] = []
+    if (temperature := kept["temperature"]) is not None:
+        ways.append(Choosing(subject, temperature))
+    if (words := kept.get("open_text")) is not None:  # which earlier versions do not have
+        ways.append(Writing.of_kept(subject, words))
+    decided = decide_all(ways, root / "data/prepare")
+    answers = {name: answered for name, (_, answered) in decided.items()}
+    sets, predictions = measured(answers, settings.evaluate, settings.runtime.seed)
     with atomic_folder(Path(output)) as folder:
         write_json(folder / "metrics.json", {"temperature": temperature, "sets": sets})
         pq.write_table(predictions, folder / "predictions.parquet")

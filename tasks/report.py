@@ -19,6 +19,7 @@ from firstkd.files import atomic_file, atomic_folder, read_json_lines, sha256_of
 from firstkd.measure.figures import save_reliability
 from firstkd.settings import Settings, load_settings
 from tasks.cascade import cascade, cascade_figure
+from tasks.columns import COLUMNS, TEXT
 from tasks.evaluated import load_evaluated
 from tasks.findings import Findings, compare_student
 from tasks.illustrations import (
@@ -55,7 +56,7 @@ def main(root: Path = Path(".")) -> None:
         diagrams = {}
         for name, model in models.items():
             diagrams[name] = model.raw("test")
-            diagrams[f"{name}, T = {model.temperature:.2f}"] = model.calibrated("test")
+            diagrams[f"{name}, {model.served}"] = model.calibrated("test")
         save_reliability(folder / "reliability.png", diagrams)
         with atomic_file(folder / "index.html") as temporary:
             temporary.write_text(page, encoding="utf-8")
@@ -77,7 +78,14 @@ def build_page(
         student=student,
         models=models,
         findings=findings,
-        tables={test_set: table_rows(models, test_set) for test_set in student.sets},
+        tables={
+            test_set: [
+                (columns, table_rows(models, test_set, columns))
+                for columns in (COLUMNS, TEXT)
+                if columns is COLUMNS or "text" in found
+            ]
+            for test_set, found in student.sets.items()
+        },
         reliability=reliability_figures(models),
         coverage=coverage_figure(models),
         cascade=passed_on,

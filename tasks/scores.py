@@ -1,7 +1,7 @@
-"""From a model's scores of the choices to what is measured of it, whatever runtime scored them.
+"""From a model's answers to what is measured of it, whatever runtime gave them.
 
 `own_temperature` of the calibration split's scores and what is `promised` there, then what is
-`measured` of the test sets.
+`measured` of the test sets. Answers in a model's own words are tasks/writing.py's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from firstkd.data.examples import Example, right_choices
-from firstkd.measure.bootstrap import Estimate
+from firstkd.measure.bootstrap import Draws, Estimate, Statistic, resample
 from firstkd.measure.comparison import summary
 from firstkd.measure.metrics import Bools, Predictions
 from firstkd.measure.risk import interval, promise
@@ -23,6 +23,21 @@ from firstkd.recalibration.temperature import Temperature
 from firstkd.serving.promise import Promise
 from firstkd.serving.settings import PolicySettings
 from firstkd.signals.knowledge import Knowledge
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A split's questions with a model's answers, its confidence in them, and which are right."""
+
+    examples: Sequence[Example]
+    readings: Mapping[str, Predictions]
+    """`raw`, as the model is; `calibrated`, as it is served; perhaps others."""
+    given: Sequence[str]
+    """The answers."""
+    columns: Mapping[str, Any]
+    """Columns of predictions.parquet, those that depend on how it answered."""
+    text: Statistic | None = None
+    """What measures the answers' words, where they are the model's own."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,30 @@ class Scored:
     def predictions(self, temperature: float = 1.0) -> Predictions:
         return Predictions.of_choices((self.scores.double() / temperature).numpy(), self.is_right)
 
+    def at(self, temperature: float) -> Decided:
+        """Return what the model chooses, with confidence over the choices.
+
+        Where each choice is one token, the reading `vocabulary` has it over the whole vocabulary,
+        as published evaluations do.
+        """
+        raw = self.predictions()
+        readings = {"raw": raw, "calibrated": self.predictions(temperature)}
+        if self.by_one_token:
+            answers = Predictions.of_answer_tokens(self.scores.numpy(), self.is_right)
+            readings["vocabulary"] = answers
+        chosen = zip(self.examples, raw.predicted_index.tolist(), strict=True)
+        return Decided(
+            examples=self.examples,
+            readings=readings,
+            given=[(example.choices or ())[index] for example, index in chosen],
+            columns={
+                "answer_index": self.answer_index.numpy(),
+                "is_right": self.is_right.tolist(),
+                "predicted_index": raw.predicted_index,
+                "scores": self.scores.tolist(),
+            },
+        )
+
 
 def own_temperature(split: Scored, settings: CalibrateSettings) -> Temperature:
     """Fit the temperature that goes with a model, on the calibration split's scores."""
@@ -59,25 +98,26 @@ def own_temperature(split: Scored, settings: CalibrateSettings) -> Temperature:
 
 
 def measured(
-    scored: Mapping[str, Scored], temperature: float, settings: EvaluateSettings, seed: int
+    decided: Mapping[str, Decided], settings: EvaluateSettings, seed: int
 ) -> tuple[dict[str, Any], pa.Table]:
     """Return the metrics of each test set, and every question's prediction."""
-    sets = {name: _summarise(split, temperature, settings, seed) for name, split in scored.items()}
-    tables = [_prediction_table(name, split, temperature) for name, split in scored.items()]
+    samples = settings.bootstrap_samples
+    sets = {name: _summarise(split, samples, seed) for name, split in decided.items()}
+    tables = [_prediction_table(name, split) for name, split in decided.items()]
     return sets, pa.concat_tables(tables)
 
 
-def promised(split: Scored, temperature: float, policy: PolicySettings | None) -> Promise | None:
-    """Return what can be promised of a model at its own temperature, on the calibration split."""
+def promised(split: Decided, policy: PolicySettings | None) -> Promise | None:
+    """Return what can be promised of a model as it is served, on the calibration split."""
     if policy is None:
         return None
-    decisions = split.predictions(temperature)
+    decisions = split.readings["calibrated"]
     return promise(decisions.confidence, decisions.correct, policy)
 
 
-def under(kept: Promise, split: Scored, temperature: float) -> dict[str, Any]:
+def under(kept: Promise, split: Decided) -> dict[str, Any]:
     """Return the share of a test set that is answered, and the share of that which is wrong."""
-    decisions = split.predictions(temperature)
+    decisions = split.readings["calibrated"]
     answered = decisions.confidence >= kept.abstain_below
     wrong = answered & ~decisions.correct
     return plain(
@@ -93,39 +133,47 @@ def plain(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
     return {name: asdict(estimate) for name, estimate in estimates.items()}
 
 
-def _summarise(
-    split: Scored, temperature: float, settings: EvaluateSettings, seed: int
-) -> dict[str, Any]:
-    """Return the metrics of the model as it is (`raw`) and at its own temperature.
-
-    Both read confidence over the choices; where each choice is one token, `vocabulary` reads it
-    over the whole vocabulary, as published evaluations do.
-    """
-    samples = settings.bootstrap_samples
-    found: dict[str, Any] = {
-        "examples": len(split.examples),
-        "raw": plain(summary(split.predictions(), samples, seed)),
-        "calibrated": plain(summary(split.predictions(temperature), samples, seed)),
-    }
-    if split.by_one_token:
-        answers = Predictions.of_answer_tokens(split.scores.numpy(), split.is_right)
-        found["vocabulary"] = plain(summary(answers, samples, seed))
+def _summarise(split: Decided, samples: int, seed: int) -> dict[str, Any]:
+    """Return the metrics of each reading of the confidence, and of the words (`text`)."""
+    found: dict[str, Any] = {"examples": len(split.examples)}
+    for reading, predictions in split.readings.items():
+        found[reading] = plain(summary(predictions, samples, seed))
+    if split.text is not None:
+        resampled = resample(split.text, Draws(len(split.examples), samples, seed))
+        found["text"] = plain({name: each.estimate(0, 1) for name, each in resampled.items()})
     return found
 
 
-def _prediction_table(name: str, split: Scored, temperature: float) -> pa.Table:
-    raw = split.predictions()
+def _prediction_table(name: str, split: Decided) -> pa.Table:
+    raw, calibrated = split.readings["raw"], split.readings["calibrated"]
     return pa.table(
         {
             "set": [name] * len(split.examples),
             "id": [example.id for example in split.examples],
             "answer": [example.response for example in split.examples],
-            "answer_index": split.answer_index.numpy(),
-            "is_right": split.is_right.tolist(),
-            "predicted_index": raw.predicted_index,
+            "given": split.given,
             "confidence": raw.confidence,
-            "calibrated_confidence": split.predictions(temperature).confidence,
+            "calibrated_confidence": calibrated.confidence,
             "correct": raw.correct,
-            "scores": split.scores.tolist(),
-        }
+            **split.columns,
+        },
+        schema=PREDICTIONS,
     )
+
+
+PREDICTIONS = pa.schema(
+    [
+        ("set", pa.string()),
+        ("id", pa.string()),
+        ("answer", pa.string()),
+        ("answer_index", pa.int64()),
+        ("is_right", pa.list_(pa.bool_())),
+        ("given", pa.string()),
+        ("predicted_index", pa.int64()),
+        ("confidence", pa.float64()),
+        ("calibrated_confidence", pa.float64()),
+        ("correct", pa.bool_()),
+        ("scores", pa.list_(pa.float64())),
+    ]
+)
+"""Answers in a model's own words have no scores, and the indices are −1."""

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from firstkd.files import read_json
 from firstkd.settings import Settings
-from tasks.columns import CORRECTNESS, RANKING, Column
+from tasks.columns import CORRECTNESS, RANKING, TEXT, Column
 
 DIFFERENCES = ("accuracy", "NLL at T", "Brier at T", "AURC", "ECE at T")
 Cell = tuple[str, str]
@@ -38,7 +38,7 @@ def rows(test_set: str, measured: Mapping[str, Any], columns: Sequence[Column]) 
     """Return a row under `headings` for each model that was measured on a test set."""
     found = []
     for name, metrics in measured.items():
-        if test_set in metrics["sets"]:
+        if columns[0].reading in metrics["sets"].get(test_set, {}):
             values = [column.of(metrics["sets"][test_set]) for column in columns]
             row = [(name, ""), *(cell(value, ".3f", ".2f") for value in values)]
             if columns is CORRECTNESS:
@@ -56,11 +56,13 @@ def cell(found: Mapping[str, float], style: str, detail: str) -> Cell:
 def markdown_table(measured: Mapping[str, Any]) -> str:
     """Return the results on the test questions as markdown."""
     tables = []
-    for columns in (CORRECTNESS, RANKING):
+    for columns in (CORRECTNESS, RANKING, TEXT):
         cells = [
             [f"{value} ({detail})" if detail else value for value, detail in row]
             for row in rows("test", measured, columns)
         ]
+        if not cells:  # of own words, where there were only choices
+            continue
         titles = headings(columns)
         lines = [titles, ["---"] * len(titles), *cells]
         tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
@@ -81,23 +83,26 @@ def _print_tables(console: Console, test_set: str, measured: Mapping[str, Any]) 
     titles = {
         f"On {questions}, with 95 % intervals; T: the model's own temperature": CORRECTNESS,
         "Whether it is surer of what it gets right, at T": RANKING,
+        "Its own words beside the right ones; above, T stands for their calibration": TEXT,
     }
     for title, columns in titles.items():
-        found = rows(test_set, measured, columns)
-        console.print(_table(title, headings(columns), found))
+        if found := rows(test_set, measured, columns):
+            console.print(_table(title, headings(columns), found))
 
 
 def _print_differences(
     console: Console, test_set: str, student: str, differences: list[dict[str, Any]]
 ) -> None:
-    found = [
-        [(each["model"], ""), *(cell(each["differences"][t], "+.3f", "+.2f") for t in DIFFERENCES)]
-        for each in differences
-        if each["test_set"] == test_set
-    ]
-    if found:
-        title = f"{student} less each other model, on the same questions"
-        console.print(_table(title, ["less", *DIFFERENCES], found))
+    here = [each for each in differences if each["test_set"] == test_set]
+    for titles in (DIFFERENCES, tuple(column.title for column in TEXT)):
+        found = [
+            [(each["model"], ""), *(cell(each["differences"][t], "+.3f", "+.2f") for t in titles)]
+            for each in here
+            if titles[0] in each["differences"]
+        ]
+        if found:
+            title = f"{student} less each other model, on the same questions"
+            console.print(_table(title, ["less", *titles], found))
 
 
 def _table(title: str, titles: Sequence[str], found: Sequence[Sequence[Cell]]) -> Table:
@@ -113,8 +118,10 @@ def _table(title: str, titles: Sequence[str], found: Sequence[Sequence[Cell]]) -
 
 def recalibration_words(teacher: Mapping[str, Any]) -> str:
     """Say what recalibration does to a teacher on the test questions."""
-    raw, calibrated = (teacher["sets"]["test"][reading] for reading in ("raw", "calibrated"))
+    test = teacher["sets"]["test"]
+    raw, calibrated = (test[reading]["ece"]["value"] for reading in ("raw", "calibrated"))
+    how = "" if "text" in test else f" at T = {teacher['temperature']:.2f}"
     return (
-        f"Recalibration at T = {teacher['temperature']:.2f} takes the teacher's ECE on the test "
-        f"questions from {raw['ece']['value']:.3f} to {calibrated['ece']['value']:.3f}."
+        f"Recalibration{how} takes the teacher's ECE on the test questions from {raw:.3f} to "
+        f"{calibrated:.3f}."
     )

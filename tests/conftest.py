@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import Servers, postgres_programs
-from tests.tiny import write_tiny_model
+from tests.tiny import write_talker, write_tiny_model
 
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["DVC_NO_ANALYTICS"] = "1"
@@ -22,6 +22,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny model, shared by all tests: read it, never write there."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
     write_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def talker(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model taught to answer some of the tiny questions in its own words."""
+    folder = tmp_path_factory.mktemp("talker") / "model"
+    write_talker(tiny_model, folder)
     return folder
 
 

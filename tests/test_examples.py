@@ -10,18 +10,31 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from firstkd.answering import Answerer
 from firstkd.data.examples import read_examples
 from firstkd.files import read_json_lines
+from firstkd.serving.batching import Served
 from firstkd.settings import load_settings
 from tasks import fetch, prepare
 from tasks.graph import stages_of
+from tests.firstkd.serving.servers import Registry, ask, serving
+from tests.firstkd.serving.servers import settings as settings_of_serving
 from tests.openai_server import NAME, OpenAIServer, answering
-from tests.tiny import REPOSITORY, shrink, write_tiny_model, write_tiny_questions
+from tests.tiny import (
+    CHAT_TEMPLATE,
+    REPOSITORY,
+    shrink,
+    write_tiny_conversations,
+    write_tiny_model,
+    write_tiny_questions,
+)
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 OTHER_DATA = {"openbookqa"}
 """What differs from the shipped settings in its data alone; the others are recipes."""
-RECIPES = [path for path in EXAMPLES if path.stem not in OTHER_DATA]
+CONVERSATIONS = "conversations"
+"""Differs in its data, and in what goes with them."""
+RECIPES = [path for path in EXAMPLES if path.stem not in {*OTHER_DATA, CONVERSATIONS}]
 
 
 def load(path: Path) -> Any:
@@ -33,7 +46,7 @@ def named(path: Path) -> str:
 
 
 def test_there_are_examples() -> None:
-    assert RECIPES and len(RECIPES) + len(OTHER_DATA) == len(EXAMPLES)
+    assert RECIPES and len(RECIPES) + len(OTHER_DATA) + 1 == len(EXAMPLES)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=named)
@@ -47,6 +60,12 @@ def test_an_example_differs_from_the_shipped_settings_only_where_it_says(path: P
             settings["train"] = settings["train"]["distill"]
             del settings["models"], settings["signals"]
             settings.pop("exports", None)
+        if path.stem == CONVERSATIONS:
+            del settings["prompt"], settings["fetch"], settings["evaluate"]["open_text"]
+            limits = ("max_prompt_tokens", "max_response_tokens")
+            settings["validate"] = {
+                k: v for k, v in settings["validate"].items() if k not in limits
+            }
     assert example == shipped
 
 
@@ -103,6 +122,65 @@ def test_a_recipe_runs_from_its_sources_to_its_report(
             assert curve and all(term in point for point in curve for term in model.learn)
     measured = {folder.name for folder in (tmp_path / "data/evaluate").iterdir()}
     assert measured == set(settings.evaluate.models)
+
+
+@pytest.fixture(scope="module")
+def conversed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example of conversations, run from raw messages to its report."""
+    root, yaml = tmp_path_factory.mktemp("conversed"), YAML()
+    params = yaml.load(REPOSITORY / "examples/conversations.yaml")
+    datasets = params["fetch"]["datasets"]
+    shrink(params)
+    params["fetch"]["datasets"] = datasets
+    params["prompt"]["max_length"] = 128
+    params["train"]["finetune"].update(epochs=12, learning_rate=5e-3)
+    params["evaluate"]["open_text"]["max_new_tokens"] = 16
+    params["serve"]["policy"] = {"max_error": 0.5, "confidence": 0.5}
+    yaml.dump(params, root / "params.yaml")
+    (root / "tasks").symlink_to(REPOSITORY / "tasks")
+    write_tiny_model(root / "sources/model")
+    (root / "sources/model/chat_template.jinja").write_text(CHAT_TEMPLATE)
+    write_tiny_conversations(root / "sources/conversations.jsonl", 60)
+    for stage in stages_of(load_settings(root / "params.yaml")):
+        _, _, module, *values = stage.command.split()
+        import_module(module).main(root, *values)
+    return root
+
+
+@pytest.mark.slow
+def test_conversations_alone_run_from_raw_messages_to_a_report(conversed: Path) -> None:
+    prepared = read_examples(conversed / "data/prepare/test.parquet")
+    assert {bool(example.history) for example in prepared} == {True, False}
+    assert json.loads((conversed / "data/prepare/summary.json").read_text())["dropped"][
+        "skipped"
+    ] == {"conversations": {"tool_calls": 1}}
+    table = json.loads((conversed / "data/report/table.json").read_text())
+    assert {(row["model"], row["set"]) for row in table} == {
+        (model, "test") for model in ("teacher", "sft", "first")
+    }
+    differences = json.loads((conversed / "data/report/differences.json").read_text())
+    assert all({"AURC", "ROUGE-L", "chrF"} <= each["differences"].keys() for each in differences)
+    page = (conversed / "data/report/index.html").read_text()
+    assert page.count("ROUGE-L") >= 2 and "the models' own words beside the right ones" in page
+    found = json.loads((conversed / "data/evaluate/teacher/metrics.json").read_text())
+    assert 0 < found["sets"]["test"]["text"]["rouge_l"]["value"] <= 1
+    assert found["open_text"]["test"]["tokens"] > found["open_text"]["test"]["examples"]
+
+
+@pytest.mark.slow
+def test_a_chat_student_is_served_with_calibrated_confidence(conversed: Path) -> None:
+    model, evaluated = conversed / "data/model/teacher", conversed / "data/evaluate/teacher"
+    answerer = Answerer.load(model, evaluated / "calibration.json")
+    with serving(Registry(Served("student v1", answerer)), settings_of_serving()) as client:
+        [told, other] = ask(client, *[{"question": "Where does the red fox live?"}] * 2)
+        health = client.get("/health").json()
+    [expected] = answerer.answer(["Where does the red fox live?"], [None])
+    assert told == other and told["route"] == ("abstained" if expected.abstain else "answered")
+    assert (told["guess"], told["guess_confidence"]) == (
+        expected.answer,
+        pytest.approx(expected.confidence, rel=1e-4),
+    )
+    assert health["promise"] == str(answerer.thresholds[0].promise)
 
 
 def write_questions(path: Path, count: int) -> None:

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from firstkd.data.examples import Example
+from firstkd.data.settings import PromptSettings
 from firstkd.settings import load_settings
 from tasks.graph import write_graph
 
@@ -107,6 +110,67 @@ def permute_tokenizer(folder: Path) -> None:
     ids = [vocabulary[token] for token in others]
     vocabulary.update(zip(others, [*ids[1:], ids[0]], strict=True))
     file.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+CHAT_TEMPLATE = """\
+{% for message in messages %}<s>{{ message.role }}
+{{ message.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant
+{% endif %}"""
+"""Of the tiny model, from control tokens that it has."""
+
+
+def write_tiny_conversations(path: Path, count: int) -> None:
+    """Write conversations of one turn or two, and one that calls a tool."""
+    examples = open_questions(2 * count, seed=5)
+    lines = []
+    for number in range(count):
+        turns = [examples[2 * number + i] for i in range(1 + number % 2)]
+        said = [
+            {"role": role, "content": text}
+            for turn in turns
+            for role, text in (("user", turn.prompt), ("assistant", turn.response))
+        ]
+        lines.append({"messages": said})
+    tool = {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}
+    lines.append({"messages": [{"role": "user", "content": "What is the time?"}, tool]})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def open_questions(count: int, seed: int) -> list[Example]:
+    """Return tiny questions without choices."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "questions.jsonl")
+        write_tiny_questions(path, count, seed)
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        Example(f"q/{seed}-{i}", record["question"], record["answer"], None, None, "q")
+        for i, record in enumerate(records)
+    ]
+
+
+def write_talker(model_folder: Path, folder: Path) -> None:
+    """Fine-tune a tiny model until it gives some of the answers, and write it to a folder."""
+    import torch
+
+    from firstkd.data.packing import pack
+    from firstkd.data.prompts import encode
+    from firstkd.models.folders import load_model, load_tokenizer
+    from firstkd.models.scoring import ResponseScorer
+
+    model, tokenizer = load_model(model_folder, "fp32"), load_tokenizer(model_folder)
+    examples = open_questions(64, seed=3)
+    questions = encode(examples, tokenizer, PromptSettings(format="cloze", max_length=128))
+    batch = pack(questions, range(len(questions)))
+    scorer = ResponseScorer(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = -scorer(batch).logprobs_M.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def write_tiny_project(root: Path) -> dict[str, str]:

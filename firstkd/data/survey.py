@@ -24,23 +24,37 @@ MAX_PLACES = 3
 """Named in an error, of each problem."""
 
 
-def parsed(path: Path, form: Format, labelled: bool) -> Iterator[tuple[str, list[Entry]]]:
+class TooLong(Malformed):
+    """A record with a turn above `skip_longer_than`."""
+
+
+def parsed(path: Path, form: Format, dataset: DatasetSource) -> Iterator[tuple[str, list[Entry]]]:
     """Yield the entries of each record that is well-formed, and the record's place."""
-    for place, found, _ in _records(path, form, labelled):
+    for place, found, _ in _records(path, form, dataset):
         if not isinstance(found, Malformed):
             yield place, found
 
 
 def _records(
-    path: Path, form: Format, labelled: bool
+    path: Path, form: Format, dataset: DatasetSource
 ) -> Iterator[tuple[str, list[Entry] | Malformed, object]]:
     """Yield each record's place, its entries or what is wrong with it, and its answer."""
+    labelled = dataset.role != "unlabelled"
     for place, record in read_records(path):
         try:
-            found: list[Entry] | Malformed = [*form.parse(record, labelled)]
+            entries = [*form.parse(record, labelled)]
+            too_long = any(_is_longer(entry, dataset.skip_longer_than) for entry in entries)
+            found: list[Entry] | Malformed = TooLong() if too_long else entries
         except Malformed as error:
             found = error
         yield place, found, record.get(form.answer_key)
+
+
+def _is_longer(entry: Entry, limit: int | None) -> bool:
+    if limit is None:
+        return False
+    said = [turn.content for turn in entry.history or ()]
+    return max(map(len, [entry.prompt, entry.response, *(entry.choices or ()), *said])) > limit
 
 
 @dataclass
@@ -62,11 +76,13 @@ class Survey:
     @classmethod
     def of(cls, path: Path, form: Format, dataset: DatasetSource) -> Self:
         survey, labelled = cls(), dataset.role != "unlabelled"
-        for place, found, answer in _records(path, form, labelled):
+        for place, found, answer in _records(path, form, dataset):
             survey.ignored_answers += not labelled and answer not in (None, "")
             if not isinstance(found, Malformed):
                 for entry in found:
                     survey._add(place, entry)
+            elif isinstance(found, TooLong):
+                survey.skipped["too_long"] += 1
             elif isinstance(found, Unfit) and found.holds in dataset.skip:
                 survey.skipped[found.holds] += 1
             else:

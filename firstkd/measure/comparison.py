@@ -5,7 +5,14 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from firstkd.measure.bootstrap import Counts, Draws, Estimate, Resampled, resample
+from firstkd.measure.bootstrap import (
+    Counts,
+    Draws,
+    Estimate,
+    Resampled,
+    Statistic,
+    resample,
+)
 from firstkd.measure.metrics import METRICS, Floats, Predictions
 
 LIMITS = {"nll": (0.0, np.inf), "brier": (0.0, 2.0), "trust": (-1.0, 1.0)}
@@ -40,11 +47,20 @@ def paired_changes(
     hard for both cancels out, and the interval is narrower than those of the models suggest.
     """
 
-    def difference(counts: Counts) -> dict[str, Floats]:
-        theirs = second.metrics(counts, names)
-        return {name: ours - theirs[name] for name, ours in first.metrics(counts, names).items()}
+    def metrics_of(model: Predictions) -> Statistic:
+        return lambda counts: model.metrics(counts, names)
 
-    return resample(difference, Draws(len(first), samples, seed))
+    return resample(less(metrics_of(first), metrics_of(second)), Draws(len(first), samples, seed))
+
+
+def less(first: Statistic, second: Statistic) -> Statistic:
+    """Return the difference of two statistics of the same decisions."""
+
+    def difference(counts: Counts) -> dict[str, Floats]:
+        theirs = second(counts)
+        return {name: np.asarray(ours - theirs[name]) for name, ours in first(counts).items()}
+
+    return difference
 
 
 def paired_differences(

@@ -172,6 +172,11 @@ class Predictions:
         probabilities = np.exp(logprobs.astype(np.float64))
         return cls(probabilities, is_right, (probabilities * is_right).sum(-1))
 
+    @classmethod
+    def of_answers(cls, sure: Floats, correct: Bools) -> Self:
+        """From the confidence `sure` [E] in answers of its own words; all others are the tail."""
+        return cls(sure[:, None], correct[:, None], np.where(correct, sure, 1 - sure))
+
     def __len__(self) -> int:
         return len(self.gold_probability)
 

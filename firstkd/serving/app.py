@@ -66,7 +66,7 @@ class Service:
         self.metrics.in_charge(served.name)
         if self.drift:
             answerer = served.answerer
-            self.drift.watch(served.name, answerer.reference, answerer.abstain_below)
+            self.drift.watch(served.name, answerer.reference, answerer.threshold.abstain_below)
 
     async def answer(self, request: Request) -> Response:
         questions, limits = request.questions, self.limits
@@ -79,7 +79,10 @@ class Service:
         )
         served, answers = await self.champion.answer(examples)
         if self.drift and served.name == self.drift.state.version:
-            self.drift.add(examples, [answer.confidence for answer in answers])
+            chosen = [
+                (e, a.confidence) for e, a in zip(examples, answers, strict=True) if e.choices
+            ]
+            self.drift.add([e for e, _ in chosen], [sure for _, sure in chosen])
             self.metrics.drifting(self.drift.state)
         told = await route(served, examples, answers, self.escalation)
         for each in told:
@@ -90,14 +93,12 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         served = self.champion.served
-        promise, limit = served.answerer.promise, served.answerer.abstain_below
-        if promise is not None:
-            limit = promise.threshold
+        first, *others = served.answerer.thresholds
         alarm = self.drift and self.drift.state.alarm
         return {
             "version": served.name,
-            "threshold": limit,
-            "promise": promise and str(promise),
+            **first.in_force(),
+            **({"open_text": others[0].in_force()} if others else {}),
             "drift": alarm and alarm.words,
             "escalation": self.escalation and ("paused" if self.escalation.is_open else "ready"),
         }

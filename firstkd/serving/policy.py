@@ -42,6 +42,5 @@ async def _told(
         given = await escalation.ask(example)
     except EscalationError as error:
         return told.model_copy(update={"route": "fallback", "reason": str(error)})
-    answer = (example.choices or ())[given.index]
-    found = {"answer": answer, "confidence": given.confidence, "by": given.by}
+    found = {"answer": given.answer, "confidence": given.confidence, "by": given.by}
     return told.model_copy(update={"route": "escalated", **found})

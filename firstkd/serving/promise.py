@@ -1,7 +1,9 @@
 """What is promised of a student that answers only above a threshold."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,25 @@ class Promise:
             f"answers from a confidence of {self.threshold:.3f} promise {wanted}; "
             f"{self.coverage:.0%} of the questions are expected to get one"
         )
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The confidence to abstain below, if there is one."""
+
+    abstain_below: float | None = None
+    promise: Promise | None = None
+    """What it keeps, if it comes from a policy."""
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any], abstain_below: float | None) -> Self:
+        """Return that of a calibration's `policy`, unless there is a number in its place."""
+        policy = kept.get("policy") if abstain_below is None else None
+        promise = Promise(**policy) if policy else None
+        return cls(promise.abstain_below if promise else abstain_below, promise)
+
+    def in_force(self) -> dict[str, Any]:
+        """Return what a server says of it; no number where nothing can be promised."""
+        if self.promise is None:
+            return {"threshold": self.abstain_below, "promise": None}
+        return {"threshold": self.promise.threshold, "promise": str(self.promise)}

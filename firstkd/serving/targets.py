@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from firstkd.data.examples import Example
 from firstkd.data.rendering import letter_question
+from firstkd.data.text import clean
 from firstkd.errors import ConfigError
 from firstkd.openai.client import Client
 from firstkd.openai.letters import letter_masses, letter_request
@@ -15,6 +16,8 @@ from firstkd.serving.settings import OpenAISettings, RegisteredSettings
 
 KEY = "FIRSTKD_ESCALATION_KEY"
 LARGEST_REPLY = 2**20
+LONGEST_ANSWER = 512
+"""Tokens of an answer in its own words."""
 
 
 class EscalationError(Exception):
@@ -24,8 +27,7 @@ class EscalationError(Exception):
 @dataclass(frozen=True)
 class Given:
     by: str
-    index: int
-    """Index of the choice."""
+    answer: str
     confidence: float | None
     """What it says of itself; None if it does not say."""
 
@@ -45,7 +47,7 @@ class Registered:
 
     async def ask(self, example: Example) -> Given:
         served, [answer] = await self.batcher.answer([example])
-        return Given(served.name, answer.answer_index, answer.confidence)
+        return Given(served.name, answer.answer, answer.confidence)
 
     async def close(self) -> None:
         pass
@@ -53,7 +55,7 @@ class Registered:
 
 @dataclass
 class OpenAI:
-    """A server with OpenAI's chat completions, asked for one letter."""
+    """A server with OpenAI's chat completions, asked for one letter, or in its own words."""
 
     settings: OpenAISettings
     _client: Client = field(init=False)
@@ -63,6 +65,8 @@ class OpenAI:
         self._client = Client(self.settings.url, os.environ.get(KEY), seconds, LARGEST_REPLY)
 
     async def ask(self, example: Example) -> Given:
+        if example.choices is None:
+            return await self._own_words(example.prompt)
         try:
             question, letters = letter_question(example)
         except ConfigError as error:
@@ -79,7 +83,25 @@ class OpenAI:
             index = -1
         if index < 0:
             raise EscalationError("no letter in the reply")
-        return Given(self.settings.model, index, _confidence(first, letters, index))
+        confidence = _confidence(first, letters, index)
+        return Given(self.settings.model, example.choices[index], confidence)
+
+    async def _own_words(self, prompt: str) -> Given:
+        request = {
+            "model": self.settings.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": LONGEST_ANSWER,
+            "temperature": 0,
+        }
+        reply = await self._client.post("chat/completions", request)
+        try:
+            [first, *_] = reply["choices"]
+            text = clean(first["message"]["content"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            text = ""
+        if not text:
+            raise EscalationError("no answer in the reply")
+        return Given(self.settings.model, text, None)
 
     async def close(self) -> None:
         await self._client.close()

@@ -10,7 +10,7 @@ from firstkd.data.settings import DatasetSource
 from firstkd.errors import DataValidationError
 from firstkd.files import write_json
 from firstkd.models.scoring import score_questions
-from firstkd.serving.promise import Promise
+from firstkd.serving.promise import Promise, Threshold
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_what_is_too_uncertain_is_abstained_from(answerer):
     sure, unsure = sorted(answerer.answer(QUESTIONS, CHOICES), key=lambda each: -each.confidence)
     assert not sure.abstain and not unsure.abstain
     middle = (sure.confidence + unsure.confidence) / 2
-    strict = dataclasses.replace(answerer, abstain_below=middle)
+    strict = dataclasses.replace(answerer, threshold=Threshold(middle))
     abstained = {each.answer: each.abstain for each in strict.answer(QUESTIONS, CHOICES)}
     assert abstained == {sure.answer: False, unsure.answer: True}
 
@@ -58,11 +58,13 @@ def test_the_threshold_comes_from_the_promise_unless_there_is_a_number(
     calibration = {"temperature": 2.0, "prompt": prompt, "policy": dataclasses.asdict(kept)}
     write_json(tmp_path / "calibration.json", calibration)
     promised = Answerer.load(tiny_model, tmp_path / "calibration.json")
-    assert promised.promise == kept
+    assert promised.threshold.promise == kept
     for found in promised.answer(QUESTIONS, CHOICES):
         assert found.abstain == (threshold is None or found.confidence < threshold)
     own = Answerer.load(tiny_model, tmp_path / "calibration.json", abstain_below=0.0)
-    assert own.promise is None and not any(a.abstain for a in own.answer(QUESTIONS, CHOICES))
+    assert own.threshold.promise is None and not any(
+        a.abstain for a in own.answer(QUESTIONS, CHOICES)
+    )
 
 
 def test_a_question_without_choices_has_those_that_all_questions_shared(answerer):

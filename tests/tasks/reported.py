@@ -107,6 +107,7 @@ def write_evaluation(
             "answer": [CHOICES[index] for index in right],
             "answer_index": right,
             "is_right": is_right.tolist(),
+            "given": [CHOICES[index] for index in raw.predicted_index],
             "predicted_index": raw.predicted_index,
             "confidence": raw.confidence,
             "calibrated_confidence": calibrated.confidence,

@@ -1,18 +1,27 @@
 import shutil
+from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 from ruamel.yaml import YAML
 
-from firstkd.data.examples import Example, write_examples
+from firstkd.answering import Answerer
+from firstkd.data.examples import Example, read_examples, write_examples
 from firstkd.errors import DataValidationError
 from firstkd.files import read_json
 from firstkd.measure.metrics import METRICS
+from firstkd.open_text.calibration import Calibration
+from firstkd.open_text.metrics import token_f1
 from firstkd.settings import load_settings
 from tasks.evaluate import main
+from tasks.evidence import Evidence
+from tasks.gate import _guesses
+from tasks.remeasure import main as remeasure
 from tasks.scores import Scored, measured, own_temperature
-from tests.tiny import HOMES, write_tiny_params
+from tests.tiny import HOMES, open_questions, write_tiny_params
 
 
 def choice(split, number):
@@ -39,18 +48,96 @@ def test_choices_are_measured_by_answer_and_open_text_by_token(root):
     main(root, "teacher")
     found = read_json(root / "data/evaluate/teacher/metrics.json")
     assert found["sets"]["test"]["examples"] == found["open_text"]["test"]["examples"] == 6
+    assert found["sets"]["test open text"]["examples"] == 6 and "text" not in found["sets"]["test"]
     assert found["open_text"]["test"]["tokens"] > 6
     assert 0 <= found["open_text"]["test"]["raw"]["ece"]["value"] <= 1
 
 
-def test_open_text_alone_is_refused_by_the_file_that_lacks_choices(root):
-    for split in ("calibration", "test"):
-        examples = [text(split, number) for number in range(6)]
+def test_a_model_is_not_measured_on_what_it_was_not_calibrated_on(root):
+    for split, make in (("calibration", text), ("test", choice)):
+        examples = [make(split, number) for number in range(6)]
         write_examples(root / f"data/prepare/{split}.parquet", examples)
-    with pytest.raises(
-        DataValidationError, match=r"calibration.parquet: no questions with choices"
-    ):
+    with pytest.raises(DataValidationError, match=r"test.parquet: no questions like those of"):
         main(root, "teacher")
+
+
+@pytest.fixture(scope="module")
+def wrote(tmp_path_factory, talker):
+    """Open text alone, answered by a model that can, under a policy."""
+    root = tmp_path_factory.mktemp("wrote")
+    write_tiny_params(root)
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    params["serve"]["policy"] = {"max_error": 0.4, "confidence": 0.9}
+    params["evaluate"]["open_text"].update(max_new_tokens=12, right_from=0.9)
+    yaml.dump(params, root / "params.yaml")
+    shutil.copytree(talker, root / "data/model/teacher")
+    (root / "data/prepare").mkdir()
+    examples = open_questions(96, seed=1)
+    for split, part in (("calibration", examples[:48]), ("test", examples[48:])):
+        write_examples(
+            root / f"data/prepare/{split}.parquet", [replace(e, split=split) for e in part]
+        )
+    main(root, "teacher")
+    return root
+
+
+def test_open_text_is_answered_in_the_models_own_words_and_judged(wrote):
+    found = read_json(wrote / "data/evaluate/teacher/metrics.json")
+    rows = pq.read_table(wrote / "data/evaluate/teacher/predictions.parquet").to_pylist()
+    test = found["sets"]["test"]
+    assert found["temperature"] is None and test["examples"] == len(rows) == 48
+    right = [row["given"] == row["answer"] for row in rows]
+    assert 0 < sum(right) < 48
+    assert test["text"]["exact_match"]["value"] == pytest.approx(sum(right) / 48)
+    assert test["text"]["token_f1"]["low"] <= test["text"]["token_f1"]["value"]
+    assert test["raw"]["accuracy"]["value"] == np.mean([row["correct"] for row in rows])
+    assert [row["correct"] for row in rows] == [
+        token_f1(row["given"], row["answer"]) >= 0.9 for row in rows
+    ]
+    assert test["calibrated"]["nll"]["value"] < test["raw"]["nll"]["value"]
+    assert all(row["scores"] == [] and row["predicted_index"] == -1 for row in rows)
+
+
+def test_what_was_fitted_to_own_words_is_kept_with_its_promise(wrote):
+    kept = read_json(wrote / "data/evaluate/teacher/calibration.json")
+    assert (kept["temperature"], kept["choices"], kept["policy"]) == (None, None, None)
+    words = kept["open_text"]
+    fitted = Calibration.from_json(words["calibration"])
+    rows = pq.read_table(wrote / "data/evaluate/teacher/predictions.parquet").to_pandas()
+    sure = rows["calibrated_confidence"].to_numpy()
+    np.testing.assert_allclose(fitted(rows["confidence"].to_numpy()), sure)
+    assert words["policy"]["questions"] == 48 and words["policy"]["answered"] > 0
+    under = read_json(wrote / "data/evaluate/teacher/metrics.json")["sets"]["test"]["policy"]
+    assert under["coverage"]["value"] == (sure >= words["policy"]["threshold"]).mean()
+
+
+def test_a_registered_writer_is_measured_again_as_it_was(wrote, tmp_path):
+    calibration, out = wrote / "data/evaluate/teacher/calibration.json", tmp_path / "out"
+    remeasure(wrote, str(wrote / "data/model/teacher"), str(calibration), str(out))
+    before = (wrote / "data/evaluate/teacher/predictions.parquet").read_bytes()
+    assert (out / "predictions.parquet").read_bytes() == before
+    predictions = pd.read_parquet(out / "predictions.parquet")
+    again = Evidence("1", "", **read_json(out / "metrics.json"), predictions=predictions)
+    assert again.is_complete
+    assert again.served("test").values()["nll"] == pytest.approx(again.metric("nll"))
+    assert list(_guesses(again.of_set("test"))) == ["always giving the most frequent answer"]
+
+
+def test_a_served_writer_answers_with_its_calibrated_confidence(wrote):
+    """As evaluate did, and with the threshold that it promised."""
+    evaluated = wrote / "data/evaluate/teacher"
+    answerer = Answerer.load(wrote / "data/model/teacher", evaluated / "calibration.json")
+    rows = pq.read_table(evaluated / "predictions.parquet").to_pylist()[:8]
+    asked = {e.id: e.prompt for e in read_examples(wrote / "data/prepare/test.parquet")}
+    found = answerer.answer([asked[row["id"]] for row in rows], [None] * 8)
+    assert [answer.answer for answer in found] == [row["given"] for row in rows]
+    sure = [row["calibrated_confidence"] for row in rows]
+    assert [answer.confidence for answer in found] == pytest.approx(sure, rel=1e-4)
+    promise = answerer.thresholds[0].promise
+    assert all(answer.abstain == (answer.confidence < promise.threshold) for answer in found)
+    with pytest.raises(DataValidationError, match="calibrated on open text alone"):
+        answerer.answer(["Where does the red fox live?"], [["in a den", "in a hive"]])
 
 
 def test_an_answer_whose_text_is_the_right_ones_counts_as_right(root):
@@ -112,7 +199,7 @@ def test_what_is_measured_of_scores_needs_no_model(root):
         by_one_token=False,
     )
     temperature = own_temperature(scored, settings.calibrate).temperature
-    sets, rows = measured({"test": scored}, temperature, settings.evaluate, seed=0)
+    sets, rows = measured({"test": scored.at(temperature)}, settings.evaluate, seed=0)
     assert set(sets["test"]["calibrated"]) == set(METRICS)
     assert all(
         found["low"] <= found["value"] <= found["high"]

@@ -116,10 +116,13 @@ def as_open_text(examples: list[Example]) -> list[Example]:
         ),
         (
             ["calibration"],
-            "calibration.parquet: no questions with choices, on which a model's",
+            "the one has only questions with choices, the other only open text",
         ),
-        (["test"], "test.parquet: no questions with choices, on which a model's answers are"),
-        (["train", "calibration", "test"], "parquet: no questions with choices"),
+        (["test"], "the one has only questions with choices, the other only open text"),
+        (
+            ["train", "calibration", "test"],
+            "models.teacher.learn.right: no training question has what gold_choice compares",
+        ),
     ],
 )
 def test_open_text_where_questions_with_choices_are_needed_is_refused_before_any_training(
@@ -130,6 +133,20 @@ def test_open_text_where_questions_with_choices_are_needed_is_refused_before_any
         check(project, data)
     assert "fetch.datasets" in str(caught.value)
     assert not (project / "data/validate").exists()
+
+
+def test_an_export_without_choices_to_choose_from_is_refused_before_any_training(
+    project: Path,
+) -> None:
+    def on_open_text(params: Any) -> None:
+        params["models"]["teacher"]["learn"] = {"gold": {}}
+        params["exports"] = {
+            "edge": {"kind": "gguf", "of": "teacher", "weights": "f16", "license": "Apache-2.0"}
+        }
+
+    change(project, on_open_text)
+    with pytest.raises(ConfigError, match="exports: an export chooses its answers"):
+        check(project, {name: as_open_text(examples) for name, examples in good().items()})
 
 
 def test_one_question_with_choices_is_too_little_to_recalibrate_a_signal_on(project: Path) -> None:

@@ -31,7 +31,7 @@ def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[E
     columns = dataset.columns
     needed = [*columns.needed, *([] if dataset.labels else listed_in(columns.choices))]
     needed += [columns.answer] if labelled else []
-    row = {column: _cell(record, column) for column in {*needed, columns.id, columns.answer}}
+    row = {column: cell(record, column) for column in {*needed, columns.id, columns.answer}}
     missing = [column for column in needed if row[column] is MISSING]
     if missing:
         raise Malformed(
@@ -42,7 +42,7 @@ def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[E
     # an empty cell of a column per choice means that the question has no such choice
     own_column = not dataset.labels and not isinstance(columns.choices, str)
     kept = [i for i, (_, text) in enumerate(pairs) if text or not own_column]
-    question = _question(row, columns)
+    question = question_of(row, columns)
     if own_column and columns.answer in columns.choices:
         # the right answer's own column would be the same place in every question
         kept.sort(key=lambda i: unit_hash(f"{question}\n{pairs[i][1]}"))
@@ -72,16 +72,17 @@ def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[E
 MISSING = object()
 
 
-def _cell(record: Record, column: str) -> object:
+def cell(record: Record, column: str) -> object:
     """Return what a record has under a column's name, or under the keys that `a.b` names."""
     if column in record:
         return record[column]
     first, _, rest = column.partition(".")
     inner = record.get(first)
-    return _cell(inner, rest) if rest and isinstance(inner, dict) else MISSING
+    return cell(inner, rest) if rest and isinstance(inner, dict) else MISSING
 
 
-def _question(row: Record, columns: Columns) -> str:
+def question_of(row: Record, columns: Columns) -> str:
+    """Return the question of a row, behind its passage if it has one."""
     *before, last = listed_in(columns.question)
     told = [text_of(row, column) for column in before if row[column] not in (None, "")]
     return "\n".join([*told, text_of(row, last)])

@@ -83,6 +83,17 @@ def test_what_no_text_model_can_learn_from_is_refused_or_skipped_and_counted(tmp
     assert len(found) == 2 and skipped == {kind: 1}
 
 
+def test_what_is_too_long_is_left_out_and_counted(tmp_path):
+    """A conversation goes as a whole, whichever of its turns is too long."""
+    longest = max(len(turn["content"]) for turn in OPENAI["messages"])
+    early = {"messages": [{**OPENAI["messages"][1], "content": "x" * 500}, *OPENAI["messages"][2:]]}
+    path, skipped = tmp_path / "data.jsonl", Counter()
+    path.write_text("".join(json.dumps(record) + "\n" for record in (OPENAI, early)))
+    found = [*read(path, dataset(skip_longer_than=longest), "chats", skipped)]
+    assert len(found) == 2 and skipped == {"too_long": 1}
+    assert len([*read(path, dataset(), "chats")]) == 4
+
+
 @pytest.mark.parametrize(
     ("record", "problem"),
     [

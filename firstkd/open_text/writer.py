@@ -1,0 +1,110 @@
+"""A model that answers in its own words, and says how sure it is of each answer."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from firstkd.data.examples import Example
+from firstkd.data.packing import BATCH_TOKENS
+from firstkd.data.prompts import Question, encode
+from firstkd.data.settings import PromptSettings
+from firstkd.measure.ranking import Floats
+from firstkd.models.scoring import score_questions, score_tokens
+from firstkd.open_text.confidence import Written
+from firstkd.open_text.decoding import Draw, decode
+from firstkd.open_text.settings import OpenTextSettings
+
+
+@dataclass(frozen=True)
+class Writer:
+    model: PreTrainedModel
+    tokenizer: Any
+    prompt: PromptSettings
+    settings: OpenTextSettings
+    seed: int
+    batch_size: int = 32
+    batch_tokens: int = BATCH_TOKENS
+
+    def answer(self, examples: Sequence[Example], title: str = "") -> tuple[list[Written], Floats]:
+        """Return the answers to questions [E] and the confidence [E] in them.
+
+        The responses of the examples are not looked at. With a title, progress is shown.
+        """
+        questions = self._asked(examples)
+        [*ids] = self._decode(questions, self.settings.temperature, [0], title)
+        scored = score_tokens(
+            self.model,
+            [
+                replace(question, responses=[written], gold=0)
+                for question, [written] in zip(questions, ids, strict=True)
+            ],
+            self.batch_size,
+            batch_tokens=self.batch_tokens,
+        )
+        answers = [
+            Written(self._text(written), _of_example(scored.probability_T, scored.example_T, i))
+            for i, [written] in enumerate(ids)
+        ]
+        return answers, self.settings.confidence.of(self, examples, answers)
+
+    def texts(
+        self, examples: Sequence[Example], temperature: float, numbers: Iterable[int]
+    ) -> list[list[str]]:
+        """Return the draws of these numbers for each question."""
+        found = self._decode(self._asked(examples), temperature, [*numbers], "")
+        return [[self._text(ids) for ids in of_one] for of_one in found]
+
+    def choose(self, examples: Sequence[Example]) -> Floats:
+        """Return the probabilities [E, C] of choices, as the model is."""
+        questions = encode(examples, self.tokenizer, self.prompt)
+        scores = score_questions(
+            self.model, questions, self.batch_size, batch_tokens=self.batch_tokens
+        )
+        return np.asarray(scores.double().softmax(-1).numpy())
+
+    def _asked(self, examples: Sequence[Example]) -> list[Question]:
+        """Return the prompts, with room left for an answer."""
+        room = self.prompt.max_length - self.settings.max_new_tokens
+        cut = self.prompt.model_copy(update={"max_length": room})
+        open_ended = [
+            replace(example, response="", choices=None, answer_index=None) for example in examples
+        ]
+        return encode(open_ended, self.tokenizer, cut)
+
+    def _decode(
+        self, questions: Sequence[Question], temperature: float, numbers: Sequence[int], title: str
+    ) -> list[list[list[int]]]:
+        draws = [
+            Draw(question.prompt, temperature, number, self.seed)
+            for question in questions
+            for number in numbers
+        ]
+        longest = self.settings.max_new_tokens
+        found = decode(
+            self.model, draws, self._stop, longest, self.batch_size, self.batch_tokens, title
+        )
+        size = len(numbers)
+        return [found[start : start + size] for start in range(0, len(found), size)]
+
+    @cached_property
+    def _stop(self) -> frozenset[int]:
+        """What ends every response that the model has learned from, and what its makers say."""
+        [shown] = encode([Example("", "a", "a", None, None, "")], self.tokenizer, self.prompt)
+        named: int | list[int] | None = self.model.generation_config.eos_token_id
+        named = [named] if isinstance(named, int) else named or []
+        return frozenset([shown.responses[0][-1], *named])
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text.strip()
+
+
+def _of_example(values_T: Tensor, example_T: Tensor, number: int) -> Floats:
+    return np.asarray(values_T[example_T == number].double().numpy())

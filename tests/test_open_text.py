@@ -1,0 +1,32 @@
+"""The benchmark of open text asks for what there is."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.open_text import COLUMNS, DATA, STUDENTS, table, write_project
+from firstkd.measure.metrics import METRICS
+from firstkd.open_text.metrics import METRICS as OF_WORDS
+from firstkd.settings import load_settings
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_its_projects_are_valid_and_can_be_written_again(tmp_path: Path, name: str) -> None:
+    (tmp_path / ".dvc").mkdir()  # as in a project that was begun
+    write_project(tmp_path, name, seed=3)
+    graph = (tmp_path / "dvc.yaml").read_bytes()
+    settings = load_settings(tmp_path / "params.yaml")
+    assert settings.evaluate.models == ["teacher", *STUDENTS] and settings.runtime.seed == 3
+    assert all(f"evaluate-{model}:" in graph.decode() for model in settings.evaluate.models)
+    write_project(tmp_path, name, seed=3)
+    assert (tmp_path / "dvc.yaml").read_bytes() == graph
+
+
+def test_its_tables_show_metrics_that_are_measured() -> None:
+    for _, _, reading, metric in COLUMNS:
+        assert metric in (OF_WORDS if reading == "text" else METRICS)
+    cell = {"value": 0.5, "low": 0.25, "high": 0.75}
+    models = {name: {title: cell for title, *_ in COLUMNS} for name in ("teacher", *STUDENTS)}
+    shown = table("xsum", {"top_5_mass": {"train": 0.9}, "models": models})
+    assert shown.count("0.500 (0.25 to 0.75)") == len(COLUMNS) * (1 + len(STUDENTS))
+    assert "train 0.900" in shown
