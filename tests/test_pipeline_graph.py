@@ -33,6 +33,7 @@ def everything(tmp_path: Path) -> Settings:
     params["models"]["other"] = {"init": {"kind": "source", "source": "path:sources/other"}}
     params["signals"]["others"] = {"kind": "choices", "of": "other"}
     params["signals"]["pooled"] = {"kind": "mean", "of": ["choices", "others"]}
+    params["signals"]["ensemble"] = {"kind": "ensemble", "of": ["choices", "others"]}
     params["models"]["teacher"]["leave_out"] = {"fold": 0, "of": 2}
     params["models"]["shallow"] = {"init": {"kind": "prune", "of": "base", "layers": 20}}
     params["models"]["narrow"] = {
@@ -49,7 +50,11 @@ def everything(tmp_path: Path) -> Settings:
     params["models"]["pupil"] = {
         "init": {"kind": "copy", "of": "start"},
         "train": "finetune",
-        "learn": {"gold_choice": {}, "pooled": {"kind": "choice_kl", "from": "pooled"}},
+        "learn": {
+            "gold_choice": {},
+            "pooled": {"kind": "choice_kl", "from": "pooled"},
+            "spread": {"kind": "dirichlet", "from": "ensemble"},
+        },
     }
     params["models"]["served"] = {
         "init": {

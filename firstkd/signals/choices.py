@@ -67,6 +67,9 @@ class OfChoices(Signal):
 class CombinedChoices(OfChoices, CombinedSignal):
     """A signal that is computed from several signals of choices."""
 
+    combines: ClassVar[str] = "choice"
+    """The kind of decisions that its members are of."""
+
     of: Annotated[list[Name], Field(min_length=2)]
 
     @property
@@ -77,7 +80,7 @@ class CombinedChoices(OfChoices, CombinedSignal):
         self, signals: Mapping[str, Signal], models: "Mapping[str, ModelSettings]"
     ) -> str | None:
         for name in self.of:
-            if signals[name].decides != self.decides:
+            if signals[name].decides != self.combines:
                 return (
                     f"of: {name!r} is of {signals[name].decides}s; only signals of choices can be "
                     "combined, since the top tokens of two models differ"

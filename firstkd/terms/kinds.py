@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from firstkd.section import Name, listed
 from firstkd.terms.attention import Attention
 from firstkd.terms.choice_kl import ChoiceKl
+from firstkd.terms.dirichlet import Dirichlet
 from firstkd.terms.flow import Flow
 from firstkd.terms.gold import Gold
 from firstkd.terms.gold_choice import GoldChoice
@@ -15,7 +16,10 @@ from firstkd.terms.hidden import Hidden
 from firstkd.terms.relation import Relation
 from firstkd.terms.sparse_kl import SparseKl
 
-KINDS = (Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl, Hidden, Relation, Flow, Attention)
+KINDS = (
+    *(Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl),
+    *(Hidden, Relation, Flow, Attention, Dirichlet),
+)
 
 CURVE = frozenset(
     {
@@ -26,7 +30,16 @@ CURVE = frozenset(
 """Columns of a training curve that no term can be named after."""
 
 AnyTerm = Annotated[
-    Gold | GoldChoice | ChoiceKl | HardChoice | SparseKl | Hidden | Relation | Flow | Attention,
+    Gold
+    | GoldChoice
+    | ChoiceKl
+    | HardChoice
+    | SparseKl
+    | Hidden
+    | Relation
+    | Flow
+    | Attention
+    | Dirichlet,
     Field(discriminator="kind"),
 ]
 

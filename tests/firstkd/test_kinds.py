@@ -46,6 +46,8 @@ MADE = {
     "tokens": {"of": "teacher", "select": TOP_K},
     "mean": {"of": ["choices", "choices"]},
     "out_of_fold": {"of": ["choices", "choices"]},
+    "wide_choices": {"kind": "choices", "of": "wide"},
+    "ensemble": {"of": ["choices", "wide_choices"]},
     "hidden_states": {"of": "teacher"},
     "wide_states": {"kind": "hidden_states", "of": "wide"},
     "live_choices": {"kind": "choices", "of": "teacher", "live": True},
@@ -108,11 +110,19 @@ MADE = {
     },
     "flow": {"from": "hidden_states"},
     "attention": {"from": "wide_states", "heads": 4, "layers": [[0, 2], [1, 1]]},
+    "dirichlet": {"from": "ensemble", "recalibrate": "none"},
+    "dirichlet, samples": {
+        "kind": "dirichlet",
+        "from": "ensemble",
+        "recalibrate": "none",
+        "target": "samples",
+        "offset": 3.0,
+    },
     "flow, length": {"kind": "flow", "from": "wide_states", "form": "length", "layers": PAIRS},
 }
 SIGNALS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in signal_kinds.KINDS}
 TERMS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in term_kinds.KINDS}
-STORED = ("choices", "tokens", "mean", "out_of_fold")
+STORED = ("choices", "wide_choices", "tokens", "mean", "out_of_fold", "ensemble")
 """The signals of decisions, combined ones last."""
 
 
@@ -124,7 +134,8 @@ def make(kinds, name):
 def test_every_kind_is_tested():
     made = {settings.get("kind", name) for name, settings in MADE.items()}
     assert made == {*SIGNALS, *TERMS}
-    assert {name for name in SIGNALS if make(SIGNALS, name).is_recalibrated} == {*STORED}
+    stored = {name for name in SIGNALS if make(SIGNALS, name).is_recalibrated}
+    assert stored == {make(SIGNALS, name).kind for name in STORED}
 
 
 OF_TERMS = [name for name, settings in MADE.items() if settings.get("kind", name) in TERMS]
@@ -179,7 +190,8 @@ def world(tiny_model, tmp_path_factory):
             write_manifest(folder / name, layout, name, {})
         else:
             capture = Capture(signal, size, SETTINGS, Ranks())
-            capture.write(teacher, questions, keys, folder / name)
+            models = {"teacher": teacher, "wide": wide}
+            capture.write(models[signal.of], questions, keys, folder / name)
             capture.finish(folder / name, {})
         stores[name] = SignalStore(folder / name)
     return World(questions, student, teacher, wide, size, stores)
@@ -214,11 +226,13 @@ def dense_right(model, question, size) -> Tensor:
 def test_a_signal_is_what_the_dense_model_says(world, name):
     signal, store = make(SIGNALS, name), world.stores[name]
     decisions = signal.decisions(store.whole(), store.facts)
+    members = {"ensemble": [world.teacher, world.wide], "wide_choices": [world.wide]}
     expected = []
     with torch.no_grad():
         for question in world.questions:
-            if signal.decides == "choice" and len(question.responses) > 1:
-                expected.append(dense_scores(world.teacher, question, world.size).softmax(-1))
+            if signal.decides != "token" and len(question.responses) > 1:
+                for model in members.get(name, [world.teacher]):
+                    expected.append(dense_scores(model, question, world.size).softmax(-1))
             if signal.decides == "token":
                 expected += dense_right(world.teacher, question, world.size).exp()
     assert len(decisions) == len(expected) == sum(map(signal.decisions_of, world.questions))
@@ -300,6 +314,25 @@ def dense_choice_kl(world, term, target):
         temperature = term.student_temperature
         student = (dense_scores(world.student, q, world.size) / temperature).log_softmax(-1)
         total = total + temperature**2 * dense_divergence(term, wanted, student)
+    return total
+
+
+def dense_dirichlet(world, term, target):
+    total = torch.zeros((), dtype=torch.float64)
+    deciding = [q for q in world.questions if len(q.responses) > 1]
+    for q, members in zip(deciding, target.probabilities_RK.double().split(2), strict=True):
+        choices = len(q.responses)
+        members = members[:, :choices] * 0.999 + 0.001 / choices
+        scores = dense_scores(world.student, q, world.size)
+        student = torch.distributions.Dirichlet((scores + term.offset).exp() + 1)
+        if term.target == "samples":
+            total = total - student.log_prob(members).mean()
+            continue
+        mean = members.mean(0)
+        spread = (mean * (mean.log() - members.log().mean(0))).sum()
+        precision = min((choices - 1) / 2 / spread, torch.e**term.offset)
+        wanted = torch.distributions.Dirichlet(mean * precision + 1)
+        total = total + torch.distributions.kl_divergence(student, wanted) / precision
     return total
 
 
@@ -459,6 +492,7 @@ DENSE = {
     "gold": dense_gold,
     "gold_choice": dense_gold_choice,
     "choice_kl": dense_choice_kl,
+    "dirichlet": dense_dirichlet,
     "hard_choice": dense_hard_choice,
     "sparse_kl": dense_sparse_kl,
 }
