@@ -9,6 +9,7 @@ from firstkd.section import Section
 RecalibrationName = Literal[
     "none",
     "temperature",
+    "adaptive_temperature",
     "vocabulary_temperature",
     "paper",
     "label_smoothing",

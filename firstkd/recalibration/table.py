@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from firstkd.errors import ArtifactError
+from firstkd.recalibration.adaptive_temperature import AdaptiveTemperature
 from firstkd.recalibration.base import Recalibration
 from firstkd.recalibration.isotonic import Isotonic
 from firstkd.recalibration.label_smoothing import LabelSmoothing
@@ -16,6 +17,7 @@ from firstkd.recalibration.vocabulary_temperature import VocabularyTemperature
 RECALIBRATIONS: dict[str, type[Recalibration]] = {
     "none": Identity,
     "temperature": Temperature,
+    "adaptive_temperature": AdaptiveTemperature,
     "vocabulary_temperature": VocabularyTemperature,
     "paper": Paper,
     "label_smoothing": LabelSmoothing,

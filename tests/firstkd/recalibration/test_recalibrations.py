@@ -8,6 +8,7 @@ from sklearn.calibration import _SigmoidCalibration
 
 from firstkd.errors import ArtifactError
 from firstkd.measure.metrics import expected_calibration_error
+from firstkd.recalibration.adaptive_temperature import AdaptiveTemperature
 from firstkd.recalibration.isotonic import Isotonic
 from firstkd.recalibration.label_smoothing import LabelSmoothing
 from firstkd.recalibration.none import Identity
@@ -149,6 +150,58 @@ def test_a_temperature_of_decisions_that_are_all_right_or_all_wrong_is_at_its_bo
     assert fitted.at_bound(settings) == fitted.temperature
     ordinary = Temperature.fit(*overconfident(2.0, size=200), settings)
     assert ordinary.at_bound(settings) is None
+
+
+def mixed(size: int) -> tuple[Knowledge, torch.Tensor]:
+    """Decisions of which every other one is hesitant, and honest; the rest are too sure."""
+    sure, right_of_sure = overconfident(4.0, size)
+    hesitant = torch.arange(size) % 2 == 1
+    draw = np.random.default_rng(1)
+    flat = torch.tensor(draw.normal(size=(size, 5)) * 0.7).log_softmax(-1)
+    answer = torch.tensor((flat.exp().cumsum(-1).numpy() > draw.random((size, 1))).argmax(-1))
+    logprobs = torch.where(hesitant[:, None], flat, sure.top_logprobs)
+    right = torch.where(hesitant[:, None], torch.arange(5) == answer[:, None], right_of_sure)
+    return Knowledge.of_choices(logprobs, right.int().argmax(-1)), right
+
+
+def test_decisions_that_look_different_get_temperatures_of_their_own():
+    decisions, is_right = mixed(4_000)
+    fitted = AdaptiveTemperature.fit(decisions, is_right, SETTINGS)
+    temperatures = fitted.temperatures(decisions)
+    sure, hesitant = temperatures[::2].median(), temperatures[1::2].median()
+    assert 3 < sure < 5 and 0.7 < hesitant < 1.4
+    single = Temperature.fit(decisions, is_right, SETTINGS)
+    unseen, right = (part[4_000:] for part in mixed(6_000))
+
+    def nll(recalibration):
+        return -recalibration.gold_probability(unseen, right).log().mean().item()
+
+    assert nll(fitted) < nll(single) - 0.02
+
+
+def test_few_decisions_that_need_one_temperature_get_one():
+    decisions, is_right = overconfident(2.5, size=60)
+    fitted = AdaptiveTemperature.fit(decisions, is_right, SETTINGS)
+    expected = Temperature.fit(decisions, is_right, SETTINGS).temperature
+    assert fitted.slopes == [0, 0]
+    assert fitted.temperatures(decisions)[0].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_adaptive_temperature_is_what_its_formula_says():
+    """By loops, with a missing candidate and a tail; beyond three deviations nothing changes."""
+    given = AdaptiveTemperature(0.3, [0.2, -0.4], [0.5, 2.0], [0.1, 3.0], max_temperature=20.0)
+    rows = torch.tensor([[0.5, 0.2, 0.1], [0.9, 0.05, 0.0], [0.3, 0.3, 0.3]]).double()
+    after = apply(given, rows.tolist())
+    for row, found in zip(rows.tolist(), after, strict=True):
+        p = [value / sum(row) for value in row if value]
+        entropy = -sum(value * np.log(value) for value in p) / np.log(len(p))
+        margin = np.log(p[0] / p[1])
+        looks = np.clip([(entropy - 0.5) / 0.1, (margin - 2.0) / 3.0], -3, 3)
+        temperature = np.exp(0.3 + looks @ [0.2, -0.4])
+        powers = [value ** (1 / temperature) for value in p]
+        expected = [sum(row) * power / sum(powers) for power in powers]
+        np.testing.assert_allclose(found[: len(p)], expected, rtol=0, atol=1e-9)
+        assert (found[len(p) :] == 0).all()
 
 
 def test_kinds_are_named_as_they_are_listed():
