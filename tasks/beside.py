@@ -73,6 +73,8 @@ def make_player(
         for term, source in states.items():
             widths = network.config.hidden_size, source.width
             beside[term] = fresh_modules(settings, terms[term], 1, widths)
+        of_decisions = [term for term in terms if term not in beside]
+        beside |= {t: fresh_modules(settings, terms[t], 0, (0, 0)) for t in of_decisions}
         sources = {**stored[name], **sources_from(frozen, live[name])}
         places = seen(live, name) | dict.fromkeys(
             ours for found in live[name].values() for ours, _ in found.pairs

@@ -54,6 +54,7 @@ def everything(tmp_path: Path) -> Settings:
             "gold_choice": {},
             "pooled": {"kind": "choice_kl", "from": "pooled"},
             "spread": {"kind": "dirichlet", "from": "ensemble"},
+            "harder": {"kind": "curriculum_kl", "from": "pooled"},
         },
     }
     params["models"]["served"] = {

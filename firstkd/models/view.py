@@ -19,7 +19,8 @@ class View:
     of the batch's right responses. The first of them costs no pass over the head of its own.
     `places` are those where hidden states are to be seen, and `modules`, by the name of a term,
     what it trains beside the model. `passed` is what the layers have made of the batch, if they
-    have run already. `asks_mean`: whether the mean over the vocabulary is to be seen.
+    have run already. `asks_mean`: whether the mean over the vocabulary is to be seen. `progress` is
+    the share of the training's steps that are done.
     """
 
     def __init__(
@@ -31,9 +32,11 @@ class View:
         modules: Mapping[str, nn.ModuleList] | None = None,
         passed: Pass | None = None,
         asks_mean: bool = False,
+        progress: float = 0.0,
     ) -> None:
         self.scorer = scorer
         self.batch = batch
+        self.progress = progress
         self.modules = modules or {}
         self._places = places
         self._asked = asked or {}

@@ -108,7 +108,10 @@ class Term(Section):
         return ()
 
     def modules(self, pairs: int, widths: tuple[int, int]) -> "nn.ModuleList":
-        """Return what is trained for it beside the model, and is not part of the model."""
+        """Return what is trained for it beside the model, and is not part of the model.
+
+        `pairs` is the number of places that it compares, 0 for a term on decisions.
+        """
         from torch import nn
 
         return nn.ModuleList()

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from firstkd.section import Name, listed
 from firstkd.terms.attention import Attention
 from firstkd.terms.choice_kl import ChoiceKl
+from firstkd.terms.curriculum_kl import CurriculumKl
 from firstkd.terms.dirichlet import Dirichlet
 from firstkd.terms.flow import Flow
 from firstkd.terms.gold import Gold
@@ -18,7 +19,7 @@ from firstkd.terms.sparse_kl import SparseKl
 
 KINDS = (
     *(Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl),
-    *(Hidden, Relation, Flow, Attention, Dirichlet),
+    *(Hidden, Relation, Flow, Attention, Dirichlet, CurriculumKl),
 )
 
 CURVE = frozenset(
@@ -39,7 +40,8 @@ AnyTerm = Annotated[
     | Relation
     | Flow
     | Attention
-    | Dirichlet,
+    | Dirichlet
+    | CurriculumKl,
     Field(discriminator="kind"),
 ]
 

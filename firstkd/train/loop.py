@@ -187,7 +187,7 @@ class _Training:
         length = max(packed_length(self.questions[i]) for i in index)
         with memory_explained(f"with a micro-batch of {len(index)} × {length} tokens", REMEDY):
             batch = pack(self.questions, index).to(self.engine.device)
-            sums = self.engine(batch, self.player.targets(batch))
+            sums = self.engine(batch, self.player.targets(batch), progress)
             loss = sum(
                 term.weight_at(progress) * (sums[name].total / max(1, counts[name]))
                 for name, term in self.player.learn.items()

@@ -70,7 +70,11 @@ class Player(nn.Module):
         self.scorer.backbone.gradient_checkpointing_enable({"use_reentrant": True})
 
     def forward(
-        self, batch: Batch, targets: Mapping[str, Target | States], passed: Pass | None = None
+        self,
+        batch: Batch,
+        targets: Mapping[str, Target | States],
+        progress: float = 0.0,
+        passed: Pass | None = None,
     ) -> dict[str, Sum]:
         """Return each term's sum; `passed` is what the layers make of the batch, if known."""
         asked = {
@@ -79,7 +83,8 @@ class Player(nn.Module):
             if term.asks_ids and isinstance(target := targets[name], Target)
         }
         asks_mean = any(term.asks_mean for term in self.learn.values())
-        view = View(self.scorer, batch, asked, self.places, self._beside, passed, asks_mean)
+        seen = self.places, self._beside, passed, asks_mean, progress
+        view = View(self.scorer, batch, asked, *seen)
         return {name: term(view, name, targets.get(name)) for name, term in self.learn.items()}
 
 
@@ -123,7 +128,9 @@ class Players(nn.Module):
         for player in self._players.values():
             player.recompute_layers()
 
-    def forward(self, batch: Batch, targets: Mapping[str, Target | States]) -> dict[str, Sum]:
+    def forward(
+        self, batch: Batch, targets: Mapping[str, Target | States], progress: float = 0.0
+    ) -> dict[str, Sum]:
         passes = {}
         for name, player in self._players.items():
             passes[name] = player.scorer.states(batch, player.places)
@@ -132,7 +139,7 @@ class Players(nn.Module):
         for name, player in self._players.items():
             own = {term: targets[f"{name}.{term}"] for term in player.sources}
             own |= {term: source.of(batch) for term, source in self._between[name].items()}
-            for term, found in player(batch, own, passes[name]).items():
+            for term, found in player(batch, own, progress, passes[name]).items():
                 sums[f"{name}.{term}"] = found
         return sums
 

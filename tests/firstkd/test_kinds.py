@@ -110,6 +110,7 @@ MADE = {
     },
     "flow": {"from": "hidden_states"},
     "attention": {"from": "wide_states", "heads": 4, "layers": [[0, 2], [1, 1]]},
+    "curriculum_kl": {"from": "choices", "recalibrate": "none", "rise": 0},
     "dirichlet": {"from": "ensemble", "recalibrate": "none"},
     "dirichlet, samples": {
         "kind": "dirichlet",
@@ -317,6 +318,19 @@ def dense_choice_kl(world, term, target):
     return total
 
 
+def dense_curriculum_kl(world, term, target):
+    total = torch.zeros((), dtype=torch.float64)
+    temperature = 1 + 4 * (100 * world.projectors[0].theta).sigmoid()
+    temperature.register_hook(lambda gradient: -gradient / 100)
+    deciding = [q for q in world.questions if len(q.responses) > 1]
+    for q, wanted in zip(deciding, target.probabilities_RK.double(), strict=True):
+        wanted = (wanted[: len(q.responses)].log() / temperature).softmax(-1)
+        student = (dense_scores(world.student, q, world.size) / temperature).log_softmax(-1)
+        kl = torch.nn.functional.kl_div(student, wanted, reduction="sum")
+        total = total + temperature.sum() ** 2 * kl
+    return total
+
+
 def dense_dirichlet(world, term, target):
     total = torch.zeros((), dtype=torch.float64)
     deciding = [q for q in world.questions if len(q.responses) > 1]
@@ -492,6 +506,7 @@ DENSE = {
     "gold": dense_gold,
     "gold_choice": dense_gold_choice,
     "choice_kl": dense_choice_kl,
+    "curriculum_kl": dense_curriculum_kl,
     "dirichlet": dense_dirichlet,
     "hard_choice": dense_hard_choice,
     "sparse_kl": dense_sparse_kl,
@@ -500,10 +515,11 @@ DENSE = {
 
 def source_of(world, term):
     """Return what a term is to match and what it trains beside the student."""
-    signal, no_modules = make(SIGNALS, term.signal), torch.nn.ModuleList()
+    signal = make(SIGNALS, term.signal)
     if not signal.is_live:
         positions = torch.arange(len(world.questions))
-        return Stored(signal, world.stores[term.signal], Identity(), positions), (), no_modules
+        source = Stored(signal, world.stores[term.signal], Identity(), positions)
+        return source, (), term.modules(0, (0, 0)).double()
     model = getattr(world, signal.of)
     configs = world.student.config, model.config
     layers = tuple(config.num_hidden_layers for config in configs)
