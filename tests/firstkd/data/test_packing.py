@@ -94,6 +94,20 @@ def test_batches_by_length_keep_to_their_tokens():
     assert [len(batch) for batch in batches_by_length(questions, 3, 10_000)] == [3, 3]
 
 
+@pytest.mark.parametrize(("batch_size", "batch_tokens"), [(8, 4096), (32, 8192)])
+def test_long_texts_of_uneven_length_are_hardly_padded(batch_size, batch_tokens):
+    lengths = np.random.default_rng(0).lognormal(6, 0.6, 2000).clip(30, 3000).astype(int)
+    generator = np.random.default_rng(1)
+    batches = shuffled_batches(lengths.tolist(), batch_size, batch_tokens, generator)
+    padded = [len(batch) * lengths[batch].max() for batch in batches]
+    assert max(padded) <= batch_tokens
+    assert 1 - lengths.sum() / sum(padded) < 0.06
+    order = generator.permutation(2000)
+    at_random = (order[i : i + batch_size] for i in range(0, 2000, batch_size))
+    padded = [len(batch) * lengths[batch].max() for batch in at_random]
+    assert 1 - lengths.sum() / sum(padded) > 0.5
+
+
 def test_the_positions_of_padding_go_on():
     batch = pack([q.gold_only() for q in QUESTIONS], [0, 2])
     assert batch.position_ids_BL.tolist() == [[*range(8)]] * 2
