@@ -85,11 +85,6 @@ class Settings(Section):
         for name, export in self.exports.items():
             if name in self.models:
                 raise ValueError(f"exports.{name}: {name!r} is the name of a model; choose another")
-            if name in self.evaluate.models and not export.has_reader:
-                raise ValueError(
-                    f"evaluate.models: {name!r} cannot be measured, since no runtime for "
-                    f"{export.kind} is wired in; leave it out there"
-                )
             if export.of not in self.measured_models:
                 raise ValueError(
                     f"exports.{name}.of: {export.of!r} is not evaluated, so it has no temperature "

@@ -4,8 +4,7 @@ Where every answer is a single token, the temperature is folded into the weights
 beside them (docs/edge.md).
 
 Reads   data/model/MODEL/, data/evaluate/MODEL/
-Writes  data/export/NAME/ (the file, firstkd.json, the tokenizer, README.md, and
-        answer.py if that can ask it)
+Writes  data/export/NAME/ (the file, firstkd.json, the tokenizer, README.md and answer.py)
 Run as  python -m tasks.export NAME   (normally through `dvc repro export-NAME`)
 """
 
@@ -53,8 +52,7 @@ def main(root: Path, name: str) -> None:
         for companion in COMPANIONS:
             if (source / companion).exists():
                 shutil.copyfile(source / companion, folder / companion)
-        if export.has_reader:
-            shutil.copyfile(reader.__file__, folder / "answer.py")
+        shutil.copyfile(reader.__file__, folder / "answer.py")
         hashes = {path.name: sha256_of(path) for path in (file, folder / "tokenizer.json")}
         write_json(folder / reader.FACTS, {**facts, "file": file.name, "sha256": hashes})
         text = card(name, export, origin(settings, export.of), facts, measured)

@@ -23,8 +23,8 @@ class Exported:
 class Export(Section):
     kind: str
     file_name: ClassVar[str]
-    has_reader: ClassVar[bool] = False
-    """Whether firstkd/exports/reader.py can ask it, which goes along as answer.py."""
+    runtime: ClassVar[str]
+    """The package through which firstkd/exports/reader.py, shipped as answer.py, asks it."""
 
     of: Name
     """The model, which has to be evaluated: that fits its temperature."""

@@ -56,10 +56,8 @@ def card(
 
 
 def _usage(export: Export) -> list[str]:
-    if not export.has_reader:
-        return []
     command = '    python answer.py "Where does a fox live?" "in a den" "in a hive"'
-    return ["With numpy, tokenizers and onnxruntime installed:", "", command, ""]
+    return [f"With numpy, tokenizers and {export.runtime} installed:", "", command, ""]
 
 
 def _rows(sets: Mapping[str, Any]) -> list[str]:

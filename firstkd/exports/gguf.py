@@ -15,6 +15,8 @@ from firstkd.exports.base import Export, Exported, end_ids
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """llama.cpp's name for each model_type that is known here."""
+BLOCK = 32
+"""Weights of a row that share a scale."""
 FILE_TYPES = {"f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
 SPLITS = {
     '[{"type": "ByteLevel", "use_regex": true}]': "gpt-2",
@@ -35,9 +37,11 @@ PATTERNS = {
 class GgufExport(Export):
     kind: Literal["gguf"]
     file_name: ClassVar[str] = "model.gguf"
+    runtime: ClassVar[str] = "xllamacpp"
 
     weights: Literal["f16", "q8_0", "q4_0"]
-    """q8_0, q4_0: 8 or 4 bits a weight, with a scale for every 32; norms stay float32."""
+    """q8_0, q4_0: 8 or 4 bits a weight, with a scale for every 32; norms stay float32. An MLP whose
+    width 32 does not divide gets units that do nothing, to fill its last block."""
 
     def check(self, config: Any) -> None:
         from firstkd.models.masks import layer_kinds
@@ -65,22 +69,23 @@ class GgufExport(Export):
         writer.add_file_type(LlamaFileType[FILE_TYPES[self.weights]])
         writer.add_quantization_version(2)
         writer.add_string("firstkd.calibration", exported.facts)
-        _add_shape(writer, config)
+        idle = 0 if self.weights == "f16" else -config.intermediate_size % BLOCK
+        _add_shape(writer, config, config.intermediate_size + idle)
         _add_vocabulary(writer, exported.model, exported.tokenizer)
-        _add_tensors(writer, exported.model, self.weights)
+        _add_tensors(writer, exported.model, self.weights, idle)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
 
 
-def _add_shape(writer: Any, config: Any) -> None:
+def _add_shape(writer: Any, config: Any, intermediate_size: int) -> None:
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_feed_forward_length(intermediate_size)
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(width)
@@ -140,7 +145,7 @@ def _split(pre_tokenizer: Any) -> str:
     return found
 
 
-def _add_tensors(writer: Any, model: Any, weights: str) -> None:
+def _add_tensors(writer: Any, model: Any, weights: str, idle: int) -> None:
     import numpy as np
     from gguf import GGMLQuantizationType, get_tensor_name_map
     from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
@@ -158,11 +163,7 @@ def _add_tensors(writer: Any, model: Any, weights: str) -> None:
         place = names.get_name(name, (".weight", ".bias"))
         if place is None:
             raise ArtifactError(f"gguf has no place for {name}; export it as onnx")
-        values = tensor.float().numpy()
-        if config.model_type == "llama" and ".q_proj." in name:
-            values = _rotated(values, config.num_attention_heads)
-        if config.model_type == "llama" and ".k_proj." in name:
-            values = _rotated(values, config.num_key_value_heads)
+        values = _laid_out(name, tensor.float().numpy(), config, idle)
         kind = GGMLQuantizationType[weights.upper()]
         if values.ndim < 2:  # norms and biases are few, and matter
             kind = GGMLQuantizationType.F32
@@ -170,9 +171,28 @@ def _add_tensors(writer: Any, model: Any, weights: str) -> None:
             packed = quantize(np.ascontiguousarray(values), kind)
         except QuantError as error:
             raise ConfigError(
-                f"{name} has rows of {values.shape[-1]}, which 32 does not divide; export it as f16"
+                f"{name} has rows of {values.shape[-1]}, which {BLOCK} does not divide; export it "
+                "as f16"
             ) from error
         writer.add_tensor(place, packed, raw_dtype=kind)
+
+
+def _laid_out(name: str, values: Any, config: Any, idle: int) -> Any:
+    """Return a weight as llama.cpp multiplies by it, with `idle` more units of the MLP.
+
+    Their weights are 0, and so is what the activation makes of it: they change nothing.
+    """
+    import numpy as np
+
+    if config.model_type == "llama" and ".q_proj." in name:
+        return _rotated(values, config.num_attention_heads)
+    if config.model_type == "llama" and ".k_proj." in name:
+        return _rotated(values, config.num_key_value_heads)
+    if ".gate_proj." in name or ".up_proj." in name:
+        return np.pad(values, [(0, idle), *[(0, 0)] * (values.ndim - 1)])
+    if ".down_proj.weight" in name:
+        return np.pad(values, [(0, 0), (0, idle)])
+    return values
 
 
 def _rotated(values: Any, heads: int) -> Any:

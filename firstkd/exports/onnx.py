@@ -25,7 +25,7 @@ FACTS = "firstkd"
 class OnnxExport(Export):
     kind: Literal["onnx"]
     file_name: ClassVar[str] = "model.onnx"
-    has_reader: ClassVar[bool] = True
+    runtime: ClassVar[str] = "onnxruntime"
 
     weights: Literal["fp32", "int8"]
     """int8: of each matrix by column, activations quantised as they come (dynamic)."""

@@ -1,12 +1,13 @@
 """Ask an exported student, without torch or firstkd: this file goes along as answer.py.
 
-It needs numpy, tokenizers and onnxruntime:
+It needs numpy and tokenizers, and for a file model.onnx onnxruntime, for model.gguf xllamacpp:
 
     python answer.py "Where does a fox live?" "in a den" "in a hive"
 """
 
 import hashlib
 import json
+import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ class Unusable(Exception):
 
 
 class OnnxModel:
-    def __init__(self, file: Path, threads: int) -> None:
+    def __init__(self, file: Path, threads: int, length: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -53,6 +54,40 @@ class OnnxModel:
         ]
 
 
+class LlamaModel:
+    """Through llama.cpp, whose server the package xllamacpp runs in this process."""
+
+    def __init__(self, file: Path, threads: int, length: int) -> None:
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path = str(file)
+        params.n_ctx, params.n_parallel = length, 1
+        params.api_keys = [secrets.token_hex()]  # it listens on a port of this machine
+        params.warmup, params.verbosity = False, 1
+        if threads:
+            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        self.server = xllamacpp.Server(params)
+
+    def logprobs(self, prompt: Ids, responses: Sequence[Ids]) -> list[list[float]]:
+        """Score every token of the responses; the prompt before them is computed once."""
+        return [self._response(prompt, response) for response in responses]
+
+    def _response(self, prompt: Ids, response: Ids) -> list[float]:
+        """Have llama.cpp generate nothing but these tokens: what it reports is their probability
+        among all."""
+        only = " ".join(f"<[{token}]>" for token in response)
+        asked = {"prompt": [*prompt], "n_predict": len(response), "grammar": f"root ::= {only}"}
+        found = self.server.handle_completions({**asked, "n_probs": 1, "temperature": 0.0})
+        content = found["choices"][0]["logprobs"]["content"]
+        if [token["id"] for token in content] != [*response]:
+            raise Unusable(f"llama.cpp gave other tokens than {[*response]}")
+        return [token["logprob"] for token in content]
+
+
+RUNTIMES = {".onnx": OnnxModel, ".gguf": LlamaModel}
+
+
 class Student:
     def __init__(self, folder: Path, calibration: Path | None = None, threads: int = 0) -> None:
         """Open an exported folder; a `calibration` file replaces its temperature, threshold and
@@ -71,7 +106,8 @@ class Student:
             self.facts |= {key: fitted[key] for key in ("temperature", "policy", "choices")}
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.encode_special_tokens = True  # "</s>" in a question stays text
-        self.model = OnnxModel(folder / self.facts["file"], threads)
+        file, length = folder / self.facts["file"], self.facts["prompt"]["max_length"]
+        self.model = RUNTIMES[file.suffix](file, threads, length)
 
     def scores(self, prompt: Ids, responses: Sequence[Ids]) -> list[float]:
         """Return the mean log-probability of each response's tokens."""

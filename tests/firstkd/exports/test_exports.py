@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ EXAMPLES = [
     Example("2", "Where? " * 60 + "x", "here", ("here", "in the old sea"), 0, "a"),
 ]
 T = 2.5
+TOLERANCES = {".onnx": 1e-5, ".gguf": 1e-3}
+"""Of scores: float32, and float16."""
 
 
 def export(kind, weights):
@@ -42,20 +45,19 @@ def exported(folder, facts="{}"):
     return Exported(load_model(folder, "fp32").eval(), load_tokenizer(folder), facts)
 
 
-@pytest.fixture(scope="module")
-def onnx_folder(tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx")
-    what = exported(tiny_model)
-    export(OnnxExport, "fp32").write(what, folder / "model.onnx")
+def written(kind, weights, model_folder, folder):
+    """An export as its stage writes it, of a model with T = 2.5."""
+    what = exported(model_folder)
+    export(kind, weights).write(what, folder / kind.file_name)
     what.tokenizer.save_pretrained(folder)
-    files = ("model.onnx", "tokenizer.json")
+    files = (kind.file_name, "tokenizer.json")
     facts = {
         "temperature": T,
         "prompt": PROMPT.model_dump(),
         "choices": None,
         "policy": {"threshold": 0.999},
         "start_ids": [],
-        "file": "model.onnx",
+        "file": kind.file_name,
         "sha256": {name: sha256_of(folder / name) for name in files},
     }
     write_json(folder / reader.FACTS, facts)
@@ -63,21 +65,28 @@ def onnx_folder(tiny_model, tmp_path_factory):
     return folder
 
 
-def test_onnx_runtime_scores_as_torch_does(onnx_folder, tiny_model):
-    student = reader.Student(onnx_folder, threads=1)
+@pytest.fixture(scope="module", params=[(OnnxExport, "fp32"), (GgufExport, "f16")])
+def folder(request, tiny_model, tmp_path_factory):
+    return written(*request.param, tiny_model, tmp_path_factory.mktemp("export"))
+
+
+def test_the_runtime_scores_as_torch_does(folder, tiny_model):
+    student = reader.Student(folder, threads=1)
     questions = encode(EXAMPLES, load_tokenizer(tiny_model), PROMPT)
+    assert max(len(q.prompt) + len(r) for q in questions for r in q.responses) == PROMPT.max_length
     expected = score_questions(load_model(tiny_model, "fp32"), questions, 1)
+    suffix = Path(student.facts["file"]).suffix
     for question, row in zip(questions, expected, strict=True):
         found = student.scores(question.prompt, question.responses)
-        np.testing.assert_allclose(found, row[: len(found)], atol=1e-5)
+        np.testing.assert_allclose(found, row[: len(found)], atol=TOLERANCES[suffix])
 
 
 @pytest.mark.parametrize("choice_format", ["cloze", "letter"])
 def test_the_reader_makes_the_ids_that_the_student_was_trained_on(
-    onnx_folder, tiny_model, choice_format
+    folder, tiny_model, choice_format
 ):
     prompt = PROMPT.model_copy(update={"format": choice_format})
-    student = reader.Student(onnx_folder)
+    student = reader.Student(folder)
     student.facts["prompt"] = prompt.model_dump()
     for example, question in zip(
         EXAMPLES, encode(EXAMPLES, load_tokenizer(tiny_model), prompt), strict=True
@@ -86,32 +95,42 @@ def test_the_reader_makes_the_ids_that_the_student_was_trained_on(
         assert found == (question.prompt, question.responses)
 
 
-def test_a_question_is_answered_without_firstkd_and_torch(onnx_folder):
+def test_a_question_is_answered_without_firstkd_and_torch(folder):
     """The shipped file in an interpreter that can import neither."""
     blocked = "import sys; sys.modules['torch'] = sys.modules['firstkd'] = None; "
     run = f"import runpy; sys.argv[1:] = {['Where?', 'in a den', 'in a hive']}; "
-    run += f"runpy.run_path({str(onnx_folder / 'answer.py')!r}, run_name='__main__')"
+    run += f"runpy.run_path({str(folder / 'answer.py')!r}, run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-I", "-c", blocked + run], capture_output=True, text=True, check=True
     )
     found = json.loads(done.stdout)
-    student = reader.Student(onnx_folder)
+    student = reader.Student(folder)
     scores = torch.tensor(student.scores(*student.encode("Where?", ["in a den", "in a hive"])))
     np.testing.assert_allclose(found["probabilities"], (scores / T).softmax(-1), atol=1e-6)
     assert found["abstain"] and found["answer"] in ("in a den", "in a hive")
 
 
-def test_a_changed_or_missing_file_is_refused_by_its_hash(onnx_folder, tmp_path):
-    for file in onnx_folder.iterdir():
+def test_a_changed_or_missing_file_is_refused_by_its_hash(folder, tmp_path):
+    for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    with (tmp_path / "model.onnx").open("r+b") as file:
+    name = reader.read(folder / reader.FACTS)["file"]
+    with (tmp_path / name).open("r+b") as file:
         file.seek(1000)
         file.write(b"!")
-    with pytest.raises(reader.Unusable, match=r"model.onnx is not the file that was exported"):
+    with pytest.raises(reader.Unusable, match=rf"{name} is not the file that was exported"):
         reader.Student(tmp_path)
-    (tmp_path / "model.onnx").unlink()
-    with pytest.raises(reader.Unusable, match=r"model.onnx is missing"):
+    (tmp_path / name).unlink()
+    with pytest.raises(reader.Unusable, match=rf"{name} is missing"):
         reader.Student(tmp_path)
+
+
+def test_llama_cpp_itself_splits_texts_into_the_same_ids(tiny_model, tmp_path):
+    student = reader.Student(written(GgufExport, "f16", tiny_model, tmp_path))
+    tokenizer = load_tokenizer(tiny_model)
+    for text in ("Where does the red fox live?", " in  the sea", "12 foxes, 3 dens – ähm\n\tx"):
+        asked = {"prompt": text, "n_predict": 1, "n_probs": 1, "temperature": 0.0}
+        usage = student.model.server.handle_completions(asked)["usage"]
+        assert usage["prompt_tokens"] == len(tokenizer(text)["input_ids"])
 
 
 def read_back(file, folder):
@@ -132,6 +151,17 @@ def test_gguf_read_back_by_transformers_is_the_model(tiny_model, tmp_path, weigh
     tokenizers = load_tokenizer(tiny_model), load_tokenizer(tmp_path / "back")
     ours, theirs = (t(texts, add_special_tokens=False)["input_ids"] for t in tokenizers)
     assert ours == theirs
+
+
+def test_an_mlp_whose_width_no_block_divides_is_filled_up(tiny_model, tmp_path):
+    what, ids = exported(tiny_model), torch.arange(3, 40)[None]
+    config = type(what.model.config)(**{**what.model.config.to_dict(), "intermediate_size": 55})
+    model = type(what.model)(config).eval()
+    export(GgufExport, "q8_0").write(replace(what, model=model), tmp_path / "model.gguf")
+    found = read_back(tmp_path / "model.gguf", tmp_path / "back")
+    assert found.config.intermediate_size == 64
+    expected = model(ids).logits
+    assert (found(ids).logits - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
 def test_gguf_is_the_same_bytes_and_holds_licence_ends_and_facts(tiny_model, tmp_path):
