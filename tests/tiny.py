@@ -201,8 +201,8 @@ def write_tiny_project(root: Path) -> dict[str, str]:
 def write_tiny_params(root: Path) -> None:
     """Write the shipped params.yaml with small numbers and the sources of the tiny project.
 
-    Its models learn of choices and of tokens, and its student from signals that are recalibrated, so
-    that what is fitted to them matters.
+    Its models learn of choices and of tokens, and its student from signals that are recalibrated,
+    so that what is fitted to them matters.
     """
     yaml = YAML()
     params = yaml.load(REPOSITORY / "params.yaml")

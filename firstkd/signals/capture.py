@@ -97,7 +97,7 @@ class Capture(Shards):
         asked = [i for i, question in enumerate(questions) if self.signal.records_of(question)]
         counts = torch.zeros(len(questions), dtype=torch.int64)
         if not asked:
-            return Records.empty(self.layout, counts)
+            return no_records(self.layout, counts)
         parts, order = [], []
         places = [scorer.depth] if self.signal.needs.states else []
         size, tokens = self.settings.micro_batch_size, self.settings.micro_batch_tokens
@@ -111,6 +111,15 @@ class Capture(Shards):
         found = Records.concatenate(parts).reordered(torch.tensor(order).argsort())
         counts[asked] = found.counts.long()
         return Records(found.columns, counts)
+
+
+def no_records(layout: Layout, counts: torch.Tensor) -> Records:
+    """Return what is known of examples that have nothing to keep."""
+    columns = {
+        name: torch.empty(0, *([column.width] if column.width else []), dtype=column.dtype)
+        for name, column in layout.items()
+    }
+    return Records(columns, counts)
 
 
 @dataclass(frozen=True)

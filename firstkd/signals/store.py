@@ -67,15 +67,6 @@ class Records:
         return type(self)({name: column[rows] for name, column in self.columns.items()}, counts)
 
     @classmethod
-    def empty(cls, layout: Layout, counts: Tensor) -> Self:
-        """Return no records, of examples that have none."""
-        columns = {
-            name: torch.empty(0, *([column.width] if column.width else []), dtype=column.dtype)
-            for name, column in layout.items()
-        }
-        return cls(columns, counts)
-
-    @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         columns = {
             name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns
