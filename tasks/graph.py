@@ -170,6 +170,8 @@ def _model_reads(settings: Settings, name: str) -> tuple[list[str], list[str], l
         kinds.append(type(settings.signals[term.signal]).__module__)
         if term.signal in settings.lineage.stored:
             inputs.append(f"data/signal/{term.signal}/train")
+            if term.other_tokens:  # the tokenizer that cut them
+                inputs.append(f"data/model/{settings.lineage.read_with(term.signal)}")
             if term.signal not in settings.lineage.recalibrated:
                 continue
             inputs.append(f"data/calibrate/{term.signal}/{term.recalibration}.json")

@@ -13,19 +13,14 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from firstkd.data.examples import Example, example_key, read_all
+from firstkd.data.examples import Example, read_all
 from firstkd.data.prompts import Question, encode
-from firstkd.errors import ConfigError
-from firstkd.files import atomic_folder, read_json, sha256_of, write_json, write_json_lines
-from firstkd.models.folders import load_tokenizer, precision_here, read_config, save_model
+from firstkd.files import atomic_folder, sha256_of, write_json, write_json_lines
+from firstkd.models.folders import load_tokenizer, precision_here, save_model
 from firstkd.models.init.base import Given
 from firstkd.models.lora import add_lora
 from firstkd.models.settings import ModelSettings
-from firstkd.models.tokenizers import vocabulary_digest
-from firstkd.recalibration.table import from_json
 from firstkd.settings import Settings
-from firstkd.signals.store import SignalStore
-from firstkd.signals.target import Stored, StoredStates
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import deepspeed_config, load_to_train
 from firstkd.train.loop import train
@@ -33,13 +28,13 @@ from firstkd.train.plan import training_plan
 from tasks.beside import live_signals, make_player
 from tasks.code import code_sha256
 from tasks.layout import (
-    before_training,
     log_folder,
     model_folder,
     recalibration_file,
     run_beside,
     signal_folder,
 )
+from tasks.matched import Matched
 from tasks.preflight import check_terms
 
 
@@ -55,9 +50,8 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
     # live signals of one another have checked that they share a tokenizer
     tokenizer = load_tokenizer(starts[names[0]])
     examples, questions = material(settings, models, given, tokenizer)
-    stored = {
-        name: open_sources(root, settings, name, examples, questions, tokenizer) for name in names
-    }
+    matched = Matched(root, settings, examples, questions, tokenizer)
+    stored = {name: matched.of_terms(name) for name in names}
     # of the whole questions, whatever a model needs of them: all models see the same batches
     plan = training_plan(questions, training, settings.runtime.seed)
     if not any(needs_choices(settings, model) for model in models.values()):
@@ -130,43 +124,6 @@ def inputs_of(root: Path, settings: Settings, name: str) -> Iterable[Path]:
             yield recalibration_file(root, term.signal, term.recalibration)
         else:
             yield from run_beside(root, settings, name, term.signal)
-
-
-def open_sources(
-    root: Path,
-    settings: Settings,
-    name: str,
-    examples: Sequence[Example],
-    questions: Sequence[Question],
-    tokenizer: Any,
-) -> dict[str, Stored | StoredStates]:
-    """Open what each term of a model is to match, by the term's name.
-
-    Raises ConfigError if ids of another tokenizer would be compared, and ArtifactError for a store
-    of other examples.
-    """
-    found: dict[str, Stored | StoredStates] = {}
-    keys, ids = [example_key(example) for example in examples], [e.id for e in examples]
-    for term_name, term in (settings.models[name].learn or {}).items():
-        if term.signal not in settings.lineage.stored or term.recalibration is None:
-            continue
-        signal = settings.signals[term.signal]
-        store = SignalStore(signal_folder(root, term.signal, "train"))
-        if signal.has_token_ids and store.identity["vocabulary"] != vocabulary_digest(tokenizer):
-            raise ConfigError(
-                f"params.yaml: models.{name}.learn.{term_name}.from: signals.{term.signal} holds "
-                f"token ids of another tokenizer than {name}'s; learn from a signal of choices, "
-                "whose texts mean the same to both"
-            )
-        positions = store.positions(keys, ids)
-        store.check_counts(positions, [signal.records_of(q) for q in questions], ids)
-        if not signal.is_recalibrated:
-            depth = read_config(before_training(root, settings, name, name)).num_hidden_layers
-            found[term_name] = StoredStates(store, positions, depth)
-            continue
-        fitted = read_json(recalibration_file(root, term.signal, term.recalibration))
-        found[term_name] = Stored(signal, store, from_json(fitted), positions)
-    return found
 
 
 def checkpoint_folder(

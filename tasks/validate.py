@@ -95,15 +95,15 @@ def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Any]) -> None:
         for term_name, term in (model.learn or {}).items():
             if term.signal is None:
                 continue
-            means_tokens = term.asks_ids or term.decides == "state"
-            if not means_tokens and term.signal in settings.lineage.stored:
+            if not term.same_tokens and term.signal in settings.lineage.stored:
                 continue
             other = settings.lineage.root(settings.lineage.read_with(term.signal))
             if vocabulary_digest(tokenizers[own]) != vocabulary_digest(tokenizers[other]):
                 raise ConfigError(
                     f"params.yaml: models.{name}.learn.{term_name}.from: signals.{term.signal} "
                     f"is of the tokens of {other}'s tokenizer, and {name} has {own}'s; learn from "
-                    "a stored signal of choices, whose texts mean the same to both"
+                    "a stored signal of choices, whose texts mean the same to both, or by alm from "
+                    "a stored signal of tokens"
                 )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from firstkd.data.chat import ChatTemplate, control_tokens
 from firstkd.data.examples import Example
@@ -73,20 +73,20 @@ def encode(
     """
     is_chat = settings.format == "chat"
     start = [] if is_chat else starting_ids(tokenizer)
-    render = _renderer(tokenizer, settings)
+    render = renderer(tokenizer, settings)
     questions = []
     for first in range(0, len(examples), CHUNK_EXAMPLES):
         chunk = examples[first : first + CHUNK_EXAMPLES]
-        split = _tokenise([render(example) for example in chunk], tokenizer, is_chat)
-        for example, (head, prompt, responses) in zip(chunk, split, strict=True):
+        split = tokenise([render(example) for example in chunk], tokenizer, is_chat)
+        for example, (head, prompt, responses, _) in zip(chunk, split, strict=True):
             if example.choices is None and not is_chat:
                 responses = [[*response, _end_of_text(tokenizer)] for response in responses]
             prompt = _fitted(example.id, [*start, *head], prompt, responses, settings.max_length)
-            questions.append(Question(example.id, prompt, responses, _gold(example)))
+            questions.append(Question(example.id, prompt, responses, gold_of(example)))
     return questions
 
 
-def _renderer(tokenizer: Tokenizer, settings: PromptSettings) -> Callable[[Example], Rendered]:
+def renderer(tokenizer: Tokenizer, settings: PromptSettings) -> Callable[[Example], Rendered]:
     if settings.format == "chat":
         return ChatTemplate(tokenizer, settings.chat or ChatSettings()).render
     return partial(render_plain, choice_format=settings.format)
@@ -101,14 +101,25 @@ def starting_ids(tokenizer: Tokenizer) -> list[int]:
     return list(whole[: next(ends, 0)])
 
 
-Encoded = tuple[list[int], list[tuple[int, int]]]
+Characters = list[tuple[int, int]]
+"""Of a text, those that each token stands for: the first, and the one behind the last."""
+Encoded = tuple[list[int], Characters]
 """Ids, and the characters that each stands for."""
 
 
-def _tokenise(
-    rendered: Sequence[Rendered], tokenizer: Tokenizer, has_control: bool
-) -> list[tuple[list[int], list[int], list[list[int]]]]:
-    """The prompt's head, its rest and the responses of each example, as tokenised together.
+class Split(NamedTuple):
+    """A prompt and its responses, as tokenised together."""
+
+    head: list[int]
+    """What stays of the prompt where the rest is cut."""
+    prompt: list[int]
+    responses: list[list[int]]
+    places: list[Characters]
+    """In the text of the prompt and each response, the characters of the response's tokens."""
+
+
+def tokenise(rendered: Sequence[Rendered], tokenizer: Tokenizer, has_control: bool) -> list[Split]:
+    """Split each example where its responses begin.
 
     With `has_control`, what the template wrote may hold control tokens, and nothing else may.
     """
@@ -137,7 +148,8 @@ def _tokenise(
         ids, offsets = joint[0]
         head = sum(end <= each.head for _, end in offsets[:shared]) if each.head else 0
         responses = [ids[shared:] for ids, _ in joint[: len(each.responses)]]
-        split.append((ids[:head], ids[head:shared], responses))
+        places = [offsets[shared:] for _, offsets in joint[: len(each.responses)]]
+        split.append(Split(ids[:head], ids[head:shared], responses, places))
     return split
 
 
@@ -200,7 +212,8 @@ def _fitted(
     return [*start, *prompt[-room:]]
 
 
-def _gold(example: Example) -> int | None:
+def gold_of(example: Example) -> int | None:
+    """Return the index of the right response among all; None where it is unknown."""
     if example.choices is None:
         return 0 if example.response else None
     return example.answer_index

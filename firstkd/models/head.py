@@ -190,6 +190,19 @@ def head_logits(
     return widened(F.linear(hidden_NH, weight_VH, bias_V), softcap)
 
 
+@torch.no_grad()
+def most_probable(
+    hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap: float | None, k: int
+) -> Tensor:
+    """Ids [R, k] of the tokens most probable at each position, the most probable first."""
+    none = torch.empty(0, k, dtype=torch.int64, device=hidden_RH.device)
+    parts = [
+        head_logits(hidden_RH[start:end], weight_VH, bias_V, softcap).topk(k).indices
+        for start, end in chunks(len(hidden_RH))
+    ]
+    return torch.cat([none, *parts])
+
+
 def widened(logits: Tensor, softcap: float | None) -> Tensor:
     """A copy of raw logits in at least float32, bounded smoothly by `softcap` if there is one."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)

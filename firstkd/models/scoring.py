@@ -19,6 +19,7 @@ from firstkd.models.head import (
     chunks,
     head_logits,
     head_scores,
+    most_probable,
     within,
 )
 from firstkd.models.layers import states_watched
@@ -67,11 +68,14 @@ class ScoringHead(nn.Module):
         rows_M: Tensor,
         targets_M: Tensor,
         decisions_R: Tensor,
-        top_ids_RK: Tensor,
+        top: Tensor | int,
         asks_mean: bool = False,
     ) -> HeadScores:
+        """Score pairs and decisions; `top` is the decisions' ids [R, K], or how many to find."""
         hidden_NH, weight_VH, bias_V = self.operands(hidden_NH)
-        asked = rows_M, targets_M, decisions_R, top_ids_RK
+        if isinstance(top, int):
+            top = most_probable(hidden_NH[decisions_R], weight_VH, bias_V, self.softcap, top)
+        asked = rows_M, targets_M, decisions_R, top
         return head_scores(hidden_NH, weight_VH, *asked, bias_V, self.softcap, asks_mean)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:

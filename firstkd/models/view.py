@@ -16,7 +16,8 @@ class View:
     """What one pass shows; nothing is computed before it is asked for, and nothing twice.
 
     `asked` holds, by the name of a term, the token ids [R, K] to be scored at each of the R tokens
-    of the batch's right responses. The first of them costs no pass over the head of its own.
+    of the batch's right responses, or how many of the most probable tokens. The first of them costs
+    no pass over the head of its own.
     `places` are those where hidden states are to be seen, and `modules`, by the name of a term,
     what it trains beside the model. `passed` is what the layers have made of the batch, if they
     have run already. `asks_mean`: whether the mean over the vocabulary is to be seen. `progress` is
@@ -27,7 +28,7 @@ class View:
         self,
         scorer: ResponseScorer,
         batch: Batch,
-        asked: Mapping[str, Tensor] | None = None,
+        asked: Mapping[str, Tensor | int] | None = None,
         places: Sequence[Place] = (),
         modules: Mapping[str, nn.ModuleList] | None = None,
         passed: Pass | None = None,

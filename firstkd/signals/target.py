@@ -31,10 +31,36 @@ class States(NamedTuple):
     """The student's place, and what it is to match there: [T, H] of all tokens of the batch."""
 
 
+class OtherTokens(NamedTuple):
+    """What a model says at the T tokens that its tokenizer makes of right responses.
+
+    The student's makes R tokens of the same texts.
+    """
+
+    probabilities_TK: Tensor
+    """Of its most probable tokens, in any order."""
+    tail_T: Tensor
+    """Probability of all others."""
+    gold_logprob_T: Tensor
+    """Log-probability of the token itself."""
+    counts_B: Tensor
+    """Its tokens of each question."""
+    chunk_R: Tensor
+    """Number in the batch of the chunk that each of the student's tokens is in; the last is for
+    those in none."""
+    chunk_T: Tensor
+    """Likewise, of the model's tokens."""
+    chunks: int
+    """How many there are, without the last."""
+
+
+AnyTarget = Target | States | OtherTokens
+
+
 class Source(Protocol):
     """A signal as a training sees it."""
 
-    def of(self, batch: Batch) -> Target | States:
+    def of(self, batch: Batch) -> "AnyTarget":
         """Return what is to be matched on a batch, on the batch's device."""
 
 

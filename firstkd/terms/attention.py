@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 OF: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
 
@@ -66,7 +66,7 @@ class Attention(SignalTerm):
     def count(self, question: Question) -> int:
         return len(question.prompt) + sum(map(len, question.responses))
 
-    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         import torch
 
         from firstkd.models.masks import seen_tokens

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 
 class Sum(NamedTuple):
@@ -70,8 +70,12 @@ class Term(Section):
     needs: ClassVar[Needs] = Needs()
     decides: ClassVar[str | None] = None
     """The kind of decisions it compares (`Signal.decides`); None for terms on gold labels."""
-    asks_ids: ClassVar[bool] = False
-    """Whether the student is to score the token ids of the target's candidates."""
+    same_tokens: ClassVar[bool] = False
+    """Whether it compares token by token, so that the signal's tokens must be the student's."""
+    other_tokens: ClassVar[bool] = False
+    """Whether it compares right responses whose tokens may be another tokenizer's."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Columns of a store that have to be known of every record."""
 
     weight: AnyWeight = 1.0
 
@@ -122,11 +126,18 @@ class Term(Section):
         It is the start of the student, or of the signal's model, that was made elsewhere.
         """
 
+    def asks(self, target: "AnyTarget | None") -> "Tensor | int | None":
+        """Return what the student is to score at each token of right responses.
+
+        Ids [R, K], or the number of its own most probable tokens; None for the token itself alone.
+        """
+        return None
+
     def count(self, question: Question) -> int:
         """Return how many units of a question it counts; 0 where it has nothing to say."""
         raise NotImplementedError
 
-    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         """Compare what the student shows with the target; `name` is the term's own in `learn`."""
         raise NotImplementedError
 

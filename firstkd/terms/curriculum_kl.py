@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 
 class CurriculumKl(SoftTerm):
@@ -49,7 +49,7 @@ class CurriculumKl(SoftTerm):
     def count(self, question: Question) -> int:
         return int(len(question.responses) > 1)
 
-    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         from firstkd.signals.target import Target
         from firstkd.terms.curriculum import reach, tempered_kl
 

@@ -10,7 +10,7 @@ from firstkd.terms.base import SoftTerm, Sum
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 
 class Dirichlet(SoftTerm):
@@ -36,7 +36,7 @@ class Dirichlet(SoftTerm):
     def count(self, question: Question) -> int:
         return int(len(question.responses) > 1)
 
-    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         from firstkd.signals.target import Target
         from firstkd.terms.dirichlets import negative_log_likelihood, proxy_divergence
 

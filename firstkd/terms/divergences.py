@@ -70,3 +70,13 @@ def sparse_kl(
     is_empty = log_tail_N == -torch.inf
     tail = divergence(target_tail_N, log_tail_N.masked_fill(is_empty, ABSENT))
     return divergence(target_NK, logprobs_NK).sum(-1) + tail.masked_fill(is_empty, 0.0)
+
+
+def same_places(counts_B: Tensor, others_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the t-th token of each question in two lists of tokens, as far as both have one."""
+    both_B = torch.minimum(counts_B, others_B)
+    question_P = torch.arange(len(both_B), device=both_B.device).repeat_interleave(both_B)
+    place_P = torch.arange(len(question_P), device=both_B.device)
+    place_P = place_P - (both_B.cumsum(0) - both_B)[question_P]
+    first_B, others_first_B = counts_B.cumsum(0) - counts_B, others_B.cumsum(0) - others_B
+    return first_B[question_P] + place_P, others_first_B[question_P] + place_P

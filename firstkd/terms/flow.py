@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 
 class Flow(StatesTerm):
@@ -47,7 +47,7 @@ class Flow(StatesTerm):
     def count(self, question: Question) -> int:
         return 1
 
-    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         import torch
 
         question_T, questions = view.batch.question_T, len(view.batch.index_B)

@@ -8,7 +8,7 @@ from firstkd.terms.gold_loss import CROSS_ENTROPY, AnyGoldLoss
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 
 class Gold(Term):
@@ -27,7 +27,7 @@ class Gold(Term):
     def count(self, question: Question) -> int:
         return 0 if question.gold is None else len(question.responses[question.gold])
 
-    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         is_gold = view.batch.is_gold_M
         mean = view.mean_logprobs_M[is_gold] if self.asks_mean else None
         losses = self.loss(view.logprobs_M[is_gold], mean)

@@ -9,7 +9,7 @@ from firstkd.terms.gold_loss import CROSS_ENTROPY, AnyGoldLoss
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 
 class GoldChoice(Term):
@@ -25,7 +25,7 @@ class GoldChoice(Term):
     def count(self, question: Question) -> int:
         return int(question.gold is not None and len(question.responses) > 1)
 
-    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         batch = view.batch
         decides = (batch.choice_mask_BC.sum(-1) > 1) & (batch.gold_B >= 0)
         scores, gold = view.choice_scores_BC[decides], batch.gold_B[decides]

@@ -8,7 +8,7 @@ from firstkd.terms.base import SignalTerm, Sum
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 
 class HardChoice(SignalTerm):
@@ -25,7 +25,7 @@ class HardChoice(SignalTerm):
     def count(self, question: Question) -> int:
         return int(len(question.responses) > 1)
 
-    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         from firstkd.signals.target import Target
 
         assert isinstance(target, Target)

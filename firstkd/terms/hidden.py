@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 
 class Hidden(StatesTerm):
@@ -47,7 +47,7 @@ class Hidden(StatesTerm):
     def count(self, question: Question) -> int:
         return len(question.prompt) + sum(map(len, question.responses))
 
-    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         import torch
 
         projectors = view.modules[name]

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from firstkd.section import Name, listed
+from firstkd.terms.alm import Alm
 from firstkd.terms.attention import Attention
 from firstkd.terms.choice_kl import ChoiceKl
 from firstkd.terms.curriculum_kl import CurriculumKl
@@ -16,9 +17,10 @@ from firstkd.terms.hard_choice import HardChoice
 from firstkd.terms.hidden import Hidden
 from firstkd.terms.relation import Relation
 from firstkd.terms.sparse_kl import SparseKl
+from firstkd.terms.uld import Uld
 
 KINDS = (
-    *(Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl),
+    *(Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl, Alm, Uld),
     *(Hidden, Relation, Flow, Attention, Dirichlet, CurriculumKl),
 )
 
@@ -36,6 +38,8 @@ AnyTerm = Annotated[
     | ChoiceKl
     | HardChoice
     | SparseKl
+    | Alm
+    | Uld
     | Hidden
     | Relation
     | Flow

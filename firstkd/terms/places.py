@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 Place = Annotated[int, Field(ge=0)]
 
@@ -65,6 +65,7 @@ class StatesTerm(SignalTerm):
     norm."""
 
     decides: ClassVar[str] = "state"
+    same_tokens: ClassVar[bool] = True
 
     layers: LayerMap = "last"
     """`last`: behind the final norm. `kept`: for a student that has lost layers, also where each
@@ -82,9 +83,7 @@ class StatesTerm(SignalTerm):
     def pairs(self, pairing: Pairing, key: str) -> Pairs:
         return matched(self.layers, pairing, key, "places")
 
-    def compared(
-        self, view: "View", target: "Target | States | None"
-    ) -> "list[tuple[Tensor, Tensor]]":
+    def compared(self, view: "View", target: "AnyTarget | None") -> "list[tuple[Tensor, Tensor]]":
         """Return, at each pair of places, the student's states [T, H] and those to be matched."""
         from firstkd.signals.target import States
 

@@ -8,7 +8,7 @@ from firstkd.terms.places import StatesTerm
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 
 class Relation(StatesTerm):
@@ -31,7 +31,7 @@ class Relation(StatesTerm):
     def count(self, question: Question) -> int:
         return 1
 
-    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         import torch
 
         from firstkd.terms.relations import pooled, relation_loss

@@ -7,8 +7,10 @@ from firstkd.terms.base import SoftTerm, Sum
 from firstkd.terms.divergence import FORWARD, AnyDivergence
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from firstkd.models.view import View
-    from firstkd.signals.target import States, Target
+    from firstkd.signals.target import AnyTarget
 
 
 class SparseKl(SoftTerm):
@@ -16,16 +18,22 @@ class SparseKl(SoftTerm):
 
     kind: Literal["sparse_kl"]
     decides: ClassVar[str] = "token"
-    asks_ids: ClassVar[bool] = True
+    same_tokens: ClassVar[bool] = True
 
     tail: Literal["ghost", "renormalise"] = "ghost"
     """What becomes of the mass outside the top-k: one bin more, or nothing (as published)."""
     divergence: AnyDivergence = FORWARD
 
+    def asks(self, target: "AnyTarget | None") -> "Tensor":
+        from firstkd.signals.target import Target
+
+        assert isinstance(target, Target)
+        return target.ids_RK
+
     def count(self, question: Question) -> int:
         return 0 if question.gold is None else len(question.responses[question.gold])
 
-    def __call__(self, view: "View", name: str, target: "Target | States | None") -> Sum:
+    def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         import torch
 
         from firstkd.signals.target import Target

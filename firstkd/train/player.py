@@ -11,7 +11,7 @@ from firstkd.models.needs import Place
 from firstkd.models.scoring import Pass, ResponseScorer
 from firstkd.models.view import View
 from firstkd.signals.live import Peer
-from firstkd.signals.target import Source, States, Target
+from firstkd.signals.target import AnyTarget, Source
 from firstkd.terms.base import Sum, Term
 
 Curve = list[dict[str, float]]
@@ -45,7 +45,7 @@ class Player(nn.Module):
         # under numbers, since not every name of a term can be an attribute
         self.beside = nn.ModuleList(self._beside.values())
 
-    def targets(self, batch: Batch) -> dict[str, Target | States]:
+    def targets(self, batch: Batch) -> dict[str, AnyTarget]:
         """Look up, or ask, what the terms are to match on a batch."""
         return {name: source.of(batch) for name, source in self.sources.items()}
 
@@ -72,15 +72,15 @@ class Player(nn.Module):
     def forward(
         self,
         batch: Batch,
-        targets: Mapping[str, Target | States],
+        targets: Mapping[str, AnyTarget],
         progress: float = 0.0,
         passed: Pass | None = None,
     ) -> dict[str, Sum]:
         """Return each term's sum; `passed` is what the layers make of the batch, if known."""
         asked = {
-            name: target.ids_RK
+            name: asked
             for name, term in self.learn.items()
-            if term.asks_ids and isinstance(target := targets[name], Target)
+            if (asked := term.asks(targets.get(name))) is not None
         }
         asks_mean = any(term.asks_mean for term in self.learn.values())
         seen = self.places, self._beside, passed, asks_mean, progress
@@ -116,7 +116,7 @@ class Players(nn.Module):
             for term, found in player.learn.items()
         }
 
-    def targets(self, batch: Batch) -> dict[str, Target | States]:
+    def targets(self, batch: Batch) -> dict[str, AnyTarget]:
         """Look up, or ask, what the terms are to match of models that do not learn here."""
         return {
             f"{name}.{term}": target
@@ -129,7 +129,7 @@ class Players(nn.Module):
             player.recompute_layers()
 
     def forward(
-        self, batch: Batch, targets: Mapping[str, Target | States], progress: float = 0.0
+        self, batch: Batch, targets: Mapping[str, AnyTarget], progress: float = 0.0
     ) -> dict[str, Sum]:
         passes = {}
         for name, player in self._players.items():

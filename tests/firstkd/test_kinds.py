@@ -15,20 +15,23 @@ from firstkd.data.examples import Example, example_key
 from firstkd.data.packing import pack
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
+from firstkd.data.spans import right_spans
 from firstkd.models.folders import load_tokenizer
 from firstkd.recalibration.none import Identity
 from firstkd.signals import kinds as signal_kinds
 from firstkd.signals.base import CombinedSignal
 from firstkd.signals.capture import Capture
 from firstkd.signals.live import Watched
+from firstkd.signals.other_tokens import StoredBeside
 from firstkd.signals.settings import CaptureSettings
 from firstkd.signals.store import SignalStore, write_manifest, write_shard
-from firstkd.signals.target import Stored, Target
+from firstkd.signals.target import OtherTokens, Stored, Target
 from firstkd.terms import kinds as term_kinds
 from firstkd.terms.base import Pairing
 from firstkd.terms.relations import FORMS
 from firstkd.train.distributed import Ranks
 from firstkd.train.player import Player
+from tests.firstkd.data.tokenizers_of_kinds import byte_level
 
 EXAMPLES = [
     Example("a/0", "Where does the fox live?", "in a hive", ("in a den", "in a hive"), 1, "a"),
@@ -36,6 +39,7 @@ EXAMPLES = [
     Example("a/2", "Where is it?", "here", ("here", "in the old sea", "there"), 0, "a"),
     Example("a/3", "Where does the mole live?", "in a nest", ("in a cave", "in a nest"), 1, "a"),
 ]
+PROMPT = PromptSettings(format="cloze", max_length=100)
 SETTINGS = CaptureSettings(
     precision="fp32", micro_batch_size=2, micro_batch_tokens=8192, shard_examples=3
 )
@@ -50,6 +54,7 @@ MADE = {
     "ensemble": {"of": ["choices", "wide_choices"]},
     "hidden_states": {"of": "teacher"},
     "wide_states": {"kind": "hidden_states", "of": "wide"},
+    "other_tokens": {"kind": "tokens", "of": "other", "select": TOP_K},
     "live_choices": {"kind": "choices", "of": "teacher", "live": True},
     "live_tokens": {"kind": "tokens", "of": "teacher", "select": TOP_K, "live": True},
     "gold": {},
@@ -94,6 +99,10 @@ MADE = {
     "hard_choice": {"from": "choices"},
     "sparse_kl": {"from": "tokens", "recalibrate": "none"},
     "sparse_kl, live": {"kind": "sparse_kl", "from": "live_tokens", "recalibrate": "none"},
+    "alm": {"from": "other_tokens"},
+    "alm, binary": {"kind": "alm", "from": "other_tokens", "temperature": 1.0},
+    "alm, own tokens": {"kind": "alm", "from": "tokens", "temperature": 10.0},
+    "uld": {"from": "other_tokens", "recalibrate": "none"},
     "hidden": {"from": "hidden_states", "layers": "uniform"},
     "hidden, mse": {"kind": "hidden", "from": "hidden_states", "distance": "mse"},
     "hidden, wide": {"kind": "hidden", "from": "wide_states", "layers": PAIRS},
@@ -144,7 +153,10 @@ OF_TERMS = [name for name, settings in MADE.items() if settings.get("kind", name
 
 @dataclass(frozen=True)
 class World:
-    """A student and its teachers in float64, and the stores of the first one's signals."""
+    """A student and its teachers in float64, and the stores of their signals.
+
+    `other` has another tokenizer.
+    """
 
     questions: list
     student: torch.nn.Module
@@ -152,6 +164,8 @@ class World:
     wide: torch.nn.Module
     size: int
     stores: dict
+    tokenizers: dict
+    """By the signal of tokens."""
     projectors: torch.nn.ModuleList | None = None
 
 
@@ -175,13 +189,20 @@ def float64_model(tokens: int, seed: int, layers: int = 2, width: int = 16) -> P
 @pytest.fixture(scope="module")
 def world(tiny_model, tmp_path_factory):
     tokenizer = load_tokenizer(tiny_model)
-    questions = encode(EXAMPLES, tokenizer, PromptSettings(format="cloze", max_length=100))
+    questions = encode(EXAMPLES, tokenizer, PROMPT)
     size = len(tokenizer)
     student, teacher = float64_model(size, seed=0), float64_model(size, seed=1)
     wide = float64_model(size, seed=2, layers=3, width=24)
+    other_tokenizer = byte_level()
+    other = float64_model(len(other_tokenizer), seed=3)
+    models = {
+        "teacher": (teacher, questions),
+        "wide": (wide, questions),
+        "other": (other, encode(EXAMPLES, other_tokenizer, PROMPT)),
+    }
     folder, stores = tmp_path_factory.mktemp("stores"), {}
     keys = [example_key(example) for example in EXAMPLES]
-    for name in STORED:
+    for name in (*STORED, "other_tokens"):
         signal = make(SIGNALS, name)
         if isinstance(signal, CombinedSignal):
             (folder / name).mkdir()
@@ -190,12 +211,13 @@ def world(tiny_model, tmp_path_factory):
             write_shard(folder / name, 0, layout, records, keys)
             write_manifest(folder / name, layout, name, {})
         else:
-            capture = Capture(signal, size, SETTINGS, Ranks())
-            models = {"teacher": teacher, "wide": wide}
-            capture.write(models[signal.of], questions, keys, folder / name)
+            model, whole = models[signal.of]
+            capture = Capture(signal, model.config.vocab_size, SETTINGS, Ranks())
+            capture.write(model, whole, keys, folder / name)
             capture.finish(folder / name, {})
         stores[name] = SignalStore(folder / name)
-    return World(questions, student, teacher, wide, size, stores)
+    tokenizers = {"tokens": tokenizer, "other_tokens": other_tokenizer}
+    return World(questions, student, teacher, wide, size, stores, tokenizers)
 
 
 def dense_logprobs(model, question, size) -> list[Tensor]:
@@ -369,6 +391,47 @@ def dense_sparse_kl(world, term, target):
     return dense_divergence(term, wanted, torch.cat([head, tail[:, None]], -1))
 
 
+def suffix_bytes(tokenizer, ids) -> list[int]:
+    """Bytes of the text behind each token: every one is a character of a byte-level token."""
+    lengths = [len(token) for token in tokenizer.convert_ids_to_tokens(ids)]
+    return [sum(lengths[i + 1 :]) for i in range(len(ids))]
+
+
+def dense_alm(world, term, target):
+    total, start = torch.zeros((), dtype=torch.float64), 0
+    theirs = world.tokenizers[term.signal]
+    for ours, other in zip(world.questions, encode(EXAMPLES, theirs, PROMPT), strict=True):
+        right, others = ours.responses[ours.gold], other.responses[other.gold]
+        logprobs = of_tokens(dense_right(world.student, ours, world.size), right)
+        wanted = target.gold_logprob_T[start : start + len(others)].double()
+        start += len(others)
+        cuts = suffix_bytes(world.tokenizers["tokens"], right), suffix_bytes(theirs, others)
+        done = [0, 0]
+        for cut in sorted({*cuts[0]} & {*cuts[1]}, reverse=True):
+            ends = [side.index(cut) + 1 for side in cuts]
+            q = wanted[done[1] : ends[1]].sum().exp() ** (1 / term.temperature)
+            p = logprobs[done[0] : ends[0]].sum().exp() ** (1 / term.temperature)
+            done = ends
+            kl = q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
+            total = total + term.temperature * kl
+        assert done == [len(right), len(others)]
+    return total
+
+
+def dense_uld(world, term, target):
+    total, start = torch.zeros((), dtype=torch.float64), 0
+    for question, count in zip(world.questions, target.counts_B.tolist(), strict=True):
+        student = dense_right(world.student, question, world.size).exp()
+        wanted = target.probabilities_TK[start : start + count].double()
+        rest = target.tail_T[start : start + count].double()
+        start += count
+        for ours, theirs, tail in zip(student, wanted, rest, strict=False):
+            best = ours.sort(descending=True).values
+            theirs = theirs.sort(descending=True).values
+            total = total + (best[:5] - theirs).abs().sum() + (best[5:].sum() - tail).abs()
+    return total
+
+
 def dense_states(model, question) -> list[Tensor]:
     """Per place, the states [T, H] of the prompt's tokens and of each response's."""
     found = []
@@ -510,6 +573,8 @@ DENSE = {
     "dirichlet": dense_dirichlet,
     "hard_choice": dense_hard_choice,
     "sparse_kl": dense_sparse_kl,
+    "alm": dense_alm,
+    "uld": dense_uld,
 }
 
 
@@ -518,8 +583,15 @@ def source_of(world, term):
     signal = make(SIGNALS, term.signal)
     if not signal.is_live:
         positions = torch.arange(len(world.questions))
-        source = Stored(signal, world.stores[term.signal], Identity(), positions)
-        return source, (), term.modules(0, (0, 0)).double()
+        stored = Stored(signal, world.stores[term.signal], Identity(), positions)
+        beside = term.modules(0, (0, 0)).double()
+        if term.other_tokens:
+            spans = [
+                right_spans(EXAMPLES, world.tokenizers[name], PROMPT)
+                for name in ("tokens", term.signal)
+            ]
+            return StoredBeside.of_spans(stored, *spans), (), beside
+        return stored, (), beside
     model = getattr(world, signal.of)
     configs = world.student.config, model.config
     layers = tuple(config.num_hidden_layers for config in configs)
@@ -546,6 +618,10 @@ def test_value_and_gradient_of_a_term_are_the_dense_ones(world, name):
     if isinstance(target := targets.get("term"), Target):
         wide = {"probabilities_RK": target.probabilities_RK.double()}
         targets["term"] = target._replace(**wide, tail_R=target.tail_R.double())
+    if isinstance(target, OtherTokens):
+        names = ("probabilities_TK", "tail_T", "gold_logprob_T")
+        wide = {name: getattr(target, name).double() for name in names}
+        targets["term"] = target._replace(**wide)
     trained = [*world.student.parameters(), *beside.parameters()]
 
     player.zero_grad()

@@ -1,0 +1,77 @@
+"""Where the tokens of right responses lie in their texts.
+
+Two tokenizers cut a text at different places. What both have cut off is a chunk, whose probability
+both models give: the product over its tokens (ALM, Minixhofer et al. 2025, arXiv 2503.20083).
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from firstkd.data.examples import Example
+from firstkd.data.prompts import CHUNK_EXAMPLES, Characters, Tokenizer, gold_of, renderer, tokenise
+from firstkd.data.settings import PromptSettings
+
+
+class Spans(NamedTuple):
+    """Places in a response, counted in characters from the end of its text, so that it does not
+    matter what a template puts in front of it: −3 is before its last three."""
+
+    start: int
+    """Of the first character that is not white space; lower if a token begins in the prompt."""
+    ends: list[int]
+    """Of each token, never falling. What ends the text, and is not part of it, is at 1."""
+
+
+NOTHING = Spans(0, [])
+
+
+def right_spans(
+    examples: Sequence[Example], tokenizer: Tokenizer, settings: PromptSettings
+) -> list[Spans]:
+    """Return where the tokens of the examples' right responses lie, as `encode` cuts them.
+
+    There are none where the answer is unknown. Raises as `encode` does.
+    """
+    is_chat = settings.format == "chat"
+    render = renderer(tokenizer, settings)
+    found = []
+    for first in range(0, len(examples), CHUNK_EXAMPLES):
+        chunk = examples[first : first + CHUNK_EXAMPLES]
+        rendered = [render(example) for example in chunk]
+        split = tokenise(rendered, tokenizer, is_chat)
+        for example, texts, parts in zip(chunk, rendered, split, strict=True):
+            if (gold := gold_of(example)) is None:
+                found.append(NOTHING)
+                continue
+            spans = _spans(texts.prompt + texts.responses[gold], parts.places[gold])
+            has_end = example.choices is None and not is_chat  # an id, and no part of the text
+            found.append(Spans(spans.start, [*spans.ends, 1]) if has_end else spans)
+    return found
+
+
+def _spans(text: str, places: Characters) -> Spans:
+    start = places[0][0]
+    start += len(text[start:]) - len(text[start:].lstrip())
+    ends = [min(end - len(text), 1) for _, end in places]
+    for i in reversed(range(len(places) - 1)):
+        if places[i][0] == places[i][1]:  # of no width: it belongs to what follows it
+            ends[i] = ends[i + 1]
+    return Spans(start - len(text), [*accumulate(ends, max)])
+
+
+def chunks(ours: Spans, theirs: Spans) -> tuple[list[int], list[int]]:
+    """Return, for each of our tokens and of theirs, the number of the chunk that it is in.
+
+    Chunks are the smallest pieces of text that both have cut off. −1 is in none: what lies behind
+    the last common cut, and the first chunk if the two responses do not begin at the same place.
+    """
+    cuts = sorted({*ours.ends} & {*theirs.ends})
+    first = 0 if ours.start == theirs.start else 1
+
+    def number(end: int) -> int:
+        chunk = bisect_left(cuts, end)
+        return chunk if first <= chunk < len(cuts) else -1
+
+    return [*map(number, ours.ends)], [*map(number, theirs.ends)]

@@ -1,0 +1,25 @@
+"""Terms on right responses whose tokens may be another tokenizer's than the student's."""
+
+from typing import ClassVar
+
+from firstkd.data.prompts import Question
+from firstkd.signals.base import Signal
+from firstkd.terms.base import SignalTerm
+
+
+class OtherTokensTerm(SignalTerm):
+    """Counts the student's tokens of right responses."""
+
+    decides: ClassVar[str] = "token"
+    other_tokens: ClassVar[bool] = True
+
+    def misfit(self, signal: Signal) -> str | None:
+        if signal.is_live:
+            return (
+                f"signals.{self.from_} is live, so its model reads the student's tokens; set live: "
+                "false there, or learn by sparse_kl"
+            )
+        return super().misfit(signal)
+
+    def count(self, question: Question) -> int:
+        return 0 if question.gold is None else len(question.responses[question.gold])
