@@ -1,9 +1,10 @@
 """What a student costs in each form, on one core: bytes, memory, load and time a question.
 
-Exports a trained model in every kind and precision, then asks each form the same questions, one at a
-time, in a process of its own on one core. `ms` is processor time a question, which other programs on
-the machine lengthen less than the time on the clock; memory is what the process adds after its
-imports. Probabilities, at T, are compared with those of the weights in float32. Prints one JSON line.
+Exports a trained model in every kind and precision, then asks each form the same questions, one at
+a time, in a process of its own on one core. `ms` is processor time a question, which other programs
+on the machine lengthen less than the time on the clock; memory is what the process adds after its
+imports. Probabilities, at T, are compared with those of the weights in float32. Prints one JSON
+line.
 
 Run as  python -m benchmarks.edge data/model/first data/prepare/test.parquet 2.8  (the model's T)
 """

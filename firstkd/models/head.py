@@ -225,3 +225,8 @@ def pieces(start: int, chunk: Tensor) -> list[tuple[int, int]]:
 def within(rows: Tensor, start: int, end: int) -> Tensor:
     """Indices of the rows in [start, end)."""
     return ((rows >= start) & (rows < end)).nonzero()[:, 0]
+
+
+def widest(weight: Tensor) -> Tensor:
+    """Return a weight in float32 at least, without gradient."""
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))

@@ -20,6 +20,7 @@ from firstkd.models.head import (
     head_logits,
     head_scores,
     most_probable,
+    widest,
     within,
 )
 from firstkd.models.layers import states_watched
@@ -90,11 +91,6 @@ class ScoringHead(nn.Module):
             hidden_NH = hidden_NH * self.scale
             bias_V = None if bias_V is None else bias_V * self.scale
         return hidden_NH, self.weight[: self.vocabulary_size], bias_V
-
-
-def widest(weight: Tensor) -> Tensor:
-    """Return a weight in float32 at least, without gradient."""
-    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
 
 
 class ResponseScorer(nn.Module):
