@@ -113,7 +113,9 @@ def write_project(root: Path, name: str, seed: int) -> None:
     for student, learn in STUDENTS.items():
         init = {"kind": "copy", "of": "start"}
         params["models"][student] = {"init": init, "train": "distill", "learn": learn}
-    del params["signals"]["choices"]
+    params["signals"] = {
+        "tokens": {"kind": "tokens", "of": "teacher", "select": {"kind": "top_k", "k": 5}}
+    }
     for training in params["train"].values():  # texts of hundreds of tokens, not questions
         training.update(micro_batch_tokens=4096)
     params["evaluate"]["models"] = ["teacher", *STUDENTS]

@@ -36,7 +36,7 @@ class Writer:
         The responses of the examples are not looked at. With a title, progress is shown.
         """
         questions = self._asked(examples)
-        [*ids] = self._decode(questions, self.settings.temperature, [0], title)
+        ids = self._decode(questions, self.settings.temperature, [0], title)
         scored = score_tokens(
             self.model,
             [
