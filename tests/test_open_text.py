@@ -1,10 +1,15 @@
 """The benchmark of open text asks for what there is."""
 
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from babel.messages.catalog import Catalog
+from babel.messages.mofile import write_mo
 
 from benchmarks.open_text import COLUMNS, DATA, STUDENTS, table, write_project
+from benchmarks.translations import translations
 from firstkd.measure.metrics import METRICS
 from firstkd.open_text.metrics import METRICS as OF_WORDS
 from firstkd.settings import load_settings
@@ -30,3 +35,17 @@ def test_its_tables_show_metrics_that_are_measured() -> None:
     shown = table("xsum", {"top_5_mass": {"train": 0.9}, "models": models})
     assert shown.count("0.500 (0.25 to 0.75)") == len(COLUMNS) * (1 + len(STUDENTS))
     assert "train 0.900" in shown
+
+
+def test_translations_are_read_from_the_catalogues_of_a_wheel(tmp_path: Path) -> None:
+    catalogue, file = Catalog(locale="fr"), BytesIO()
+    messages = {"Log in again": "Se reconnecter", "Yes": "Oui", "Django site admin": ""}
+    messages |= {"Forms": "Formulaires", "error 404": "error 404"}
+    for english, french in messages.items():
+        catalogue.add(english, french)
+    catalogue.add(("%(n)d more day", "%(n)d more days"), ("%(n)d jour", "%(n)d jours"))
+    write_mo(file, catalogue)
+    with zipfile.ZipFile(tmp_path / "wheel.whl", "w") as wheel:
+        for place in ("a/locale/fr", "b/locale/fr", "a/locale/de"):
+            wheel.writestr(f"{place}/LC_MESSAGES/django.mo", file.getvalue())
+    assert [*translations(tmp_path / "wheel.whl")] == [("Log in again", "Se reconnecter")] * 2
