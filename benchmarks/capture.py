@@ -38,7 +38,8 @@ from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import ResponseScorer, score_questions
 from firstkd.settings import load_settings
 from firstkd.signals.capture import Capture
-from firstkd.signals.tokens import Tokens, TopK
+from firstkd.signals.select import TopK
+from firstkd.signals.tokens import Tokens
 from firstkd.train.distributed import Ranks
 
 ROOT = Path(".")

@@ -14,8 +14,9 @@ import json
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from firstkd.signals.store import Layout
-from firstkd.signals.tokens import Tokens, TopK
+from firstkd.signals.columns import Layout
+from firstkd.signals.select import TopK
+from firstkd.signals.tokens import Tokens
 
 CAPTURE_SHARE = 0.90
 """Throughput of capture over that of the bare forward pass, every token supervised:

@@ -32,9 +32,10 @@ def run(task: str, size: int) -> None:
     from firstkd.recalibration.none import Identity
     from firstkd.signals.capture import Capture
     from firstkd.signals.choices import Choices
+    from firstkd.signals.select import TopK
     from firstkd.signals.store import SignalStore
     from firstkd.signals.target import Stored
-    from firstkd.signals.tokens import Tokens, TopK
+    from firstkd.signals.tokens import Tokens
     from firstkd.terms.choice_kl import ChoiceKl
     from firstkd.terms.sparse_kl import SparseKl
     from firstkd.train.distributed import Ranks

@@ -37,9 +37,10 @@ from firstkd.models.view import View
 from firstkd.recalibration.temperature import Temperature
 from firstkd.reproducibility import deterministic
 from firstkd.signals.capture import Capture
+from firstkd.signals.select import TopK
 from firstkd.signals.store import SignalStore
 from firstkd.signals.target import Stored
-from firstkd.signals.tokens import Tokens, TopK
+from firstkd.signals.tokens import Tokens
 from firstkd.terms.base import Sum, Term
 from firstkd.terms.sparse_kl import SparseKl
 from firstkd.train.distributed import Ranks

@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 import torch
 
 from firstkd.signals.knowledge import Knowledge
+from firstkd.signals.select import TopK
 from firstkd.signals.store import SignalStore, write_manifest, write_shard
-from firstkd.signals.tokens import Tokens, TopK
+from firstkd.signals.tokens import Tokens
 from firstkd.signals.top_k import packed
 
 TOKENS_PER_EXAMPLE = 20

@@ -21,9 +21,10 @@ from firstkd.data.prompts import encode
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import ResponseScorer
 from firstkd.settings import load_settings
+from firstkd.signals.select import TopK
 from firstkd.signals.store import Records
 from firstkd.signals.tail import NODES, TEMPERATURES, temper
-from firstkd.signals.tokens import Tokens, TopK
+from firstkd.signals.tokens import Tokens
 from firstkd.signals.top_k import knowledge_of, packed, token_decisions
 
 QUESTIONS, TOP_K = 64, 5

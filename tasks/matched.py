@@ -63,10 +63,12 @@ class Matched:
         if spans is not None:
             counts = [len(each.ends) for each in spans]
         store.check_counts(positions, counts, ids)
-        if term.recalibration is None or not signal.is_recalibrated:
+        if signal.decides == "state":
             start = before_training(self.root, self.settings, name, name)
             return StoredStates(store, positions, read_config(start).num_hidden_layers)
-        fitted = read_json(recalibration_file(self.root, of, term.recalibration))
+        fitted = {"kind": term.recalibration}
+        if signal.is_recalibrated:
+            fitted = read_json(recalibration_file(self.root, of, str(term.recalibration)))
         stored = Stored(signal, store, from_json(fitted), positions)
         return stored if spans is None else StoredBeside.of_spans(stored, self.spans, spans)
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from benchmarks.cost_model import record_bytes
-from firstkd.signals.tokens import Tokens, TopK
+from firstkd.signals.select import TopK
+from firstkd.signals.tokens import Tokens
 from tests.pages import commands_of
 from tests.tiny import REPOSITORY
 

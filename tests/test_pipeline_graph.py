@@ -33,6 +33,11 @@ def everything(tmp_path: Path) -> Settings:
     params["models"]["other"] = {"init": {"kind": "source", "source": "path:sources/other"}}
     params["signals"]["others"] = {"kind": "choices", "of": "other"}
     params["signals"]["pooled"] = {"kind": "mean", "of": ["choices", "others"]}
+    params["signals"]["drawn"] = {
+        "kind": "tokens",
+        "of": "teacher",
+        "select": {"kind": "sample", "draws": 12},
+    }
     params["signals"]["ensemble"] = {"kind": "ensemble", "of": ["choices", "others"]}
     params["models"]["teacher"]["leave_out"] = {"fold": 0, "of": 2}
     params["models"]["shallow"] = {"init": {"kind": "prune", "of": "base", "layers": 20}}
@@ -55,6 +60,7 @@ def everything(tmp_path: Path) -> Settings:
             "pooled": {"kind": "choice_kl", "from": "pooled"},
             "spread": {"kind": "dirichlet", "from": "ensemble"},
             "harder": {"kind": "curriculum_kl", "from": "pooled"},
+            "drawn": {"kind": "sparse_kl", "from": "drawn", "recalibrate": "none", "share": 0.2},
         },
     }
     params["models"]["served"] = {

@@ -32,6 +32,8 @@ class HeadScores(NamedTuple):
     """Log-probability of the most probable of all others; a measure, without gradient."""
     mean_logprob_N: Tensor
     """Mean log-probability of all tokens at each position; empty unless it was asked for."""
+    entropy_N: Tensor
+    """Entropy of the distribution at each position; likewise, and without gradient."""
 
 
 def head_scores(
@@ -43,7 +45,7 @@ def head_scores(
     top_ids_RK: Tensor,
     bias_V: Tensor | None = None,
     softcap: float | None = None,
-    asks_mean: bool = False,
+    asks_vocabulary: bool = False,
 ) -> HeadScores:
     """Score pairs and decisions in one pass of the head; [N, V] never exists.
 
@@ -52,7 +54,7 @@ def head_scores(
     """
     return HeadScores(
         *_HeadScores.apply(
-            *(hidden_NH, weight_VH, bias_V, softcap, asks_mean),
+            *(hidden_NH, weight_VH, bias_V, softcap, asks_vocabulary),
             *(rows_M, targets_M, decisions_R, top_ids_RK),
         )
     )
@@ -78,7 +80,7 @@ class _HeadScores(torch.autograd.Function):
         weight_VH: Tensor,
         bias_V: Tensor | None,
         softcap: float | None,
-        asks_mean: bool,
+        asks_vocabulary: bool,
         rows_M: Tensor,
         targets_M: Tensor,
         decisions_R: Tensor,
@@ -90,15 +92,17 @@ class _HeadScores(torch.autograd.Function):
         log_tail_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
         best_of_tail_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
         log_partition_N = hidden_NH.new_empty(len(hidden_NH), dtype=wide)
-        mean_N = hidden_NH.new_empty(len(hidden_NH) if asks_mean else 0, dtype=wide)
+        mean_N = hidden_NH.new_empty(len(hidden_NH) if asks_vocabulary else 0, dtype=wide)
+        entropy_N = torch.empty_like(mean_N)
         for chunk_start, chunk_end in chunks(len(hidden_NH)):
             chunk = F.linear(hidden_NH[chunk_start:chunk_end], weight_VH, bias_V)
             for start, end in pieces(chunk_start, chunk):
                 logits = widened(chunk[start - chunk_start : end - chunk_start], softcap)
                 pairs = within(rows_M, start, end)
                 rows = rows_M[pairs] - start
-                if asks_mean:
+                if asks_vocabulary:
                     mean_N[start:end] = logits.mean(-1)
+                    entropy_N[start:end] = -(logits.softmax(-1) * logits).sum(-1)
                 pair_logits = logits[rows, targets_M[pairs]]
                 here = within(decisions_R, start, end)
                 deciding, top_ids = decisions_R[here, None] - start, top_ids_RK[here]
@@ -121,23 +125,24 @@ class _HeadScores(torch.autograd.Function):
             hidden_NH, weight_VH, bias_V, rows_M, targets_M, decisions_R, top_ids_RK,
             top_logprobs_RK, log_tail_N, log_partition_N, chunk,
         )  # fmt: skip
-        ctx.softcap, ctx.asks_mean = softcap, asks_mean
-        if asks_mean:
+        ctx.softcap, ctx.asks_vocabulary = softcap, asks_vocabulary
+        if asks_vocabulary:
             mean_N -= log_partition_N
-        best_of_tail_R = best_of_tail_N[decisions_R]
-        ctx.mark_non_differentiable(best_of_tail_R)
-        return logprobs_M, top_logprobs_RK, log_tail_N[decisions_R], best_of_tail_R, mean_N
+            entropy_N += log_partition_N
+        best_of_tail_R, log_tail_R = best_of_tail_N[decisions_R], log_tail_N[decisions_R]
+        ctx.mark_non_differentiable(best_of_tail_R, entropy_N)
+        return logprobs_M, top_logprobs_RK, log_tail_R, best_of_tail_R, mean_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_M, gradient_RK, gradient_tail_R, _, gradient_mean_N = gradients
+        gradient_M, gradient_RK, gradient_tail_R, _, gradient_mean_N, _ = gradients
         hidden_NH, weight_VH, bias_V, rows_M, targets_M, decisions_R, top_ids_RK = (
             ctx.saved_tensors[:7]
         )
         top_logprobs_RK, log_tail_N, log_partition_N, last_chunk = ctx.saved_tensors[7:]
         total_N = torch.zeros_like(log_tail_N).index_add_(0, rows_M, gradient_M)
         total_N[decisions_R] += gradient_RK.sum(-1) + gradient_tail_R
-        if ctx.asks_mean:
+        if ctx.asks_vocabulary:
             total_N += gradient_mean_N
         of_tail_N = total_N.mul(-log_tail_N.exp())
         of_tail_N[decisions_R] += gradient_tail_R
@@ -161,7 +166,7 @@ class _HeadScores(torch.autograd.Function):
                 gradient.mul_(of_tail_N[start:end, None])
                 here = within(decisions_R, start, end)
                 gradient[decisions_R[here, None] - start, top_ids_RK[here]] = of_head_RK[here]
-                if ctx.asks_mean:
+                if ctx.asks_vocabulary:
                     gradient += gradient_mean_N[start:end, None] / len(weight_VH)
                 pairs = within(rows_M, start, end)
                 at = (rows_M[pairs] - start, targets_M[pairs])

@@ -70,14 +70,14 @@ class ScoringHead(nn.Module):
         targets_M: Tensor,
         decisions_R: Tensor,
         top: Tensor | int,
-        asks_mean: bool = False,
+        asks_vocabulary: bool = False,
     ) -> HeadScores:
         """Score pairs and decisions; `top` is the decisions' ids [R, K], or how many to find."""
         hidden_NH, weight_VH, bias_V = self.operands(hidden_NH)
         if isinstance(top, int):
             top = most_probable(hidden_NH[decisions_R], weight_VH, bias_V, self.softcap, top)
         asked = rows_M, targets_M, decisions_R, top
-        return head_scores(hidden_NH, weight_VH, *asked, bias_V, self.softcap, asks_mean)
+        return head_scores(hidden_NH, weight_VH, *asked, bias_V, self.softcap, asks_vocabulary)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] in float32: for few positions at a time."""

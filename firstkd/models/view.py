@@ -20,8 +20,8 @@ class View:
     no pass over the head of its own.
     `places` are those where hidden states are to be seen, and `modules`, by the name of a term,
     what it trains beside the model. `passed` is what the layers have made of the batch, if they
-    have run already. `asks_mean`: whether the mean over the vocabulary is to be seen. `progress` is
-    the share of the training's steps that are done.
+    have run already. `asks_vocabulary`: whether mean and entropy over the vocabulary are to be
+    seen. `progress` is the share of the training's steps that are done.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class View:
         places: Sequence[Place] = (),
         modules: Mapping[str, nn.ModuleList] | None = None,
         passed: Pass | None = None,
-        asks_mean: bool = False,
+        asks_vocabulary: bool = False,
         progress: float = 0.0,
     ) -> None:
         self.scorer = scorer
@@ -43,7 +43,7 @@ class View:
         self._asked = asked or {}
         self._names = [*self._asked] or [""]
         self._passed = passed
-        self._asks_mean = asks_mean
+        self._asks_vocabulary = asks_vocabulary
 
     @cached_property
     def hidden_NH(self) -> Tensor:
@@ -70,6 +70,12 @@ class View:
         """Mean log-probability of the whole vocabulary where the scored tokens are predicted."""
         return self._heads[self._names[0]].mean_logprob_N[self.batch.rows_M]
 
+    @property
+    def entropy_R(self) -> Tensor:
+        """Entropy over the vocabulary at each token of right responses; without gradient."""
+        rows_R = self.batch.rows_M[self.batch.is_gold_M]
+        return self._heads[self._names[0]].entropy_N[rows_R]
+
     @cached_property
     def choice_scores_BC(self) -> Tensor:
         """Scores of each question's choices, −inf where it has no such choice."""
@@ -95,6 +101,6 @@ class View:
                 batch.targets_M if is_first else batch.targets_M[:0],
                 none_R if ids_RK is None else decisions_R,
                 none_R[:, None] if ids_RK is None else ids_RK,
-                self._asks_mean and is_first,
+                self._asks_vocabulary and is_first,
             )
         return found

@@ -33,7 +33,7 @@ class AdaptiveTemperature(Recalibration):
 
     intercept: float
     slopes: list[float]
-    """Of entropy and margin, each in standard deviations from its mean."""
+    """For entropy and margin, each in standard deviations from its mean."""
     means: list[float]
     deviations: list[float]
     max_temperature: float
@@ -113,8 +113,8 @@ class _Data:
         return len(self.logprobs_RK)
 
     def __getitem__(self, rows: Tensor) -> Self:
-        parts = (part[rows] for part in (self.logprobs_RK, self.is_right_RK, self.inputs_RF))
-        return type(self)(*parts, self.bound)
+        logprobs_RK, is_right_RK = self.logprobs_RK[rows], self.is_right_RK[rows]
+        return type(self)(logprobs_RK, is_right_RK, self.inputs_RF[rows], self.bound)
 
     def nll(self, coefficients_F: Floats) -> tuple[float, Floats]:
         """Return the negative log-likelihood, summed, with its gradient."""

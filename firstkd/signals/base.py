@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from firstkd.models.settings import ModelSettings
     from firstkd.models.view import View
     from firstkd.signals.asked import AskedTeacher
+    from firstkd.signals.columns import Layout
     from firstkd.signals.knowledge import Knowledge
     from firstkd.signals.live import Running
-    from firstkd.signals.store import Layout, Records, SignalStore
+    from firstkd.signals.store import Records, SignalStore
     from firstkd.signals.target import Source
 
 Pairs = Sequence[tuple[Place, Place]]
@@ -59,7 +60,12 @@ class Signal(Section):
     @property
     def is_recalibrated(self) -> bool:
         """Whether it leaves decisions to which recalibrations can be fitted."""
-        return not self.is_live and self.decides != "state"
+        return not self.is_live and not self.is_sampled and self.decides != "state"
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether its candidates are draws, with their shares in place of probabilities."""
+        return False
 
     @property
     def keeps_tails(self) -> bool:

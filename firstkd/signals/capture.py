@@ -16,8 +16,9 @@ from firstkd.memory import memory_explained
 from firstkd.models.scoring import ResponseScorer
 from firstkd.models.view import View
 from firstkd.signals.base import CapturedSignal
+from firstkd.signals.columns import Layout
 from firstkd.signals.settings import CaptureSettings
-from firstkd.signals.store import Layout, Records, shard_path, write_manifest, write_shard
+from firstkd.signals.store import Records, shard_path, write_manifest, write_shard
 from firstkd.train.distributed import Ranks
 
 if TYPE_CHECKING:

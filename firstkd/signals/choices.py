@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from firstkd.models.settings import ModelSettings
     from firstkd.models.view import View
     from firstkd.signals.asked import AskedTeacher
+    from firstkd.signals.columns import Layout
     from firstkd.signals.knowledge import Knowledge
-    from firstkd.signals.store import Layout, Records
+    from firstkd.signals.store import Records
 
 
 class OfChoices(Signal):
@@ -32,7 +33,7 @@ class OfChoices(Signal):
     def layout(self, vocabulary_size: int, hidden_size: int = 0) -> "Layout":
         import torch
 
-        from firstkd.signals.store import Column
+        from firstkd.signals.columns import Column
 
         return {"logprob": Column(torch.float32)}
 

@@ -8,8 +8,9 @@ from firstkd.signals.base import CapturedSignal, Pairs
 
 if TYPE_CHECKING:
     from firstkd.models.view import View
+    from firstkd.signals.columns import Layout
     from firstkd.signals.live import Running
-    from firstkd.signals.store import Layout, Records
+    from firstkd.signals.store import Records
     from firstkd.signals.target import Source
 
 
@@ -27,7 +28,7 @@ class HiddenStates(CapturedSignal):
     def layout(self, vocabulary_size: int, hidden_size: int = 0) -> "Layout":
         import torch
 
-        from firstkd.signals.store import Column
+        from firstkd.signals.columns import Column
 
         return {"state": Column(torch.bfloat16, hidden_size)}
 

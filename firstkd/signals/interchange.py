@@ -19,7 +19,7 @@ from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file, atomic_folder
 from firstkd.signals.store import SignalStore, write_manifest, write_shard
 from firstkd.signals.tokens import Tokens
-from firstkd.signals.top_k import Position, knowledge_of_positions, packed, token_decisions
+from firstkd.signals.top_k import Position, packed, token_decisions
 
 
 def export_lines(store: SignalStore, path: Path) -> None:
@@ -72,7 +72,7 @@ def import_lines(
             for offset, question in enumerate(block):
                 where = f"{path}, line {start + offset + 1}"
                 found += _positions(where, lines[start + offset], question, vocabulary_size)
-            knowledge = knowledge_of_positions(found, signal.select.k, vocabulary_size)
+            knowledge = signal.select.of_positions(found, vocabulary_size)
             records = packed(knowledge, torch.tensor([len(_response(q)) for q in block]))
             write_shard(temporary, number, layout, records, keys[start : start + shard_examples])
         facts = signal.facts(vocabulary_size)

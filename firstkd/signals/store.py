@@ -19,28 +19,11 @@ from torch import Tensor
 
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file, read_json, sha256_of, write_json
+from firstkd.signals.columns import KEPT, Column, Layout
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 KEYS, COUNTS = "example_key", "example_records"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One number, or `width` numbers, per record."""
-
-    dtype: torch.dtype
-    width: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {"dtype": str(self.dtype).removeprefix("torch."), "width": self.width}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        return cls(getattr(torch, value["dtype"]), value["width"])
-
-
-Layout = Mapping[str, Column]
 
 
 @dataclass(frozen=True)
@@ -92,8 +75,10 @@ def write_shard(
     folder: Path, number: int, layout: Layout, records: Records, keys: Sequence[int]
 ) -> None:
     """Write the records of some examples, named by their `keys`."""
+    kept = records.columns.get(KEPT, records.counts[:0])
     tensors = {
-        name: records.columns[name].to(column.dtype).contiguous() for name, column in layout.items()
+        name: column.to_disk(records.columns[name].to(column.dtype), kept).contiguous()
+        for name, column in layout.items()
     }
     tensors |= {KEYS: torch.tensor(keys), COUNTS: records.counts.to(torch.int32)}
     with atomic_file(shard_path(folder, number)) as temporary:
@@ -169,7 +154,10 @@ class SignalStore:
                 f"{path} is damaged: sha256 {found}, but the manifest says {shard['sha256']}; "
                 "run the stage that writes it again"
             )
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
+        kept = tensors.get(KEPT, tensors[COUNTS][:0])
+        columns = {name: c.from_disk(tensors[name], kept) for name, c in self.layout.items()}
+        return {**tensors, **columns}
 
     def __len__(self) -> int:
         """Return the number of records."""

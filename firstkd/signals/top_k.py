@@ -4,7 +4,7 @@ Ids take 16 bits, and 4 more for vocabularies above 65,536; log-probabilities ar
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,10 @@ from torch import Tensor
 
 from firstkd.models.head import chunks, pieces, widened, within
 from firstkd.models.view import View
+from firstkd.signals.columns import KEPT
 from firstkd.signals.knowledge import FIELDS, Knowledge
+from firstkd.signals.select import Select
+from firstkd.signals.sparse import uniforms, with_own_ids
 from firstkd.signals.store import Records
 from firstkd.signals.tail import bends
 
@@ -22,34 +25,47 @@ BLOCK = 128
 
 Position = dict[int, float]
 """Log-probabilities of tokens, by their ids."""
+Keep = Callable[[Tensor, slice], Knowledge]
+"""What is kept of log-probabilities [R, V], which are the batch's decisions of this slice."""
 
 
-def top_k_records(view: View, top_k: int, tail_nodes: int, vocabulary_size: int) -> Records:
+def token_records(view: View, select: Select, tail_nodes: int) -> Records:
     """Return the token decisions of the batch's right responses, packed as they are stored."""
-    knowledge = head_with_top_k(view, top_k, tail_nodes, vocabulary_size)
     batch = view.batch
     question_M = batch.response_of_M[batch.is_gold_M] // batch.choice_mask_BC.shape[1]
-    return packed(knowledge, question_M.bincount(minlength=len(batch.index_B)).cpu())
+    counts = question_M.bincount(minlength=len(batch.index_B)).cpu()
+    uniform_R = uniforms(batch, counts) if select.is_sampled else torch.empty(int(counts.sum()))
+
+    def keep(logprobs_RV: Tensor, decisions: slice) -> Knowledge:
+        return select.kept(logprobs_RV, tail_nodes, uniform_R[decisions])
+
+    return packed(head_with(view, keep), counts)
 
 
 def packed(knowledge: Knowledge, counts: Tensor) -> Records:
     """Return decisions as records, with each example's number of them; ids split as stored."""
     columns = {name: getattr(knowledge, name) for name in FIELDS}
+    columns[KEPT] = torch.isfinite(knowledge.top_logprobs).sum(-1)
     if knowledge.vocabulary_size > 2**16:
         columns["top_ids_high"] = _pack_nibbles(knowledge.top_ids >> 16)
         columns["top_ids"] = knowledge.top_ids & 0xFFFF
     return Records(columns, counts)
 
 
-def token_decisions(records: Records, vocabulary_size: int) -> Knowledge:
-    """Return int64 ids and float32 reals."""
+def token_decisions(records: Records, vocabulary_size: int, draws: int = 0) -> Knowledge:
+    """Return int64 ids and float32 reals; `draws` is how many a decision has, if it has any."""
     stored = records.columns
     top_ids = stored["top_ids"].long()
     if "top_ids_high" in stored:
         top_ids |= _unpack_nibbles(stored["top_ids_high"], top_ids.shape[1]) << 16
     rest = {name: stored[name].float() for name in FIELDS[1:] if name in stored}
     rest.setdefault("tail_bends", torch.empty(len(top_ids), 0))
-    return Knowledge(top_ids=top_ids, vocabulary_size=vocabulary_size, **rest)
+    if draws:
+        # shares of whole numbers, which float16 has rounded; they leave nothing to a tail
+        rest["top_logprobs"] = (rest["top_logprobs"].exp() * draws).round().div(draws).log()
+        rest["log_tail_mass"] = torch.full((len(top_ids),), -torch.inf)
+        rest["gold_logprob"] = torch.full((len(top_ids),), torch.nan)
+    return with_own_ids(Knowledge(top_ids=top_ids, vocabulary_size=vocabulary_size, **rest))
 
 
 def _pack_nibbles(values_RK: Tensor) -> Tensor:
@@ -63,7 +79,7 @@ def _unpack_nibbles(packed: Tensor, count: int) -> Tensor:
     return torch.stack([wide & 15, wide >> 4], dim=-1).flatten(1)[:, :count]
 
 
-def head_with_top_k(view: View, top_k: int, tail_nodes: int, vocabulary_size: int) -> Knowledge:
+def head_with(view: View, keep: Keep) -> Knowledge:
     """Return the token decisions of the right responses.
 
     One pass of the head over the N supervised positions; a chunk of its logits is all that ever
@@ -76,7 +92,8 @@ def head_with_top_k(view: View, top_k: int, tail_nodes: int, vocabulary_size: in
     gold_rows = batch.rows_M[batch.is_gold_M]
     is_gold_N[gold_rows] = True
     # of the right responses' tokens, which lie in the order of their positions
-    parts = []
+    parts: list[Knowledge] = []
+    decided = 0
     log_partition_N = hidden_NH.new_empty(len(hidden_NH))
     for start, end in chunks(len(hidden_NH)):
         chunk = F.linear(hidden_NH[start:end], weight_VH, bias_V)
@@ -86,7 +103,8 @@ def head_with_top_k(view: View, top_k: int, tail_nodes: int, vocabulary_size: in
             log_partition_N[first:last] = log_partition
             is_gold = is_gold_N[first:last]
             found = logits[is_gold].sub_(log_partition[is_gold, None])
-            parts.append(knowledge_of(found, top_k, tail_nodes))
+            parts.append(keep(found, slice(decided, decided + len(found))))
+            decided += len(found)
         inside = within(batch.rows_M, start, end)
         rows = batch.rows_M[inside]
         scored = widened(chunk[rows - start, batch.targets_M[inside]], head.softcap)

@@ -80,8 +80,8 @@ class Term(Section):
     weight: AnyWeight = 1.0
 
     @property
-    def asks_mean(self) -> bool:
-        """Whether the student is to give the mean log-probability of its whole vocabulary."""
+    def asks_vocabulary(self) -> bool:
+        """Whether the student's whole vocabulary counts: its mean log-probability, its entropy."""
         return False
 
     @property
@@ -171,6 +171,11 @@ class SoftTerm(SignalTerm):
             return (
                 f"recalibrate: {self.recalibrate} cannot be fitted to signals.{self.from_}, which "
                 "is live and leaves nothing stored; set recalibrate: none, or live: false there"
+            )
+        if signal.is_sampled and self.recalibrate != "none":
+            return (
+                f"recalibrate: {self.recalibrate} changes probabilities, and signals.{self.from_} "
+                "keeps draws; set recalibrate: none, or select: { kind: top_k, … } there"
             )
         if self.recalibrate in NEED_TAIL_NODES and not signal.keeps_tails:
             return (

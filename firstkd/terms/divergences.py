@@ -43,6 +43,29 @@ def choice_kl(
     return temperature**2 * divergence(target_BC, log_student).sum(-1)
 
 
+def without_absent(
+    target_NK: Tensor, logprobs_NK: Tensor, log_tail_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return a student's candidates and its tail, to which those of target 0 belong: a position may
+    have fewer than K candidates, and what fills it up is any other token."""
+    is_absent_NK = target_NK == 0
+    if not bool(is_absent_NK.any()):
+        return logprobs_NK, log_tail_N
+    log_absent_N = logprobs_NK.masked_fill(~is_absent_NK, ABSENT).logsumexp(-1)
+    return logprobs_NK.masked_fill(is_absent_NK, ABSENT), torch.logaddexp(log_tail_N, log_absent_N)
+
+
+def most_uncertain(entropy_N: Tensor, group_N: Tensor, limit_G: Tensor) -> Tensor:
+    """Return, in order, the positions of highest entropy in each group, as many as its limit."""
+    order_N = entropy_N.argsort(descending=True, stable=True)
+    order_N = order_N[group_N[order_N].argsort(stable=True)]
+    sizes_G = group_N.bincount(minlength=len(limit_G))
+    group_of_N = group_N[order_N]
+    rank_N = torch.arange(len(order_N), device=order_N.device)
+    rank_N = rank_N - (sizes_G.cumsum(0) - sizes_G)[group_of_N]
+    return order_N[rank_N < limit_G[group_of_N]].sort().values
+
+
 def sparse_kl(
     target_NK: Tensor,
     target_tail_N: Tensor,

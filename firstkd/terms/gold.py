@@ -21,7 +21,7 @@ class Gold(Term):
     loss: AnyGoldLoss = CROSS_ENTROPY
 
     @property
-    def asks_mean(self) -> bool:
+    def asks_vocabulary(self) -> bool:
         return self.loss.asks_mean
 
     def count(self, question: Question) -> int:
@@ -29,6 +29,6 @@ class Gold(Term):
 
     def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         is_gold = view.batch.is_gold_M
-        mean = view.mean_logprobs_M[is_gold] if self.asks_mean else None
+        mean = view.mean_logprobs_M[is_gold] if self.asks_vocabulary else None
         losses = self.loss(view.logprobs_M[is_gold], mean)
         return Sum(losses.sum(), len(losses), {})

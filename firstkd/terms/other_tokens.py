@@ -19,6 +19,11 @@ class OtherTokensTerm(SignalTerm):
                 f"signals.{self.from_} is live, so its model reads the student's tokens; set live: "
                 "false there, or learn by sparse_kl"
             )
+        if signal.is_sampled:
+            return (
+                f"signals.{self.from_} keeps draws, which only sparse_kl learns from; set "
+                "select: { kind: top_k, … } there"
+            )
         return super().misfit(signal)
 
     def count(self, question: Question) -> int:

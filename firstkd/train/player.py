@@ -82,8 +82,8 @@ class Player(nn.Module):
             for name, term in self.learn.items()
             if (asked := term.asks(targets.get(name))) is not None
         }
-        asks_mean = any(term.asks_mean for term in self.learn.values())
-        seen = self.places, self._beside, passed, asks_mean, progress
+        asks_vocabulary = any(term.asks_vocabulary for term in self.learn.values())
+        seen = self.places, self._beside, passed, asks_vocabulary, progress
         view = View(self.scorer, batch, asked, *seen)
         return {name: term(view, name, targets.get(name)) for name, term in self.learn.items()}
 

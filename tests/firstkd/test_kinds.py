@@ -4,6 +4,7 @@ A kind that is listed in one of the tables is tested here: it needs a way to be 
 if it is a term, a dense reference in DENSE. What else can be set is in MADE under other names.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -55,6 +56,8 @@ MADE = {
     "hidden_states": {"of": "teacher"},
     "wide_states": {"kind": "hidden_states", "of": "wide"},
     "other_tokens": {"kind": "tokens", "of": "other", "select": TOP_K},
+    "top_p": {"kind": "tokens", "of": "teacher", "select": {"kind": "top_p", "p": 0.7, "k": 9}},
+    "sample": {"kind": "tokens", "of": "teacher", "select": {"kind": "sample", "draws": 7}},
     "live_choices": {"kind": "choices", "of": "teacher", "live": True},
     "live_tokens": {"kind": "tokens", "of": "teacher", "select": TOP_K, "live": True},
     "gold": {},
@@ -98,6 +101,22 @@ MADE = {
     },
     "hard_choice": {"from": "choices"},
     "sparse_kl": {"from": "tokens", "recalibrate": "none"},
+    **{
+        f"sparse_kl, {signal}": {"kind": "sparse_kl", "from": signal, "recalibrate": "none"}
+        for signal in ("top_p", "sample")
+    },
+    "sparse_kl, top_p, renormalised": {
+        "kind": "sparse_kl",
+        "from": "top_p",
+        "recalibrate": "none",
+        "tail": "renormalise",
+    },
+    "sparse_kl, uncertain": {
+        "kind": "sparse_kl",
+        "from": "tokens",
+        "recalibrate": "none",
+        "share": 0.4,
+    },
     "sparse_kl, live": {"kind": "sparse_kl", "from": "live_tokens", "recalibrate": "none"},
     "alm": {"from": "other_tokens"},
     "alm, binary": {"kind": "alm", "from": "other_tokens", "temperature": 1.0},
@@ -132,6 +151,8 @@ MADE = {
 }
 SIGNALS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in signal_kinds.KINDS}
 TERMS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in term_kinds.KINDS}
+SPARSE = ("top_p", "sample")
+"""Signals of tokens that keep others than the top-k (tests/firstkd/signals/test_select.py)."""
 STORED = ("choices", "wide_choices", "tokens", "mean", "out_of_fold", "ensemble")
 """The signals of decisions, combined ones last."""
 
@@ -202,7 +223,7 @@ def world(tiny_model, tmp_path_factory):
     }
     folder, stores = tmp_path_factory.mktemp("stores"), {}
     keys = [example_key(example) for example in EXAMPLES]
-    for name in (*STORED, "other_tokens"):
+    for name in (*STORED, *SPARSE, "other_tokens"):
         signal = make(SIGNALS, name)
         if isinstance(signal, CombinedSignal):
             (folder / name).mkdir()
@@ -382,13 +403,25 @@ def dense_hard_choice(world, term, target):
 
 
 def dense_sparse_kl(world, term, target):
-    student = torch.cat([dense_right(world.student, q, world.size) for q in world.questions])
-    wanted = target.probabilities_RK.double()
-    head = student.gather(-1, target.ids_RK)
-    tail = (1 - head.exp().sum(-1)).log()
-    tail_wanted = target.tail_R
-    wanted = torch.cat([wanted, tail_wanted[:, None]], -1)
-    return dense_divergence(term, wanted, torch.cat([head, tail[:, None]], -1))
+    rows = iter(zip(target.ids_RK, target.probabilities_RK.double(), target.tail_R, strict=True))
+    total = torch.zeros((), dtype=torch.float64)
+    for q in world.questions:
+        student = dense_right(world.student, q, world.size)
+        entropies = torch.distributions.Categorical(logits=student).entropy()
+        counted = entropies.topk(math.ceil(term.share * len(student))).indices.tolist()
+        for token, logprobs in enumerate(student):
+            ids, wanted, tail_wanted = next(rows)
+            ids, wanted = ids[wanted > 0], wanted[wanted > 0]
+            if token not in counted:
+                continue
+            head = logprobs[ids]
+            if term.tail == "renormalise":
+                wanted, found = wanted / wanted.sum(), head.log_softmax(0)
+            else:
+                wanted = torch.cat([wanted, tail_wanted[None]])
+                found = torch.cat([head, (1 - head.exp().sum()).log()[None]])
+            total = total + dense_divergence(term, wanted, found)
+    return total
 
 
 def suffix_bytes(tokenizer, ids) -> list[int]:

@@ -33,6 +33,7 @@ def dense_scores(logits, rows, targets, decisions, top_ids):
         tail.logsumexp(-1),
         tail.amax(-1),
         logprobs.mean(-1),
+        torch.distributions.Categorical(logits=logits).entropy(),
     )
 
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from firstkd.data.examples import Example, example_key
 from firstkd.errors import ArtifactError, ConfigError
+from firstkd.signals.columns import Column
 from firstkd.signals.knowledge import Knowledge
 from firstkd.signals.store import (
     MANIFEST,
-    Column,
     Records,
     SignalStore,
     write_manifest,

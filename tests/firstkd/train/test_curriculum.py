@@ -39,9 +39,10 @@ def test_the_temperature_moves_is_saved_and_goes_on_bit_for_bit(tiny_model, tmp_
 
     expected, curve = trained(tiny_model, tmp_path, **learning(), zero_stage=zero_stage)
     temperatures = [point["harder_temperature"] for point in curve]
-    assert temperatures[0] == 3.0
+    # it reaches nowhere in the first step, which therefore teaches it nothing
+    assert temperatures[:2] == [3.0, 3.0]
     assert all(1 < temperature < 5 for temperature in temperatures)
-    assert len(set(temperatures)) == len(temperatures)
+    assert len(set(temperatures[1:])) == len(temperatures[1:])
     checkpoints = tmp_path / "checkpoints"
     with pytest.raises(SystemExit):
         trained(tiny_model, tmp_path, checkpoints, **learning(Interrupted), zero_stage=zero_stage)

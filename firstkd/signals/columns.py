@@ -1,0 +1,54 @@
+"""The columns of a signal's records: their types, and how those of unequal length lie on disk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+KEPT = "top_kept"
+"""The column that says how many candidates each record has, if that differs."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number, or `width` numbers, per record."""
+
+    dtype: torch.dtype
+    width: int | None = None
+    share: int = 0
+    """If not 0, records have unequal numbers of candidates, and this is how many of them share a
+    number: on disk there are only a record's own, one record's after the other's."""
+
+    def to_json(self) -> dict[str, Any]:
+        share = {"share": self.share} if self.share else {}
+        return {"dtype": str(self.dtype).removeprefix("torch."), "width": self.width, **share}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(getattr(torch, value["dtype"]), value["width"], value.get("share", 0))
+
+    def to_disk(self, values: Tensor, kept_R: Tensor) -> Tensor:
+        """Return the numbers of each record's own candidates."""
+        return values[self._is_own(kept_R)] if self.share else values
+
+    def from_disk(self, values: Tensor, kept_R: Tensor) -> Tensor:
+        """Return [R, width], padded by −inf, or 0 where numbers are whole."""
+        if not self.share:
+            return values
+        assert self.width is not None
+        padding = -torch.inf if self.dtype.is_floating_point else 0
+        padded = torch.full((len(kept_R), self.width), padding, dtype=self.dtype)
+        # torch 2.13 cannot write to chosen places of uint16
+        bits = torch.int16 if self.dtype == torch.uint16 else self.dtype
+        padded.view(bits)[self._is_own(kept_R)] = values.view(bits)
+        return padded
+
+    def _is_own(self, kept_R: Tensor) -> Tensor:
+        assert self.width is not None
+        needed_R = (kept_R.long() + self.share - 1) // self.share
+        return torch.arange(self.width) < needed_R[:, None]
+
+
+Layout = Mapping[str, Column]

@@ -1,0 +1,86 @@
+"""Decisions with a number of candidates of their own: those of a mass, and draws.
+
+Legend: R decisions, K candidates at most, N draws, V vocabulary.
+"""
+
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firstkd.data.packing import Batch
+from firstkd.signals.knowledge import Knowledge
+
+
+def cut_at(knowledge: Knowledge, mass: float) -> Knowledge:
+    """Keep the fewest of the candidates, most probable first, that hold this mass, above 0; the
+    others go to the tail."""
+    probabilities_RK = knowledge.top_logprobs.exp()
+    before_RK = probabilities_RK.cumsum(-1) - probabilities_RK
+    is_cut_RK = before_RK >= mass
+    log_cut_R = knowledge.top_logprobs.masked_fill(~is_cut_RK, -torch.inf).logsumexp(-1)
+    return replace(
+        knowledge,
+        top_logprobs=knowledge.top_logprobs.masked_fill(is_cut_RK, -torch.inf),
+        log_tail_mass=torch.logaddexp(knowledge.log_tail_mass, log_cut_R),
+    )
+
+
+def drawn(logprobs_RV: Tensor, draws: int, uniform_R: Tensor) -> Knowledge:
+    """Draw tokens systematically: at the points (i + u)/N of the cumulative distribution.
+
+    The candidates' probabilities are their shares of the draws, and nothing is left to the tail.
+    """
+    cumulative_RV = logprobs_RV.double().exp_().cumsum_(-1)
+    steps_N = torch.arange(draws, device=logprobs_RV.device)
+    points_RN = (steps_N + uniform_R.to(logprobs_RV.device)[:, None]) / draws
+    ids_RN = torch.searchsorted(cumulative_RV, points_RN * cumulative_RV[:, -1:], right=True)
+    ids_RN = ids_RN.clamp_max(logprobs_RV.shape[1] - 1)
+    # draws of one token are neighbours
+    is_first_RN = torch.ones_like(ids_RN, dtype=torch.bool)
+    is_first_RN[:, 1:] = ids_RN[:, 1:] != ids_RN[:, :-1]
+    count_RN = (ids_RN[:, :, None] == ids_RN[:, None]).sum(-1) * is_first_RN
+    # most frequent first, as everywhere else the most probable
+    count_RN, order_RN = count_RN.sort(dim=-1, descending=True, stable=True)
+    none_R = torch.full_like(logprobs_RV[:, 0], -torch.inf)
+    return Knowledge(
+        top_ids=ids_RN.gather(-1, order_RN),
+        top_logprobs=(count_RN / draws).log().to(logprobs_RV.dtype),
+        log_tail_mass=none_R,
+        gold_logprob=torch.full_like(none_R, torch.nan),
+        tail_bends=logprobs_RV.new_empty(len(logprobs_RV), 0),
+        vocabulary_size=logprobs_RV.shape[1],
+    )
+
+
+def uniforms(batch: Batch, counts_B: Tensor) -> Tensor:
+    """Return a number in [0, 1) for each decision [R], in float64; `counts_B` is of each question.
+
+    They follow from a question's tokens: no batch, shard or process changes what is drawn.
+    """
+    parts = []
+    for row, is_token, count in zip(
+        batch.input_ids_BL.cpu(), batch.is_token_BL.cpu(), counts_B.tolist(), strict=True
+    ):
+        seed = zlib.crc32(row[is_token].numpy().tobytes())
+        parts.append(np.random.default_rng(seed).random(count))
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def with_own_ids(knowledge: Knowledge) -> Knowledge:
+    """Give places without a candidate an id that no candidate has: a student is asked for K tokens
+    at each position, no two the same."""
+    exists_RK = torch.isfinite(knowledge.top_logprobs)
+    width = exists_RK.shape[1]
+    if bool(exists_RK.all()):
+        return knowledge
+    # of 2K ids at most K are taken
+    pool = min(2 * width, knowledge.vocabulary_size)
+    taken = torch.zeros(len(exists_RK), pool, dtype=torch.bool)
+    inside = exists_RK & (knowledge.top_ids < pool)
+    rows = torch.arange(len(exists_RK))[:, None].expand_as(inside)
+    taken[rows[inside], knowledge.top_ids[inside]] = True
+    free_RK = taken.to(torch.uint8).argsort(dim=-1, stable=True)[:, :width]
+    return replace(knowledge, top_ids=torch.where(exists_RK, knowledge.top_ids, free_RK))
