@@ -109,6 +109,17 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _decays_are_of_data_that_is_learned(self) -> Self:
+        learned = {name for name, found in self.fetch.datasets.items() if found.is_learned}
+        for section, training in self.train.items():
+            if unknown := set(training.schedule.data) - learned:
+                raise ValueError(
+                    f"train.{section}.schedule.data: {listed(unknown)} is not a data set that is "
+                    f"learned from; allowed: {listed(learned)}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _names_agree(self) -> Self:
         _ = self.lineage  # which checks itself
         for name, model in self.models.items():

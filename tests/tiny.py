@@ -254,6 +254,8 @@ def shrink(params: Any) -> None:
     params["validate"]["min_answer_share"] = 0
     for training in params["train"].values():
         training.update({"epochs": 1, "micro_batch_size": 8, "precision": "fp32"})
+        if training["schedule"].get("data"):
+            training["schedule"]["data"] = ["questions"]
     params["capture"]["precision"] = "fp32"
     params["runtime"]["threads"] = 1
     params["retrain"]["retry_delay_seconds"] = 0

@@ -117,6 +117,11 @@ class DatasetSource(Source):
     """Characters of a turn: records with a longer one (a question, its passage, an answer, what was
     said before) are left out and counted, too; null for none."""
 
+    @property
+    def is_learned(self) -> bool:
+        """Whether models learn from it."""
+        return self.role in ("split", "train", "unlabelled")
+
     @model_validator(mode="after")
     def _columns_are_of_questions(self) -> Self:
         of_choices = {"labels", "first_index", "answers_are"} & self.model_fields_set

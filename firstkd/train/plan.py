@@ -1,5 +1,6 @@
 """Which examples are in which micro-batch, and how many steps that makes."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,10 +12,33 @@ from firstkd.train.settings import TrainingSettings
 
 
 def training_plan(
-    questions: Sequence[Question], settings: TrainingSettings, seed: int
+    questions: Sequence[Question],
+    settings: TrainingSettings,
+    seed: int,
+    sources: Sequence[str] = (),
 ) -> list[list[int]]:
-    """Every micro-batch of all epochs, as indices; `train` drops a last incomplete step."""
-    return [*micro_batches([*map(packed_length, questions)], settings, seed)]
+    """Every micro-batch of all epochs, as indices; `train` drops a last incomplete step.
+
+    `sources` are the questions' data sets, by which `schedule.data` chooses those of the decay.
+    Raises ConfigError if none of them is chosen.
+    """
+    lengths = [*map(packed_length, questions)]
+    plan = [*micro_batches(lengths, settings, seed)]
+    if not settings.schedule.data:
+        return plan
+    chosen = [i for i, source in enumerate(sources) if source in settings.schedule.data]
+    if not chosen:
+        raise ConfigError(
+            f"schedule.data: {', '.join(settings.schedule.data)} has no questions that this model "
+            "learns from; name another data set, or none"
+        )
+    steps = len(plan) // settings.micro_batches_per_step
+    stable = math.ceil((1 - settings.schedule.decay) * steps) * settings.micro_batches_per_step
+    generator, last = np.random.default_rng([seed, 1]), list[list[int]]()
+    while len(last) < len(plan) - stable:
+        batches = _epoch([lengths[i] for i in chosen], settings, generator)
+        last += [[chosen[i] for i in batch] for batch in batches]
+    return plan[:stable] + last[: len(plan) - stable]
 
 
 def micro_batches(
@@ -23,9 +47,14 @@ def micro_batches(
     """Yield the training plan of questions of these packed lengths."""
     generator = np.random.default_rng(seed)
     for _ in range(settings.epochs):
-        yield from shuffled_batches(
-            lengths, settings.micro_batch_size, settings.micro_batch_tokens, generator
-        )
+        yield from _epoch(lengths, settings, generator)
+
+
+def _epoch(
+    lengths: Sequence[int], settings: TrainingSettings, generator: np.random.Generator
+) -> list[list[int]]:
+    size, tokens = settings.micro_batch_size, settings.micro_batch_tokens
+    return shuffled_batches(lengths, size, tokens, generator)
 
 
 def number_of_steps(micro_batches: int, settings: TrainingSettings, processes: int) -> int:

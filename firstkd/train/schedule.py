@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from firstkd.section import Section
+from firstkd.section import Name, Section
 
 if TYPE_CHECKING:
     from firstkd.train.settings import TrainingSettings
@@ -17,6 +17,8 @@ class Cosine(Section):
     kind: Literal["cosine"]
     decay: ClassVar[float] = 0.0
     """Share of the steps that it needs behind the warm-up."""
+    data: ClassVar[tuple[str, ...]] = ()
+    """Data sets that alone are seen in these steps; all of them if it names none."""
 
     def share(self, step: int, warmup: float, steps: int) -> float:
         """Return the share of the full rate at a step after `warmup` steps, of `steps` in all."""
@@ -31,6 +33,8 @@ class Wsd(Section):
     kind: Literal["wsd"]
     decay: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of all steps over which the rate falls."""
+    data: tuple[Name, ...] = ()
+    """Data sets that alone are seen meanwhile (two stages: MiniCPM, sec. 5); none: all."""
 
     def share(self, step: int, warmup: float, steps: int) -> float:
         """Return the share of the full rate at a step after `warmup` steps, of `steps` in all."""

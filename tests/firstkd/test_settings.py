@@ -108,6 +108,11 @@ def with_changes(tmp_path, *path, to=None, remove=False):
             r"record.student: 'base' is not evaluated; add it to evaluate.models or choose one",
         ),
         (("train", "distill", "lora"), {"rank": 0, "alpha": 1}, "train.distill.lora.rank: 0 is"),
+        (
+            ("train", "distill", "schedule"),
+            {"kind": "wsd", "data": ["openbookqa"]},
+            r"train.distill.schedule.data: openbookqa is not .* allowed: commonsenseqa, unanswered",
+        ),
         (("serve", "policy"), {"max_error": 0, "confidence": 0.9}, "serve.policy.max_error: 0 is"),
         (("promote", "min_coverage"), 0.3, r"promote.min_coverage: 0.3 .* serve.policy, which is"),
     ],

@@ -20,7 +20,7 @@ from firstkd.train.engine import deepspeed_config
 from firstkd.train.loop import train
 from firstkd.train.plan import training_plan
 from firstkd.train.player import Player
-from firstkd.train.schedule import learning_rate_at
+from firstkd.train.schedule import COSINE, learning_rate_at
 from firstkd.train.settings import TrainingSettings
 from tests.firstkd.train.trainings import (
     GOLD,
@@ -177,6 +177,29 @@ def test_wsd_is_constant_and_falls_at_the_end():
     assert rates[:10] == [learning_rate_at(SETTINGS, step, 100) for step in range(10)]
     assert rates[10:76] == [1e-2] * 66
     assert rates[75:] == pytest.approx([1e-2 * (25 - i) / 25 for i in range(25)])
+
+
+@pytest.mark.parametrize("per_step", [1, 2])
+def test_the_decay_sees_the_data_sets_that_it_names_alone(per_step):
+    few = {3, 8, 21, 34}
+    sources = ["few" if i in few else "many" for i in range(40)]
+    schedule = {"kind": "wsd", "decay": 0.3, "data": ["few"]}
+    changes = {"epochs": 3, "micro_batch_size": 2, "micro_batches_per_step": per_step}
+    settings = TrainingSettings.model_validate(
+        SETTINGS.model_dump() | changes | {"schedule": schedule}
+    )
+    usual = training_plan(QUESTIONS, settings.model_copy(update={"schedule": COSINE}), seed=1)
+    plan = training_plan(QUESTIONS, settings, 1, sources)
+    steps = len(plan) // per_step
+    rates = [learning_rate_at(settings, step, steps) for step in range(steps)]
+    falls = next(n for n in range(1, steps) if rates[n] < rates[n - 1]) * per_step
+    assert len(plan) == len(usual) and plan[: falls - per_step] == usual[: falls - per_step]
+    last = plan[falls:]
+    assert {i for batch in last for i in batch} == few
+    seen = [i for batch in last for i in batch]
+    assert max(map(seen.count, few)) - min(map(seen.count, few)) <= 1
+    with pytest.raises(ConfigError, match=r"schedule.data: few has no questions"):
+        training_plan(QUESTIONS, settings, 1, ["many"] * 40)
 
 
 def test_a_decay_that_begins_in_the_warm_up_is_refused():
