@@ -172,7 +172,7 @@ class Lineage:
 
     def _misfit_of_peers(self, name: str, other: str) -> Iterator[tuple[str, str]]:
         ours, theirs = self._models[name], self._models[other]
-        for key in ("train", "leave_out"):
+        for key in ("train", "leave_out", "order"):
             if getattr(ours, key) != getattr(theirs, key):
                 yield (
                     f"models.{name}.{key}",

@@ -80,6 +80,16 @@ class Settings(Section):
     def measured_exports(self) -> list[str]:
         return [name for name in self.evaluate.models if name in self.exports]
 
+    @property
+    def measured_ensembles(self) -> list[str]:
+        return [name for name in self.evaluate.models if name in self.evaluate.ensembles]
+
+    @model_validator(mode="after")
+    def _ensembles_are_of_models(self) -> Self:
+        here = {name for name, model in self.models.items() if not model.init.is_served}
+        self.evaluate.check_ensembles(here, {*self.models, *self.exports})
+        return self
+
     @model_validator(mode="after")
     def _exports_are_of_evaluated_models(self) -> Self:
         for name, export in self.exports.items():
@@ -129,10 +139,10 @@ class Settings(Section):
                     f"allowed: {listed(set(self.train))}"
                 )
         for place, name in enumerate(self.evaluate.models):
-            if name not in {*self.models, *self.exports}:
+            if name not in (known := {*self.models, *self.exports, *self.evaluate.ensembles}):
                 raise ValueError(
-                    f"evaluate.models.{place}: {name!r} is not among models or exports; "
-                    f"allowed: {listed({*self.models, *self.exports})}"
+                    f"evaluate.models.{place}: {name!r} is not among models, exports or "
+                    f"evaluate.ensembles; allowed: {listed(known)}"
                 )
             if name in self.models and self.models[name].init.is_served:
                 raise ValueError(

@@ -16,13 +16,11 @@ from firstkd.files import atomic_file
 from firstkd.lineage import Node
 from firstkd.settings import Settings
 from tasks.code import code_of
-from tasks.dvc_stage import EVALUATE_PARAMS, Stage
-from tasks.export_graph import export_stages
+from tasks.dvc_stage import Stage
 from tasks.layout import learned_from, run_beside
+from tasks.measuring_graph import measuring_stages
 
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
-EVALUATE_KEYS = ("micro_batch_size", "micro_batch_tokens", "open_text")
-"""Beyond those that decide what is measured of exports, too."""
 LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
 ASKING = "tasks.served"
@@ -100,9 +98,7 @@ def stages_of(settings: Settings) -> Iterator[Stage]:
             yield _signal(settings, node)
             if node.name in settings.lineage.recalibrated:
                 yield _calibrate(settings, node.name)
-    for name in settings.measured_models:
-        yield _evaluate(name)
-    yield from export_stages(settings)
+    yield from measuring_stages(settings)
     yield _report(settings)
 
 
@@ -214,18 +210,6 @@ def _calibrate(settings: Settings, name: str) -> Stage:
             "data/prepare/calibration.parquet",
         ],
         [f"data/calibrate/{name}"],
-    )
-
-
-def _evaluate(name: str) -> Stage:
-    return Stage(
-        f"evaluate-{name}",
-        f"Measure the model “{name}” on the test sets, and fit its own temperature",
-        f"python -m tasks.evaluate {name}",
-        [*EVALUATE_PARAMS, *(f"evaluate.{key}" for key in EVALUATE_KEYS)],
-        code_of(["tasks.evaluate"]),
-        ["data/prepare", f"data/model/{name}"],
-        [f"data/evaluate/{name}"],
     )
 
 

@@ -46,7 +46,7 @@ def check_training(settings: Settings, name: str, lengths: Sequence[int]) -> Non
     if model.learn is None or model.train is None:
         return
     training = settings.train[model.train]
-    count = sum(1 for _ in micro_batches(lengths, training, settings.runtime.seed))
+    count = sum(1 for _ in micro_batches(lengths, training, settings.runtime.seed, model.order))
     with about(f"params.yaml: train.{model.train}"):
         number_of_steps(count, training, settings.machine.processes)
 

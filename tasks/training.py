@@ -54,7 +54,8 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
     stored = {name: matched.of_terms(name) for name in names}
     # of the whole questions, whatever a model needs of them: all models see the same batches
     sources = [example.source for example in examples]
-    plan = training_plan(questions, training, settings.runtime.seed, sources)
+    (order,) = {model.order for model in models.values()}
+    plan = training_plan(questions, training, settings.runtime.seed, sources, order)
     if not any(needs_choices(settings, model) for model in models.values()):
         questions = [question.gold_only() for question in questions]
     stage = f"model-{'-'.join(names)}"

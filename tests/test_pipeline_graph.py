@@ -109,7 +109,8 @@ def everything(tmp_path: Path) -> Settings:
             "learn": {"other": {"kind": "choice_kl", "from": f"of_{other}", "recalibrate": "none"}},
         }
         params["signals"][f"of_{name}"] = {"kind": "choices", "of": name, "live": True}
-    params["evaluate"]["models"] += ["pupil", "browser"]
+    params["evaluate"]["models"] += ["pupil", "browser", "deep"]
+    params["evaluate"]["ensembles"] = {"deep": ["first", "pupil"]}
     whole = {"of": "first", "license": "Apache-2.0"}
     params["exports"] = {
         "browser": {"kind": "onnx", "weights": "int8", **whole},
@@ -175,8 +176,9 @@ def test_every_stage_writes_folders_of_its_own(tmp_path):
         kind, _, name = stage.name.partition("-")
         folders = [f"data/{kind}/{each}" for each in name.split("-")] if name else [f"data/{kind}"]
         assert stage.outputs == folders
-        # what measures an export is a module of its own: no model's measurement depends on it
-        module = "evaluate_export" if stage.name == "evaluate-browser" else kind
+        # what measures other than models is a module of its own, on which no model's depends
+        apart = {"evaluate-browser": "evaluate_export", "evaluate-deep": "evaluate_ensemble"}
+        module = apart.get(stage.name, kind)
         assert stage.command.split() == ["python", "-m", f"tasks.{module}", *name.split()]
 
 

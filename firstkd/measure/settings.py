@@ -5,7 +5,10 @@ from typing import Annotated
 from pydantic import Field
 
 from firstkd.open_text.settings import OpenTextSettings
-from firstkd.section import Name, Positive, Section
+from firstkd.section import Name, Positive, Section, listed
+
+Ensemble = Annotated[list[Name], Field(min_length=2)]
+"""Names of its members."""
 
 
 class EvaluateSettings(Section):
@@ -16,4 +19,22 @@ class EvaluateSettings(Section):
     open_text: OpenTextSettings
     """How examples without choices are answered, and when an answer counts as right."""
     models: Annotated[list[Name], Field(min_length=1)]
-    """Names of the models, and of the exports, to evaluate, in the order of the tables."""
+    """Names of the models, the exports and the ensembles to evaluate, in the order of the
+    tables."""
+    ensembles: Annotated[dict[Name, Ensemble], Field(default_factory=dict)]
+    """Models that are measured together, by the mean of their probabilities."""
+
+    def check_ensembles(self, models: set[str], taken: set[str]) -> None:
+        """Raise ValueError unless ensembles are of `models`, have names that are not `taken`, and
+        are evaluated."""
+        for name, members in self.ensembles.items():
+            key = f"evaluate.ensembles.{name}"
+            if unknown := set(members) - models:
+                raise ValueError(
+                    f"{key}: {listed(unknown)} is not a model that can be run here; "
+                    f"allowed: {listed(models)}"
+                )
+            if name in taken:
+                raise ValueError(f"{key}: {name!r} is the name of a model or export; change it")
+            if name not in self.models:
+                raise ValueError(f"{key}: add {name!r} to evaluate.models, or remove it here")

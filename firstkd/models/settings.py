@@ -43,6 +43,9 @@ class ModelSettings(Section):
     train: Name | None = None
     """The section of `train` that says how it is trained."""
     learn: Learn | None = None
+    order: Annotated[int, Field(ge=0)] = 0
+    """Another number is another order of the questions: all else equal, another member of an
+    ensemble."""
     leave_out: LeftOut | None = None
     """What it must not learn from, so that the signal `out_of_fold` can ask it about that."""
 

@@ -16,14 +16,17 @@ def training_plan(
     settings: TrainingSettings,
     seed: int,
     sources: Sequence[str] = (),
+    order: int = 0,
 ) -> list[list[int]]:
     """Every micro-batch of all epochs, as indices; `train` drops a last incomplete step.
+
+    Each number of `order` shuffles otherwise.
 
     `sources` are the questions' data sets, by which `schedule.data` chooses those of the decay.
     Raises ConfigError if none of them is chosen.
     """
     lengths = [*map(packed_length, questions)]
-    plan = [*micro_batches(lengths, settings, seed)]
+    plan = [*micro_batches(lengths, settings, seed, order)]
     if not settings.schedule.data:
         return plan
     chosen = [i for i, source in enumerate(sources) if source in settings.schedule.data]
@@ -34,7 +37,7 @@ def training_plan(
         )
     steps = len(plan) // settings.micro_batches_per_step
     stable = math.ceil((1 - settings.schedule.decay) * steps) * settings.micro_batches_per_step
-    generator, last = np.random.default_rng([seed, 1]), list[list[int]]()
+    generator, last = np.random.default_rng([seed, order, 1]), list[list[int]]()
     while len(last) < len(plan) - stable:
         batches = _epoch([lengths[i] for i in chosen], settings, generator)
         last += [[chosen[i] for i in batch] for batch in batches]
@@ -42,10 +45,10 @@ def training_plan(
 
 
 def micro_batches(
-    lengths: Sequence[int], settings: TrainingSettings, seed: int
+    lengths: Sequence[int], settings: TrainingSettings, seed: int, order: int = 0
 ) -> Iterator[list[int]]:
     """Yield the training plan of questions of these packed lengths."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng([seed, order] if order else seed)
     for _ in range(settings.epochs):
         yield from _epoch(lengths, settings, generator)
 

@@ -293,7 +293,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an evaluated model that is not there": (
         {"evaluate.models": ["first", "frist"]},
-        r"evaluate.models.1: 'frist' is not among models; allowed: base, first, ",
+        r"evaluate.models.1: 'frist' is not among models, exports or evaluate.ensembles; allowed: "
+        r"base, first, ",
     ),
 }
 

@@ -179,6 +179,13 @@ def test_wsd_is_constant_and_falls_at_the_end():
     assert rates[75:] == pytest.approx([1e-2 * (25 - i) / 25 for i in range(25)])
 
 
+def test_another_order_shuffles_otherwise_and_none_is_the_first():
+    plans = [training_plan(QUESTIONS, SETTINGS, 1, order=order) for order in range(3)]
+    assert plans[0] == training_plan(QUESTIONS, SETTINGS, 1)
+    assert plans[0] != plans[1] != plans[2] != plans[0]
+    assert len({len(plan) for plan in plans}) == 1
+
+
 @pytest.mark.parametrize("per_step", [1, 2])
 def test_the_decay_sees_the_data_sets_that_it_names_alone(per_step):
     few = {3, 8, 21, 34}

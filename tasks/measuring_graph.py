@@ -1,0 +1,71 @@
+"""The stages that measure: models, ensembles of them, and exports, which are written first."""
+
+from collections.abc import Iterator, Sequence
+
+from firstkd.settings import Settings
+from tasks.code import code_of
+from tasks.dvc_stage import EVALUATE_PARAMS, Stage
+
+PASSES = ["evaluate.micro_batch_size", "evaluate.micro_batch_tokens"]
+"""Settings of forward passes."""
+
+
+def measuring_stages(settings: Settings) -> Iterator[Stage]:
+    for name in settings.measured_models:
+        yield _evaluate(name)
+    for name in settings.measured_ensembles:
+        yield _evaluate_ensemble(name, settings.evaluate.ensembles[name])
+    for name in settings.exports:
+        yield _export(settings, name)
+    for name in settings.measured_exports:
+        yield _evaluate_export(name)
+
+
+def _evaluate(name: str) -> Stage:
+    return Stage(
+        f"evaluate-{name}",
+        f"Measure the model “{name}” on the test sets, and fit its own temperature",
+        f"python -m tasks.evaluate {name}",
+        [*EVALUATE_PARAMS, *PASSES, "evaluate.open_text"],
+        code_of(["tasks.evaluate"]),
+        ["data/prepare", f"data/model/{name}"],
+        [f"data/evaluate/{name}"],
+    )
+
+
+def _evaluate_ensemble(name: str, members: Sequence[str]) -> Stage:
+    return Stage(
+        f"evaluate-{name}",
+        f"Measure {', '.join(f'“{member}”' for member in members)} together, as “{name}”",
+        f"python -m tasks.evaluate_ensemble {name}",
+        [*EVALUATE_PARAMS, *PASSES, f"evaluate.ensembles.{name}"],
+        code_of(["tasks.evaluate_ensemble"]),
+        ["data/prepare", *(f"data/model/{member}" for member in members)],
+        [f"data/evaluate/{name}"],
+    )
+
+
+def _export(settings: Settings, name: str) -> Stage:
+    export = settings.exports[name]
+    origins = dict.fromkeys([export.of, settings.lineage.root(export.of)])
+    return Stage(
+        f"export-{name}",
+        f"Write the model “{export.of}” as {export.kind}, with its temperature",
+        f"python -m tasks.export {name}",
+        [f"exports.{name}", "fetch.datasets", "runtime", *(f"models.{of}" for of in origins)],
+        code_of(["tasks.export", type(export).__module__]),
+        [f"data/model/{export.of}", f"data/evaluate/{export.of}"],
+        [f"data/export/{name}"],
+    )
+
+
+def _evaluate_export(name: str) -> Stage:
+    return Stage(
+        f"evaluate-{name}",
+        f"Measure the export “{name}” in its own runtime, and fit its temperature there",
+        f"python -m tasks.evaluate_export {name}",
+        EVALUATE_PARAMS,
+        code_of(["tasks.evaluate_export"]),
+        ["data/prepare", f"data/export/{name}"],
+        [f"data/evaluate/{name}"],
+    )
