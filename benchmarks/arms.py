@@ -15,9 +15,7 @@ questions together, of differences too, for which both arms are drawn alike.
 import argparse
 import gzip
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,17 +25,17 @@ import numpy as np
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
+from benchmarks import project
 from benchmarks.arms_tables import REFERENCE, Measured, table
+from benchmarks.project import REPOSITORY
 from firstkd.files import write_json
 from firstkd.measure.bootstrap import Counts, Draws, Estimate, Floats, resample
 from firstkd.measure.figures import save_reliability
 from firstkd.measure.metrics import Predictions
 from firstkd.settings import load_settings
 from tasks.evaluated import Evaluated, load_evaluated
-from tasks.graph import write_graph
 from tasks.scores import plain
 
-REPOSITORY = Path(__file__).parents[1]
 FILES = {
     "commonsenseqa": ("commonsenseqa", "train_rand_split.jsonl", "dev_rand_split.jsonl"),
     "openbookqa": ("commonsenseqa", "train.jsonl", "test.jsonl"),
@@ -100,7 +98,7 @@ def main() -> None:
     with tqdm(cells, unit="model") as progress:
         for name, root in progress:
             progress.set_description(f"{name}, {root.name}")
-            dvc(root, "repro", f"evaluate-{name}")
+            project.dvc(root, "repro", f"evaluate-{name}")
     seeds = [load_evaluated(root, load_settings(root / "params.yaml")) for root in roots]
     found = {
         test_set: {name: measured(seeds, name, test_set) for name in seeds[0]}
@@ -130,15 +128,7 @@ def write_project(
     transfer: str | None,
 ) -> None:
     """Write a project that trains every arm from one seed, in place of what is there."""
-    for name in ("tasks", "firstkd"):
-        shutil.copytree(
-            REPOSITORY / name,
-            root / name,
-            dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
-    yaml = YAML()
-    params = yaml.load(REPOSITORY / "params.yaml")
+    params = YAML().load(REPOSITORY / "params.yaml")
     data_format, *files = FILES[dataset]
     chosen = [(dataset, data_format, files[0], "train"), (dataset, data_format, files[1], "test")]
     if transfer:
@@ -164,11 +154,7 @@ def write_project(
         init = {"kind": "copy", "of": "start"}
         params["models"][name] = {"init": init, "train": "distill", "learn": learn}
     params["evaluate"]["models"] = ["teacher", *arms]
-    yaml.dump(params, root / "params.yaml")
-    write_graph(root, load_settings(root / "params.yaml"))
-    if not (root / ".dvc").exists():
-        dvc(root, "init", "--no-scm", "--quiet")
-        dvc(root, "cache", "dir", str(root.parent / "cache"))  # the seeds share what is the same
+    project.write(root, params)
 
 
 def unpacked(file: Path, folder: Path) -> str:
@@ -181,13 +167,6 @@ def unpacked(file: Path, folder: Path) -> str:
     else:
         shutil.copy(file, target)
     return str(target.relative_to(folder.parents[1]))
-
-
-def dvc(root: Path, *arguments: str) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-m", "dvc", *arguments]
-    subprocess.run(command, cwd=root, env=environment, check=True, stdout=sys.stderr)
 
 
 def measured(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> Measured:

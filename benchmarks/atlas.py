@@ -1,0 +1,147 @@
+"""The atlas: what each kind of knowledge, scheme and loss adds to the plain recipe.
+
+Every cell trains the default student of params.yaml once more with one thing changed (`CELLS` of
+benchmarks/atlas_cells.py), for each seed in a project of its own, by `dvc repro`. What is finished
+is kept, and the same command goes on where it was interrupted; after each cell the table of all
+finished ones is written to WORK/atlas.md, and their numbers to WORK/results.json.
+
+Values are means over seeds, intervals 95 % bootstrap intervals over seeds and questions together;
+differences are paired. Seconds are those of the training's steps, bytes those of the signals that a
+cell learns from. Prints one JSON line.
+
+Run as  python -m benchmarks.atlas [--cells NAME …] [--seeds 3] [--work logs/atlas] [--params FILE]
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from tqdm import tqdm
+
+from benchmarks import project
+from benchmarks.arms import summary
+from benchmarks.arms_tables import interval
+from benchmarks.atlas_cells import CELLS, PLAIN, with_cells
+from firstkd.files import read_json, read_json_lines, write_json
+from firstkd.measure.bootstrap import Estimate
+from firstkd.settings import load_settings
+from tasks.evaluated import Evaluated, load_evaluated
+from tasks.layout import log_folder, signal_folder
+from tasks.scores import plain
+
+VALUES = [
+    ("accuracy", "raw", "accuracy"), ("NLL", "raw", "nll"), ("ECE", "raw", "ece"),
+    ("NLL, own T", "calibrated", "nll"), ("ECE, own T", "calibrated", "ece"),
+    ("AURC", "calibrated", "aurc"),
+]  # fmt: skip
+DIFFERENCES = [
+    ("accuracy", "raw", "accuracy"), ("NLL, own T", "calibrated", "nll"),
+    ("AURC", "calibrated", "aurc"),
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.atlas")
+    parser.add_argument("--cells", nargs="*", choices=CELLS, default=[*CELLS], metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("logs/atlas"))
+    parser.add_argument("--params", type=Path, default=project.REPOSITORY / "params.yaml")
+    given = parser.parse_args()
+    work = given.work.resolve()
+    roots = [work / f"seed-{seed}" for seed in range(given.seeds)]
+    for seed, root in enumerate(roots):
+        write_project(root, given.params, seed)
+    chosen = [PLAIN, *(cell for cell in given.cells if cell != PLAIN)]
+    found: dict[str, Any] = {}
+    with tqdm([(cell, root) for cell in chosen for root in roots], unit="model") as progress:
+        for cell, root in progress:
+            progress.set_description(f"{cell}, {root.name}")
+            project.dvc(root, "repro", f"evaluate-{cell}")
+            if root == roots[-1]:
+                found[cell] = measured(roots, cell)
+                write_json(work / "results.json", found)
+                (work / "atlas.md").write_text(table(found), encoding="utf-8")
+    print(json.dumps(found))
+    print(table(found), file=sys.stderr)
+
+
+def write_project(root: Path, params: Path, seed: int) -> None:
+    """Write a project that has all cells, of which only those that are asked for are trained."""
+    settings = YAML().load(params)
+    settings["runtime"]["seed"] = seed
+    root.mkdir(parents=True, exist_ok=True)
+    if (sources := params.parent / "sources").exists():
+        shutil.copytree(sources, root / "sources", dirs_exist_ok=True)
+    project.write(root, with_cells(settings))
+
+
+def measured(roots: Sequence[Path], cell: str) -> dict[str, Any]:
+    """Return a cell's metrics on the test set, less the plain recipe's, and what it costs."""
+    ours, theirs = (evaluated(roots, name) for name in (cell, PLAIN))
+    found: dict[str, Any] = {"cost": cost(roots, cell)}
+    for how in ("raw", "calibrated"):
+        predictions, others = (
+            [getattr(model, how)("test") for model in models] for models in (ours, theirs)
+        )
+        found[how] = plain(summary(predictions))
+        if cell != PLAIN:
+            found[f"{how}_less_plain"] = plain(summary(predictions, others))
+    return found
+
+
+def evaluated(roots: Sequence[Path], name: str) -> list[Evaluated]:
+    found = []
+    for root in roots:
+        settings = load_settings(root / "params.yaml")
+        alone = settings.evaluate.model_copy(update={"models": [name]})
+        found.append(load_evaluated(root, settings.model_copy(update={"evaluate": alone}))[name])
+    return found
+
+
+def cost(roots: Sequence[Path], cell: str) -> dict[str, float | None]:
+    """Return the mean seconds of a training's steps, None if DVC's cache had it, and the bytes of
+    the signals that it learns from."""
+    settings, seconds = load_settings(roots[0] / "params.yaml"), []
+    stage = f"model-{'-'.join(settings.lineage.peers(cell))}"
+    for root in roots:
+        curve = log_folder(root, stage) / "curve.jsonl"
+        if curve.exists():
+            points = read_json_lines(curve)
+            seconds.append(sum(p["step_tokens"] / p["tokens_per_second"] for p in points))
+    stored = [name for name in settings.models[cell].signals if name in settings.lineage.stored]
+    sizes = [read_json(signal_folder(roots[0], name) / "metrics.json") for name in stored]
+    return {
+        "seconds": sum(seconds) / len(seconds) if seconds else None,
+        "bytes": sum(size["train"]["bytes"] for size in sizes),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return Markdown: values of every cell, and below its differences to the plain recipe."""
+    head = [*(title for title, *_ in VALUES), "seconds", "signals, MB"]
+    lines = [f"| cell | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
+    for cell, numbers in found.items():
+        seconds, size = numbers["cost"]["seconds"], numbers["cost"]["bytes"]
+        cells = [interval(Estimate(**numbers[how][metric])) for _, how, metric in VALUES]
+        cells += ["–" if seconds is None else f"{seconds:.0f}", f"{size / 1e6:.1f}"]
+        lines.append(f"| {cell} | {' | '.join(cells)} |")
+    titles = [title for title, *_ in DIFFERENCES]
+    lines += ["", f"| cell, less `{PLAIN}` | {' | '.join(titles)} | what is changed |"]
+    lines.append("|---|" + "---|" * (len(titles) + 1))
+    for cell, numbers in found.items():
+        if cell != PLAIN:
+            less = [
+                interval(Estimate(**numbers[f"{how}_less_plain"][metric]), "+.3f")
+                for _, how, metric in DIFFERENCES
+            ]
+            lines.append(f"| {cell} | {' | '.join(less)} | {CELLS[cell].what} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The atlas: its cells are whole settings, and it goes on cell by cell."""
+
+import json
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from benchmarks import atlas, project
+from benchmarks.atlas_cells import CELLS, PLAIN, with_cells
+from firstkd.measure.bootstrap import Estimate
+from firstkd.settings import load_settings
+from firstkd.terms import kinds
+from tasks.graph import stages_of
+from tasks.scores import plain
+from tests.tiny import REPOSITORY, write_tiny_model, write_tiny_params, write_tiny_questions
+
+
+def load(path: Path) -> Any:
+    return YAML().load(path)
+
+
+def test_every_cell_is_a_model_that_differs_from_the_plain_one(tmp_path):
+    params = with_cells(load(REPOSITORY / "params.yaml"))
+    YAML().dump(params, tmp_path / "params.yaml")
+    settings = load_settings(tmp_path / "params.yaml")
+    stages = {stage.name for stage in stages_of(settings)}
+    assert {f"evaluate-{cell}" for cell in CELLS} <= stages
+    made = [settings.models[cell].model_dump_json() for cell in CELLS]
+    assert len(set(made)) == len(CELLS)
+    assert len({cell.what for cell in CELLS.values()}) == len(CELLS)
+
+
+def test_every_kind_of_term_has_a_cell(tmp_path):
+    YAML().dump(with_cells(load(REPOSITORY / "params.yaml")), tmp_path / "params.yaml")
+    models = load_settings(tmp_path / "params.yaml").models
+    used = {type(term) for cell in CELLS for term in (models[cell].learn or {}).values()}
+    # its teacher has the student's tokenizer
+    assert {kind.__name__ for kind in set(kinds.KINDS) - used} == {"Alm", "Uld"}
+
+
+def numbers(value: float, seconds: float | None) -> dict[str, Any]:
+    metrics = {
+        name: Estimate(value, value - 0.1, value + 0.1)
+        for name in ("accuracy", "nll", "ece", "aurc")
+    }
+    read = {how: plain(metrics) for how in ("raw", "calibrated")}
+    less = {f"{how}_less_plain": found for how, found in read.items()}
+    return {"cost": {"seconds": seconds, "bytes": 2_500_000}, **read, **less}
+
+
+def test_the_table_has_every_cell_and_its_differences():
+    text = atlas.table({PLAIN: numbers(0.5, 61.4), "gold": numbers(0.25, None)})
+    values, differences = text.split("\n\n")
+    assert "| plain | 0.500 (0.400 to 0.600) |" in values and "| 61 | 2.5 |" in values
+    assert "| gold | 0.250" in values and "| – | 2.5 |" in values
+    assert "+0.250 (+0.150 to +0.350)" in differences and "+ right choice" in differences
+    assert "| plain |" not in differences
+
+
+@pytest.mark.slow
+def test_cells_are_trained_once_and_the_atlas_goes_on(tmp_path, monkeypatch, capsys):
+    """In one process, with a stage run where its output is missing in place of `dvc repro`."""
+    given = tmp_path / "given"
+    given.mkdir()
+    write_tiny_model(given / "sources/model")
+    write_tiny_questions(given / "sources/questions.jsonl", 80, seed=1)
+    write_tiny_questions(given / "sources/elsewhere.jsonl", 20, seed=2)
+    write_tiny_params(given)
+    ran = []
+
+    def dvc(root: Path, *arguments: str) -> None:
+        if arguments[0] != "repro":
+            return
+        settings = load_settings(root / "params.yaml")
+        stages = {stage.name: stage for stage in stages_of(settings)}
+        of_output = {output: name for name, stage in stages.items() for output in stage.outputs}
+
+        def repro(name: str) -> None:
+            stage = stages[name]
+            if all((root / output).exists() for output in stage.outputs):
+                return
+            for read in stage.inputs:
+                folders = (path.as_posix() for path in (Path(read), *Path(read).parents))
+                for made in {of_output[folder] for folder in folders if folder in of_output}:
+                    repro(made)
+            ran.append(name)
+            _, _, module, *values = stage.command.split()
+            import_module(module).main(root, *values)
+
+        repro(arguments[1])
+
+    monkeypatch.setattr(project, "dvc", dvc)
+    words = ["atlas", "--seeds", "1", "--work", str(tmp_path / "atlas")]
+    words += ["--params", str(given / "params.yaml"), "--cells"]
+    monkeypatch.setattr(sys, "argv", [*words, "smoothed"])
+    atlas.main()
+    first = json.loads(capsys.readouterr().out)
+    assert first.keys() == {PLAIN, "smoothed"} and "model-plain" in ran
+    assert first["smoothed"]["cost"]["seconds"] > 0 and first[PLAIN]["cost"]["bytes"] > 0
+    before = [*ran]
+    monkeypatch.setattr(sys, "argv", [*words, "smoothed", "two_stages"])
+    atlas.main()
+    assert ran[len(before) :] == ["model-two_stages", "evaluate-two_stages"]
+    found = json.loads(capsys.readouterr().out)
+    assert {name: found[name] for name in first} == first
+    assert "two_stages" in (tmp_path / "atlas/atlas.md").read_text()
+    shutil.rmtree(tmp_path / "atlas")
