@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from firstkd.errors import ConfigError
 from firstkd.section import Section
 
 if TYPE_CHECKING:
@@ -139,6 +140,14 @@ class Sample(Select):
         from firstkd.signals.sparse import drawn
 
         return drawn(logprobs_RV, self.draws, uniform_R)
+
+    def of_positions(
+        self, found: "Sequence[tuple[Position, int]]", vocabulary_size: int
+    ) -> "Knowledge":
+        raise ConfigError(
+            f"select: kind {self.kind} draws from the whole distribution, of which others give the "
+            "most probable tokens alone; set { kind: top_k, k: 5 }"
+        )
 
 
 AnySelect = Annotated[TopK | TopP | Sample, Field(discriminator="kind")]

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
+from firstkd.errors import ConfigError
 from firstkd.models.folders import load_model
 from firstkd.models.init.server import ServerInit
 from firstkd.models.settings import ModelSettings
@@ -152,6 +153,10 @@ def test_a_server_gives_no_draws():
     models = {"m": ModelSettings(init=ServerInit.model_validate(init))}
     assert "draws from the whole distribution" in tokens(SAMPLE).check({}, models)
     assert tokens(TOP_P).check({}, models) is None
+    with pytest.raises(ConfigError, match="others give the most probable tokens alone"):
+        tokens(SAMPLE).select.of_positions([({5: -0.1}, 5)], 400)
+    kept = tokens(TOP_P).select.of_positions([({5: -0.1, 6: -3.0}, 5)], 400)
+    assert kept.top_logprobs.isfinite().sum() == 1  # which hold 0.3 already
 
 
 def test_tails_of_another_size_each_have_no_nodes():
