@@ -102,7 +102,7 @@ def starting_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 Characters = list[tuple[int, int]]
-"""Of a text, those that each token stands for: the first, and the one behind the last."""
+"""For each token, the characters that it stands for: the first, and the one after the last."""
 Encoded = tuple[list[int], Characters]
 """Ids, and the characters that each stands for."""
 

@@ -19,9 +19,10 @@ class Spans(NamedTuple):
     matter what a template puts in front of it: −3 is before its last three."""
 
     start: int
-    """Of the first character that is not white space; lower if a token begins in the prompt."""
+    """Where its first character that is not white space lies; lower if a token begins in the
+    prompt."""
     ends: list[int]
-    """Of each token, never falling. What ends the text, and is not part of it, is at 1."""
+    """Where each token ends, never falling. What ends the text, and is not part of it, is at 1."""
 
 
 NOTHING = Spans(0, [])

@@ -38,7 +38,7 @@ class OtherTokens(NamedTuple):
     """
 
     probabilities_TK: Tensor
-    """Of its most probable tokens, in any order."""
+    """The probabilities of its most probable tokens, in any order."""
     tail_T: Tensor
     """Probability of all others."""
     gold_logprob_T: Tensor
