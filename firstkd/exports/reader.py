@@ -85,7 +85,10 @@ class LlamaModel:
         return [token["logprob"] for token in content]
 
 
-RUNTIMES = {".onnx": OnnxModel, ".gguf": LlamaModel}
+RUNTIMES: dict[str, type[OnnxModel] | type[LlamaModel]] = {
+    ".onnx": OnnxModel,
+    ".gguf": LlamaModel,
+}
 
 
 class Student:
