@@ -21,6 +21,7 @@ NOT_RESULTS = {
     "tasks/measuring_graph.py",
     "tasks/graph.py",
     "tasks/layout.py",
+    "tasks/signal_graph.py",
     "tasks/stage.py",
 }
 """What these change shows in errors, paths or the graph itself, not in results."""

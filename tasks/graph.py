@@ -13,18 +13,16 @@ from ruamel.yaml import YAML
 
 from firstkd.errors import ConfigError
 from firstkd.files import atomic_file
-from firstkd.lineage import Node
 from firstkd.settings import Settings
 from tasks.code import code_of
 from tasks.dvc_stage import Stage
 from tasks.layout import learned_from, run_beside
 from tasks.measuring_graph import measuring_stages
+from tasks.signal_graph import signal_stages
 
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
 LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
-ASKING = "tasks.served"
-"""What only the stages of signals depend on whose model is behind a server."""
 
 
 def render(settings: Settings) -> str:
@@ -95,9 +93,7 @@ def stages_of(settings: Settings) -> Iterator[Stage]:
                 yield _model(settings, peers)
             trained |= {*peers}
         elif node.name in settings.lineage.stored:
-            yield _signal(settings, node)
-            if node.name in settings.lineage.recalibrated:
-                yield _calibrate(settings, node.name)
+            yield from signal_stages(settings, node.name)
     yield from measuring_stages(settings)
     yield _report(settings)
 
@@ -177,40 +173,6 @@ def _model_reads(settings: Settings, name: str) -> tuple[list[str], list[str], l
     if model.learn is not None:
         params.append(f"train.{model.train}")
     return params, kinds, inputs
-
-
-def _signal(settings: Settings, node: Node) -> Stage:
-    name = node.name
-    signal = settings.signals[name]
-    inputs = [f"data/model/{of}" for of in signal.models]
-    inputs += [f"data/signal/{of}" for of in signal.signals]
-    is_asked = any(settings.models[of].init.is_served for of in signal.models)
-    examples = ["data/prepare/calibration.parquet", *map(str, learned_from(Path(), settings))]
-    return Stage(
-        f"signal-{name}",
-        f"Keep the signal “{name}” of {', '.join([*signal.models, *signal.signals])}",
-        f"python -m tasks.signal {name}",
-        [f"signals.{name}", "capture", "prompt", "runtime"],
-        code_of(["tasks.signal", type(signal).__module__], without=[] if is_asked else [ASKING]),
-        inputs + examples,
-        [f"data/signal/{name}"],
-    )
-
-
-def _calibrate(settings: Settings, name: str) -> Stage:
-    return Stage(
-        f"calibrate-{name}",
-        f"Fit the recalibrations of the signal “{name}” on the calibration split",
-        f"python -m tasks.calibrate {name}",
-        ["calibrate", f"signals.{name}", "prompt", "runtime"],
-        code_of(["tasks.calibrate", type(settings.signals[name]).__module__]),
-        [
-            f"data/signal/{name}/calibration",
-            f"data/model/{settings.lineage.read_with(name)}",  # its tokenizer
-            "data/prepare/calibration.parquet",
-        ],
-        [f"data/calibrate/{name}"],
-    )
 
 
 def _report(settings: Settings) -> Stage:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from firstkd.settings import Settings
+from firstkd.signals.base import Signal
 
 
 def prepared(root: Path, split: str) -> Path:
@@ -46,6 +47,12 @@ def signal_folder(root: Path, name: str, split: str | None = None) -> Path:
 
 def recalibration_file(root: Path, signal: str, kind: str) -> Path:
     return root / "data/calibrate" / signal / f"{kind}.json"
+
+
+def temperature_files(root: Path, signal: Signal) -> list[Path]:
+    """Return the files of the temperatures that decide what a signal is: those of its members."""
+    members = signal.signals if signal.tempers else ()
+    return [recalibration_file(root, member, "temperature") for member in members]
 
 
 def evaluation_folder(root: Path, model: str) -> Path:

@@ -26,10 +26,16 @@ from firstkd.reproducibility import deterministic
 from firstkd.settings import Settings, load_settings
 from firstkd.signals.base import CapturedSignal, CombinedSignal
 from firstkd.signals.capture import Capture, Shards
-from firstkd.signals.store import SignalStore, write_manifest, write_shard
+from firstkd.signals.store import SignalStore
 from firstkd.train.distributed import Ranks, join_ranks
 from tasks.code import code_sha256
-from tasks.layout import learned_from, model_folder, prepared, signal_folder
+from tasks.layout import (
+    learned_from,
+    model_folder,
+    prepared,
+    signal_folder,
+    temperature_files,
+)
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -46,6 +52,8 @@ def main(root: Path, name: str) -> None:
     partial = partial_folder(root, name, [identity, settings.capture.model_dump()], ranks)
     if isinstance(signal, CombinedSignal):
         if ranks.is_first:
+            from tasks.combine import combine
+
             for split in files_of(root, settings):
                 combine(root, signal, split, partial / split, identity)
     elif not isinstance(signal, CapturedSignal) or signal.live:
@@ -97,17 +105,6 @@ def capture(
             run.finish(partial / split, identity)
 
 
-def combine(
-    root: Path, signal: CombinedSignal, split: str, folder: Path, identity: dict[str, Any]
-) -> None:
-    """Compute the signal of a split from the stores of others."""
-    folder.mkdir(parents=True, exist_ok=True)
-    members = [signal_folder(root, member, split) for member in signal.signals]
-    keys, layout = SignalStore(members[0]).keys.tolist(), signal.layout(0)
-    write_shard(folder, 0, layout, signal.combine(members), keys)
-    write_manifest(folder, layout, signal.kind, identity)
-
-
 def files_of(root: Path, settings: Settings) -> dict[str, list[Path]]:
     """Return the files of examples that each split of a signal is about."""
     return {
@@ -121,6 +118,7 @@ def identity_of(root: Path, settings: Settings, name: str) -> dict[str, Any]:
     signal = settings.signals[name]
     inputs = [model_folder(root, of) for of in signal.models]
     inputs += [signal_folder(root, of) for of in signal.signals]
+    inputs += temperature_files(root, signal)
     inputs += [file for files in files_of(root, settings).values() for file in files]
     return {
         "signal": signal.model_dump(),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from firstkd.models.settings import ModelSettings
     from firstkd.models.view import View
+    from firstkd.recalibration.base import Recalibration
     from firstkd.signals.asked import AskedTeacher
     from firstkd.signals.columns import Layout
     from firstkd.signals.knowledge import Knowledge
@@ -51,6 +52,11 @@ class Signal(Section):
     def signals(self) -> tuple[str, ...]:
         """Names of the signals that it is combined from."""
         return ()
+
+    @property
+    def tempers(self) -> bool:
+        """Whether the signals that it is combined from are first brought to their temperatures."""
+        return False
 
     @property
     def is_live(self) -> bool:
@@ -160,10 +166,13 @@ class CapturedSignal(LiveSignal):
 class CombinedSignal(Signal):
     """A signal that is computed from the stores of others."""
 
-    def combine(self, members: "Sequence[Path]") -> "Records":
+    def combine(
+        self, members: "Sequence[Path]", temperatures: "Sequence[Recalibration]" = ()
+    ) -> "Records":
         """Return the records of the examples that the stores of the members hold, in order.
 
-        Raises ArtifactError unless all hold the same examples in the same order.
+        `temperatures` are the members', if it `tempers`. Raises ArtifactError unless all stores
+        hold the same examples in the same order.
         """
         import torch
 
@@ -175,8 +184,16 @@ class CombinedSignal(Signal):
                 raise ArtifactError(
                     f"{store.folder} holds other examples than {first.folder}; run its stage again"
                 )
-        return self.combined(stores)
+        records = [store.whole() for store in stores]
+        if self.tempers:
+            pairs = zip(records, temperatures, strict=True)
+            records = [self.tempered(*pair) for pair in pairs]
+        return self.combined(first.keys, records)
 
-    def combined(self, stores: "Sequence[SignalStore]") -> "Records":
-        """Return what the stores, which are of the same examples, come to."""
+    def tempered(self, records: "Records", temperature: "Recalibration") -> "Records":
+        """Return a member's records at its own temperature."""
+        raise NotImplementedError
+
+    def combined(self, keys: "Tensor", members: "Sequence[Records]") -> "Records":
+        """Return what the members' records of the examples with these keys come to."""
         raise NotImplementedError

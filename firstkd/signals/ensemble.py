@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from firstkd.signals.knowledge import Knowledge
-    from firstkd.signals.store import Records, SignalStore
+    from firstkd.signals.store import Records
 
 
 class Ensemble(CombinedChoices):
@@ -26,16 +26,15 @@ class Ensemble(CombinedChoices):
     kind: Literal["ensemble"]
     decides: ClassVar[str] = "members' choice"
 
-    def combined(self, stores: "Sequence[SignalStore]") -> "Records":
+    def combined(self, keys: "Tensor", members: "Sequence[Records]") -> "Records":
         import torch
 
         from firstkd.signals.store import Records
 
-        whole = [store.whole() for store in stores]
-        counts = whole[0].counts
-        parts_MR = torch.stack([found.columns["logprob"] for found in whole])
+        counts = members[0].counts
+        parts_MR = torch.stack([found.columns["logprob"] for found in members])
         by_example = [part.flatten() for part in parts_MR.split(counts.tolist(), dim=1)]
-        return Records({"logprob": torch.cat(by_example)}, counts * len(stores))
+        return Records({"logprob": torch.cat(by_example)}, counts * len(members))
 
     def decisions(self, records: "Records", facts: Facts) -> "Knowledge":
         """Return one decision per member of each question that has choices."""

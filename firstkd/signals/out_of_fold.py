@@ -14,8 +14,10 @@ from firstkd.signals.base import Signal
 from firstkd.signals.choices import CombinedChoices
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from firstkd.models.settings import ModelSettings
-    from firstkd.signals.store import Records, SignalStore
+    from firstkd.signals.store import Records
 
 
 class OutOfFold(CombinedChoices):
@@ -38,14 +40,13 @@ class OutOfFold(CombinedChoices):
                     )
         return None
 
-    def combined(self, stores: "Sequence[SignalStore]") -> "Records":
+    def combined(self, keys: "Tensor", members: "Sequence[Records]") -> "Records":
         import torch
 
         from firstkd.signals.store import Records
 
-        fold_E = torch.tensor([fold_of(key, len(stores)) for key in stores[0].keys.tolist()])
-        whole = [store.whole() for store in stores]
-        counts = whole[0].counts
+        fold_E = torch.tensor([fold_of(key, len(members)) for key in keys.tolist()])
+        counts = members[0].counts
         fold_R = fold_E.repeat_interleave(counts)
-        parts = torch.stack([found.columns["logprob"] for found in whole])
+        parts = torch.stack([found.columns["logprob"] for found in members])
         return Records({"logprob": parts[fold_R, torch.arange(len(fold_R))]}, counts)

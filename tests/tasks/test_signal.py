@@ -13,12 +13,12 @@ from ruamel.yaml import YAML
 
 from firstkd.data.examples import example_key, read_examples
 from firstkd.errors import ConfigError
-from firstkd.files import read_json, sha256_of
+from firstkd.files import read_json, sha256_of, write_json
 from firstkd.settings import load_settings
 from firstkd.signals.store import SignalStore
 from tasks import prepare
 from tasks import signal as stage
-from tasks.graph import write_graph
+from tasks.graph import stages_of, write_graph
 from tests.tiny import REPOSITORY, write_tiny_model, write_tiny_params, write_tiny_questions
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -42,6 +42,7 @@ def write_params(root: Path, processes: int = 1) -> None:
     params["capture"].update({"shard_examples": 2, "micro_batch_size": 2})
     params["signals"]["others"] = {"kind": "choices", "of": "start"}
     params["signals"]["pooled"] = {"kind": "mean", "of": ["choices", "others"]}
+    params["signals"]["weighted"] = {**params["signals"]["pooled"], "weights": "confidence"}
     params["machine"]["processes"] = processes
     yaml.dump(params, root / "params.yaml")
     write_graph(root, load_settings(root / "params.yaml"))
@@ -148,6 +149,31 @@ def test_pooled_signals_are_the_mean_of_their_members(inputs, undisturbed):
     found = pooled.whole().columns["logprob"].exp()
     torch.testing.assert_close(found, (members[0] + members[1]) / 2)
     assert not torch.allclose(members[0], members[1])
+
+
+def test_signals_weighted_by_confidence_depend_on_their_members_temperatures(inputs, undisturbed):
+    temperatures = {"choices": 0.5, "others": 4.0}
+    for name, temperature in temperatures.items():
+        if not (inputs / "data/signal" / name).exists():
+            run(inputs, name)
+        fitted = {"kind": "temperature", "temperature": temperature}
+        write_json(inputs / f"data/calibrate/{name}/temperature.json", fitted)
+    stage.main(inputs, "weighted")
+    settings = load_settings(inputs / "params.yaml")
+    stages = {each.name: each for each in stages_of(settings)}
+    for name in temperatures:
+        assert f"data/calibrate/{name}/temperature.json" in stages["signal-weighted"].inputs
+        assert f"data/calibrate/{name}/temperature.json" not in stages["signal-pooled"].inputs
+    sure, flat = (
+        SignalStore(inputs / f"data/signal/{name}/train").whole().columns["logprob"]
+        for name in temperatures
+    )
+    found = SignalStore(inputs / "data/signal/weighted/train").whole()
+    (first, *_) = found.counts.tolist()
+    sure, flat = (sure[:first] / 0.5).softmax(-1), (flat[:first] / 4).softmax(-1)
+    weights = [torch.distributions.Categorical(each).entropy().neg().exp() for each in (sure, flat)]
+    expected = (weights[0] * sure + weights[1] * flat) / sum(weights)
+    torch.testing.assert_close(found.columns["logprob"][:first].exp(), expected)
 
 
 def test_a_name_that_is_not_there_is_refused(project):
