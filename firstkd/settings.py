@@ -101,6 +101,11 @@ class Settings(Section):
                     "to export; add it to evaluate.models or choose one of them: "
                     f"{listed(set(self.measured_models))}"
                 )
+            if self.models[export.of].init.is_served:
+                raise ValueError(
+                    f"exports.{name}.of: {export.of!r} is behind a server: there is nothing to "
+                    "export"
+                )
         return self
 
     @model_validator(mode="after")
@@ -143,11 +148,6 @@ class Settings(Section):
                 raise ValueError(
                     f"evaluate.models.{place}: {name!r} is not among models, exports or "
                     f"evaluate.ensembles; allowed: {listed(known)}"
-                )
-            if name in self.models and self.models[name].init.is_served:
-                raise ValueError(
-                    f"evaluate.models.{place}: {name!r} is behind a server, and only signals can "
-                    "be read of it; leave it out"
                 )
         student = self.record.student
         if student not in self.measured_models:

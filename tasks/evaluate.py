@@ -36,6 +36,11 @@ def main(root: Path, model: str) -> None:
         names = ", ".join(settings.measured_models)
         raise ConfigError(f"{model!r} is not a model of evaluate.models; there are {names}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
+    if settings.models[model].init.is_served:
+        from tasks.evaluate_served import evaluate_served
+
+        evaluate_served(root, settings, model)
+        return
     folder, prepared = model_folder(root, model), root / "data/prepare"
     subject = Subject.load(model, folder, settings.prompt, settings.evaluate)
     writing = Writing.fit(subject, prepared / "calibration.parquet", settings)

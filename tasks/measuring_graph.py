@@ -8,11 +8,13 @@ from tasks.dvc_stage import EVALUATE_PARAMS, Stage
 
 PASSES = ["evaluate.micro_batch_size", "evaluate.micro_batch_tokens"]
 """Settings of forward passes."""
+ASKING = "tasks.evaluate_served"
+"""What only the stages depend on that measure models behind a server."""
 
 
 def measuring_stages(settings: Settings) -> Iterator[Stage]:
     for name in settings.measured_models:
-        yield _evaluate(name)
+        yield _evaluate(name, settings.models[name].init.is_served)
     for name in settings.measured_ensembles:
         yield _evaluate_ensemble(name, settings.evaluate.ensembles[name])
     for name in settings.exports:
@@ -21,13 +23,13 @@ def measuring_stages(settings: Settings) -> Iterator[Stage]:
         yield _evaluate_export(name)
 
 
-def _evaluate(name: str) -> Stage:
+def _evaluate(name: str, is_served: bool) -> Stage:
     return Stage(
         f"evaluate-{name}",
         f"Measure the model “{name}” on the test sets, and fit its own temperature",
         f"python -m tasks.evaluate {name}",
         [*EVALUATE_PARAMS, *PASSES, "evaluate.open_text"],
-        code_of(["tasks.evaluate"]),
+        code_of(["tasks.evaluate"], without=[] if is_served else [ASKING]),
         ["data/prepare", f"data/model/{name}"],
         [f"data/evaluate/{name}"],
     )

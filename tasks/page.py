@@ -68,8 +68,10 @@ def signed(number: float, digits: int) -> str:
     return f"{rounded:+.{digits}f}".replace("-", "−")
 
 
-def size(number: float, unit: str) -> str:
-    """Return a number of things with four digits at most: 134.5 M, 269.1 MB."""
+def size(number: float | None, unit: str) -> str:
+    """Return a number of things with four digits at most: 134.5 M, 269.1 MB; – if it is unknown."""
+    if number is None:
+        return "–"
     for power, prefix in ((9, "G"), (6, "M"), (3, "k")):
         if number >= 10**power:
             return f"{number / 10**power:.4g} {prefix}{unit}"

@@ -9,10 +9,7 @@ It starts itself as several processes if machine.processes asks for them. What a
 has captured lies in data/.signal/, from which the next run goes on.
 """
 
-import hashlib
-import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from firstkd.signals.base import CapturedSignal, CombinedSignal
 from firstkd.signals.capture import Capture, Shards
 from firstkd.signals.store import SignalStore
 from firstkd.train.distributed import Ranks, join_ranks
-from tasks.code import code_sha256
 from tasks.layout import (
     learned_from,
     model_folder,
@@ -36,6 +32,7 @@ from tasks.layout import (
     signal_folder,
     temperature_files,
 )
+from tasks.partial import partial_folder
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -49,7 +46,8 @@ def main(root: Path, name: str) -> None:
     ranks, signal = join_ranks(), settings.signals[name]
     # a large teacher takes long to hash: one process does it for all
     identity = ranks.from_first(lambda: identity_of(root, settings, name))
-    partial = partial_folder(root, name, [identity, settings.capture.model_dump()], ranks)
+    made_from = [identity, settings.capture.model_dump()]
+    partial = partial_folder(root / "data/.signal", name, made_from, ranks)
     if isinstance(signal, CombinedSignal):
         if ranks.is_first:
             from tasks.combine import combine
@@ -126,21 +124,6 @@ def identity_of(root: Path, settings: Settings, name: str) -> dict[str, Any]:
         "prompt": settings.prompt.model_dump(),
         "precision": precision_here(settings.capture.precision),
     }
-
-
-def partial_folder(root: Path, name: str, made_from: Any, ranks: Ranks) -> Path:
-    """Return the folder of what was captured so far of exactly this, and drop all other."""
-    text = json.dumps([made_from, code_sha256()], sort_keys=True)
-    folder = root / "data/.signal" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    if ranks.is_first and folder.parent.exists():
-        for stale in set(folder.parent.glob(f"{name}-*")) - {folder}:
-            shutil.rmtree(stale)
-        for half_written in folder.rglob(".*"):  # by us or by safetensors
-            half_written.unlink()
-    ranks.barrier()
-    if folder.exists():
-        log.info("going on from the shards that an interrupted run has left")
-    return folder
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import argparse
 import atexit
 import gc
-import json
 import logging
 import os
 import resource
@@ -18,6 +17,7 @@ from firstkd.files import disk_refusal, write_json
 from firstkd.settings import load_settings
 from firstkd.train.distributed import present_ranks
 from firstkd.train.launch import end_with_parent, is_rank, launch, needs_launch, tell
+from tasks.costs import asking_cost, training_cost
 from tasks.graph import check_graph
 from tasks.layout import log_folder
 
@@ -99,15 +99,6 @@ def _write_cost(logs: Path, seconds: float) -> None:
         "seconds": round(seconds, 3),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         **training_cost(logs / "curve.jsonl"),
+        **asking_cost(logs),
     }
     write_json(logs / "cost.json", cost)
-
-
-def training_cost(live_curve: Path) -> dict[str, float]:
-    """Return the tokens a training stage saw, and how many a second; nothing for other stages."""
-    if not live_curve.exists():
-        return {}
-    points = [json.loads(line) for line in live_curve.read_text(encoding="utf-8").splitlines()]
-    tokens = sum(point["step_tokens"] for point in points)
-    seconds = sum(point["step_tokens"] / point["tokens_per_second"] for point in points)
-    return {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}

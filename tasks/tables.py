@@ -42,10 +42,15 @@ def rows(test_set: str, measured: Mapping[str, Any], columns: Sequence[Column]) 
             values = [column.of(metrics["sets"][test_set]) for column in columns]
             row = [(name, ""), *(cell(value, ".3f", ".2f") for value in values)]
             if columns is CORRECTNESS:
-                size = f"{metrics['parameters'] / 1e6:.1f} M", f"{metrics['bytes'] / 1e6:.0f} MB"
-                row.append(size)
+                row.append(size(metrics))
             found.append(row)
     return found
+
+
+def size(metrics: Mapping[str, Any]) -> Cell:
+    if metrics["parameters"] is None:
+        return "behind a server", ""
+    return f"{metrics['parameters'] / 1e6:.1f} M", f"{metrics['bytes'] / 1e6:.0f} MB"
 
 
 def cell(found: Mapping[str, float], style: str, detail: str) -> Cell:

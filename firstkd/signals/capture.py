@@ -134,11 +134,12 @@ class AskedCapture(Shards):
         questions: Sequence[Question],
         folder: Path,
         after_shard: Callable[[], None],
+        title: str = "",
     ) -> None:
         """Write the shards of `folder`, each once: what was interrupted goes on."""
         shards = self.missing(folder, len(questions))
         total = sum(len(questions[part]) for _, part in shards)
-        title = f"ask {folder.name}"
+        title = title or f"ask {folder.name}"
         with tqdm(total=total, desc=title, unit="question", disable=not total) as progress:
             for number, part in shards:
                 records = self.signal.ask(teacher, examples[part], questions[part])

@@ -91,9 +91,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"models.served": {"init": SERVED}, "models.start.init.of": "served"},
         r"models.start.init.of: 'served' is behind a server, and no other model can be made of it",
     ),
-    "a measured server": (
-        {"models.served": {"init": SERVED}, "evaluate.models": ["first", "served"]},
-        r"evaluate.models.1: 'served' is behind a server, and only signals can be read of it",
+    "an export of a server": (
+        {
+            "models.served": {"init": SERVED},
+            "evaluate.models": ["first", "served"],
+            "exports": {
+                "llama": {"kind": "gguf", "of": "served", "weights": "f16", "license": "MIT"}
+            },
+        },
+        r"exports.llama.of: 'served' is behind a server: there is nothing to export",
     ),
     "a server's tokenizer that is not there": (
         {"models.served": {"init": {**SERVED, "tokenizer": "other"}}},

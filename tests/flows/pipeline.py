@@ -45,7 +45,12 @@ def train(out: Path, stage: str, epochs: int) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     (logs / "curve.jsonl").write_text(curve)
     (logs / "cost.json").write_text(
-        json.dumps({"seconds": 12.5, "peak_memory_bytes": 10**9, "tokens_per_second": 400})
+        json.dumps(
+            {
+                **{"seconds": 12.5, "peak_memory_bytes": 10**9, "tokens_per_second": 400},
+                **{"prompt_tokens": 1200, "response_tokens": 30, "cost": 0.25},
+            }
+        )
     )
     print(f"INFO {stage}: trained", file=sys.stderr)
     sys.stderr.write("\r 50%|#\r100%|##\n")

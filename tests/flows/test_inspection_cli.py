@@ -89,6 +89,7 @@ def test_report_adds_cost_and_lineage_outside_of_what_dvc_tracks(project: Worksp
     assert done.returncode == 0, done.stderr
     page = Path(done.stdout.strip()).read_text()
     assert "12.5" in page and project.lock_digest() in page
+    assert "1,200 + 30" in page and "0.25" in page
     with sqlite3.connect(project.root / "mlflow/mlflow.db") as database:
         [(run,)] = database.execute("SELECT run_uuid FROM tags WHERE key = 'dvc_lock_sha256'")
     assert run in page

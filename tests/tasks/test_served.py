@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from ruamel.yaml import YAML
@@ -22,13 +23,16 @@ from firstkd.errors import ArtifactError, ConfigError, SourceError, UnreachableE
 from firstkd.files import read_json, read_json_lines, sha256_of
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.init.server import ServerInit
+from firstkd.models.scoring import score_questions
 from firstkd.openai.teacher import ServedModel
 from firstkd.settings import load_settings
 from firstkd.signals.asked import AskedTeacher
 from firstkd.signals.store import SignalStore
-from tasks import model, prepare
+from tasks import evaluate, model, prepare
 from tasks import signal as stage
+from tasks.costs import asking_cost
 from tasks.graph import write_graph
+from tasks.tables import markdown_table
 from tests.firstkd.signals.stores import CHOICES, TOKENS, capture_into
 from tests.openai_server import EVERYTHING, NAME, OpenAIServer, answering
 from tests.tasks.test_signal import ENVIRONMENT
@@ -247,6 +251,43 @@ def test_the_key_is_sent_and_written_nowhere(project, server, monkeypatch, caplo
     assert KEY not in caplog.text
     for path in root.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+def test_it_is_measured_as_it_would_be_here(project, server, teacher, caplog):
+    caplog.set_level(logging.INFO)
+    with answering(server):
+        root = project(price={"prompt": 2.0, "response": 6.0})
+        settings = YAML(typ="safe").load(root / "params.yaml")
+        settings["evaluate"]["models"] = ["teacher", "first"]
+        YAML().dump(settings, root / "params.yaml")
+        model.main(root, "teacher")
+        server.asked, server.refused_behind = [], 15
+        with pytest.raises(UnreachableError):
+            evaluate.main(root, "teacher")
+        answered, server.refused_behind = len(server.asked), None
+        port = int(server.url.rsplit(":", 1)[1].partition("/")[0])
+    with answering(server, port):
+        evaluate.main(root, "teacher")
+    assert not list((root / "data/.evaluate").iterdir())
+    files = [root / f"data/prepare/{name}.parquet" for name in ("calibration", "test")]
+    files += root.glob("data/prepare/ood_*.parquet")
+    counts = [len(read_examples(file)) for file in files]
+    # eight questions a file were kept, and what the server gives was asked once more
+    assert len(server.asked) - answered <= sum(counts) - 8 + 2
+    found = pq.read_table(root / "data/evaluate/teacher/predictions.parquet").to_pylist()
+    found = torch.tensor([row["scores"] for row in found if row["set"] == "test"])
+    asked = encode(read_examples(files[1]), load_tokenizer(teacher), CLOZE)
+    expected = score_questions(load_model(teacher, "fp32"), asked, 8).log_softmax(-1)
+    torch.testing.assert_close(found.log_softmax(-1).float(), expected, rtol=0, atol=1e-5)
+    measured = read_json(root / "data/evaluate/teacher/metrics.json")
+    table = markdown_table({"teacher": measured})
+    assert "| teacher |" in table and "behind a server" in table
+    cost = asking_cost(root / "logs/evaluate-teacher")
+    assert sum(counts) <= cost["requests"] <= sum(counts) + 6
+    assert cost["cost"] == pytest.approx(
+        (2 * cost["prompt_tokens"] + 6 * cost["response_tokens"]) / 1e6
+    )
+    assert f"{cost['prompt_tokens']:,} tokens of prompts" in caplog.text
 
 
 REFUSED: dict[str, tuple[dict[str, Any], frozenset[str], type[Exception], str]] = {

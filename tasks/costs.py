@@ -1,0 +1,31 @@
+"""What a stage cost beside its time, from its logs."""
+
+import json
+from pathlib import Path
+
+from firstkd.files import read_json_lines
+
+USAGE = "usage.jsonl"
+"""In a stage's logs, a line for each shard that was asked of a server."""
+
+
+def training_cost(live_curve: Path) -> dict[str, float]:
+    """Return the tokens a training stage saw, and how many a second; nothing for other stages."""
+    if not live_curve.exists():
+        return {}
+    points = [json.loads(line) for line in live_curve.read_text(encoding="utf-8").splitlines()]
+    tokens = sum(point["step_tokens"] for point in points)
+    seconds = sum(point["step_tokens"] / point["tokens_per_second"] for point in points)
+    return {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}
+
+
+def asking_cost(logs: Path) -> dict[str, float]:
+    """Return requests, retries, tokens and cost of all that the stage last asked a server for.
+
+    Nothing for stages that ask none.
+    """
+    if not (logs / USAGE).exists():
+        return {}
+    lines = read_json_lines(logs / USAGE)
+    counted = [line for line in lines if line["of"] == lines[-1]["of"]]
+    return {key: sum(line[key] for line in counted) for key in lines[-1] if key != "of"}

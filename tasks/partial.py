@@ -1,0 +1,28 @@
+"""Where what was captured or asked so far waits, until all of it is there."""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from firstkd.train.distributed import Ranks
+from tasks.code import code_sha256
+
+log = logging.getLogger(__name__)
+
+
+def partial_folder(place: Path, name: str, made_from: Any, ranks: Ranks) -> Path:
+    """Return the folder in `place` of what there is so far of exactly this, and drop all other."""
+    text = json.dumps([made_from, code_sha256()], sort_keys=True)
+    folder = place / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if ranks.is_first and place.exists():
+        for stale in set(place.glob(f"{name}-*")) - {folder}:
+            shutil.rmtree(stale)
+        for half_written in folder.rglob(".*"):  # by us or by safetensors
+            half_written.unlink()
+    ranks.barrier()
+    if folder.exists():
+        log.info("going on from the shards that an interrupted run has left")
+    return folder

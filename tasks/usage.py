@@ -1,0 +1,42 @@
+"""What is asked of a server, counted shard by shard in the logs of a stage."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from firstkd.models.init.server import ServerInit
+from firstkd.openai.teacher import ServedModel, Usage
+from tasks.costs import USAGE, asking_cost
+
+
+class UsageLog:
+    """What a stage has asked for, in this run and in those that were interrupted."""
+
+    def __init__(self, logs: Path, of: str, init: ServerInit) -> None:
+        """`of` names exactly what is asked for: when that changes, counting starts again."""
+        self._logs, self._of, self._price = logs, of, init.price
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def adding(self, served: ServedModel) -> Callable[[], None]:
+        """Return what adds to the log all that was asked since it was last called."""
+
+        def add() -> None:
+            line: dict[str, str | float] = {"of": self._of, **vars(served.usage)}
+            if self._price is not None:
+                prompt, response = served.usage.prompt_tokens, served.usage.response_tokens
+                cost = self._price.prompt * prompt + self._price.response * response
+                line["cost"] = cost / 1e6
+            served.usage = Usage()
+            with (self._logs / USAGE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+        return add
+
+    def in_words(self) -> str:
+        total = asking_cost(self._logs)
+        words = (
+            f"{total['requests']:,} requests and {total['retries']:,} retries, "
+            f"{total['prompt_tokens']:,} tokens of prompts and {total['response_tokens']:,} of "
+            "responses"
+        )
+        return f"{words}, which cost {total['cost']:,.2f}" if "cost" in total else words
