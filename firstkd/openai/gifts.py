@@ -13,7 +13,7 @@ from firstkd.openai.teacher import ServedModel
 SERVER = "server.json"
 """In the folder of a model behind a server: what it is and gives."""
 QUESTION = "Where does a fox live?\nA. in a den\nB. in a hive\nAnswer with the letter of an option."
-TEXT = "A fox lives in a den. Bees (12,075 of them) don't; where would you look?"
+TEXT = "A fox lives in a den."
 UNKNOWN = (400, 404, 422, 501)
 """Statuses of servers that do not know the interface, or a setting of it."""
 
