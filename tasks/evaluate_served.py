@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from firstkd.data.examples import Example, example_key
 from firstkd.data.prompts import encode
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 def evaluate_served(root: Path, settings: Settings, name: str) -> None:
     """Raises as `opened` does, and DataValidationError as `write_evaluation` does."""
-    made_from = [sha256_of(model_folder(root, name)), settings.prompt.model_dump()]
+    made_from: list[Any] = [sha256_of(model_folder(root, name)), settings.prompt.model_dump()]
     made_from += [settings.capture.shard_examples]
     partial = partial_folder(root / "data/.evaluate", name, made_from, Ranks())
     with opened(root, settings, name, 1) as teacher:
@@ -42,7 +43,7 @@ def evaluate_served(root: Path, settings: Settings, name: str) -> None:
         run = AskedCapture(signal, teacher.vocabulary_size, settings.capture, Ranks())
         after_shard = usage.adding(teacher.served)
         subject = Subject(name, settings.prompt, teacher, run, partial, after_shard)
-        unknown = {"parameters": None, "bytes": None, "open_text": {}}
+        unknown: dict[str, Any] = {"parameters": None, "bytes": None, "open_text": {}}
         write_evaluation(root, subject, None, settings, unknown)
     log.info("%s: %s", name, usage.in_words())
     shutil.rmtree(partial)
