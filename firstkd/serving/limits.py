@@ -61,6 +61,9 @@ class Guard:
         async def noted(message: Message) -> None:
             nonlocal begun
             begun = True
+            if message["type"] == "http.response.start" and scope["app"].state.stopping:
+                # or the client asks again on a connection that is about to be closed
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
         try:

@@ -261,7 +261,7 @@ def test_what_comes_to_a_stopping_server_is_refused_with_a_status(champion, monk
         replies = pool.submit(once_it_stops)
         server.close()
         *refused, answered = replies.result()
-    assert answered.startswith(b"HTTP/1.1 200 ")
+    assert answered.startswith(b"HTTP/1.1 200 ") and b"connection: close" in answered.lower()
     for reply in refused:
         assert reply.startswith(b"HTTP/1.1 503 ") and b"retry-after: 5" in reply.lower()
         assert b"connection: close" in reply.lower()
