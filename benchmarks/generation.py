@@ -1,0 +1,131 @@
+"""How fast answers are written, over transformers' own `generate` with its KV cache.
+
+A random model of SmolLM2-135M's shape in float32 continues prompts of uneven length. Theirs are
+left-padded in the order in which they come, ours are batched by length; both in batches of as many.
+
+- `greedy`, `drawn`: tokens a second of `decode` over those of `generate`.
+- `answered`: likewise of greedy decoding with the pass that gives the probability of each token of
+  the answers, which `evaluate` needs for its confidence, over `generate` without one.
+
+In processor time of one thread, the fastest of some rounds in turns, so that other work on the
+machine plays little part. Raises AssertionError unless both write the same. Prints one JSON line.
+
+Run as  python -m benchmarks.generation [--layers 30] [--prompts 32] [--tokens 48] [--rounds 3]
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from benchmarks.models import random_model
+from firstkd.data.prompts import Question
+from firstkd.models.scoring import score_tokens
+from firstkd.open_text.decoding import Draw, decode
+
+BATCH = 16
+BATCH_TOKENS = 8192
+SHORTEST, LONGEST = 20, 200
+STOP = 0
+
+Ids = Sequence[int]
+
+
+def prompts_of(count: int) -> list[list[int]]:
+    generator = random.Random(0)
+    lengths = [generator.randint(SHORTEST, LONGEST) for _ in range(count)]
+    return [[generator.randint(1, 49_151) for _ in range(length)] for length in lengths]
+
+
+def theirs(model: Any, prompts: Sequence[Ids], tokens: int, temperature: float) -> list[list[int]]:
+    settings = GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=temperature > 0,
+        temperature=temperature or None,
+        top_k=0 if temperature else None,
+        eos_token_id=STOP,
+        pad_token_id=STOP,
+    )
+    found = []
+    for start in range(0, len(prompts), BATCH):
+        batch = prompts[start : start + BATCH]
+        length = max(map(len, batch))
+        ids_BL = torch.tensor([[STOP] * (length - len(ids)) + [*ids] for ids in batch])
+        mask_BL = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in batch])
+        with torch.inference_mode():
+            written = model.generate(ids_BL, attention_mask=mask_BL, generation_config=settings)
+        found += [_ended(row) for row in written[:, length:].tolist()]
+    return found
+
+
+def _ended(ids: list[int]) -> list[int]:
+    return ids[: ids.index(STOP) + 1] if STOP in ids else ids
+
+
+def ours(model: Any, prompts: Sequence[Ids], tokens: int, temperature: float) -> list[list[int]]:
+    draws = [Draw(prompt, temperature, 0, seed=0) for prompt in prompts]
+    return decode(model, draws, {STOP}, tokens, BATCH, BATCH_TOKENS)
+
+
+def answered(model: Any, prompts: Sequence[Ids], tokens: int) -> list[list[int]]:
+    written = ours(model, prompts, tokens, 0)
+    questions = [
+        Question(id="", prompt=[*prompt], responses=[ids], gold=0)
+        for prompt, ids in zip(prompts, written, strict=True)
+    ]
+    score_tokens(model, questions, BATCH, batch_tokens=BATCH_TOKENS)
+    return written
+
+
+def speed(write: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
+    """Return tokens a second of processor time, and what was written."""
+    started = time.process_time()
+    written = write()
+    return sum(map(len, written)) / (time.process_time() - started), written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generation")
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = random_model(given.layers).float().eval()
+    model.set_attn_implementation("sdpa")
+    prompts, tokens = prompts_of(given.prompts), given.tokens
+    ways: dict[str, Callable[[], list[list[int]]]] = {
+        "generate": lambda: theirs(model, prompts, tokens, 0),
+        "greedy": lambda: ours(model, prompts, tokens, 0),
+        "answered": lambda: answered(model, prompts, tokens),
+        "generate, drawn": lambda: theirs(model, prompts, tokens, 1.0),
+        "drawn": lambda: ours(model, prompts, tokens, 1.0),
+    }
+    fastest = dict.fromkeys(ways, 0.0)
+    for _ in range(given.rounds):
+        written = {}
+        for name, way in ways.items():
+            found, written[name] = speed(way)
+            fastest[name] = max(fastest[name], found)
+        assert written["greedy"] == written["generate"]
+    line = {
+        "benchmark": "generation",
+        "layers": given.layers,
+        "prompts": given.prompts,
+        "tokens_per_second": {name: round(found, 1) for name, found in fastest.items()},
+        "greedy": round(fastest["greedy"] / fastest["generate"], 3),
+        "answered": round(fastest["answered"] / fastest["generate"], 3),
+        "drawn": round(fastest["drawn"] / fastest["generate, drawn"], 3),
+    }
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
