@@ -6,7 +6,9 @@ on the machine lengthen less than the time on the clock; memory is what the proc
 imports. Probabilities, at T, are compared with those of the weights in float32. Prints one JSON
 line.
 
-Run as  python -m benchmarks.edge data/model/first data/prepare/test.parquet 2.8  (the model's T)
+Run as  python -m benchmarks.edge data/model/first data/prepare/test.parquet 2.8
+
+where 2.8 is the model's T.
 """
 
 import json

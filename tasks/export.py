@@ -43,7 +43,9 @@ def main(root: Path, name: str) -> None:
     source, evaluation = model_folder(root, export.of), evaluation_folder(root, export.of)
     measured = read_json(evaluation / "metrics.json")
     model, tokenizer = load_model(source, "fp32").cpu().eval(), load_tokenizer(source)
-    facts = facts_of(model, tokenizer, measured, read_json(evaluation / "calibration.json"))
+    calibration = read_json(evaluation / "calibration.json")
+    with about(f"exports.{name}"):
+        facts = facts_of(model, tokenizer, measured, calibration)
     exported = Exported(model, tokenizer, json.dumps(facts, sort_keys=True))
     with atomic_folder(export_folder(root, name)) as folder, about(f"exports.{name}"):
         file = folder / export.file_name
@@ -62,8 +64,16 @@ def main(root: Path, name: str) -> None:
 def facts_of(
     model: Any, tokenizer: Any, measured: dict[str, Any], calibration: dict[str, Any]
 ) -> dict[str, Any]:
-    """Fold the temperature into the model if that says all; return what must travel with it."""
+    """Fold the temperature into the model if that says all; return what must travel with it.
+
+    Raises ConfigError for a model that was measured on open text alone.
+    """
     temperature = calibration["temperature"]
+    if temperature is None:
+        raise ConfigError(
+            "the model has no temperature, since the calibration split has no questions with "
+            "choices; add such questions to fetch.datasets, or remove the export"
+        )
     # scores of several tokens are means of log-probabilities, which no weight divides by T
     by_one_token = all("vocabulary" in found for found in measured["sets"].values())
     folded = by_one_token and fold_temperature(model, temperature)
