@@ -68,6 +68,8 @@ class LlamaModel:
         if threads:
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         self.server = xllamacpp.Server(params)
+        # a server that is dropped before its loop has begun waits for ever: await a first answer
+        self.server.handle_completions({"prompt": [0], "n_predict": 1})
 
     def logprobs(self, prompt: Ids, responses: Sequence[Ids]) -> list[list[float]]:
         """Score every token of the responses; the prompt before them is computed once."""
