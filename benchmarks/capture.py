@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.models import CAPTURE
+from benchmarks.models import CAPTURE, PRECISION
 from firstkd.data.examples import read_examples
 from firstkd.data.packing import batches_by_length, pack
 from firstkd.data.prompts import Question, encode
@@ -151,7 +151,7 @@ def peak_memory(task: str) -> float:
 
 
 def measure_memory(task: str) -> None:
-    model = load_model(ROOT / "data/model/base", "bf16").eval()
+    model = load_model(ROOT / "data/model/base").eval()
     questions = [question.gold_only() for question in real_questions()]
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
     before = memory_mb("VmRSS")
@@ -169,7 +169,7 @@ def memory_mb(name: str) -> float:
 
 def main() -> None:
     torch.set_num_threads(load_settings(ROOT / "params.yaml").runtime.threads)
-    model = load_model(ROOT / "data/model/base", "bf16").eval()
+    model = load_model(ROOT / "data/model/base").eval()
     questions = real_questions()
     short = [question.gold_only() for question in questions]
     text = [open_text(question) for question in short]
@@ -193,7 +193,7 @@ def main() -> None:
     apart = separate_scores(exact, separate(questions[:32]))
     difference = (together[together.isfinite()] - apart).abs().max()
     found["largest_score_difference"] = float(f"{difference:.1e}")
-    print(json.dumps(found))
+    print(json.dumps({"precision": PRECISION, **found}))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.models import DTYPE, PRECISION
 from firstkd.models.head import head_scores
 from firstkd.terms.divergences import sparse_kl
 
-TOKENS, HIDDEN, TOP_K = 4096, 576, 5  # hidden size and dtype of the default model
+TOKENS, HIDDEN, TOP_K = 4096, 576, 5  # hidden size of the default model
 VOCABULARIES = (49_152, 151_936)
 REPETITIONS = 3
 
@@ -31,8 +32,8 @@ REPETITIONS = 3
 def losses(vocabulary: int) -> dict[str, Callable[[], Tensor]]:
     """One function per objective, which computes it and its gradients."""
     torch.manual_seed(0)
-    hidden = torch.randn(TOKENS, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
-    weight = (torch.randn(vocabulary, HIDDEN) / HIDDEN**0.5).bfloat16().requires_grad_()
+    hidden = torch.randn(TOKENS, HIDDEN, dtype=DTYPE, requires_grad=True)
+    weight = (torch.randn(vocabulary, HIDDEN) / HIDDEN**0.5).to(DTYPE).requires_grad_()
     targets = torch.randint(vocabulary, (TOKENS,))
     top_ids = torch.stack([torch.randperm(1024)[:TOP_K] for _ in range(TOKENS)])
     top = torch.rand(TOKENS, TOP_K).softmax(-1) * 0.9
@@ -53,8 +54,8 @@ def losses(vocabulary: int) -> dict[str, Callable[[], Tensor]]:
 
     if "dense" in sys.argv or "time" in sys.argv:  # its probabilities are an input, too
         rest = 0.1 / (vocabulary - TOP_K)
-        teacher = torch.full((TOKENS, vocabulary), rest, dtype=torch.bfloat16)
-        teacher.scatter_(-1, top_ids, top.bfloat16())
+        teacher = torch.full((TOKENS, vocabulary), rest, dtype=DTYPE)
+        teacher.scatter_(-1, top_ids, top.to(DTYPE))
     return {"fused": fused, "cross_entropy": cross_entropy, "dense": dense}
 
 
@@ -101,7 +102,7 @@ def main() -> None:
             **{f"{name}_seconds": round(value, 2) for name, value in seconds.items()},
             **{f"{name}_mb": round(value) for name, value in memory.items()},
         }
-    print(json.dumps(found))
+    print(json.dumps({"precision": PRECISION, **found}))
 
 
 if __name__ == "__main__":

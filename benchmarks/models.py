@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from firstkd.models.folders import precision_here
 from firstkd.settings import load_settings
 from firstkd.terms.gold import Gold
 from firstkd.train.settings import MachineSettings, TrainingSettings
 
+PRECISION = precision_here("auto")
+DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}[PRECISION]
+"""As this machine would train: ratios of one precision say little of the other."""
 SETTINGS = TrainingSettings(
     epochs=1,
     learning_rate=1e-5,
@@ -18,7 +23,7 @@ SETTINGS = TrainingSettings(
     warmup_ratio=0.0,
     weight_decay=0.0,
     gradient_clipping=1.0,
-    precision="bf16",
+    precision="auto",
 )
 CAPTURE = load_settings(Path(__file__).parents[1] / "params.yaml").capture
 FINE_TUNING = {"gold": Gold(kind="gold")}
@@ -47,4 +52,4 @@ def _random(layers: int, heads: int) -> Any:
         num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads // 3,
         tie_word_embeddings=True, attn_implementation="eager",
     )  # fmt: skip
-    return LlamaForCausalLM(config).bfloat16()
+    return LlamaForCausalLM(config).to(DTYPE)

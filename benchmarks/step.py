@@ -26,6 +26,7 @@ from benchmarks.models import (
     CAPTURE,
     FINE_TUNING,
     MACHINE,
+    PRECISION,
     SETTINGS,
     larger_random_model,
     random_model,
@@ -156,7 +157,7 @@ def main() -> None:
             "kd_vs_trl": gkd_seconds(questions, teacher),
         }
     found = {name: seconds and round(distilling / seconds, 3) for name, seconds in others.items()}
-    print(json.dumps({**found, "kd_seconds": round(distilling, 2)}))
+    print(json.dumps({"precision": PRECISION, **found, "kd_seconds": round(distilling, 2)}))
 
 
 if __name__ == "__main__":

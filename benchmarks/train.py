@@ -1,7 +1,8 @@
 """What the training engine adds to a bare PyTorch loop, and gains over the Hugging Face Trainer.
 
 All fine-tune the same random model of the default student's shape on the same questions, of
-lengths as CommonsenseQA's, in bfloat16 with float32 master weights and fused AdamW. The bare loop
+lengths as CommonsenseQA's, in bfloat16 with float32 master weights, or in float32 where the
+machine computes in that, and fused AdamW. The bare loop
 gets the engine's own batches and loss; the Trainer pads the questions as they come, and computes
 all logits, as it usually does. Timed is the second of two epochs, in tokens without padding;
 of the engine and the bare loop, which take turns, the faster of two runs.
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.models import FINE_TUNING, MACHINE, SETTINGS, random_model
+from benchmarks.models import FINE_TUNING, MACHINE, PRECISION, SETTINGS, random_model
 from firstkd.data.packing import pack, packed_length
 from firstkd.data.prompts import Question
 from firstkd.reproducibility import deterministic
@@ -107,12 +108,12 @@ def trainer_seconds(model: Any, questions: Sequence[Question]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, num_train_epochs=2, per_device_train_batch_size=BATCH, learning_rate=1e-5,
-            bf16=True, optim="adamw_torch_fused", save_strategy="no", report_to=[],
+            bf16=PRECISION == "bf16", optim="adamw_torch_fused", save_strategy="no", report_to=[],
             logging_steps=1, disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
         trainer = Trainer(
             model.float(), arguments, padded, train_dataset=rows, callbacks=[timer]
-        )  # float32 weights, bfloat16 in the passes
+        )  # float32 weights, and PRECISION in the passes
         trainer.train()
     return timer.seconds
 
@@ -148,7 +149,7 @@ def main(layers: int, steps: int) -> None:
         "engine_vs_trainer": round(best["trainer"] / best["engine"], 3),
         "engine_tokens_per_second": round(tokens / best["engine"]),
     }
-    print(json.dumps(found))
+    print(json.dumps({"precision": PRECISION, **found}))
 
 
 if __name__ == "__main__":
