@@ -16,9 +16,14 @@ SOURCE = {"kind": "source", "source": "path:sources/other"}
 
 
 def with_params(tmp_path: Any, changes: dict[str, Any]) -> Settings:
-    """Load the shipped settings with some of their keys, given in dots, set."""
+    """Load the shipped settings, and a signal of tokens, with some keys, given in dots, set."""
     yaml = YAML()
     params = yaml.load(REPOSITORY / "params.yaml")
+    params["signals"]["tokens"] = {
+        "kind": "tokens",
+        "of": "teacher",
+        "select": {"kind": "top_k", "k": 5},
+    }
     for dotted, value in changes.items():
         *path, last = dotted.split(".")
         section = params
@@ -189,7 +194,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a term from a signal that is not there": (
         {"models.first.learn.choices.from": "choice"},
-        r"models.first.learn.choices.from: there is no 'choice' among signals; allowed: choices, t",
+        r"models.first.learn.choices.from: there is no 'choice' among signals; allowed: choices, s",
     ),
     "no signals at all": (
         {"signals": {}},
@@ -347,6 +352,7 @@ def test_sources_come_first_and_trainings_last(tmp_path):
         "models.teacher",
         "models.start",
         "signals.choices",
+        "signals.states",
         "signals.tokens",
         "signals.pooled",
         "models.sft",
