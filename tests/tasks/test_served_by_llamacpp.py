@@ -56,19 +56,22 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        initializer_range=0.5,
+        initializer_range=0.2,
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng():
         torch.manual_seed(3)
         network = LlamaForCausalLM(config)
     letters = tokenizer.convert_tokens_to_ids([*"ABCDE"])
-    with torch.no_grad():  # one dimension is the same at every token, and speaks for the letters
-        network.model.embed_tokens.weight[:, 0] = 8.0
+    with torch.no_grad():
+        # one dimension is the same at every token, and speaks for the letters
+        network.model.embed_tokens.weight[:, 0] = 4.0
         for layer in network.model.layers:
+            layer.self_attn.q_proj.weight.mul_(8)  # attention that looks closely at the question
+            layer.self_attn.o_proj.weight.mul_(2)
             layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0.0
         network.lm_head.weight[:, 0] = 0.0
-        network.lm_head.weight[letters, 0] = 2.0
+        network.lm_head.weight[letters, 0] = 6.0
     network.save_pretrained(folder)
     export = GgufExport(kind="gguf", of="teacher", weights="f16", license="MIT")
     loaded = load_model(folder, "fp32").eval()
@@ -172,8 +175,8 @@ def test_letters_are_those_of_the_same_weights_here_though_it_is_killed(
         expected = score_questions(load_model(teacher, "fp32"), questions, 8).log_softmax(-1)
         found = SignalStore(tmp_path / f"data/signal/choices/{split}").whole()
         found = found.columns["logprob"].view(-1, 4)
-        assert expected.exp().std(0).min() > 0.01  # the questions differ
-        # llama.cpp keeps weights and the cache of attention in float16
+        assert expected.std(0).min() > 0.03  # the questions differ
+        # llama.cpp keeps weights and the cache of attention in float16: 0.003 nats were seen
         torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
 
 
