@@ -213,7 +213,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"models.first.learn.choices: it compares choices, but signals.tokens is of tokens",
     ),
     "a term on tokens from choices": (
-        {"models.first.learn.tokens.from": "choices"},
+        {"models.first.learn.tokens": {"kind": "sparse_kl", "from": "choices"}},
         r"models.first.learn.tokens: it compares tokens, but signals.choices is of choices",
     ),
     "a recalibration of what is not stored": (
@@ -257,7 +257,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"signals.pooled: of: 'states' is of states; only signals of choices can be combined",
     ),
     "tails that are not kept": (
-        {"models.first.learn.tokens.recalibrate": "vocabulary_temperature"},
+        {
+            "models.first.learn.tokens": {
+                "kind": "sparse_kl",
+                "from": "tokens",
+                "recalibrate": "vocabulary_temperature",
+            }
+        },
         r"models.first.learn.tokens: recalibrate: vocabulary_temperature needs the tail's nodes; "
         r"set signals.tokens.tail_nodes to 8",
     ),
@@ -405,9 +411,9 @@ def test_three_models_may_learn_in_a_ring(tmp_path):
 
 
 def test_the_order_is_stable(tmp_path):
-    first = load_settings(REPOSITORY / "params.yaml").lineage.order
+    first = with_params(tmp_path, {}).lineage.order
     again = with_params(tmp_path, {"train.distill.epochs": 9}).lineage.order
-    assert first == again == load_settings(REPOSITORY / "params.yaml").lineage.order
+    assert first == again == with_params(tmp_path, {}).lineage.order
 
 
 def test_a_chain_of_students_is_trained_in_turn(tmp_path):
