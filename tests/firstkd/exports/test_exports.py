@@ -24,6 +24,7 @@ from firstkd.files import sha256_of, write_json
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.gguf import convert_gguf
 from firstkd.models.scoring import score_questions
+from tests.tiny import REPOSITORY
 
 PROMPT = PromptSettings(format="cloze", max_length=60)
 EXAMPLES = [
@@ -108,6 +109,23 @@ def test_a_question_is_answered_without_firstkd_and_torch(folder):
     scores = torch.tensor(student.scores(*student.encode("Where?", ["in a den", "in a hive"])))
     np.testing.assert_allclose(found["probabilities"], (scores / T).softmax(-1), atol=1e-6)
     assert found["abstain"] and found["answer"] in ("in a den", "in a hive")
+
+
+@pytest.mark.integration
+def test_a_question_is_answered_where_nothing_but_its_runtime_is_installed(folder, tmp_path):
+    """In a fresh environment, from PyPI."""
+    kinds = {kind.file_name: kind for kind in (OnnxExport, GgufExport)}
+    runtime = kinds[reader.read(folder / reader.FACTS)["file"]].runtime
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    python, constraints = tmp_path / "env/bin/python", REPOSITORY / "constraints.txt"
+    install = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints]
+    subprocess.run([*install, "numpy", "tokenizers", runtime], check=True)
+    listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True).stdout
+    assert runtime in listed and "torch" not in listed and "firstkd" not in listed
+    command = [python, "-I", folder / "answer.py", "Where?", "in a den", "in a hive"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    expected = reader.Student(folder).answer("Where?", ["in a den", "in a hive"])
+    assert json.loads(done.stdout) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_changed_or_missing_file_is_refused_by_its_hash(folder, tmp_path):
