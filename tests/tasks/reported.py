@@ -24,10 +24,18 @@ def write_project(root: Path, models: list[str], student: str) -> None:
     """Write params.yaml and data/ as the stages before the report leave them.
 
     A model of lower rank in `models` is right more often; each is over-confident. Those that the
-    shipped settings do not have learn as `first` does.
+    shipped settings do not have learn as `first` does, which learns from tokens, too.
     """
     yaml = YAML()
     params = yaml.load(REPOSITORY / "params.yaml")
+    params["signals"] = {
+        "choices": {"kind": "choices", "of": "teacher"},
+        "tokens": {"kind": "tokens", "of": "teacher", "select": {"kind": "top_k", "k": 5}},
+    }
+    params["models"]["first"]["learn"] = {
+        "choices": {"kind": "choice_kl", "from": "choices"},
+        "tokens": {"kind": "sparse_kl", "from": "tokens"},
+    }
     for name in models:
         params["models"].setdefault(name, deepcopy(params["models"]["first"]))
     params["evaluate"]["models"] = models
@@ -69,7 +77,7 @@ def _write_examples(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _write_signals(folder: Path) -> None:
-    """What tasks/signal.py describes of the signals of the shipped settings."""
+    """What tasks/signal.py describes of the signals."""
     choices = {"examples": 30, "records": 120, "bytes": 1000}
     mass = {f"top_{k}": 1 - 0.5**k for k in range(1, 6)}
     tokens = {
