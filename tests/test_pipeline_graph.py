@@ -83,6 +83,16 @@ def everything(tmp_path: Path) -> Settings:
         "train": "finetune",
         "learn": {"sparse_kl": {"from": "tokens"}},
     }
+    params["signals"]["other_tokens"] = {
+        "kind": "tokens",
+        "of": "other",
+        "select": {"kind": "top_k", "k": 5},
+    }
+    params["models"]["across"] = {
+        "init": {"kind": "copy", "of": "start"},
+        "train": "finetune",
+        "learn": {"alm": {"from": "other_tokens"}, "uld": {"from": "other_tokens"}},
+    }
     params["signals"]["letters"] = {"kind": "choices", "of": "served"}
     params["signals"]["states"] = {"kind": "hidden_states", "of": "teacher"}
     params["models"]["follower"] = {
@@ -237,7 +247,7 @@ def of_every_stage() -> set[str]:
     return imported_by(["firstkd.settings", "tasks.stage"])
 
 
-@pytest.mark.parametrize("name", ["prepare", "calibrate-tokens", "model-first", "signal-choices"])
+@pytest.mark.parametrize("name", ["prepare", "calibrate-choices", "model-first", "signal-choices"])
 def test_a_stage_depends_on_all_the_code_that_it_loads(name, of_every_stage):
     declared = code(STAGES[name])
     # with what its functions import when they are called

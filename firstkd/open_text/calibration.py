@@ -14,10 +14,8 @@ from torch import Tensor
 from firstkd.measure.ranking import Bools, Floats
 from firstkd.open_text.settings import CalibrationName
 from firstkd.recalibration.base import Recalibration
-from firstkd.recalibration.isotonic import Isotonic
-from firstkd.recalibration.platt import Platt
 from firstkd.recalibration.settings import CalibrateSettings
-from firstkd.recalibration.temperature import Temperature
+from firstkd.recalibration.table import RECALIBRATIONS, from_json, to_json
 from firstkd.signals.knowledge import Knowledge
 
 LEAST = 1e-12
@@ -37,10 +35,10 @@ def _alone(right_E2: Tensor) -> Knowledge:
     )
 
 
-KINDS: dict[CalibrationName, tuple[type[Recalibration], Callable[[Tensor], Knowledge]]] = {
-    "temperature": (Temperature, Knowledge.of_choices),
-    "platt": (Platt, _alone),
-    "isotonic": (Isotonic, _alone),
+DECISIONS: dict[CalibrationName, Callable[[Tensor], Knowledge]] = {
+    "temperature": Knowledge.of_choices,
+    "platt": _alone,
+    "isotonic": _alone,
 }
 """From the log-probabilities [E, 2] that the answer is right and that it is not."""
 
@@ -59,26 +57,22 @@ class Calibration:
         correct_E: Bools,
         settings: CalibrateSettings,
     ) -> "Calibration":
-        recalibration, decisions = KINDS[kind]
-        knowledge = decisions(_log_odds(confidence_E))
+        knowledge = DECISIONS[kind](_log_odds(confidence_E))
         right_E = torch.from_numpy(np.asarray(correct_E))
         is_right = torch.stack([right_E, ~right_E], -1)[:, : knowledge.top_logprobs.shape[1]]
-        return cls(kind, recalibration.fit(knowledge, is_right, settings))
+        return cls(kind, RECALIBRATIONS[kind].fit(knowledge, is_right, settings))
 
     def __call__(self, confidence_E: Floats) -> Floats:
         """Return the probabilities [E] that answers of this confidence are right."""
-        _, decisions = KINDS[self.kind]
-        found = self.fitted.apply(decisions(_log_odds(confidence_E)))
+        found = self.fitted.apply(DECISIONS[self.kind](_log_odds(confidence_E)))
         return np.asarray(found[:, 0].double().numpy())
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **vars(self.fitted)}
+        return to_json(self.fitted)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Calibration":
-        parameters = {name: number for name, number in value.items() if name != "kind"}
-        recalibration, _ = KINDS[value["kind"]]
-        return cls(value["kind"], recalibration(**parameters))
+        return cls(value["kind"], from_json(value))
 
 
 def _log_odds(confidence_E: Floats) -> Tensor:

@@ -9,7 +9,7 @@ from firstkd.data.settings import PromptSettings
 from firstkd.measure.metrics import Predictions
 from firstkd.measure.risk import promise
 from firstkd.models.folders import load_model, load_tokenizer
-from firstkd.open_text.calibration import KINDS, Calibration
+from firstkd.open_text.calibration import DECISIONS, Calibration
 from firstkd.open_text.metrics import of_each
 from firstkd.open_text.settings import OpenTextSettings
 from firstkd.open_text.writer import Writer
@@ -46,7 +46,7 @@ def test_platt_and_temperature_are_the_likeliest_of_their_kind():
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-slope * odds)), atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECISIONS)
 def test_it_rises_with_the_confidence_lowers_the_loss_and_survives_json(kind):
     confidence, correct = drawn(500)
     fitted = Calibration.fit(kind, confidence, correct, FITTING)
@@ -59,7 +59,7 @@ def test_it_rises_with_the_confidence_lowers_the_loss_and_survives_json(kind):
     assert ((fitted(np.array([0.0, 1.0])) >= 0) & (fitted(np.array([0.0, 1.0])) <= 1)).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECISIONS)
 @pytest.mark.parametrize("right", [True, False])
 def test_answers_that_are_all_right_or_all_wrong_give_numbers(kind, right):
     fitted = Calibration.fit(kind, drawn(30)[0], np.full(30, right), FITTING)
