@@ -83,6 +83,14 @@ def in_charge(address: str) -> str:
         return str(json.load(response)["version"])
 
 
+def allow_anything(project: Project) -> None:
+    """Let the gate compare with the champion, and find nothing too much worse."""
+    for limit in ("accuracy_drop", "out_of_domain_drop"):
+        project.change("promote", f"max_{limit}", to=1.0)
+    for limit in ("nll_increase", "brier_increase", "aurc_increase"):
+        project.change("promote", f"max_{limit}", to=1.0)
+
+
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
@@ -154,10 +162,7 @@ def test_a_pickle_planted_in_the_registry_is_refused(project):
 def test_the_champion_is_measured_anew_when_the_test_questions_change(project):
     """It leaves another state. The server takes up what is decided meanwhile."""
     write_tiny_questions(project.root / "sources/questions.jsonl", 120, seed=1)
-    project.change("promote", "max_accuracy_drop", to=1.0)
-    for limit in ("max_nll_increase", "max_brier_increase", "max_aurc_increase"):
-        project.change("promote", limit, to=1.0)
-    project.change("promote", "max_out_of_domain_drop", to=1.0)
+    allow_anything(project)
     with running(project, SERVE, "/health") as (address, _):
         for command in (project.dvc("repro"), project.firstkd("record")):
             assert command.returncode == 0, command.stderr[-3000:]
@@ -186,14 +191,12 @@ def test_the_champion_is_measured_anew_when_the_test_questions_change(project):
 
 
 def test_a_recalibration_that_is_killed_goes_on_and_releases_one_version(project):
-    """It is killed while it fits, records, registers and decides.
-
-    It runs after the test above, which lets every challenger through the gate.
-    """
+    """It is killed while it fits, records, registers and decides."""
+    allow_anything(project)
     write_tiny_questions(project.root / "newer.jsonl", 60, seed=3)
     client = MlflowClient(f"sqlite:///{project.root}/mlflow/mlflow.db")
-    before = client.get_model_version_by_alias("firstkd-student", "champion").version
-    after = str(1 + max(int(v.version) for v in client.search_model_versions(NAMED)))
+    before = int(client.get_model_version_by_alias("firstkd-student", "champion").version)
+    after = 1 + max(int(v.version) for v in client.search_model_versions(NAMED))
     command = [str(FIRSTKD), "recalibrate", "newer.jsonl"]
     started = time.monotonic()
     undisturbed = project.firstkd(*command[1:], "--dry-run")
@@ -211,12 +214,12 @@ def test_a_recalibration_that_is_killed_goes_on_and_releases_one_version(project
         process.kill()
         process.wait(timeout=60)
         champion = client.get_model_version_by_alias("firstkd-student", "champion")
-        assert champion.version in (before, after)
+        assert int(champion.version) in (before, after)
     done = project.firstkd(*command[1:])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert max(int(v.version) for v in client.search_model_versions(NAMED)) == int(after)
+    assert max(int(v.version) for v in client.search_model_versions(NAMED)) == after
     champion = client.get_model_version_by_alias("firstkd-student", "champion")
-    assert champion.version == after and champion.tags["decision"] == "promoted"
+    assert int(champion.version) == after and champion.tags["decision"] == "promoted"
     experiment = client.get_experiment_by_name("firstkd")
     runs = client.search_runs([experiment.experiment_id])
     assert "RUNNING" not in {run.info.status for run in runs}
