@@ -24,6 +24,7 @@ SETTINGS = load_settings(REPOSITORY / "params.yaml")
 STAGES = {stage.name: stage for stage in stages_of(SETTINGS)}
 KINDS = (*inits.KINDS, *signals.KINDS, *terms.KINDS)
 FIRSTKD = Path(sys.executable).with_name("firstkd")
+TOKENS = {"kind": "tokens", "select": {"kind": "top_k", "k": 5}}
 
 
 def everything(tmp_path: Path) -> Settings:
@@ -73,21 +74,13 @@ def everything(tmp_path: Path) -> Settings:
             "ask": "letters",
         }
     }
-    params["signals"]["tokens"] = {
-        "kind": "tokens",
-        "of": "teacher",
-        "select": {"kind": "top_k", "k": 5},
-    }
+    params["signals"]["tokens"] = {**TOKENS, "of": "teacher"}
     params["models"]["published"] = {
         "init": {"kind": "copy", "of": "start"},
         "train": "finetune",
         "learn": {"sparse_kl": {"from": "tokens"}},
     }
-    params["signals"]["other_tokens"] = {
-        "kind": "tokens",
-        "of": "other",
-        "select": {"kind": "top_k", "k": 5},
-    }
+    params["signals"]["other_tokens"] = {**TOKENS, "of": "other"}
     params["models"]["across"] = {
         "init": {"kind": "copy", "of": "start"},
         "train": "finetune",
