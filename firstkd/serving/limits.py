@@ -5,6 +5,7 @@ name lead here (DNS rebinding) is refused by its Host header.
 """
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import logging
@@ -19,6 +20,8 @@ from firstkd.serving.settings import LimitSettings
 
 OPEN = {"/health"}
 """Needs no login."""
+STOPPING_SECONDS = 0.5
+"""For which a stopping server waits for the rest of a request that it refuses."""
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,11 @@ class Guard:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         if refusal := self._refusal(scope):
+            if scope["app"].state.stopping:
+                # the connection is closed next: whoever still sends would be cut off
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(STOPPING_SECONDS):
+                        await self._body(scope, receive)
             await refusal(scope, receive, send)
             return
         begun = False
