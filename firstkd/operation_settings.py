@@ -30,6 +30,9 @@ class PromoteSettings(Section):
     """Share of the paired bootstrap's resamples that may exceed a limit: 0.05 asks for proof."""
     min_coverage: Share
     """Share of the test questions that it must answer under serve.policy; 0 asks for nothing."""
+    max_export_drop: Share | None = None
+    """Drop of the accuracy, against the student itself, of each export of it that is measured; null
+    asks for nothing."""
     bootstrap_samples: Annotated[int, Field(ge=100)]
     require_reproducible: bool
     """Whether a version needs a commit that rebuilds it: a git tree without uncommitted changes."""

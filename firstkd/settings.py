@@ -15,7 +15,7 @@ from ruamel.yaml.reader import ReaderError
 
 from firstkd.data.settings import FetchSettings, PrepareSettings, PromptSettings, ValidateSettings
 from firstkd.errors import ConfigError
-from firstkd.exports.kinds import AnyExport
+from firstkd.exports.kinds import AnyExport, check_exports
 from firstkd.lineage import Lineage
 from firstkd.measure.settings import EvaluateSettings
 from firstkd.models.settings import ModelSettings
@@ -81,6 +81,11 @@ class Settings(Section):
         return [name for name in self.evaluate.models if name in self.exports]
 
     @property
+    def student_exports(self) -> list[str]:
+        """Names of the exports of the registered student."""
+        return [name for name, export in self.exports.items() if export.of == self.record.student]
+
+    @property
     def measured_ensembles(self) -> list[str]:
         return [name for name in self.evaluate.models if name in self.evaluate.ensembles]
 
@@ -92,20 +97,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _exports_are_of_evaluated_models(self) -> Self:
-        for name, export in self.exports.items():
-            if name in self.models:
-                raise ValueError(f"exports.{name}: {name!r} is the name of a model; choose another")
-            if export.of not in self.measured_models:
-                raise ValueError(
-                    f"exports.{name}.of: {export.of!r} is not evaluated, so it has no temperature "
-                    "to export; add it to evaluate.models or choose one of them: "
-                    f"{listed(set(self.measured_models))}"
-                )
-            if self.models[export.of].init.is_served:
-                raise ValueError(
-                    f"exports.{name}.of: {export.of!r} is behind a server: there is nothing to "
-                    "export"
-                )
+        served = {name for name, model in self.models.items() if model.init.is_served}
+        check_exports(self.exports, {*self.models}, {*self.measured_models}, served)
         return self
 
     @model_validator(mode="after")
@@ -120,6 +113,16 @@ class Settings(Section):
             raise ValueError(
                 f"promote.min_coverage: {self.promote.min_coverage:g} of the questions are to be "
                 "answered under serve.policy, which is null; set serve.policy, or this to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _drops_are_of_measured_exports(self) -> Self:
+        drop, measured = self.promote.max_export_drop, {*self.measured_exports}
+        if drop is not None and not measured & {*self.student_exports}:
+            raise ValueError(
+                f"promote.max_export_drop: {drop:g} is allowed, but no export of record.student "
+                f"({self.record.student}) is measured; add it to evaluate.models, or set null"
             )
         return self
 

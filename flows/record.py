@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -24,6 +24,7 @@ from flows.project import Project
 from flows.tracking import Tracking
 from flows.workspace import Workspace
 from tasks.evaluated import teacher_name
+from tasks.kept import kept
 from tasks.layout import evaluation_folder
 
 LOCK_TAG = "dvc_lock_sha256"
@@ -145,15 +146,14 @@ def _record_whole(project: Project, run_id: str) -> None:
     client, root = project.client, project.root
     for name in ("dvc.lock", "params.yaml"):
         client.log_artifact(run_id, str(root / name))
-    evaluation = root / project.student.evaluation
-    for name in ("metrics.json", "predictions.parquet", "calibration.json"):
-        client.log_artifact(run_id, str(evaluation / name), "evaluation")
+    for place, path in kept(root, project.settings).items():
+        client.log_artifact(run_id, str(path), str(PurePosixPath(place).parent))
     if teacher := teacher_name(project.settings):  # the gate asks how much of its accuracy is kept
         found = read_json(evaluation_folder(root, teacher) / "metrics.json")["sets"]["test"]
         accuracy = found["raw"]["accuracy"]["value"]
         client.log_dict(run_id, {"name": teacher, "accuracy": accuracy}, "evaluation/teacher.json")
     client.log_artifacts(run_id, str(root / "data" / "report"), "report")
-    measured = flatten(read_json(evaluation / "metrics.json"))
+    measured = flatten(read_json(root / project.student.evaluation / "metrics.json"))
     _log(client, run_id, list(metrics_of(measured)))
 
 

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
-import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
@@ -25,6 +24,7 @@ from flows.record import LOCK_TAG
 from flows.tracking import Tracking
 from flows.workspace import Workspace
 from tasks.evidence import Evidence
+from tasks.kept import export_hashes
 
 CHALLENGER = "challenger"
 NOT_REPRODUCIBLE_TAG = "not_reproducible"
@@ -139,16 +139,8 @@ def load_evidence(tracking: Tracking, version: ModelVersion) -> Evidence:
     """Return what the gate needs to know of a version, from what was recorded with it."""
     with TemporaryDirectory() as scratch:
         files = tracking.run_files(run_of(version), "evaluation", Path(scratch))
-        measured, teacher = read_json(files / "metrics.json"), files / "teacher.json"
-        return Evidence(
-            version=str(version.version),
-            test_digest=version.tags["test_sha256"],
-            sets=measured["sets"],
-            temperature=measured["temperature"],
-            teacher_accuracy=read_json(teacher)["accuracy"] if teacher.exists() else None,
-            predictions=pd.read_parquet(files / "predictions.parquet"),
-            not_reproducible=version.tags.get(NOT_REPRODUCIBLE_TAG),
-        )
+        problem = version.tags.get(NOT_REPRODUCIBLE_TAG)
+        return Evidence.read(files, str(version.version), version.tags["test_sha256"], problem)
 
 
 def load_metrics(tracking: Tracking, version: ModelVersion) -> dict[str, Any]:
@@ -209,6 +201,7 @@ def _tags(project: Project) -> dict[str, Any]:
         "student": student.name,
         "weights": student.weights.as_posix(),
         "evaluation": student.evaluation.as_posix(),
+        **dict(export_hashes(project.root, project.settings)),
     }
 
 

@@ -21,6 +21,7 @@ from flows.project import Project
 from flows.registry import NOT_REPRODUCIBLE_TAG, RECALIBRATES_TAG, run_of, student_files
 from flows.workspace import Workspace
 from tasks.dvc_files import outputs
+from tasks.kept import kept
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,16 @@ def reproduce(
     tracking, workspace = project.tracking, project.workspace
     folder = workspace.root / "logs" / "reproduce" / f"v{version.version}"
     with TemporaryDirectory() as scratch, _worktree(workspace, commit, folder) as there:
-        kept = tracking.run_files(run_of(version), "", Path(scratch, "run"))
+        run = tracking.run_files(run_of(version), "", Path(scratch, "run"))
         weights, _ = student_files(tracking, version, Path(scratch, "model"))
-        shutil.copy(kept / "dvc.lock", there.root)
+        shutil.copy(run / "dvc.lock", there.root)
         there.use_storage_of(workspace)
         way = _bring_back(there, workspace.root / "sources", rebuild, sink)
         differences = [f"damaged  {path}: not as dvc.lock says" for path in there.damaged()]
-        recorded, found = outputs(kept / "dvc.lock"), outputs(there.root / "dvc.lock")
-        for file in sorted((kept / "evaluation").iterdir()):
-            recorded[f"evaluation/{file.name}"] = sha256_of(file)
-            again = there.root / version.tags["evaluation"] / file.name
-            found[f"evaluation/{file.name}"] = sha256_of(again)
+        recorded, found = outputs(run / "dvc.lock"), outputs(there.root / "dvc.lock")
+        for place, again in kept(there.root, load_settings(there.root / "params.yaml")).items():
+            if (file := run / place).exists():  # a release without exports kept none
+                recorded[place], found[place] = sha256_of(file), sha256_of(again)
         recorded["the registered student"] = sha256_of(weights)
         found["the registered student"] = sha256_of(there.root / version.tags["weights"])
         compared = []

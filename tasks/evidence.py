@@ -1,6 +1,7 @@
 """What was measured of a registered version: all that the gate knows of it."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,30 @@ class Evidence:
     """On the same test questions; None if there was no teacher to measure."""
     not_reproducible: str | None = None
     """Why its commit does not rebuild it, if so."""
+    exports: Mapping[str, "Evidence"] = field(default_factory=dict)
+    """Of its exports, as they were measured in their runtimes, by name."""
     measured_anew: bool = False
     """Whether this was measured for the comparison, since it was tested on other questions."""
+
+    @classmethod
+    def read(
+        cls, folder: Path, version: str, test_digest: str, not_reproducible: str | None = None
+    ) -> "Evidence":
+        """Read what a run keeps of a version in `evaluation/` (tasks/kept.py)."""
+        measured, teacher = read_json(folder / "metrics.json"), folder / "teacher.json"
+        return cls(
+            version=version,
+            test_digest=test_digest,
+            sets=measured["sets"],
+            temperature=measured["temperature"],
+            predictions=pd.read_parquet(folder / "predictions.parquet"),
+            teacher_accuracy=read_json(teacher)["accuracy"] if teacher.exists() else None,
+            not_reproducible=not_reproducible,
+            exports={
+                file.parent.name: cls.read(file.parent, version, test_digest)
+                for file in sorted(folder.glob("exports/*/metrics.json"))
+            },
+        )
 
     def metric(self, name: str, bound: str = "value") -> float:
         return float(self.sets["test"]["calibrated"][name][bound])

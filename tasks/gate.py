@@ -57,6 +57,7 @@ def decide(challenger: Evidence, champion: Evidence | None, limits: PromoteSetti
         _ece_ceiling(challenger, limits),
         *_coverage(challenger, limits),
         *_reproducible(challenger, limits),
+        *_exports(challenger, limits),
     ]
     if champion is None:
         checks.append((True, "there is no champion to compare with"))
@@ -123,6 +124,20 @@ def _reproducible(challenger: Evidence, limits: PromoteSettings) -> list[Check]:
     if limits.require_reproducible:
         return [(False, f"{words} (promote.require_reproducible asks for that)")]
     return [(True, f"{words}, which promote.require_reproducible: false allows")]
+
+
+def _exports(challenger: Evidence, limits: PromoteSettings) -> Iterator[Check]:
+    """Whether what runs elsewhere still answers as the student that is judged."""
+    if (limit := limits.max_export_drop) is None:
+        return
+    if not challenger.exports:
+        yield False, "no export of it was measured, which promote.max_export_drop asks for"
+    before, who = challenger.served("test"), f"the student's {challenger.metric('accuracy'):.3f}"
+    for name, export in challenger.exports.items():
+        there = export.served("test")
+        changes = paired_changes(there, before, limits.bootstrap_samples, SEED, ["accuracy"])
+        change = changes["accuracy"]
+        yield _loss(f"export {name}: accuracy", change, who, limit, limits.max_risk, falls=True)
 
 
 def _worth_starting_with(challenger: Evidence, limits: PromoteSettings) -> Iterator[Check]:

@@ -51,6 +51,11 @@ def with_changes(tmp_path, *path, to=None, remove=False):
             r"models.start.init.kind: 'shrink' is not allowed; allowed: .*copy.*prune",
         ),
         (("models", "start", "init"), {"of": "base"}, "models.start.init.kind: missing"),
+        (
+            ("promote", "max_export_drop"),
+            0.02,
+            r"promote.max_export_drop: 0.02 is allowed, but no export .* \(first\) is measured",
+        ),
         (("models", "first", "init", "of"), 3, "models.first.init.of: 3 is not allowed"),
         (
             ("models", "first", "learn", "choices", "kind"),

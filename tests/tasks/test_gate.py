@@ -100,6 +100,30 @@ def test_first_student_must_beat_what_is_right_most_often(column: str) -> None:
     assert f"of always {what}" in verdict.reasons[0]
 
 
+def exported(right: int) -> Evidence:
+    return dataclasses.replace(evidence("1", 100), exports={"browser": evidence("1", right)})
+
+
+@pytest.mark.parametrize(("right", "passes"), [(100, True), (97, True), (95, False)])
+def test_an_export_may_lose_no_more_than_is_allowed(right: int, passes: bool) -> None:
+    limits = LIMITS.model_copy(update={"max_export_drop": 0.02})
+    verdict = decide(exported(right), None, limits)
+    assert verdict.passed is passes
+    assert decide(exported(right), None, LIMITS).passed  # asked for nothing
+    if not passes:
+        assert re.fullmatch(
+            r"export browser: accuracy -0\.025 \[-0\.0\d\d, -0\.0\d\d\] against the student's "
+            r"0\.500; a drop of 0\.02 is allowed, the risk of more is \d+% \(at most 50%\)",
+            verdict.reasons[0],
+        )
+
+
+def test_an_export_that_was_not_measured_is_no_proof() -> None:
+    limits = LIMITS.model_copy(update={"max_export_drop": 0.02})
+    verdict = decide(evidence("1", 100), None, limits)
+    assert verdict.reasons[0].startswith("no export of it was measured") and not verdict.passed
+
+
 def test_equal_choices_make_guessing_easier() -> None:
     challenger = evidence("1", 80)
     twice = [[i in (a, (a + 1) % CHOICES) for i in range(CHOICES)] for a in range(CHOICES)]
