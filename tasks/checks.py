@@ -11,9 +11,10 @@ from firstkd.data.examples import Example
 from firstkd.data.packing import packed_length
 from firstkd.data.prompts import Question, encode
 from firstkd.errors import about
-from firstkd.models.folders import load_model, read_config, vocabulary_size
+from firstkd.models.folders import read_config, vocabulary_size
 from firstkd.models.self_test import check_model, probes
 from firstkd.settings import Settings
+from firstkd.train.distributed import Ranks
 from tasks.layout import learned_from, model_folder
 from tasks.preflight import (
     check_exports,
@@ -96,12 +97,17 @@ class Checks:
         check_signals(settings, self._decided, self._calibration)
         for root, tokenizer in self._tokenizers.items():
             log.info("checking how the model “%s” is scored", root)
-            network = load_model(model_folder(self._root, root), "fp32")
-            with about(f"models.{root}"):
-                check_model(network, tokenizer, self._probes[root])
-            for name, model in settings.models.items():
-                if settings.lineage.root(name) == root:
-                    with about(f"models.{name}"):
-                        model.init.check(network)
-            check_shown(settings, root, network)
-            check_vocabulary(settings, root, vocabulary_size(network))
+            folder = model_folder(self._root, root)
+            with settings.machine.placement.running(folder, "fp32", Ranks()) as network:
+                self._check(root, network, tokenizer)
+
+    def _check(self, root: str, network: Any, tokenizer: Any) -> None:
+        settings = self._settings
+        with about(f"models.{root}"):
+            check_model(network, tokenizer, self._probes[root])
+        for name, model in settings.models.items():
+            if settings.lineage.root(name) == root:
+                with about(f"models.{name}"):
+                    model.init.check(network)
+        check_shown(settings, root, network)
+        check_vocabulary(settings, root, vocabulary_size(network))

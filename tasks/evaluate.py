@@ -5,6 +5,8 @@ served; so does the threshold that keeps the promise of `serve.policy`. Question
 answered by choosing, open text by writing; of open text every token is measured, too, given those
 before it.
 
+If machine.placement shares the model out over several processes, it starts itself as these.
+
 Reads   data/model/MODEL/,
         data/prepare/{calibration,test}.parquet, data/prepare/ood_*.parquet
 Writes  data/evaluate/MODEL/metrics.json, predictions.parquet, calibration.json
@@ -18,9 +20,11 @@ from typing import Any
 from firstkd.errors import ConfigError
 from firstkd.measure.comparison import summary
 from firstkd.measure.metrics import Predictions
+from firstkd.models.folders import load_tokenizer, number_of_parameters
 from firstkd.models.scoring import TokenScores
 from firstkd.reproducibility import deterministic
-from firstkd.settings import load_settings
+from firstkd.settings import Settings, load_settings
+from firstkd.train.distributed import join_ranks, present_ranks
 from tasks.answers import open_text, set_name, test_files
 from tasks.evaluation import write_evaluation
 from tasks.layout import model_folder
@@ -39,16 +43,27 @@ def main(root: Path, model: str) -> None:
     if settings.models[model].init.is_served:
         from tasks.evaluate_served import evaluate_served
 
-        evaluate_served(root, settings, model)
+        if present_ranks().is_first:
+            evaluate_served(root, settings, model)
         return
-    folder, prepared = model_folder(root, model), root / "data/prepare"
-    subject = Subject.load(model, folder, settings.prompt, settings.evaluate)
+    folder, ranks = model_folder(root, model), join_ranks()
+    with settings.machine.placement.running(folder, "auto", ranks) as network:
+        if ranks.is_first:
+            tokenizer = load_tokenizer(folder)
+            subject = Subject(model, network, tokenizer, settings.prompt, settings.evaluate)
+            measure(root, subject, settings)
+
+
+def measure(root: Path, subject: Subject, settings: Settings) -> None:
+    """Raises DataValidationError as `write_evaluation` does."""
+    prepared, seed = root / "data/prepare", settings.runtime.seed
     writing = Writing.fit(subject, prepared / "calibration.parquet", settings)
-    tests, seed = test_files(prepared), settings.runtime.seed
+    weights = model_folder(root, subject.name).glob("*.safetensors")
+    samples, tests = settings.evaluate.bootstrap_samples, test_files(prepared)
     facts = {
-        "parameters": subject.network.num_parameters(),
-        "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        "open_text": token_metrics(subject, tests, settings.evaluate.bootstrap_samples, seed),
+        "parameters": number_of_parameters(subject.network),
+        "bytes": sum(path.stat().st_size for path in weights),
+        "open_text": token_metrics(subject, tests, samples, seed),
     }
     write_evaluation(root, subject, writing, settings, facts)
 
@@ -80,4 +95,4 @@ def token_predictions(tokens: TokenScores) -> Predictions:
 
 
 if __name__ == "__main__":
-    run_stage(main, "evaluate", "model")
+    run_stage(main, "evaluate", "model", lambda machine: machine.placement.measures_in_all)

@@ -46,4 +46,4 @@ def main(root: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, "model", "name", parallel=True)
+    run_stage(main, "model", "name", lambda machine: True)

@@ -5,7 +5,8 @@ Reads   data/model/OF/ or data/signal/OTHER/, as signals.NAME of params.yaml say
 Writes  data/signal/NAME/{train,calibration}/ (stores), data/signal/NAME/metrics.json
 Run as  python -m tasks.signal NAME   (normally through `dvc repro signal-NAME`)
 
-It starts itself as several processes if machine.processes asks for them. What an interrupted run
+It starts itself as several processes if machine.processes asks for them and machine.placement
+leaves them a part. What an interrupted run
 has captured lies in data/.signal/, from which the next run goes on.
 """
 
@@ -17,7 +18,7 @@ from firstkd.data.examples import example_key, read_all
 from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError
 from firstkd.files import replace_folder, sha256_of, write_json
-from firstkd.models.folders import load_model, load_tokenizer, precision_here, vocabulary_size
+from firstkd.models.folders import load_tokenizer, precision_here, vocabulary_size
 from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.reproducibility import deterministic
 from firstkd.settings import Settings, load_settings
@@ -90,13 +91,14 @@ def capture(
 
         run = ask(root, settings, signal, splits, partial, ranks)
     else:
-        model = load_model(folder, settings.capture.precision)
-        width = model.config.hidden_size
-        run = Capture(signal, vocabulary_size(model), settings.capture, ranks, width)
-        for split, files in splits.items():
-            examples = read_all(files)
-            questions = encode(examples, tokenizer, settings.prompt)
-            run.write(model, questions, [example_key(e) for e in examples], partial / split)
+        placement, precision = settings.machine.placement, settings.capture.precision
+        with placement.running(folder, precision, ranks) as model:
+            width = model.config.hidden_size
+            run = Capture(signal, vocabulary_size(model), settings.capture, ranks, width)
+            for split, files in splits.items():
+                examples = read_all(files)
+                questions = encode(examples, tokenizer, settings.prompt)
+                run.write(model, questions, [example_key(e) for e in examples], partial / split)
     ranks.barrier()
     if ranks.is_first:
         for split in splits:
@@ -127,4 +129,4 @@ def identity_of(root: Path, settings: Settings, name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_stage(main, "signal", "name", parallel=True)
+    run_stage(main, "signal", "name", lambda machine: machine.placement.captures_in_all)

@@ -17,6 +17,7 @@ from firstkd.files import disk_refusal, write_json
 from firstkd.settings import load_settings
 from firstkd.train.distributed import present_ranks
 from firstkd.train.launch import end_with_parent, is_rank, launch, needs_launch, tell
+from firstkd.train.settings import MachineSettings
 from tasks.costs import asking_cost, training_cost
 from tasks.graph import check_graph
 from tasks.layout import log_folder
@@ -25,17 +26,23 @@ log = logging.getLogger(__name__)
 
 
 def run_stage(
-    main: Callable[..., None], name: str, argument: str | None = None, parallel: bool = False
+    main: Callable[..., None],
+    name: str,
+    argument: str | None = None,
+    in_all: Callable[[MachineSettings], bool] | None = None,
 ) -> None:
     """Run `main(root)` or `main(root, value)` for `python -m tasks.NAME [value]`, then exit.
 
     The stage's wall time and peak memory go to logs/STAGE/cost.json, which is not tracked: they
-    differ from run to run. With `parallel`, it runs in `machine.processes` processes.
+    differ from run to run. Where `in_all` says so of the machine, it runs in all of
+    `machine.processes`.
     """
 
     def stage(root: Path, *values: str) -> None:
-        check_graph(root, load_settings(root / "params.yaml"))
-        if parallel and _launched(root, name, values):
+        settings = load_settings(root / "params.yaml")
+        check_graph(root, settings)
+        if in_all and in_all(settings.machine) and needs_launch(settings.machine.processes):
+            launch(f"tasks.{name}", values, settings.machine.processes, settings.runtime.threads)
             return  # the first of those processes has written the cost
         started = time.monotonic()
         main(root, *values)
@@ -82,16 +89,6 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
         # on a new line: a progress bar may still be open
         print(f"\n{name}: {known}", file=sys.stderr)
         sys.exit(known.exit_code)
-
-
-def _launched(root: Path, name: str, values: Sequence[str]) -> bool:
-    """Run the stage as several processes, if it is to be; whether that was done."""
-    settings = load_settings(root / "params.yaml")
-    processes = settings.machine.processes
-    if not needs_launch(processes):
-        return False
-    launch(f"tasks.{name}", values, processes, settings.runtime.threads)
-    return True
 
 
 def _write_cost(logs: Path, seconds: float) -> None:

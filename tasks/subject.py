@@ -30,8 +30,7 @@ class Subject:
     def load(
         cls, name: str, folder: Path, prompt: PromptSettings, settings: EvaluateSettings
     ) -> Self:
-        network, tokenizer = load_model(folder), load_tokenizer(folder)
-        return cls(name, network, tokenizer, prompt, settings)
+        return cls(name, load_model(folder), load_tokenizer(folder), prompt, settings)
 
     def score(self, examples: Sequence[Example], title: str) -> Scored:
         """Score the choices of questions."""

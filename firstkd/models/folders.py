@@ -42,9 +42,10 @@ def precision_here(precision: Precision) -> str:
     return "bf16" if any(can.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")) else "fp32"
 
 
-def load_model(folder: Path, precision: Precision = "auto") -> PreTrainedModel:
+def load_model(folder: Path, precision: Precision = "auto", **placed: Any) -> PreTrainedModel:
     """Load safetensors weights onto the device at hand; never pickles or the folder's own code.
 
+    `placed` says where else they go, as transformers' `from_pretrained` takes it.
     Raises ArtifactError when the folder holds no such model, or when not each weight of the model
     is in the files and each of the files in the model: transformers would fill in random ones.
     """
@@ -62,13 +63,13 @@ def load_model(folder: Path, precision: Precision = "auto") -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            **placed,
         )
     model, info = loaded
     _check_complete(folder, info)
     ids = tokenizer_ids(folder)
     model.tokenizer_ids = ids or number_of_rows(model.get_input_embeddings().weight)
-    moved: PreTrainedModel = model.to(device())
-    return moved
+    return model if placed else model.to(device())
 
 
 def read_config(folder: Path) -> Any:
@@ -111,6 +112,24 @@ def _named(folder: Path, file: str) -> Iterator[None]:
 def number_of_rows(weight: Any) -> int:
     """Return the rows of an embedding, also of one that ZeRO 3 has shared out: that looks empty."""
     return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
+def number_of_parameters(model: Any) -> int:
+    """Count the weights of a model, also where ZeRO 3 has shared them out.
+
+    A head that is tied to the embedding counts once, though it may be a copy.
+    """
+    weights = dict.fromkeys(model.parameters())
+    if model.config.tie_word_embeddings:
+        del weights[model.get_output_embeddings().weight]
+        weights[model.get_input_embeddings().weight] = None
+    return sum(getattr(weight, "ds_numel", weight.numel()) for weight in weights)
+
+
+def device_of(model: Any) -> torch.device:
+    """Return where a model takes its input: where its head is, which is always whole."""
+    found: torch.device = model.get_output_embeddings().weight.device
+    return found
 
 
 def vocabulary_size(model: Any) -> int:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from firstkd.data.packing import BATCH_TOKENS, Batch, batches_by_length, pack, unpack
 from firstkd.data.prompts import Question
 from firstkd.memory import memory_explained
-from firstkd.models.folders import vocabulary_size
+from firstkd.models.folders import device_of, vocabulary_size
 from firstkd.models.head import (
     HeadScores,
     chunks,
@@ -136,7 +136,9 @@ class ResponseScorer(nn.Module):
             input_ids, place_of = unpack(batch)
 
         def at(states: Tensor, positions: Tensor) -> Tensor:
-            return states.flatten(0, 1)[positions if place_of is None else place_of[positions]]
+            # a spread model's states are where its last layer is
+            states = states.flatten(0, 1).to(positions.device)
+            return states[positions if place_of is None else place_of[positions]]
 
         inner = [place for place in places if place != self.depth]
         with states_watched(self.backbone, inner) as found:
@@ -196,11 +198,11 @@ def _batches(
     title: str,
     batch_tokens: int,
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Every batch with its questions' indices, on the model's device."""
+    """Every batch with its questions' indices, where the model takes it."""
     batches = batches_by_length(questions, batch_size, batch_tokens)
     with tqdm(total=len(questions), desc=title, unit="question", disable=not title) as progress:
         for index in batches:
-            yield index, pack(questions, index).to(model.device)
+            yield index, pack(questions, index).to(device_of(model))
             progress.update(len(index))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
-from firstkd.models.folders import vocabulary_size
+from firstkd.models.folders import device_of, vocabulary_size
 from firstkd.models.scoring import score_questions
 
 TOLERANCE = 1e-4
@@ -61,7 +61,7 @@ def check_model(model: Any, tokenizer: Any, questions: Sequence[Question]) -> No
 @torch.inference_mode()
 def plain_score(model: Any, prompt: Sequence[int], response: Sequence[int]) -> float:
     """Mean log-probability of the response's tokens, from the model's own logits."""
-    ids = torch.tensor([[*prompt, *response]], device=model.device)
+    ids = torch.tensor([[*prompt, *response]], device=device_of(model))
     logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
     logprobs = logits[:, : vocabulary_size(model)].float().log_softmax(-1)
     return float(logprobs[torch.arange(len(response)), list(response)].mean())

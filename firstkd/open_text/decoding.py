@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from firstkd.memory import memory_explained
-from firstkd.models.folders import number_of_rows, vocabulary_size
+from firstkd.models.folders import device_of, number_of_rows, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def _continued(
     )
     generate: Any = model.generate
     written_BT: Tensor = generate(
-        ids_BL.to(model.device),
-        attention_mask=mask_BL.to(model.device),
+        ids_BL.to(device_of(model)),
+        attention_mask=mask_BL.to(device_of(model)),
         generation_config=settings,
         logits_processor=LogitsProcessorList([_Noise(draws)]),
     )

@@ -1,10 +1,9 @@
-"""DeepSpeed, and nothing of it elsewhere: its configuration, its engine, the weights it shards.
+"""DeepSpeed in training: its configuration, its engine, the weights it shards.
 
 With ZeRO 3 every process holds a part of each weight, from loading on, which a module gathers while
 it runs; that is why the head is a separate module (firstkd/models/scoring.py).
 """
 
-import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,24 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from firstkd.imports import unimportable
 from firstkd.models.folders import load_model, precision_here
 from firstkd.train.distributed import Ranks
 from firstkd.train.player import Player, Players
 from firstkd.train.settings import MachineSettings, TrainingSettings
-
-with unimportable("mlflow"):  # seconds, for an autotuner that nobody uses
-    import deepspeed
-
-deepspeed.utils.logger.setLevel(logging.WARNING)
-# Shared memory between ranks on a CPU: gloo does as well, and building it hangs for ever on the
-# lock file of an earlier process that was killed while it built.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+from firstkd.zero import WHOLE_BELOW, deepspeed
 
 BUCKET_ELEMENTS = 2**25
 """Gradients at a time. The default of 5·10⁸ allocates gigabytes in every step: a second."""
-WHOLE_BELOW = 10_000
-"""Elements below which ZeRO 3 leaves a weight whole: norms, which are not worth a message."""
 
 
 def deepspeed_config(

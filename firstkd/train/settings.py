@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from firstkd.models.placement import WHOLE, AnyPlacement
 from firstkd.models.settings import LoraSettings
 from firstkd.section import Positive, Precision, Section, Share, Weight
 from firstkd.train.schedule import COSINE, AnySchedule
@@ -57,6 +58,8 @@ class MachineSettings(Section):
     checkpoint_steps: Positive | None
     """Steps between checkpoints, from which a killed training resumes; null to save only at
     SIGTERM."""
+    placement: AnyPlacement = WHOLE
+    """Where the weights lie of a model that is only run: captured, measured or checked."""
 
     @model_validator(mode="after")
     def _offload_needs_zero(self) -> Self:

@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,9 +22,10 @@ from firstkd.settings import load_settings
 from tasks.evaluate import main
 from tasks.evidence import Evidence
 from tasks.gate import _guesses
+from tasks.graph import write_graph
 from tasks.remeasure import main as remeasure
 from tasks.scores import Scored, measured, own_temperature
-from tests.tiny import HOMES, open_questions, write_tiny_params
+from tests.tiny import HOMES, REPOSITORY, open_questions, write_tiny_params
 
 
 def choice(split, number):
@@ -110,6 +114,27 @@ def test_what_was_fitted_to_own_words_is_kept_with_its_promise(wrote):
     assert words["policy"]["questions"] == 48 and words["policy"]["answered"] > 0
     under = read_json(wrote / "data/evaluate/teacher/metrics.json")["sets"]["test"]["policy"]
     assert under["coverage"]["value"] == (sure >= words["policy"]["threshold"]).mean()
+
+
+PARTS = [{"kind": "spread", "host_gb": 1e-5}, {"kind": "sharded"}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", PARTS, ids=lambda placement: placement["kind"])
+def test_a_model_in_parts_is_measured_as_a_whole_one(wrote, tmp_path, placement):
+    for part in ("model", "prepare"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / part).symlink_to(wrote / "data" / part)
+    params = YAML().load(wrote / "params.yaml")
+    params["machine"].update(processes=2, placement=placement)
+    YAML().dump(params, tmp_path / "params.yaml")
+    write_graph(tmp_path, load_settings(tmp_path / "params.yaml"))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "tasks.evaluate", "teacher"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    for name in ("predictions.parquet", "metrics.json", "calibration.json"):
+        found = (tmp_path / "data/evaluate/teacher" / name).read_bytes()
+        assert found == (wrote / "data/evaluate/teacher" / name).read_bytes()
 
 
 def test_a_registered_writer_is_measured_again_as_it_was(wrote, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def command(name: str) -> list[str]:
     return [sys.executable, "-m", "tasks.signal", name]
 
 
-def write_params(root: Path, processes: int = 1) -> None:
+def write_params(root: Path, processes: int = 1, **placement: Any) -> None:
     """The tiny settings, in small shards, with two signals of choices that are pooled."""
     write_tiny_params(root)
     yaml = YAML()
@@ -44,6 +45,7 @@ def write_params(root: Path, processes: int = 1) -> None:
     params["signals"]["pooled"] = {"kind": "mean", "of": ["choices", "others"]}
     params["signals"]["weighted"] = {**params["signals"]["pooled"], "weights": "confidence"}
     params["machine"]["processes"] = processes
+    params["machine"]["placement"] = placement or {"kind": "whole"}
     yaml.dump(params, root / "params.yaml")
     write_graph(root, load_settings(root / "params.yaml"))
 
@@ -104,6 +106,15 @@ def test_two_processes_make_the_store_that_one_makes(project, undisturbed):
     write_params(project, processes=2)
     run(project, "tokens")
     assert sha256_of(project / "data/signal/tokens") == undisturbed["tokens"]
+
+
+def test_a_teacher_in_parts_gives_the_store_of_a_whole_one(project, undisturbed):
+    write_params(project, processes=2, kind="sharded")
+    run(project, "tokens")  # which the processes do not share equally: 27 shards
+    assert sha256_of(project / "data/signal/tokens") == undisturbed["tokens"]
+    write_params(project, processes=2, kind="spread", host_gb=1e-5)
+    run(project, "choices")
+    assert sha256_of(project / "data/signal/choices") == undisturbed["choices"]
 
 
 def test_shards_of_other_settings_are_dropped_and_those_of_other_signals_kept(project, undisturbed):

@@ -1,0 +1,72 @@
+"""A model of which every process holds a part of each layer (DeepSpeed's ZeRO 3, without training).
+
+A layer's weights are gathered while it runs, which takes all processes. They need not run equally
+often: who is done keeps running, for the others' sake, until all are.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+from firstkd.memory import memory_explained
+from firstkd.models.folders import device, load_model
+from firstkd.section import Precision
+from firstkd.train.distributed import Ranks
+from firstkd.zero import WHOLE_BELOW, deepspeed
+
+CONFIG = {
+    "train_micro_batch_size_per_gpu": 1,  # it wants one
+    "zero_optimization": {
+        "stage": 3,
+        "stage3_param_persistence_threshold": WHOLE_BELOW,
+        # nothing of a layer is kept for the next pass, and nothing of the next layer in this one
+        "stage3_max_reuse_distance": 0,
+        "stage3_prefetch_bucket_size": 0,
+    },
+}
+REMEDY = "raise machine.processes, or set machine.placement to { kind: spread }"
+
+
+@contextmanager
+def sharded(folder: Path, precision: Precision, ranks: Ranks) -> Iterator[PreTrainedModel]:
+    """Load a model to be run in the body, by each process as often as it likes.
+
+    Its head is whole in each of them. Raises ArtifactError as `load_model` does, and
+    OutOfMemoryError.
+    """
+    with memory_explained(f"while {folder} was loaded", REMEDY):
+        # while this object exists, transformers builds each module under deepspeed.zero.Init
+        sharding = HfDeepSpeedConfig(CONFIG)
+        model = load_model(folder, precision).eval()
+        del sharding
+        make_head_whole(model)
+        backbone: Any = model.base_model
+        engine, *_ = deepspeed.initialize(model=backbone, config=CONFIG)
+
+    def announce(*_: Any) -> None:
+        ranks.gather(True)
+
+    announced = backbone.register_forward_pre_hook(announce, prepend=True)
+    yield model
+    announced.remove()
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device())
+    with torch.inference_mode():
+        while any(ranks.gather(False)):
+            backbone(input_ids=token, use_cache=False)
+    engine.destroy()
+
+
+def make_head_whole(model: Any) -> None:
+    """Give each process the whole head; an embedding that was tied to it stays shared out."""
+    head = model.get_output_embeddings()
+    shared = dict(head.named_parameters(recurse=False))
+    with deepspeed.zero.GatheredParameters([*shared.values()]):
+        whole = {name: weight.detach().clone() for name, weight in shared.items()}
+    for name, weight in whole.items():
+        setattr(head, name, nn.Parameter(weight, requires_grad=False))

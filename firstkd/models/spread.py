@@ -1,0 +1,73 @@
+"""A model whose layers lie on several devices, in the host's memory and on disk (Accelerate).
+
+A layer that is on no device is brought there while it runs.
+"""
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+from accelerate.hooks import attach_execution_device_hook, remove_hook_from_module
+from accelerate.utils import align_module_device, get_max_memory
+from torch import nn
+from transformers import PreTrainedModel
+
+from firstkd.memory import memory_explained
+from firstkd.models.folders import device, load_model
+from firstkd.section import Precision
+
+SHARE_OF_FREE = 0.9
+"""Of the free memory, for weights."""
+REMEDY = "lower machine.placement.device_gb or host_gb, so that more of it stays on disk"
+
+
+def load_spread(
+    folder: Path, precision: Precision, device_gb: float | None, host_gb: float | None
+) -> PreTrainedModel:
+    """Load a model of which each device, and the host's memory, holds so much at most.
+
+    Its head is whole, beside these. Raises ArtifactError as `load_model` does, and
+    OutOfMemoryError.
+    """
+    rewritten = tempfile.mkdtemp(prefix="firstkd-")
+    try:
+        with memory_explained(f"while {folder} was loaded", REMEDY):
+            model = load_model(
+                folder,
+                precision,
+                device_map="balanced",
+                max_memory=limits(device_gb, host_gb),
+                offload_folder=rewritten,  # weights that are not in memory as they are in the files
+            )
+            make_head_whole(model)
+    except BaseException:
+        shutil.rmtree(rewritten)
+        raise
+    weakref.finalize(model, shutil.rmtree, rewritten)
+    return model
+
+
+def limits(device_gb: float | None, host_gb: float | None) -> dict[int | str, int]:
+    """Return bytes for weights, by GPU and for `cpu`."""
+    found = {}
+    for place, free in get_max_memory().items():
+        most = host_gb if place == "cpu" else device_gb
+        share = SHARE_OF_FREE * free
+        found[place] = int(share if most is None else min(share, most * 1e9))
+    return found
+
+
+def make_head_whole(model: Any) -> None:
+    """Bring the head, wherever it is, to the first device, where it stays."""
+    head, place = model.get_output_embeddings(), device()
+    with align_module_device(head):
+        weights = {
+            name: weight.detach().to(place, copy=True)
+            for name, weight in head.named_parameters(recurse=False)
+        }
+    remove_hook_from_module(head)
+    for name, weight in weights.items():
+        setattr(head, name, nn.Parameter(weight, requires_grad=False))
+    attach_execution_device_hook(head, place)
