@@ -146,6 +146,10 @@ class Settings(Section):
                     f"models.{name}.train: there is no section train.{model.train}; "
                     f"allowed: {listed(set(self.train))}"
                 )
+            if model.train and (
+                why := model.init.cannot_train(self.train[model.train], self.machine)
+            ):
+                raise ValueError(f"models.{name}.train: {why}")
         for place, name in enumerate(self.evaluate.models):
             if name not in (known := {*self.models, *self.exports, *self.evaluate.ensembles}):
                 raise ValueError(

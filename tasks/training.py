@@ -67,6 +67,8 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
     networks = {name: load_to_train(starts[name], training, machine, ranks) for name in names}
     tuned = [add_lora(network, training.lora) for network in networks.values() if training.lora]
     player = make_player(root, settings, networks, stored, tokenizer, training.precision)
+    for name, model in models.items():
+        model.init.begin_training(player.scorer_of(name))
     logs = log_folder(root, stage)
     curve = train(player, questions, plan, training, machine, logs / "curve.jsonl", checkpoints)
     if not ranks.is_first:
@@ -74,6 +76,7 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
     if training.lora:
         networks = {n: lora.merge_and_unload() for n, lora in zip(names, tuned, strict=True)}
     for name, network in networks.items():
+        models[name].init.end_training(player.scorer_of(name))
         with atomic_folder(model_folder(root, name)) as folder:
             save_model(network, tokenizer, folder)
             write_json_lines(folder / "training.jsonl", player.curve_of(name, curve))

@@ -53,6 +53,10 @@ class Player(nn.Module):
         """Return a model's part of the curve: of one model, the whole."""
         return curve
 
+    def scorer_of(self, name: str) -> ResponseScorer:
+        """Return a model by its name: there is one."""
+        return self.scorer
+
     def recompute_layers(self) -> None:
         """Have layers computed again for the backward pass, instead of kept in memory.
 
@@ -123,6 +127,9 @@ class Players(nn.Module):
             for name, player in self._players.items()
             for term, target in player.targets(batch).items()
         }
+
+    def scorer_of(self, name: str) -> ResponseScorer:
+        return self._players[name].scorer
 
     def recompute_layers(self) -> None:
         for player in self._players.values():

@@ -52,6 +52,15 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         ),
         (("models", "start", "init"), {"of": "base"}, "models.start.init.kind: missing"),
         (
+            ("models", "start"),
+            {
+                "init": {"kind": "quantise", "of": "teacher", "weights": "q4_0"},
+                "train": "lora",
+                "learn": {"gold": {"kind": "gold"}},
+            },
+            "models.start.train: what lora adds to rounded weights is not rounded",
+        ),
+        (
             ("promote", "max_export_drop"),
             0.02,
             r"promote.max_export_drop: 0.02 is allowed, but no export .* \(first\) is measured",

@@ -10,6 +10,7 @@ from firstkd.section import Section
 
 if TYPE_CHECKING:
     from firstkd.signals.base import Signal
+    from firstkd.train.settings import MachineSettings, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ class Init(Section):
 
     def check(self, model: Any) -> None:
         """Raise ArtifactError if nothing can start so from a model of this family."""
+
+    def cannot_train(self, training: "TrainingSettings", machine: "MachineSettings") -> str | None:
+        """Return why such a model cannot be trained with these settings, if so."""
+        return None
+
+    def begin_training(self, scorer: Any) -> None:
+        """Change in place what is trained, before there is an optimizer."""
+
+    def end_training(self, scorer: Any) -> None:
+        """Make of what was trained the model that is saved."""
 
     def make(self, folder: Path, given: Given) -> None:
         """Write the start as a model folder that transformers can load."""

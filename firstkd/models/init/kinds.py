@@ -7,11 +7,13 @@ from pydantic import Field
 from firstkd.models.init.copy import CopyInit
 from firstkd.models.init.narrow import NarrowInit
 from firstkd.models.init.prune import PruneInit
+from firstkd.models.init.quantise import QuantiseInit
 from firstkd.models.init.server import ServerInit
 from firstkd.models.init.source import SourceInit
 
-KINDS = (SourceInit, CopyInit, PruneInit, NarrowInit, ServerInit)
+KINDS = (SourceInit, CopyInit, PruneInit, NarrowInit, QuantiseInit, ServerInit)
 
 AnyInit = Annotated[
-    SourceInit | CopyInit | PruneInit | NarrowInit | ServerInit, Field(discriminator="kind")
+    SourceInit | CopyInit | PruneInit | NarrowInit | QuantiseInit | ServerInit,
+    Field(discriminator="kind"),
 ]

@@ -74,11 +74,13 @@ def trained(
     plan=None,
     learn=GOLD,
     player=None,
+    begin=None,
     **changes,
 ):
     """Train the tiny model under changed settings of either kind; return it and its curve.
 
     `player`, of a model, makes another one than that which learns from gold alone.
+    `begin` may change what is trained.
     """
     deterministic(seed=1, threads=1)
     settings, machine = changed(**changes)
@@ -86,6 +88,8 @@ def trained(
     plan = plan or training_plan(questions, settings, seed=1)
     live = folder / "stage/curve.jsonl"
     player = player(model) if player else Player(model, learn, {})
+    if begin:
+        begin(player.scorer)
     return model, train(player, questions, plan, settings, machine, live, checkpoints)
 
 
