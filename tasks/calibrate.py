@@ -33,6 +33,7 @@ from firstkd.settings import Settings, load_settings
 from firstkd.signals.knowledge import Knowledge
 from firstkd.signals.store import SignalStore
 from tasks.layout import model_folder, prepared, signal_folder
+from tasks.scores import drawn_with
 from tasks.stage import run_stage
 
 FOLDS = 5
@@ -89,12 +90,12 @@ class Decisions:
     knowledge: Knowledge
     is_right: Tensor
     """[R, K], True at the right candidates."""
-    ids: list[str]
-    """[R] the example of each."""
+    groups: list[str]
+    """[R] what each is drawn with: its conversation or passage, or else its example."""
 
     def __getitem__(self, rows: Tensor) -> Self:
-        ids = [self.ids[row] for row in rows.tolist()]
-        return type(self)(self.knowledge[rows], self.is_right[rows], ids)
+        groups = [self.groups[row] for row in rows.tolist()]
+        return type(self)(self.knowledge[rows], self.is_right[rows], groups)
 
     def predictions(self, recalibration: Recalibration) -> Predictions:
         gold = recalibration.gold_probability(self.knowledge, self.is_right)
@@ -116,8 +117,8 @@ def load_decisions(root: Path, settings: Settings, name: str) -> Decisions:
     store.check_counts(positions, [signal.records_of(q) for q in questions], ids)
     knowledge = signal.decisions(store.of_examples(positions), store.facts)
     counts = [signal.decisions_of(question) for question in questions]
-    of_each = [one for one, n in zip(ids, counts, strict=True) for _ in range(n)]
-    return Decisions(knowledge, signal.is_right(knowledge, examples, questions), of_each)
+    each = [drawn_with(one) for one, n in zip(examples, counts, strict=True) for _ in range(n)]
+    return Decisions(knowledge, signal.is_right(knowledge, examples, questions), each)
 
 
 def cross_fitted(
@@ -128,11 +129,11 @@ def cross_fitted(
     In-sample numbers favour whatever bends most: a step function of 175 decisions fits their
     chance, too.
     """
-    fold_R = folds(decisions.ids)
+    fold_R = folds(decisions.groups)
     if fold_R.max() == 0:
         raise DataValidationError(
-            f"data/prepare/calibration.parquet: only {decisions.ids[0]} has decisions of its kind; "
-            "fitting a recalibration takes two examples at least, and dozens to be of use"
+            f"data/prepare/calibration.parquet: only {decisions.groups[0]} has decisions of its "
+            "kind; fitting a recalibration takes two examples at least, and dozens to be of use"
         )
     parts: dict[str, list[NDArray[Any]]] = {}
     for fold in np.unique(fold_R):
@@ -144,11 +145,11 @@ def cross_fitted(
     return Predictions(**{name: np.concatenate(values) for name, values in parts.items()})
 
 
-def folds(ids: Sequence[str]) -> NDArray[np.int64]:
-    """Return the fold of each decision: whole examples, dealt out in the order of their hashes."""
-    dealt = sorted(set(ids), key=lambda identity: (unit_hash(identity), identity))
+def folds(groups: Sequence[str]) -> NDArray[np.int64]:
+    """Return the fold of each decision: whole groups, dealt out in the order of their hashes."""
+    dealt = sorted(set(groups), key=lambda identity: (unit_hash(identity), identity))
     fold_of = {identity: number % FOLDS for number, identity in enumerate(dealt)}
-    return np.array([fold_of[identity] for identity in ids])
+    return np.array([fold_of[identity] for identity in groups])
 
 
 def is_at_bound(what: str, best: Recalibration, decisions: Decisions, settings: Settings) -> bool:
@@ -162,7 +163,7 @@ def is_at_bound(what: str, best: Recalibration, decisions: Decisions, settings: 
 
 def interval_of_temperature(decisions: Decisions, settings: Settings) -> Estimate:
     fitted = Temperature.fit(decisions.knowledge, decisions.is_right, settings.calibrate)
-    _, example_R = np.unique(decisions.ids, return_inverse=True)
+    _, example_R = np.unique(decisions.groups, return_inverse=True)
     return temperature_interval(
         fitted,
         decisions.knowledge,

@@ -28,7 +28,7 @@ from firstkd.train.distributed import join_ranks, present_ranks
 from tasks.answers import open_text, set_name, test_files
 from tasks.evaluation import write_evaluation
 from tasks.layout import model_folder
-from tasks.scores import plain
+from tasks.scores import drawn_with, plain
 from tasks.stage import run_stage
 from tasks.subject import Subject
 from tasks.writing import Writing
@@ -76,7 +76,7 @@ def token_metrics(
     for file in files:
         if examples := open_text(file):
             tokens = subject.score_tokens(examples, f"{subject.name} on {file.stem}, open text")
-            groups = tokens.example_T.numpy()
+            groups = [drawn_with(examples[i]) for i in tokens.example_T.tolist()]
             found[set_name(file)] = {
                 "examples": len(examples),
                 "tokens": len(tokens.correct_T),

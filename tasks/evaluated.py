@@ -56,6 +56,11 @@ class Evaluated:
     def of_set(self, name: str) -> pa.Table:
         return self.rows.filter(pc.equal(self.rows["set"], name))
 
+    def groups(self, test_set: str) -> list[str]:
+        """What a bootstrap draws together: the conversation or passage of each question."""
+        found: list[str] = self.of_set(test_set)["group"].to_pylist()
+        return found
+
     def raw(self, test_set: str) -> Predictions:
         """As the model is."""
         return predictions.raw(self._columns(test_set))

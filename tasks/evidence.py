@@ -83,6 +83,13 @@ class Evidence:
         rows = self.predictions[self.predictions["set"] == name]
         return rows.sort_values("id", ignore_index=True)
 
+    def groups(self, name: str) -> list[str] | None:
+        """What a bootstrap draws together; None for a version that did not record it."""
+        rows = self.of_set(name)
+        if "group" not in rows or rows["group"].isna().any():
+            return None
+        return list(rows["group"])
+
     def served(self, name: str) -> Predictions:
         """Return the predictions on a test set as the version is served, by id."""
         rows = self.of_set(name)

@@ -56,17 +56,18 @@ def compare_student(models: Mapping[str, Evaluated], settings: Settings) -> Find
 
 def compare(student: Evaluated, other: Evaluated, test_set: str, settings: Settings) -> Comparison:
     samples, seed = settings.evaluate.bootstrap_samples, settings.runtime.seed
+    groups = student.groups(test_set)
     found: dict[str, Estimate] = {}
     for reading in ("raw", "calibrated"):
         ours, theirs = getattr(student, reading)(test_set), getattr(other, reading)(test_set)
         columns = [column for column in COLUMNS if column.reading == reading]
         names = [column.metric for column in columns]
-        differences = paired_differences(ours, theirs, samples, seed, names)
+        differences = paired_differences(ours, theirs, samples, seed, names, groups)
         found |= {column.title: differences[column.metric] for column in columns}
     ordered = {column.title: found[column.title] for column in COLUMNS}
     words = student.text(test_set), other.text(test_set)
     if words[0] is not None and words[1] is not None:
-        draws = Draws(len(student.of_set(test_set)), samples, seed)
+        draws = Draws.of(len(groups), samples, seed, groups)
         changes = resample(less(words[0], words[1]), draws)
         ordered |= {column.title: changes[column.metric].estimate() for column in TEXT}
     return Comparison(other.name, test_set, ordered)

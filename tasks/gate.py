@@ -205,7 +205,12 @@ def _changes(
         }
     before = champion.served(name)
     changes = paired_changes(
-        challenger.served(name), before, limits.bootstrap_samples, SEED, [*allowed]
+        challenger.served(name),
+        before,
+        limits.bootstrap_samples,
+        SEED,
+        [*allowed],
+        challenger.groups(name),
     )
     words = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier score", "aurc": "AURC"}
     once = before.metrics(np.ones((1, len(before))), [*allowed])

@@ -133,13 +133,23 @@ def plain(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
     return {name: asdict(estimate) for name, estimate in estimates.items()}
 
 
+def drawn_with(example: Example) -> str:
+    """Return what a bootstrap draws an example with: its conversation or passage, if it has one.
+
+    Another test set would have other conversations, not other turns of the same ones.
+    """
+    return example.group or example.id
+
+
 def _summarise(split: Decided, samples: int, seed: int) -> dict[str, Any]:
     """Return the metrics of each reading of the confidence, and of the words (`text`)."""
+    groups = [drawn_with(example) for example in split.examples]
     found: dict[str, Any] = {"examples": len(split.examples)}
     for reading, predictions in split.readings.items():
-        found[reading] = plain(summary(predictions, samples, seed))
+        found[reading] = plain(summary(predictions, samples, seed, groups))
     if split.text is not None:
-        resampled = resample(split.text, Draws(len(split.examples), samples, seed))
+        draws = Draws.of(len(split.examples), samples, seed, groups)
+        resampled = resample(split.text, draws)
         found["text"] = plain({name: each.estimate(0, 1) for name, each in resampled.items()})
     return found
 
@@ -150,6 +160,7 @@ def _prediction_table(name: str, split: Decided) -> pa.Table:
         {
             "set": [name] * len(split.examples),
             "id": [example.id for example in split.examples],
+            "group": [drawn_with(example) for example in split.examples],
             "answer": [example.response for example in split.examples],
             "given": split.given,
             "confidence": raw.confidence,
@@ -165,6 +176,7 @@ PREDICTIONS = pa.schema(
     [
         ("set", pa.string()),
         ("id", pa.string()),
+        ("group", pa.string()),
         ("answer", pa.string()),
         ("answer_index", pa.int64()),
         ("is_right", pa.list_(pa.bool_())),

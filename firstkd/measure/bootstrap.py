@@ -5,7 +5,7 @@ whatever is sorted or binned by confidence is sorted once and not once a sample,
 (the tokens of one text, the questions on one passage) are drawn like single questions.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -88,6 +88,13 @@ class Draws:
     seed: int
     group_of: NDArray[np.int64] | None = None
     """[E], numbered from 0 without gaps: decisions of one group are drawn together."""
+
+    @classmethod
+    def of(cls, size: int, samples: int, seed: int, groups: Sequence[object] | None = None) -> Self:
+        """Draw decisions, or whole groups where several share one."""
+        if groups is None or len(set(groups)) == size:
+            return cls(size, samples, seed)
+        return cls.grouped(np.asarray(groups), samples, seed)
 
     @classmethod
     def grouped(cls, groups: NDArray[np.generic], samples: int, seed: int) -> Self:

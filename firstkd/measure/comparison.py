@@ -1,9 +1,8 @@
 """A model's metrics, and the differences of two models' on the same questions, with intervals."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from firstkd.measure.bootstrap import (
     Counts,
@@ -20,17 +19,14 @@ LIMITS = {"nll": (0.0, np.inf), "brier": (0.0, 2.0), "trust": (-1.0, 1.0)}
 
 
 def summary(
-    model: Predictions, samples: int, seed: int, groups: NDArray[np.int64] | None = None
+    model: Predictions, samples: int, seed: int, groups: Sequence[object] | None = None
 ) -> dict[str, Estimate]:
     """Return each metric with its interval over decisions.
 
-    With `groups` [E], those of one group are drawn together: tokens of one text are not
-    independent of each other.
+    With `groups` [E], those of one group are drawn together: tokens of one text, turns of one
+    conversation and questions on one passage are not independent of each other.
     """
-    draws = Draws(len(model), samples, seed)
-    if groups is not None:
-        draws = Draws.grouped(groups, samples, seed)
-    found = resample(model.metrics, draws)
+    found = resample(model.metrics, Draws.of(len(model), samples, seed, groups))
     return {name: each.estimate(*LIMITS.get(name, (0, 1))) for name, each in found.items()}
 
 
@@ -40,17 +36,20 @@ def paired_changes(
     samples: int,
     seed: int,
     names: Collection[str] = METRICS,
+    groups: Sequence[object] | None = None,
 ) -> dict[str, Resampled]:
     """Return these metrics of the first model less the second's, on the same decisions.
 
     Whole questions are drawn, so that both models are always compared on the same ones: what is
-    hard for both cancels out, and the interval is narrower than those of the models suggest.
+    hard for both cancels out, and the interval is narrower than those of the models suggest. With
+    `groups` [E], whole groups are drawn.
     """
 
     def metrics_of(model: Predictions) -> Statistic:
         return lambda counts: model.metrics(counts, names)
 
-    return resample(less(metrics_of(first), metrics_of(second)), Draws(len(first), samples, seed))
+    draws = Draws.of(len(first), samples, seed, groups)
+    return resample(less(metrics_of(first), metrics_of(second)), draws)
 
 
 def less(first: Statistic, second: Statistic) -> Statistic:
@@ -69,7 +68,8 @@ def paired_differences(
     samples: int,
     seed: int,
     names: Collection[str] = METRICS,
+    groups: Sequence[object] | None = None,
 ) -> dict[str, Estimate]:
     """Return the differences of `paired_changes` with their intervals."""
-    changes = paired_changes(first, second, samples, seed, names)
+    changes = paired_changes(first, second, samples, seed, names, groups)
     return {name: change.estimate() for name, change in changes.items()}

@@ -112,6 +112,7 @@ def write_evaluation(
         columns = {
             "set": [test_set] * len(right),
             "id": [f"{test_set}/{i}" for i in range(len(right))],
+            "group": [f"{test_set}/{i}" for i in range(len(right))],
             "answer": [CHOICES[index] for index in right],
             "answer_index": right,
             "is_right": is_right.tolist(),

@@ -154,6 +154,23 @@ def test_challenger_may_only_be_a_little_worse(right: int, ece: float, passes: b
     assert decide(evidence("2", right, ece), evidence("1", 80, 0.05), LIMITS).passed is passes
 
 
+def test_turns_of_one_conversation_prove_less_than_as_many_questions() -> None:
+    champion, challenger = evidence("1", 100), evidence("2", 80)
+
+    def interval() -> float:
+        reasons = " ".join(decide(challenger, champion, LIMITS).reasons)
+        low, high = re.findall(r"accuracy \S+ \[(\S+), (\S+)\]", reasons)[0]
+        return float(high) - float(low)
+
+    before = interval()
+    challenger.predictions["group"] = challenger.predictions["id"]
+    assert interval() == before
+    challenger.predictions["group"] = [f"c{i // 20}" for i in range(QUESTIONS)]
+    assert interval() > 2 * before  # all that differ are of one conversation
+    champion.predictions["group"] = None  # of a release that did not record it
+    assert champion.groups("test") is None
+
+
 def test_other_test_questions_are_no_comparison() -> None:
     champion = evidence("1", 80, 0.05, test_digest="other")
     verdict = decide(evidence("2", 190, 0.01), champion, LIMITS)

@@ -89,6 +89,13 @@ def test_the_members_of_a_group_are_drawn_together():
     assert (of_groups.sum(-1) == 3).all()
 
 
+def test_groups_of_one_are_drawn_as_single_decisions():
+    [alone], [grouped] = ([*Draws.of(4, 30, 0, groups)] for groups in (None, ["d", "a", "c", "b"]))
+    np.testing.assert_array_equal(alone, grouped)
+    [pairs] = [*Draws.of(4, 30, 0, ["d", "a", "d", "a"])]
+    assert (pairs[:, :2] == pairs[:, 2:]).all()
+
+
 def test_an_interval_stays_within_what_the_metric_can_be():
     perfect = Predictions.of_choices(np.array([[5.0, 0.0]] * 50), np.array([[True, False]] * 50))
     found = summary(perfect, 200, 0)

@@ -49,3 +49,19 @@ def test_interval_of_a_difference_agrees_with_scipy() -> None:
     ).confidence_interval
     assert found.low == pytest.approx(reference.low, abs=0.006)
     assert found.high == pytest.approx(reference.high, abs=0.006)
+
+
+def test_a_difference_on_conversations_is_as_unsure_as_one_on_as_many_questions() -> None:
+    first, second = model(0, 100, 1.0), model(1, 100, 0.5)
+    turns = np.arange(100).repeat(5)
+    said = [
+        Predictions(each.probabilities[turns], each.is_right[turns], each.gold_probability[turns])
+        for each in (first, second)
+    ]
+    kept = {"samples": 4000, "seed": 0, "names": ["accuracy"]}
+    alone = paired_differences(first, second, **kept)["accuracy"]
+    grouped = paired_differences(*said, **kept, groups=turns.tolist())["accuracy"]
+    too_sure = paired_differences(*said, **kept)["accuracy"]
+    assert grouped.low == pytest.approx(alone.low, abs=0.015)
+    assert grouped.high == pytest.approx(alone.high, abs=0.015)
+    assert too_sure.high - too_sure.low < 0.6 * (grouped.high - grouped.low)
