@@ -141,6 +141,8 @@ class Lineage:
             for term_name, term in (model.learn or {}).items():
                 if term.signal is not None:
                     yield f"models.{name}.learn.{term_name}.from", "signals", term.signal
+            for other in model.keep.signals if model.keep else ():
+                yield f"models.{name}.keep", "signals", other
         for name, signal in self._signals.items():
             for other in signal.models:
                 yield f"signals.{name}.of", "models", other
@@ -167,12 +169,15 @@ class Lineage:
             for term_name, term in (model.learn or {}).items():
                 if term.signal and (problem := term.misfit(self._signals[term.signal])):
                     yield f"models.{name}.learn.{term_name}", problem
-            for other in self.peers(name):
+            peers = self.peers(name)
+            for key, problem in model.misfits(self._signals, peers):
+                yield f"models.{name}.{key}", problem
+            for other in peers:
                 yield from self._misfit_of_peers(name, other)
 
     def _misfit_of_peers(self, name: str, other: str) -> Iterator[tuple[str, str]]:
         ours, theirs = self._models[name], self._models[other]
-        for key in ("train", "leave_out", "order"):
+        for key in ("train", "leave_out", "order", "keep"):
             if getattr(ours, key) != getattr(theirs, key):
                 yield (
                     f"models.{name}.{key}",

@@ -127,6 +127,13 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _own_text_can_be_written(self) -> Self:
+        for name, model in self.models.items():
+            if writes := model.on_policy:
+                writes.check(f"models.{name}.on_policy", self.prompt, self.machine)
+        return self
+
+    @model_validator(mode="after")
     def _decays_are_of_data_that_is_learned(self) -> Self:
         learned = {name for name, found in self.fetch.datasets.items() if found.is_learned}
         for section, training in self.train.items():

@@ -23,6 +23,8 @@ from tasks.signal_graph import signal_stages
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
 LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
+FOR = {"keep": "tasks.chosen", "on_policy": "tasks.own_text"}
+"""What only those of these depend on that have this setting."""
 
 
 def render(settings: Settings) -> str:
@@ -130,7 +132,9 @@ def _model(settings: Settings, names: Sequence[str]) -> Stage:
     learns = settings.models[names[0]].learn is not None
     verb, code = "Make", code_of(["tasks.model", *kinds], without=[LEARNING])
     if learns:
-        verb, code = "Train", code_of(["tasks.model", LEARNING, *kinds])
+        models = [settings.models[name] for name in names]
+        unused = [code for key, code in FOR.items() if not any(getattr(m, key) for m in models)]
+        verb, code = "Train", code_of(["tasks.model", LEARNING, *kinds], without=unused)
     what = f"the model “{names[0]}”"
     if len(names) > 1:
         what = f"together, each from the others, {' and '.join(f'“{name}”' for name in names)}"
@@ -170,6 +174,7 @@ def _model_reads(settings: Settings, name: str) -> tuple[list[str], list[str], l
         else:
             params.append(f"signals.{term.signal}")
             inputs += map(str, run_beside(Path(), settings, name, term.signal))
+    inputs += [f"data/signal/{of}/train" for of in (model.keep.signals if model.keep else ())]
     if model.learn is not None:
         params.append(f"train.{model.train}")
     return params, kinds, inputs

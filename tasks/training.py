@@ -26,6 +26,7 @@ from firstkd.train.engine import deepspeed_config, load_to_train
 from firstkd.train.loop import train
 from firstkd.train.plan import training_plan
 from tasks.beside import live_signals, make_player
+from tasks.chosen import chosen
 from tasks.code import code_sha256
 from tasks.layout import (
     log_folder,
@@ -35,6 +36,7 @@ from tasks.layout import (
     signal_folder,
 )
 from tasks.matched import Matched
+from tasks.own_text import own_text
 from tasks.preflight import check_terms
 
 
@@ -52,25 +54,29 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
     examples, questions = material(settings, models, given, tokenizer)
     matched = Matched(root, settings, examples, questions, tokenizer)
     stored = {name: matched.of_terms(name) for name in names}
+    if not ranks.is_first:
+        disable_progress_bar()
+    networks = {name: load_to_train(starts[name], training, machine, ranks) for name in names}
+    tuned = [add_lora(network, training.lora) for network in networks.values() if training.lora]
+    # only a model that learns alone writes
+    writes = own_text(settings, names[0], networks[names[0]], tokenizer, examples)
     # of the whole questions, whatever a model needs of them: all models see the same batches
     sources = [example.source for example in examples]
     (order,) = {model.order for model in models.values()}
-    plan = training_plan(questions, training, settings.runtime.seed, sources, order)
+    whole = writes.at_their_longest(questions) if writes else questions
+    plan = training_plan(whole, training, settings.runtime.seed, sources, order)
     if not any(needs_choices(settings, model) for model in models.values()):
         questions = [question.gold_only() for question in questions]
     stage = f"model-{'-'.join(names)}"
     inputs = [*starts.values(), *given.examples]
     inputs += [path for name in names for path in inputs_of(root, settings, name)]
     checkpoints = checkpoint_folder(root, stage, decided_by(settings, models), inputs, ranks)
-    if not ranks.is_first:
-        disable_progress_bar()
-    networks = {name: load_to_train(starts[name], training, machine, ranks) for name in names}
-    tuned = [add_lora(network, training.lora) for network in networks.values() if training.lora]
     player = make_player(root, settings, networks, stored, tokenizer, training.precision)
     for name, model in models.items():
         model.init.begin_training(player.scorer_of(name))
     logs = log_folder(root, stage)
-    curve = train(player, questions, plan, training, machine, logs / "curve.jsonl", checkpoints)
+    live_curve = logs / "curve.jsonl"
+    curve = train(player, questions, plan, training, machine, live_curve, checkpoints, writes)
     if not ranks.is_first:
         return
     if training.lora:
@@ -93,6 +99,8 @@ def material(
     for model in models.values():
         if model.leave_out:
             examples = [example for example in examples if model.leave_out.keeps(example)]
+        if model.keep:
+            examples = chosen(given.project, model.keep, examples)
     questions = encode(examples, tokenizer, settings.prompt)
     for name, model in models.items():
         check_terms(name, model, questions)
@@ -119,6 +127,8 @@ def decided_by(settings: Settings, models: Mapping[str, ModelSettings]) -> list[
 
 def inputs_of(root: Path, settings: Settings, name: str) -> Iterable[Path]:
     """Yield what of its signals decides what a model becomes."""
+    if keep := settings.models[name].keep:
+        yield from (signal_folder(root, of, "train") for of in keep.signals)
     for term in (settings.models[name].learn or {}).values():
         if term.signal is None or term.recalibration is None:
             continue

@@ -5,7 +5,7 @@ prompt and itself, and its positions go on from the prompt's, so its scores are 
 prompt and that response alone, while the prompt is computed once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -85,7 +85,7 @@ def packed_length(question: Question) -> int:
     return len(question.prompt) + sum(map(len, question.responses))
 
 
-def pack(questions: Sequence[Question], index: Sequence[int]) -> Batch:
+def pack(questions: Sequence[Question] | Mapping[int, Question], index: Sequence[int]) -> Batch:
     """Pack `questions[i] for i in index` into one batch; padding is token 0, which is masked out.
 
     Where no question has several responses, the positions of padding go on: restarting ones make

@@ -1,5 +1,6 @@
 """Settings of models."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -8,7 +9,10 @@ from firstkd.data.examples import Example, example_key, fold_of
 from firstkd.data.prompts import Question
 from firstkd.models.init.kinds import AnyInit
 from firstkd.models.needs import Needs
+from firstkd.open_text.settings import OnPolicy
 from firstkd.section import Name, Positive, Section
+from firstkd.signals.base import Signal
+from firstkd.signals.difference import Difference
 from firstkd.terms.kinds import Learn
 
 
@@ -48,6 +52,10 @@ class ModelSettings(Section):
     ensemble."""
     leave_out: LeftOut | None = None
     """What it must not learn from, so that the signal `out_of_fold` can ask it about that."""
+    keep: Difference | None = None
+    """Which of the answered examples it learns from; null for all."""
+    on_policy: OnPolicy | None = None
+    """For a student that also learns on open text that it writes itself; null for none."""
 
     @model_validator(mode="after")
     def _learning_is_training(self) -> Self:
@@ -56,6 +64,10 @@ class ModelSettings(Section):
             raise ValueError(f"{given} without {lacking}: a model needs both to be trained")
         if self.leave_out is not None and self.learn is None:
             raise ValueError("leave_out without learn: it learns nothing that could be left out")
+        if self.keep is not None and self.learn is None:
+            raise ValueError("keep without learn: it learns nothing that could be chosen")
+        if self.on_policy is not None and self.learn is None:
+            raise ValueError("on_policy without learn: it would write, and learn nothing")
         if self.learn is not None and not self.init.can_learn:
             raise ValueError(
                 f"a model of kind {self.init.kind} is made once and learns nothing itself; let "
@@ -65,12 +77,24 @@ class ModelSettings(Section):
 
     @property
     def signals(self) -> list[str]:
-        """Names of the signals that it learns from, each once."""
-        terms = (self.learn or {}).values()
-        return list(dict.fromkeys(term.signal for term in terms if term.signal is not None))
+        """Names of the signals that decide what it learns, each once."""
+        of_terms = [term.signal for term in (self.learn or {}).values() if term.signal is not None]
+        return list(dict.fromkeys([*of_terms, *(self.keep.signals if self.keep else ())]))
+
+    def misfits(
+        self, signals: Mapping[str, Signal], peers: Sequence[str]
+    ) -> Iterator[tuple[str, str]]:
+        """Yield each key that does not fit the signals, or the models that learn together with it,
+        and why."""
+        if self.keep is not None:
+            yield from ((f"keep.{key}", problem) for key, problem in self.keep.misfits(signals))
+        if self.on_policy is not None:
+            yield from self.on_policy.misfits(self.learn or {}, signals, peers)
 
     def learns_from(self, question: Question) -> bool:
-        """Whether any of its terms has something to say about a question."""
+        """Whether any of its terms has something to say about a question, as it will be asked."""
+        if self.on_policy is not None and len(question.responses) < 2:  # it answers open text
+            return True
         return any(term.count(question) for term in (self.learn or {}).values())
 
     @property

@@ -1,12 +1,19 @@
 """Settings of answers in a model's own words."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from firstkd.data.settings import PromptSettings
 from firstkd.open_text.confidence import AnyConfidence
 from firstkd.open_text.metrics import MetricName
 from firstkd.section import Positive, Section, Weight
+
+if TYPE_CHECKING:
+    from firstkd.signals.base import Signal
+    from firstkd.terms.base import Term
+    from firstkd.train.settings import MachineSettings
 
 CalibrationName = Literal["temperature", "platt", "isotonic"]
 
@@ -24,3 +31,53 @@ class OpenTextSettings(Section):
     confidence: AnyConfidence
     recalibrate: CalibrationName
     """How the calibration split makes a probability of being right out of the confidence."""
+
+
+class OnPolicy(Section):
+    """What a student writes itself and then learns on (firstkd/open_text/on_policy.py)."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """λ: the share of the micro-batches in which it writes the responses to open text."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """At which its tokens are drawn."""
+    max_new_tokens: Positive
+    """Length of what it writes; what is longer is cut there."""
+
+    def check(self, key: str, prompt: PromptSettings, machine: "MachineSettings") -> None:
+        """Raise ValueError where nothing could be written."""
+        if self.max_new_tokens > prompt.max_length // 2:
+            raise ValueError(
+                f"{key}.max_new_tokens: {self.max_new_tokens} leave too little of "
+                f"prompt.max_length = {prompt.max_length} for the prompt; at most half of it is "
+                "allowed"
+            )
+        if machine.zero_stage == 3:
+            raise ValueError(
+                f"machine.zero_stage: 3 shares out the weights, and {key} writes with whole ones; "
+                "set it to 2, or remove on_policy"
+            )
+
+    def misfits(
+        self,
+        learn: "Mapping[str, Term]",
+        signals: "Mapping[str, Signal]",
+        peers: Sequence[str],
+    ) -> Iterator[tuple[str, str]]:
+        """Yield each key that does not go with it, and why."""
+        live = [n for n, t in learn.items() if t.signal is not None and signals[t.signal].is_live]
+        for name, term in learn.items():
+            if name not in live and not term.needs.choices:
+                yield (
+                    f"learn.{name}",
+                    f"{term.kind} knows one response to each question beforehand, and with "
+                    "on_policy the student writes others; learn from a signal with live: true, or "
+                    "remove on_policy",
+                )
+        if all(signals[str(learn[name].signal)].decides == "choice" for name in live):
+            yield "on_policy", "nothing is learned of what it writes; learn from tokens, live: true"
+        if len(peers) > 1:
+            yield (
+                "on_policy",
+                f"{', '.join(peers)} learn from one another on the same text, which only one of "
+                "them could have written; remove it",
+            )

@@ -15,6 +15,7 @@ from firstkd.data.prompts import Question, encode
 from firstkd.data.settings import PromptSettings
 from firstkd.measure.ranking import Floats
 from firstkd.models.scoring import score_questions, score_tokens
+from firstkd.open_text.asking import open_questions, stop_tokens
 from firstkd.open_text.confidence import Written
 from firstkd.open_text.decoding import Draw, decode
 from firstkd.open_text.settings import OpenTextSettings
@@ -68,13 +69,7 @@ class Writer:
         return np.asarray(scores.double().softmax(-1).numpy())
 
     def _asked(self, examples: Sequence[Example]) -> list[Question]:
-        """Return the prompts, with room left for an answer."""
-        room = self.prompt.max_length - self.settings.max_new_tokens
-        cut = self.prompt.model_copy(update={"max_length": room})
-        open_ended = [
-            replace(example, response="", choices=None, answer_index=None) for example in examples
-        ]
-        return encode(open_ended, self.tokenizer, cut)
+        return open_questions(examples, self.tokenizer, self.prompt, self.settings.max_new_tokens)
 
     def _decode(
         self, questions: Sequence[Question], temperature: float, numbers: Sequence[int], title: str
@@ -93,11 +88,7 @@ class Writer:
 
     @cached_property
     def _stop(self) -> frozenset[int]:
-        """What ends every response that the model has learned from, and what its makers say."""
-        [shown] = encode([Example("", "a", "a", None, None, "")], self.tokenizer, self.prompt)
-        named: int | list[int] | None = self.model.generation_config.eos_token_id
-        named = [named] if isinstance(named, int) else named or []
-        return frozenset([shown.responses[0][-1], *named])
+        return stop_tokens(self.model, self.tokenizer, self.prompt)
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(

@@ -1,6 +1,7 @@
 """The curve of a training: what each step has shown, and how it is watched while it grows."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from firstkd.errors import TrainingDivergedError
 from firstkd.terms.base import Sum
 from firstkd.train.distributed import Ranks
 
@@ -49,6 +51,18 @@ def per_unit(parts: Iterable[Mapping[str, Part]]) -> dict[str, float]:
             totals[name] += found.total
             units[name] += found.units
     return {name: total / max(1, units[name]) for name, total in totals.items()}
+
+
+def check_finite(
+    loss: float, norm: float, step: int, learning_rate: float, ids: Sequence[str]
+) -> None:
+    """Raise TrainingDivergedError, with the step's examples, unless a step's numbers are finite."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    raise TrainingDivergedError(
+        f"step {step + 1}: loss {loss}, gradient norm {norm} at learning rate "
+        f"{learning_rate:.3g}; lower learning_rate or look at the examples {', '.join(ids)}"
+    )
 
 
 @contextmanager

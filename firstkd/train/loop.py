@@ -7,32 +7,40 @@ so that a checkpoint after it is all that going on needs.
 """
 
 import logging
-import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from firstkd.data.packing import pack, packed_length
 from firstkd.data.prompts import Question
-from firstkd.errors import TrainingDivergedError
 from firstkd.memory import memory_explained
 from firstkd.train.checkpoints import Checkpoints
-from firstkd.train.curve import SPEEDS, MicroBatchResult, per_unit, result_of, shown_live
+from firstkd.train.curve import (
+    SPEEDS,
+    MicroBatchResult,
+    check_finite,
+    per_unit,
+    result_of,
+    shown_live,
+)
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import end_engine, make_engine
 from firstkd.train.plan import number_of_steps
 from firstkd.train.player import Player, Players
 from firstkd.train.schedule import learning_rate_at
 from firstkd.train.settings import MachineSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    from firstkd.open_text.on_policy import OwnText
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +59,14 @@ def train(
     machine: MachineSettings,
     live_curve: Path,
     checkpoints: Path | None = None,
+    own_text: "OwnText | None" = None,
 ) -> list[dict[str, float]]:
     """Train the player's model, or the players' models, in place and return the curve: step, loss,
     learning rate, gradient norm, the loss of each term by its name, and the terms' measures.
 
     `plan` is every micro-batch in order, as indices of questions (`training_plan`). With ZeRO 3
-    only the first process has the whole weights in the end.
+    only the first process has the whole weights in the end. `own_text` is what the student writes
+    itself, if it learns on that.
 
     With a folder for `checkpoints`, training resumes from the newest one there, and saves one every
     `checkpoint_steps`; at SIGTERM it finishes the step, saves and exits.
@@ -72,7 +82,7 @@ def train(
     engine, done, curve = _begin(player, settings, machine, ranks, saver)
     if done:
         log.info("going on after step %d of %d", done, steps)
-    training = _Training(engine, player, questions, plan, settings, ranks, steps, seed)
+    training = _Training(engine, player, questions, plan, settings, ranks, steps, seed, own_text)
     interval = machine.checkpoint_steps or steps + 1
     with shown_live(live_curve, curve, steps, ranks) as show, _sigterm(held=bool(saver)) as asked:
         for step in range(done, steps):
@@ -132,6 +142,7 @@ class _Training:
     ranks: Ranks
     steps: int
     seed: int
+    own_text: "OwnText | None"
 
     def point(self, step: int) -> dict[str, float]:
         """Make an optimizer step and return its point of the curve, with speeds."""
@@ -144,7 +155,8 @@ class _Training:
         losses = per_unit(result.losses for result in results)
         value = sum(term.weight_at(progress) * losses[name] for name, term in terms.items())
         norm = float(self.engine.get_global_grad_norm())
-        _check_finite(value, norm, step, learning_rate, self.questions, indices)
+        ids = [self.questions[i].id for index in indices for i in index]
+        check_finite(value, norm, step, learning_rate, ids)
         tokens = sum(result.tokens for result in results)
         return {
             "step": step + 1,
@@ -166,27 +178,39 @@ class _Training:
         Each term's sum is divided by its count over the whole step, so that the step is one of all
         micro-batches together, however they are cut. Returns what every process's have shown.
         """
-        counts = {
-            name: sum(term.count(self.questions[i]) for index in indices for i in index)
-            for name, term in self.player.learn.items()
-        }
+        turns = range(self.ranks.rank, len(indices), self.ranks.world_size)
+        # all are written before any changes the gradient, since a step counts what it divides by
+        asked = {turn: self._asked(indices[turn], first + turn) for turn in turns}
+        counts = self._counts(asked.values())
         mine = []
-        for position in range(self.ranks.rank, len(indices), self.ranks.world_size):
+        for turn, questions in asked.items():
             # the random numbers (dropout) belong to the micro-batch, whoever computes it and when
-            torch.manual_seed(_seed_of(self.seed, first + position))
-            mine.append(self._micro_batch(indices[position], counts, progress, len(indices)))
+            torch.manual_seed(_seed_of(self.seed, first + turn))
+            mine.append(self._micro_batch(questions, counts, progress, len(indices)))
         return [result for turn in zip(*self.ranks.gather(mine), strict=True) for result in turn]
 
+    def _asked(self, index: Sequence[int], number: int) -> Mapping[int, Question]:
+        """Return the questions of a micro-batch, by their numbers."""
+        asked = {i: self.questions[i] for i in index}
+        return asked if self.own_text is None else self.own_text.in_batch(asked, number)
+
+    def _counts(self, asked: Collection[Mapping[int, Question]]) -> dict[str, int]:
+        """Return how many units each term counts in the micro-batches of all processes."""
+        terms = self.player.learn.items()
+        mine = {n: sum(t.count(q) for part in asked for q in part.values()) for n, t in terms}
+        found = self.ranks.gather(mine)
+        return {name: sum(counts[name] for counts in found) for name in mine}
+
     def _micro_batch(
-        self, index: Sequence[int], counts: Mapping[str, int], progress: float, of: int
+        self, questions: Mapping[int, Question], counts: Mapping[str, int], progress: float, of: int
     ) -> MicroBatchResult:
         """Add the gradient of one of the `of` micro-batches of a step; the last one makes the step.
 
         `counts` are the terms' over the whole step.
         """
-        length = max(packed_length(self.questions[i]) for i in index)
-        with memory_explained(f"with a micro-batch of {len(index)} × {length} tokens", REMEDY):
-            batch = pack(self.questions, index).to(self.engine.device)
+        length = max(map(packed_length, questions.values()))
+        with memory_explained(f"with a micro-batch of {len(questions)} × {length} tokens", REMEDY):
+            batch = pack(questions, [*questions]).to(self.engine.device)
             sums = self.engine(batch, self.player.targets(batch), progress)
             loss = sum(
                 term.weight_at(progress) * (sums[name].total / max(1, counts[name]))
@@ -221,20 +245,3 @@ def _set_learning_rate(engine: Any, settings: TrainingSettings, step: int, steps
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     return learning_rate
-
-
-def _check_finite(
-    loss: float,
-    norm: float,
-    step: int,
-    learning_rate: float,
-    questions: Sequence[Question],
-    indices: Sequence[Sequence[int]],
-) -> None:
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    ids = [questions[i].id for index in indices for i in index]
-    raise TrainingDivergedError(
-        f"step {step + 1}: loss {loss}, gradient norm {norm} at learning rate "
-        f"{learning_rate:.3g}; lower learning_rate or look at the examples {', '.join(ids)}"
-    )

@@ -72,7 +72,80 @@ SERVED = {
 }
 
 
+ON_POLICY = {"share": 0.5, "max_new_tokens": 32}
+WRITING: dict[str, Any] = {
+    "signals.live_tokens": {
+        "kind": "tokens",
+        "of": "teacher",
+        "select": {"kind": "top_k", "k": 20},
+        "live": True,
+    },
+    "models.first.on_policy": ON_POLICY,
+    "models.first.learn": {
+        "tokens": {"kind": "sparse_kl", "from": "live_tokens", "recalibrate": "none"},
+        "right": {"kind": "gold_choice"},
+    },
+}
+"""A student that also learns on what it writes itself."""
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a difference of a signal of choices": (
+        {"models.first.keep": {"of": "tokens", "less": "choices", "share": 0.5}},
+        r"models.first.keep.less: signals.choices does not keep how likely each token of an answer",
+    ),
+    "a difference of nothing": (
+        {"models.first.keep": {"of": "tokens", "less": "tokens", "share": 0.5}},
+        r"models.first.keep.less: 'tokens' is `of` as well, so there is no difference",
+    ),
+    "a difference of a signal that is not there": (
+        {"models.first.keep": {"of": "tokens", "less": "of_base", "share": 0.5}},
+        r"models.first.keep: there is no 'of_base' among signals",
+    ),
+    "a choice of data without learning": (
+        {"models.start.keep": {"of": "tokens", "less": "choices", "share": 0.5}},
+        r"models.start: keep without learn: it learns nothing that could be chosen",
+    ),
+    "a right answer to what a student writes itself": (
+        {**WRITING, "models.first.learn.gold": {"kind": "gold"}},
+        r"models.first.learn.gold: gold knows one response to each question beforehand, and with "
+        r"on_policy the student writes others; learn from a signal with live: true",
+    ),
+    "what is stored of text that a student writes itself": (
+        {**WRITING, "signals.live_tokens.live": False},
+        r"models.first.learn.tokens: sparse_kl knows one response to each question beforehand",
+    ),
+    "text that nobody looks at": (
+        {
+            "models.first.on_policy": ON_POLICY,
+            "models.first.learn": {"right": {"kind": "gold_choice"}},
+        },
+        r"models.first.on_policy: nothing is learned of what it writes; learn from tokens, live",
+    ),
+    "own text without learning": (
+        {"models.start.on_policy": ON_POLICY},
+        r"models.start: on_policy without learn: it would write, and learn nothing",
+    ),
+    "own text that is too long": (
+        {**WRITING, "models.first.on_policy": {"max_new_tokens": 129}},
+        r"models.first.on_policy.max_new_tokens: 129 leave too little of prompt.max_length = 256",
+    ),
+    "own text of weights that are shared out": (
+        {**WRITING, "machine.zero_stage": 3},
+        r"machine.zero_stage: 3 shares out the weights, and models.first.on_policy writes with",
+    ),
+    "own text of two that learn together": (
+        {
+            **MUTUAL,
+            "models.left.on_policy": ON_POLICY,
+            "signals.live_tokens": WRITING["signals.live_tokens"],
+            "models.left.learn": {
+                "tokens": WRITING["models.first.learn"]["tokens"],
+                "other": {**KL, "from": "of_right", "recalibrate": "none"},
+            },
+        },
+        r"models.left.on_policy: left, right learn from one another on the same text",
+    ),
     "tokens of a server that is asked for letters": (
         {"models.served": {"init": SERVED}, "signals.tokens.of": "served"},
         r"signals.tokens.of: 'served' is asked for letters alone; set its `ask` to texts",
@@ -323,6 +396,11 @@ def test_what_does_not_fit_is_one_line_with_its_key(tmp_path, case):
         with_params(tmp_path, changes)
     assert raised.match(r"/params\.yaml: " + message)
     assert "\n" not in str(raised.value)
+
+
+def test_a_student_that_writes_itself_is_accepted(tmp_path):
+    settings = with_params(tmp_path, WRITING)
+    assert settings.models["first"].on_policy.share == 0.5
 
 
 def position(lineage: Lineage, section: str, name: str) -> int:

@@ -12,7 +12,9 @@ from firstkd.data.examples import Example, write_examples
 from firstkd.errors import ArtifactError, ConfigError, SourceError
 from firstkd.files import read_json, read_json_lines, sha256_of, write_json
 from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.settings import load_settings
 from tasks import model, signal
+from tasks.graph import stages_of
 from tests.tiny import HOMES, write_tiny_model, write_tiny_params
 
 CHOICES = tuple(HOMES.values())[:4]
@@ -49,6 +51,10 @@ def change(root: Path, *path: str, to: Any) -> None:
         section = section[key]
     section[path[-1]] = to
     yaml.dump(params, root / "params.yaml")
+
+
+def read_params(root: Path) -> Any:
+    return YAML().load(root / "params.yaml")
 
 
 def taught(root: Path, recalibration: str = "none") -> None:
@@ -238,3 +244,18 @@ def test_a_chat_template_of_ones_own_goes_with_every_model_made_from_it(project:
     change(project, "models", "base", "init", "chat_template", to="sources/../chat.jinja")
     with pytest.raises(ConfigError, match=r"init\.chat_template: .* lies outside sources/"):
         model.main(project, "base")
+
+
+def test_a_student_learns_from_the_examples_that_differ_most(project: Path) -> None:
+    taught(project)
+    change(project, "signals", "smaller", to=read_params(project)["signals"]["tokens"])
+    change(project, "signals", "smaller", "of", to="start")
+    signal.main(project, "smaller")
+    change(project, "train", "distill", "micro_batch_size", to=1)
+    change(project, "models", "first", "keep", to={"of": "tokens", "less": "smaller", "share": 0.5})
+    stages = {stage.name: stage for stage in stages_of(load_settings(project / "params.yaml"))}
+    for file in ("firstkd/signals/difference.py", "tasks/chosen.py"):
+        assert file in stages["model-first"].code and file not in stages["model-sft"].code
+    assert "data/signal/smaller/train" in stages["model-first"].inputs
+    model.main(project, "first")
+    assert len(read_json_lines(project / "data/model/first/training.jsonl")) == 4  # of 8

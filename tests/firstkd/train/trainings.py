@@ -75,12 +75,13 @@ def trained(
     learn=GOLD,
     player=None,
     begin=None,
+    own_text=None,
     **changes,
 ):
     """Train the tiny model under changed settings of either kind; return it and its curve.
 
-    `player`, of a model, makes another one than that which learns from gold alone.
-    `begin` may change what is trained.
+    `player`, of a model, makes another one than that which learns from gold alone; `begin` may
+    change what is trained, and `own_text` makes what the model writes itself.
     """
     deterministic(seed=1, threads=1)
     settings, machine = changed(**changes)
@@ -90,7 +91,8 @@ def trained(
     player = player(model) if player else Player(model, learn, {})
     if begin:
         begin(player.scorer)
-    return model, train(player, questions, plan, settings, machine, live, checkpoints)
+    writes = own_text(model) if own_text else None
+    return model, train(player, questions, plan, settings, machine, live, checkpoints, writes)
 
 
 def main(tiny_model: Path, out: Path, names: list[str]) -> None:

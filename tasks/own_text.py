@@ -1,0 +1,38 @@
+"""What a student writes itself and learns on, if `on_policy` says so."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from firstkd.data.examples import Example
+from firstkd.open_text.asking import open_questions, stop_tokens
+from firstkd.open_text.on_policy import OwnText
+from firstkd.settings import Settings
+
+
+def own_text(
+    settings: Settings,
+    name: str,
+    network: PreTrainedModel,
+    tokenizer: Any,
+    examples: Sequence[Example],
+) -> OwnText | None:
+    """Return what writes the responses to a model's training examples; None unless it does."""
+    model, prompt = settings.models[name], settings.prompt
+    if model.on_policy is None or model.train is None:
+        return None
+    training = settings.train[model.train]
+    numbers = [i for i, example in enumerate(examples) if example.choices is None]
+    asked = open_questions(
+        [examples[i] for i in numbers], tokenizer, prompt, model.on_policy.max_new_tokens
+    )
+    return OwnText(
+        model.on_policy,
+        network,
+        {i: question.prompt for i, question in zip(numbers, asked, strict=True)},
+        stop_tokens(network, tokenizer, prompt),
+        settings.runtime.seed,
+        training.micro_batch_size,
+        training.micro_batch_tokens,
+    )
