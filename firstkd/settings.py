@@ -243,11 +243,11 @@ def _key(values: Any, location: tuple[int | str, ...], is_missing: bool) -> str:
     for place, part in enumerate(location):
         if not isinstance(found, dict | list):
             break
-        if isinstance(found, dict):
-            lacks_it = is_missing and place == len(location) - 1
-            if part == kind or (part not in found and not lacks_it):
-                kind = None
-                continue
+        lacks_it = is_missing and place == len(location) - 1
+        is_key = isinstance(part, int) if isinstance(found, list) else part in found or lacks_it
+        if part == kind or not is_key:
+            kind = None
+            continue
         key.append(str(part))
         try:
             found = found[part]  # type: ignore[index]

@@ -1,7 +1,8 @@
 """The stages that measure: models, ensembles of them, and exports, which are written first."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from firstkd.ensembles.base import Ensemble
 from firstkd.settings import Settings
 from tasks.code import code_of
 from tasks.dvc_stage import EVALUATE_PARAMS, Stage
@@ -35,14 +36,15 @@ def _evaluate(name: str, is_served: bool) -> Stage:
     )
 
 
-def _evaluate_ensemble(name: str, members: Sequence[str]) -> Stage:
+def _evaluate_ensemble(name: str, ensemble: Ensemble) -> Stage:
+    members = ", ".join(f"“{member}”" for member in ensemble.models)
     return Stage(
         f"evaluate-{name}",
-        f"Measure {', '.join(f'“{member}”' for member in members)} together, as “{name}”",
+        f"Measure {members} as the ensemble “{name}”",
         f"python -m tasks.evaluate_ensemble {name}",
         [*EVALUATE_PARAMS, *PASSES, f"evaluate.ensembles.{name}"],
-        code_of(["tasks.evaluate_ensemble"]),
-        ["data/prepare", *(f"data/model/{member}" for member in members)],
+        code_of(["tasks.evaluate_ensemble", type(ensemble).__module__]),
+        ["data/prepare", *(f"data/model/{member}" for member in ensemble.models)],
         [f"data/evaluate/{name}"],
     )
 

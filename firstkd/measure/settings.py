@@ -4,11 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from firstkd.ensembles.kinds import AnyEnsemble
 from firstkd.open_text.settings import OpenTextSettings
 from firstkd.section import Name, Positive, Section, listed
-
-Ensemble = Annotated[list[Name], Field(min_length=2)]
-"""Names of its members."""
 
 
 class EvaluateSettings(Section):
@@ -21,15 +19,16 @@ class EvaluateSettings(Section):
     models: Annotated[list[Name], Field(min_length=1)]
     """Names of the models, the exports and the ensembles to evaluate, in the order of the
     tables."""
-    ensembles: Annotated[dict[Name, Ensemble], Field(default_factory=dict)]
-    """Models that are measured together, by the mean of their probabilities."""
+    ensembles: Annotated[dict[Name, AnyEnsemble], Field(default_factory=dict)]
+    """Models, or several guesses at one, that are measured together, by the mean of their
+    probabilities."""
 
     def check_ensembles(self, models: set[str], taken: set[str]) -> None:
         """Raise ValueError unless ensembles are of `models`, have names that are not `taken`, and
         are evaluated."""
-        for name, members in self.ensembles.items():
+        for name, ensemble in self.ensembles.items():
             key = f"evaluate.ensembles.{name}"
-            if unknown := set(members) - models:
+            if unknown := set(ensemble.models) - models:
                 raise ValueError(
                     f"{key}: {listed(unknown)} is not a model that can be run here; "
                     f"allowed: {listed(models)}"

@@ -64,6 +64,34 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(tmp_path, tiny_mod
     assert metrics["temperature"] > 0 and "vocabulary" not in metrics["sets"]["test"]
 
 
+@pytest.mark.parametrize("kind", ["dropout", "laplace", "swag"])
+def test_guesses_at_one_model_are_measured_as_a_line_of_the_table(tmp_path, tiny_model, kind):
+    write_tiny_params(tmp_path)
+    of = MEMBERS if kind == "swag" else "first"
+    with_ensemble(tmp_path, ensembles={"deep": {"kind": kind, "of": of, "draws": 3}})
+    for name in MEMBERS:
+        shutil.copytree(tiny_model, tmp_path / f"data/model/{name}")
+    (tmp_path / "data/prepare").mkdir()
+    for split in ("train", "calibration", "test"):
+        examples = [question(split, number) for number in range(8)]
+        write_examples(tmp_path / f"data/prepare/{split}.parquet", examples)
+    main(tmp_path, "deep")
+    first = pq.read_table(tmp_path / "data/evaluate/deep/predictions.parquet")
+    metrics = read_json(tmp_path / "data/evaluate/deep/metrics.json")
+    assert metrics["temperature"] > 0 and len(first) == 8
+    main(tmp_path, "deep")
+    assert first == pq.read_table(tmp_path / "data/evaluate/deep/predictions.parquet")
+
+
+def test_swag_of_unlike_models_is_one_line_with_its_key(tmp_path, tiny_model):
+    write_tiny_params(tmp_path)
+    with_ensemble(tmp_path, ensembles={"deep": {"kind": "swag", "of": MEMBERS}})
+    shutil.copytree(tiny_model, tmp_path / "data/model/teacher")
+    write_tiny_model(tmp_path / "data/model/first", layers=1)
+    with pytest.raises(ConfigError, match=r"evaluate.ensembles.deep: of: first has other weights"):
+        main(tmp_path, "deep")
+
+
 def test_an_ensemble_has_a_stage_that_reads_its_members(tmp_path):
     write_tiny_params(tmp_path)
     stages = {stage.name: stage for stage in stages_of(with_ensemble(tmp_path))}
@@ -78,7 +106,18 @@ def test_an_ensemble_has_a_stage_that_reads_its_members(tmp_path):
         ({"ensembles": {"deep": ["first", "frist"]}}, "evaluate.ensembles.deep: frist is not a"),
         ({"ensembles": {"sft": MEMBERS}}, r"evaluate.ensembles.sft: 'sft' is the name of a model"),
         ({"models": ["sft", "first"]}, r"evaluate.ensembles.deep: add 'deep' to evaluate.models"),
-        ({"ensembles": {"deep": ["first"]}}, r"evaluate.ensembles.deep: .* is not allowed"),
+        (
+            {"ensembles": {"deep": ["first"]}},
+            r"evaluate.ensembles.deep: \['first'\] is not allowed",
+        ),
+        (
+            {"ensembles": {"deep": {"kind": "dropout", "of": "first", "rate": 1.0}}},
+            r"evaluate.ensembles.deep.rate: 1.0 is not allowed",
+        ),
+        (
+            {"ensembles": {"deep": {"kind": "laplace", "of": "frist"}}},
+            r"evaluate.ensembles.deep: frist is not a model",
+        ),
         ({"ensembles": {}}, r"evaluate.models.\d: 'deep' is not among models, exports or"),
     ],
 )

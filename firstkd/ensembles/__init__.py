@@ -1,0 +1,1 @@
+"""Several models, or several guesses at one, that answer together."""
