@@ -36,20 +36,20 @@ MACHINE = MachineSettings(
 )
 
 
-def random_model(layers: int) -> Any:
-    """Return a random model of SmolLM2-135M's shape with so many layers (it has 30)."""
-    return _random(layers, heads=9)
+def random_model(layers: int, attention: str = "eager", dtype: torch.dtype = DTYPE) -> Any:
+    """Return a random model of SmolLM2-135M's shape with this many layers (it has 30)."""
+    return _random(layers, heads=9, attention=attention).to(dtype)
 
 
 def larger_random_model() -> Any:
     """Return a random model of SmolLM2-360M's shape: the same vocabulary, wider layers."""
-    return _random(layers=32, heads=15)
+    return _random(layers=32, heads=15, attention="eager").to(DTYPE)
 
 
-def _random(layers: int, heads: int) -> Any:
+def _random(layers: int, heads: int, attention: str) -> Any:
     config = LlamaConfig(
         vocab_size=49_152, hidden_size=64 * heads, intermediate_size=512 * heads // 3,
         num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads // 3,
-        tie_word_embeddings=True, attn_implementation="eager",
+        tie_word_embeddings=True, attn_implementation=attention,
     )  # fmt: skip
-    return LlamaForCausalLM(config).to(DTYPE)
+    return LlamaForCausalLM(config)
