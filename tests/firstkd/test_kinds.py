@@ -209,6 +209,11 @@ def float64_model(tokens: int, seed: int, layers: int = 2, width: int = 16) -> P
 
 @pytest.fixture(scope="module")
 def world(tiny_model, tmp_path_factory):
+    return make_world(tiny_model, tmp_path_factory.mktemp("stores"))
+
+
+def make_world(tiny_model, folder):
+    """Return the world of a tiny model's tokenizer, with its stores in a folder."""
     tokenizer = load_tokenizer(tiny_model)
     questions = encode(EXAMPLES, tokenizer, PROMPT)
     size = len(tokenizer)
@@ -221,7 +226,7 @@ def world(tiny_model, tmp_path_factory):
         "wide": (wide, questions),
         "other": (other, encode(EXAMPLES, other_tokenizer, PROMPT)),
     }
-    folder, stores = tmp_path_factory.mktemp("stores"), {}
+    stores = {}
     keys = [example_key(example) for example in EXAMPLES]
     for name in (*STORED, *SPARSE, "other_tokens"):
         signal = make(SIGNALS, name)
