@@ -6,7 +6,7 @@ that need it, never the whole.
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -15,6 +15,7 @@ from ruamel.yaml.reader import ReaderError
 
 from firstkd.data.settings import FetchSettings, PrepareSettings, PromptSettings, ValidateSettings
 from firstkd.errors import ConfigError
+from firstkd.explained import explain, not_yaml
 from firstkd.exports.kinds import AnyExport, check_exports
 from firstkd.lineage import Lineage
 from firstkd.measure.settings import EvaluateSettings
@@ -196,62 +197,12 @@ def load_settings(path: Path) -> Settings:
             "allowed in YAML; remove it"
         ) from error
     except MarkedYAMLError as error:
-        raise ConfigError(_not_yaml(path, error)) from error
+        raise ConfigError(not_yaml(path, error)) from error
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
         raise ConfigError(f"{path}: expected sections of settings, found {found}; restore the file")
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(path, values, problem) for problem in error.errors()]
+        problems = [explain(path, values, problem) for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from error
-
-
-def _not_yaml(path: Path, error: MarkedYAMLError) -> str:
-    """Say in one line what ruamel, which counts lines from 0, says in many."""
-    mark = error.problem_mark or error.context_mark
-    line = f", line {mark.line + 1}" if mark else ""
-    hint = "; indent with spaces" if "\\t" in str(error.problem) else ""
-    return f"{path}{line}: not valid YAML: {error.problem or error.context}{hint}"
-
-
-def _explain(path: Path, values: Any, problem: Any) -> str:
-    key = _key(values, problem["loc"], problem["type"] == "missing")
-    if problem["type"] == "missing":
-        return f"{path}: {key}: missing"
-    if problem["input"] is None and problem["type"] in ("model_type", "dict_type"):
-        return f"{path}: {key}: nothing below it; write its keys, indented, or {{}} if it has none"
-    if problem["type"] == "value_error":
-        message = str(problem["ctx"]["error"])
-        return f"{path}: {key}: {message}" if key else f"{path}: {message}"
-    if problem["type"] == "union_tag_invalid":
-        found, allowed = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
-        return f"{path}: {key}.kind: {found!r} is not allowed; allowed: {allowed}"
-    if problem["type"] == "union_tag_not_found":
-        return f"{path}: {key}.kind: missing"
-    return f"{path}: {key}: {problem['input']!r} is not allowed: {problem['msg']}"
-
-
-def _key(values: Any, location: tuple[int | str, ...], is_missing: bool) -> str:
-    """Return the dotted key of an error in params.yaml.
-
-    Pydantic also names, between the keys or at the end, which alternative of a union it has tried:
-    that is not a key there, or it is the `kind` of the section before a key of the same name.
-    """
-    key: list[str] = []
-    found, kind = values, None
-    for place, part in enumerate(location):
-        if not isinstance(found, dict | list):
-            break
-        lacks_it = is_missing and place == len(location) - 1
-        is_key = isinstance(part, int) if isinstance(found, list) else part in found or lacks_it
-        if part == kind or not is_key:
-            kind = None
-            continue
-        key.append(str(part))
-        try:
-            found = found[part]  # type: ignore[index]
-        except (KeyError, IndexError):
-            found = None
-        kind = found.get("kind") if isinstance(found, dict) else None
-    return ".".join(key)
