@@ -19,6 +19,7 @@ from firstkd.explained import explain, not_yaml
 from firstkd.exports.kinds import AnyExport, check_exports
 from firstkd.lineage import Lineage
 from firstkd.measure.settings import EvaluateSettings
+from firstkd.models.search_settings import SearchSettings
 from firstkd.models.settings import ModelSettings
 from firstkd.operation_settings import PromoteSettings, PublishSettings, RetrainSettings
 from firstkd.recalibration.settings import CalibrateSettings
@@ -62,6 +63,7 @@ class Settings(Section):
     retrain: RetrainSettings
     publish: PublishSettings
     exports: Annotated[dict[Name, AnyExport], Field(default_factory=dict)]
+    search: SearchSettings | None = None
 
     @cached_property
     def lineage(self) -> Lineage:
@@ -125,6 +127,12 @@ class Settings(Section):
                 f"promote.max_export_drop: {drop:g} is allowed, but no export of record.student "
                 f"({self.record.student}) is measured; add it to evaluate.models, or set null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _search_is_of_models(self) -> Self:
+        if self.search is not None:
+            self.search.check(self.models, self.train)
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,130 @@
+"""Search the shape of a student under a budget of parameters: how many layers, and how wide.
+
+Each candidate is a cut of `search.of`, as wide as the budget allows at its number of layers, which
+learns as `search.like` does by a short section of `train`. Candidates are ranked by their NLL on
+the calibration split at their own temperature; the test split is not read. Optuna chooses the
+numbers of layers that are tried (TPE: Bergstra et al. 2011) and remembers them, so an interrupted
+search goes on, and gives the same result.
+
+Reads   data/prepare/, and what `search.like` reads of data/model/, data/signal/, data/calibrate/
+Writes  data/search/candidates.json, the best first
+Run as  python -m tasks.search   (after the models and signals that `search.like` reads were made)
+"""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ruamel.yaml import YAML
+
+from firstkd.errors import ConfigError, about
+from firstkd.files import sha256_of, write_json
+from firstkd.models.folders import load_model
+from firstkd.models.search import Shape
+from firstkd.models.search_settings import SearchSettings
+from firstkd.settings import Settings, load_settings
+from firstkd.train.distributed import Ranks
+from tasks import model
+from tasks.answers import with_choices
+from tasks.layout import model_folder, prepared
+from tasks.partial import partial_folder
+from tasks.scores import own_temperature
+from tasks.stage import run_program
+from tasks.subject import Subject
+
+log = logging.getLogger(__name__)
+CUT, START, CANDIDATE = "searched_cut", "searched_start", "searched"
+"""Names of the models that a candidate is made by."""
+MADE = ("prepare", "signal", "calibrate")
+
+
+def main(root: Path) -> None:
+    settings = load_settings(root / "params.yaml")
+    search = settings.search
+    if search is None:
+        raise ConfigError(
+            "params.yaml: search: null; set of, like, train, max_parameters, min_layers and trials"
+        )
+    with about("params.yaml: search"):
+        shape = Shape.of(load_model(model_folder(root, search.of), "fp32"))
+        fewest, most = shape.depths(search.min_layers, search.max_parameters)
+    folder = partial_folder(root / "data/.search", "shape", identity(root, settings), Ranks())
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=f"sqlite:///{folder / 'study.db'}", study_name="shape", load_if_exists=True
+    )
+    done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    found = {trial.user_attrs["layers"]: trial.user_attrs for trial in done}
+    depths = {"layers": optuna.distributions.IntDistribution(fewest, most)}
+    for number in range(len(done), search.trials):
+        # of each trial's own, so that what is tried follows from what was
+        study.sampler = optuna.samplers.TPESampler(seed=settings.runtime.seed + number)
+        trial = study.ask(depths)
+        layers = trial.params["layers"]
+        if layers not in found:
+            width = shape.widest(layers, search.max_parameters)
+            found[layers] = candidate(root, folder, settings, search, layers, width)
+        for key, value in found[layers].items():
+            trial.set_user_attr(key, value)
+        study.tell(trial, found[layers]["nll"])
+        log.info("%d of %d: %s", number + 1, search.trials, found[layers])
+    ranked = sorted(found.values(), key=lambda each: each["nll"])
+    write_json(root / "data/search/candidates.json", ranked)
+    best = ranked[0]
+    log.info("best: %d layers of %d neurons", best["layers"], best["intermediate_size"])
+
+
+def identity(root: Path, settings: Settings) -> Any:
+    """Return what decides all candidates, whichever are tried."""
+    values = settings.model_dump(exclude={"machine", "record", "promote", "serve", "publish"})
+    del values["search"]["trials"]  # more of them go on from fewer
+    paths = [prepared(root, split) for split in ("train", "calibration")]
+    return [values, [sha256_of(path) for path in paths]]
+
+
+def candidate(
+    root: Path, folder: Path, settings: Settings, search: SearchSettings, layers: int, width: int
+) -> dict[str, Any]:
+    """Make, heal and measure one candidate, in a project beside the others."""
+    project = folder / f"{layers}"
+    (project / "data/model").mkdir(parents=True, exist_ok=True)
+    made = [Path("data", name) for name in MADE]
+    made += [Path("data/model", name) for name in settings.models]
+    for path in made:
+        if (root / path).exists() and not (project / path).exists():
+            (project / path).symlink_to((root / path).resolve())
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    models = params["models"]
+    models[CUT] = {"init": {"kind": "prune", "of": search.of, "layers": layers}}
+    models[START] = {"init": {"kind": "narrow", "of": CUT, "intermediate_size": width}}
+    models[CANDIDATE] = {
+        **models[search.like],
+        "init": {"kind": "copy", "of": START},
+        "train": search.train,
+    }
+    yaml.dump(params, project / "params.yaml")
+    for name in (CUT, START, CANDIDATE):
+        if not model_folder(project, name).exists():
+            model.main(project, name)
+    measured = model_folder(project, CANDIDATE)
+    subject = Subject.load(f"{layers} layers", measured, settings.prompt, settings.evaluate)
+    scored = subject.score(with_choices(prepared(root, "calibration")), f"{layers} layers")
+    temperature = own_temperature(scored, settings.calibrate).temperature
+    values = scored.predictions(temperature).values()
+    parameters = subject.network.num_parameters()
+    shutil.rmtree(project)  # gigabytes: what it has shown is all that counts
+    return {
+        "layers": layers,
+        "intermediate_size": width,
+        "parameters": parameters,
+        "temperature": temperature,
+        **{name: values[name] for name in ("nll", "accuracy", "ece", "aurc")},
+    }
+
+
+if __name__ == "__main__":
+    run_program(main, "search", [])
