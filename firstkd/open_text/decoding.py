@@ -1,5 +1,11 @@
 """Texts by a causal language model: transformers' `generate` with its KV cache, batched by length.
 
+The probability of each token comes from the hidden states that `generate` computed anyway, put
+through the head once more, in float32 and without what made it a draw.
+
+Legend: B prompts, L tokens of the longest, T tokens written, N of these up to each text's end,
+H hidden size.
+
 Draws are taken by the Gumbel-max trick, with noise whose seed is the prompt's own: a prompt gets
 the same draw in whatever batch it is, on every run with the same settings.
 """
@@ -11,13 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from firstkd.measure.ranking import Floats
 from firstkd.memory import memory_explained
 from firstkd.models.folders import device_of, number_of_rows, vocabulary_size
+from firstkd.models.scoring import ScoringHead
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,16 @@ class Draw:
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(told).digest()[:8]))
 
 
+@dataclass(frozen=True)
+class Text:
+    """What continues a prompt."""
+
+    ids: list[int]
+    """Up to a token that ends it, which is included, or as long as it may be."""
+    probabilities: Floats
+    """That the model gave to each token, whatever the temperature it was drawn at."""
+
+
 @memory_explained("while answers were written")
 @torch.inference_mode()
 def decode(
@@ -46,24 +65,23 @@ def decode(
     batch_size: int,
     batch_tokens: int,
     title: str = "",
-) -> list[list[int]]:
-    """Return the ids that continue each prompt, up to one of `stop`, which is included.
+) -> list[Text]:
+    """Return what continues each prompt, up to one of `stop`.
 
     Batches have at most `batch_size` prompts and `batch_tokens` tokens, those to be written and
     padding included. With a title, progress is shown. Raises OutOfMemoryError.
     """
-    found: list[list[int]] = [[] for _ in draws]
+    found: dict[int, Text] = {}
+    head = ScoringHead(model, exact=True)
     with (
         _only_our_settings(model),
         tqdm(total=len(draws), desc=title, unit="answer", disable=not title) as progress,
     ):
         for index in _batches(draws, max_new_tokens, batch_size, batch_tokens):
-            written = _continued(model, [draws[i] for i in index], stop, max_new_tokens)
-            for i, ids in zip(index, written, strict=True):
-                end = next((place for place, token in enumerate(ids) if token in stop), len(ids))
-                found[i] = ids[: end + 1]
+            texts = _continued(model, head, [draws[i] for i in index], stop, max_new_tokens)
+            found.update(zip(index, texts, strict=True))
             progress.update(len(index))
-    return found
+    return [found[i] for i in range(len(draws))]
 
 
 def _batches(
@@ -81,8 +99,12 @@ def _batches(
 
 
 def _continued(
-    model: PreTrainedModel, draws: Sequence[Draw], stop: Set[int], max_new_tokens: int
-) -> list[list[int]]:
+    model: PreTrainedModel,
+    head: ScoringHead,
+    draws: Sequence[Draw],
+    stop: Set[int],
+    max_new_tokens: int,
+) -> list[Text]:
     length = max(len(draw.prompt) for draw in draws)
     ids_BL = torch.zeros(len(draws), length, dtype=torch.int64)
     mask_BL = torch.zeros_like(ids_BL)
@@ -99,13 +121,42 @@ def _continued(
         suppress_tokens=[*padding] or None,
     )
     generate: Any = model.generate
-    written_BT: Tensor = generate(
-        ids_BL.to(device_of(model)),
-        attention_mask=mask_BL.to(device_of(model)),
-        generation_config=settings,
-        logits_processor=LogitsProcessorList([_Noise(draws)]),
-    )
-    return [[*map(int, row)] for row in written_BT[:, length:].tolist()]
+    with _last_states(model) as hidden_TBH:
+        written: Tensor = generate(
+            ids_BL.to(device_of(model)),
+            attention_mask=mask_BL.to(device_of(model)),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([_Noise(draws)]),
+        )
+    return _texts(head, written[:, length:], torch.stack(hidden_TBH, 1), stop)
+
+
+def _texts(head: ScoringHead, written_BT: Tensor, hidden_BTH: Tensor, stop: Set[int]) -> list[Text]:
+    """Cut what was written at its end, and score it."""
+    ended_BT = torch.isin(written_BT, torch.tensor([*stop], device=written_BT.device))
+    is_kept_BT = ended_BT.cumsum(1) - ended_BT.long() == 0
+    ids_N, rows_N = written_BT[is_kept_BT], torch.arange(int(is_kept_BT.sum()))
+    nothing = rows_N[:0], rows_N[:0, None]
+    pairs = [each.to(ids_N.device) for each in (rows_N, ids_N, *nothing)]
+    probability_N = head(hidden_BTH[is_kept_BT], *pairs).logprobs_M.double().exp().cpu()
+    lengths = is_kept_BT.sum(1).tolist()
+    each = zip(ids_N.split(lengths), probability_N.split(lengths), strict=True)
+    return [Text(ids.tolist(), np.asarray(found.numpy())) for ids, found in each]
+
+
+@contextmanager
+def _last_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Collect the hidden states [B, H] that the next token is read from, one at a time."""
+    found: list[Tensor] = []
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        found.append(output.last_hidden_state[:, -1])
+
+    hook = model.base_model.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 class _Noise(LogitsProcessor):

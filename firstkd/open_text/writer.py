@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from firstkd.data.examples import Example
@@ -14,10 +13,10 @@ from firstkd.data.packing import BATCH_TOKENS
 from firstkd.data.prompts import Question, encode
 from firstkd.data.settings import PromptSettings
 from firstkd.measure.ranking import Floats
-from firstkd.models.scoring import score_questions, score_tokens
+from firstkd.models.scoring import score_questions
 from firstkd.open_text.asking import open_questions, stop_tokens
 from firstkd.open_text.confidence import Written
-from firstkd.open_text.decoding import Draw, decode
+from firstkd.open_text.decoding import Draw, Text, decode
 from firstkd.open_text.settings import OpenTextSettings
 
 
@@ -37,20 +36,8 @@ class Writer:
         The responses of the examples are not looked at. With a title, progress is shown.
         """
         questions = self._asked(examples)
-        ids = self._decode(questions, self.settings.temperature, [0], title)
-        scored = score_tokens(
-            self.model,
-            [
-                replace(question, responses=[written], gold=0)
-                for question, [written] in zip(questions, ids, strict=True)
-            ],
-            self.batch_size,
-            batch_tokens=self.batch_tokens,
-        )
-        answers = [
-            Written(self._text(written), _of_example(scored.probability_T, scored.example_T, i))
-            for i, [written] in enumerate(ids)
-        ]
+        found = self._decode(questions, self.settings.temperature, [0], title)
+        answers = [Written(self._text(one.ids), one.probabilities) for [one] in found]
         return answers, self.settings.confidence.of(self, examples, answers)
 
     def texts(
@@ -58,7 +45,7 @@ class Writer:
     ) -> list[list[str]]:
         """Return the draws of these numbers for each question."""
         found = self._decode(self._asked(examples), temperature, [*numbers], "")
-        return [[self._text(ids) for ids in of_one] for of_one in found]
+        return [[self._text(one.ids) for one in of_question] for of_question in found]
 
     def choose(self, examples: Sequence[Example]) -> Floats:
         """Return the probabilities [E, C] of choices, as the model is."""
@@ -73,7 +60,7 @@ class Writer:
 
     def _decode(
         self, questions: Sequence[Question], temperature: float, numbers: Sequence[int], title: str
-    ) -> list[list[list[int]]]:
+    ) -> list[list[Text]]:
         draws = [
             Draw(question.prompt, temperature, number, self.seed)
             for question in questions
@@ -95,7 +82,3 @@ class Writer:
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text.strip()
-
-
-def _of_example(values_T: Tensor, example_T: Tensor, number: int) -> Floats:
-    return np.asarray(values_T[example_T == number].double().numpy())

@@ -27,7 +27,8 @@ def greedy(model, prompt, length):
 
 
 def written(model, draws, batch_size=8, batch_tokens=1000, length=12):
-    return decode(model, draws, STOP, length, batch_size, batch_tokens)
+    texts = decode(model, draws, STOP, length, batch_size, batch_tokens)
+    return [text.ids for text in texts]
 
 
 @pytest.mark.parametrize(("batch_size", "batch_tokens"), [(8, 1000), (1, 1000), (8, 40)])
@@ -36,6 +37,18 @@ def test_greedy_decoding_is_that_of_a_plain_loop(model, batch_size, batch_tokens
     found = written(model, draws, batch_size, batch_tokens)
     assert found == [greedy(model, prompt, 12) for prompt in PROMPTS]
     assert len(set(map(len, found))) > 1 or all(ids[-1] in STOP for ids in found)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_probabilities_are_those_of_a_plain_pass_over_the_text(model, temperature, batch_size):
+    draws = [Draw(prompt, temperature, 0, seed=0) for prompt in PROMPTS]
+    for prompt, text in zip(PROMPTS, decode(model, draws, STOP, 12, batch_size, 1000), strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + text.ids]), use_cache=False).logits[0].double()
+        each = logits.softmax(-1)[len(prompt) - 1 : -1]
+        plain = each.gather(1, torch.tensor(text.ids)[:, None])[:, 0].numpy()
+        assert text.probabilities == pytest.approx(plain, abs=1e-5)
 
 
 def test_a_models_own_defaults_play_no_part_and_stay_its_own(model):
