@@ -137,8 +137,7 @@ class ResponseScorer(nn.Module):
             input_ids, place_of = unpack(batch)
 
         def at(states: Tensor, positions: Tensor) -> Tensor:
-            # a spread model's states are where its last layer is
-            states = states.flatten(0, 1).to(positions.device)
+            states = states.flatten(0, 1).to(positions.device)  # a spread model's are elsewhere
             return states[positions if place_of is None else place_of[positions]]
 
         inner = [place for place in places if place != self.depth]
@@ -161,8 +160,7 @@ class ResponseScorer(nn.Module):
         """
         decisions_R = batch.rows_M[batch.is_gold_M]
         if top_ids_RK is None:
-            decisions_R = decisions_R[:0]
-            top_ids_RK = decisions_R[:, None]
+            decisions_R, top_ids_RK = decisions_R[:0], decisions_R[:0, None]
         scores: HeadScores = self.head(
             self.hidden(batch), batch.rows_M, batch.targets_M, decisions_R, top_ids_RK
         )

@@ -74,6 +74,9 @@ class OwnText:
         learns = self.model.training
         self.model.eval()  # without dropout, and with the cache that recomputed layers rule out
         try:
-            return decode(self.model, draws, self.stop, longest, self.batch_size, self.batch_tokens)
+            texts = decode(
+                self.model, draws, self.stop, longest, self.batch_size, self.batch_tokens
+            )
         finally:
             self.model.train(learns)
+        return [text.ids for text in texts]

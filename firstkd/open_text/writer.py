@@ -1,7 +1,7 @@
 """A model that answers in its own words, and says how sure it is of each answer."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
