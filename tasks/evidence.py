@@ -32,7 +32,7 @@ class Evidence:
     not_reproducible: str | None = None
     """Why its commit does not rebuild it, if so."""
     exports: Mapping[str, "Evidence"] = field(default_factory=dict)
-    """Of its exports, as they were measured in their runtimes, by name."""
+    """The same of its exports, measured in their runtimes, by name."""
     measured_anew: bool = False
     """Whether this was measured for the comparison, since it was tested on other questions."""
 

@@ -32,7 +32,7 @@ class Difference(Section):
     less: Name
     """Another, of the small model, p_ref."""
     share: Annotated[float, Field(gt=0, lt=1)]
-    """Of the answered examples, that is kept."""
+    """The share of the answered examples that is kept."""
 
     @property
     def signals(self) -> tuple[str, str]:
