@@ -85,13 +85,13 @@ class ScoringHead(nn.Module):
 
     def operands(self, hidden_NH: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What F.linear makes the logits of, before the soft cap."""
-        weight_VH = self.weight  # once: to quantise it takes a while
+        weight_VH = self.weight[: self.vocabulary_size]  # read once: rounding it takes a while
         hidden_NH = hidden_NH.to(weight_VH.dtype)
         bias_V = None if self.bias is None else self.bias[: self.vocabulary_size]
         if self.scale != 1:  # of the logits; this is H numbers a position, not V
             hidden_NH = hidden_NH * self.scale
             bias_V = None if bias_V is None else bias_V * self.scale
-        return hidden_NH, weight_VH[: self.vocabulary_size], bias_V
+        return hidden_NH, weight_VH, bias_V
 
 
 class ResponseScorer(nn.Module):

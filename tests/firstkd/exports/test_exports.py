@@ -111,6 +111,16 @@ def test_a_question_is_answered_without_firstkd_and_torch(folder):
     assert found["abstain"] and found["answer"] in ("in a den", "in a hive")
 
 
+def test_a_program_ends_with_a_student_still_open_even_after_an_error(folder):
+    """llama.cpp's server runs in threads of its own, which nobody tells to stop."""
+    run = "from pathlib import Path; import answer; student = answer.Student(Path()); "
+    run += "student.answer('Where?', ['in a den'])"
+    command = [sys.executable, "-c", run]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "answer.Unusable: a question needs two choices or more"
+
+
 @pytest.mark.integration
 def test_a_question_is_answered_where_nothing_but_its_runtime_is_installed(folder, tmp_path):
     """In a fresh environment, from PyPI."""
@@ -123,7 +133,7 @@ def test_a_question_is_answered_where_nothing_but_its_runtime_is_installed(folde
     listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True).stdout
     assert runtime in listed and "torch" not in listed and "firstkd" not in listed
     command = [python, "-I", folder / "answer.py", "Where?", "in a den", "in a hive"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
     found = json.loads(done.stdout)["probabilities"]
     expected = reader.Student(folder).answer("Where?", ["in a den", "in a hive"])
     np.testing.assert_allclose(found, expected["probabilities"], atol=1e-5)
