@@ -11,7 +11,7 @@ On the fetched base model and the training questions, choices as text:
 
 Prints one JSON line; needs the stages fetch, prepare and model-base.
 
-Run as  python -m benchmarks.server [--url URL --model NAME] [--questions 128]
+Run as  python -m benchmarks.server [--url URL --model NAME] [--questions 16]
 """
 
 import argparse
@@ -46,6 +46,7 @@ from firstkd.train.distributed import Ranks
 from tests.openai_server import NAME
 
 SIGNAL = Choices(kind="choices", of="base")
+PROMPT = load_settings(ROOT / "params.yaml").prompt
 SHARD = 32
 BASE = ROOT / "data/model/base"
 
@@ -77,8 +78,7 @@ def real_questions(count: int) -> tuple[list[Example], list[Question]]:
     """Return the first training questions, from the start again where there are too few."""
     found = read_examples(ROOT / "data/prepare/train.parquet")
     examples = [found[i % len(found)] for i in range(count)]
-    settings = load_settings(ROOT / "params.yaml")
-    return examples, encode(examples, load_tokenizer(BASE), settings.prompt)
+    return examples, encode(examples, load_tokenizer(BASE), PROMPT)
 
 
 def ask(url: str, model: str, examples: Sequence[Example], questions: Sequence[Question]) -> float:
@@ -91,7 +91,7 @@ def ask(url: str, model: str, examples: Sequence[Example], questions: Sequence[Q
     settings = CAPTURE.model_copy(update={"shard_examples": SHARD})
     run = AskedCapture(SIGNAL, size, settings, Ranks())
     with ServedModel(init, tokenizer) as served, tempfile.TemporaryDirectory() as folder:
-        teacher = AskedTeacher(served, what_it_gives(served), size, None)
+        teacher = AskedTeacher(served, what_it_gives(served), size, PROMPT)
         started = time.perf_counter()
         run.write(teacher, examples, questions, Path(folder), lambda: None)
         return time.perf_counter() - started
@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.server")
     parser.add_argument("--url")
     parser.add_argument("--model", default=NAME)
-    parser.add_argument("--questions", type=int, default=128)
+    parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.client:

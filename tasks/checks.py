@@ -20,6 +20,7 @@ from tasks.preflight import (
     check_exports,
     check_layers,
     check_measured,
+    check_own_text,
     check_shown,
     check_signals,
     check_terms,
@@ -43,6 +44,7 @@ class Checks:
             {name: config.hidden_size for name, config in configs.items()},
         )
         check_exports(settings, configs)
+        check_own_text(settings)
         self._learned = {file.stem for file in learned_from(root, settings)}
         self._with_choices, self._open_text = set[str](), set[str]()
         self._probes: dict[str, list[Question]] = {name: [] for name in tokenizers}
@@ -74,7 +76,10 @@ class Checks:
             if self._settings.lineage.root(name) != root:
                 continue
             learners = [self._settings.models[peer] for peer in self._settings.lineage.peers(name)]
+            signals = [self._settings.signals[of] for of in model.signals]
             for question in questions:
+                for signal in signals:
+                    question = signal.stand_in(question)
                 counting = [n for n, term in (model.learn or {}).items() if term.count(question)]
                 for term_name in counting:
                     self._witnesses[name].setdefault(term_name, question)

@@ -129,6 +129,24 @@ def check_exports(settings: Settings, configs: Mapping[str, Any]) -> None:
             export.check(configs[settings.lineage.root(export.of)])
 
 
+def check_own_text(settings: Settings) -> None:
+    """Raise ConfigError for answers of a model that are learned beside others, or do not fit."""
+    for name, signal in settings.signals.items():
+        if signal.is_own_text and settings.prompt.format != "chat":
+            raise ConfigError(
+                f"params.yaml: signals.{name}: a server answers in its model's chat template, and "
+                f"students would read {settings.prompt.format}; set prompt.format to chat"
+            )
+    for name, model in settings.models.items():
+        own = [of for of in model.signals if settings.signals[of].is_own_text]
+        if own and len(model.signals) > 1:
+            others = ", ".join(f"signals.{of}" for of in model.signals if of != own[0])
+            raise ConfigError(
+                f"params.yaml: models.{name}.learn: signals.{own[0]} is of answers that its model "
+                f"has written, and {others} of other ones; let another model learn from that"
+            )
+
+
 def check_layers(settings: Settings, layers: Mapping[str, int], widths: Mapping[str, int]) -> None:
     """Raise ConfigError for layers that a start needs, or a term compares, and that do not exist.
 

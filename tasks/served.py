@@ -35,7 +35,6 @@ def opened(root: Path, settings: Settings, of: str, share: int) -> Iterator[Aske
     init, folder = cast("ServerInit", settings.models[of].init), model_folder(root, of)
     tokenizer, size = load_tokenizer(folder), tokenizer_ids(folder)
     assert size is not None
-    system = settings.prompt.chat.system if settings.prompt.chat else None
     with about(f"models.{of}.init"), ServedModel(init, tokenizer, share) as served:
         gives = what_it_gives(served)
         if gives != (found := read_json(folder / SERVER)["gives"]):
@@ -43,7 +42,7 @@ def opened(root: Path, settings: Settings, of: str, share: int) -> Iterator[Aske
                 f"{init.url} gives {gives} now, and gave {found} when {folder} was made; change "
                 "the fingerprint if it serves other weights, or run that stage again"
             )
-        yield AskedTeacher(served, gives, size, system)
+        yield AskedTeacher(served, gives, size, settings.prompt)
 
 
 def ask(

@@ -14,7 +14,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from firstkd.data.examples import Example, read_all
-from firstkd.data.prompts import Question, encode
+from firstkd.data.prompts import Question
 from firstkd.files import atomic_folder, sha256_of, write_json, write_json_lines
 from firstkd.models.folders import load_tokenizer, precision_here, save_model
 from firstkd.models.init.base import Given
@@ -38,6 +38,7 @@ from tasks.layout import (
 from tasks.matched import Matched
 from tasks.own_text import own_text
 from tasks.preflight import check_terms
+from tasks.said import as_said
 
 
 def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) -> None:
@@ -101,7 +102,7 @@ def material(
             examples = [example for example in examples if model.leave_out.keeps(example)]
         if model.keep:
             examples = chosen(given.project, model.keep, examples)
-    questions = encode(examples, tokenizer, settings.prompt)
+    questions = as_said(given.project, settings, models, examples, tokenizer)
     for name, model in models.items():
         check_terms(name, model, questions)
     learners = models.values()

@@ -46,6 +46,8 @@ class OpenAIServer:
     most_at_once: int = 0
     at_once: int = 0
     url: str = ""
+    tells_end: bool = True
+    """Whether the token that ends an answer is among those that it gives."""
     seconds: float = 0.0
     """That each request waits before it is computed."""
 
@@ -121,14 +123,26 @@ class OpenAIServer:
         ids = self.tokenizer.apply_chat_template(
             body["messages"], add_generation_prompt=True, return_dict=False
         )
-        row = self.logprobs(ids)[-1]
-        best = row.topk(body["top_logprobs"])
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        top = [{"token": self.text(i), "logprob": value} for i, value in pairs]
-        choice: dict[str, Any] = {"message": {"role": "assistant", "content": top[0]["token"]}}
+        written: list[int] = []
+        content = []
+        while len(written) < body["max_tokens"] and self.tokenizer.eos_token_id not in written:
+            best = self.logprobs([*ids, *written])[-1].topk(body["top_logprobs"])
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            top = [{"token": self.text(i), "logprob": value} for i, value in pairs]
+            content.append({**top[0], "top_logprobs": top})
+            written.append(int(best.indices[0]))
+        is_whole = written[-1] == self.tokenizer.eos_token_id
+        if is_whole and not self.tells_end:
+            del content[-1]
+        text = self.tokenizer.decode(written, skip_special_tokens=True)
+        choice: dict[str, Any] = {
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "stop" if is_whole else "length",
+        }
         if "letters" in self.gives:
-            choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
-        return {"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": 1}}
+            choice["logprobs"] = {"content": content}
+        usage = {"prompt_tokens": len(ids), "completion_tokens": len(written)}
+        return {"choices": [choice], "usage": usage}
 
 
 @contextmanager

@@ -87,6 +87,17 @@ def everything(tmp_path: Path) -> Settings:
         "learn": {"alm": {"from": "other_tokens"}, "uld": {"from": "other_tokens"}},
     }
     params["signals"]["letters"] = {"kind": "choices", "of": "served"}
+    params["signals"]["said"] = {
+        "kind": "answers",
+        "of": "served",
+        "select": {"kind": "top_k", "k": 5},
+        "max_new_tokens": 48,
+    }
+    params["models"]["listener"] = {
+        "init": {"kind": "copy", "of": "start"},
+        "train": "finetune",
+        "learn": {"said": {"kind": "sparse_kl", "from": "said", "recalibrate": "none"}},
+    }
     params["signals"]["states"] = {"kind": "hidden_states", "of": "teacher"}
     params["models"]["follower"] = {
         "init": {"kind": "copy", "of": "start"},

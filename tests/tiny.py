@@ -149,7 +149,10 @@ def open_questions(count: int, seed: int) -> list[Example]:
     ]
 
 
-def write_talker(model_folder: Path, folder: Path) -> None:
+CLOZE = PromptSettings(format="cloze", max_length=128)
+
+
+def write_talker(model_folder: Path, folder: Path, prompt: PromptSettings = CLOZE) -> None:
     """Fine-tune a tiny model until it gives some of the answers, and write it to a folder."""
     import torch
 
@@ -160,7 +163,7 @@ def write_talker(model_folder: Path, folder: Path) -> None:
 
     model, tokenizer = load_model(model_folder, "fp32"), load_tokenizer(model_folder)
     examples = open_questions(64, seed=3)
-    questions = encode(examples, tokenizer, PromptSettings(format="cloze", max_length=128))
+    questions = encode(examples, tokenizer, prompt)
     batch = pack(questions, range(len(questions)))
     scorer = ResponseScorer(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

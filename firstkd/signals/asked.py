@@ -12,6 +12,8 @@ from torch import Tensor
 from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
 from firstkd.data.rendering import letter_question
+from firstkd.data.settings import PromptSettings
+from firstkd.openai.answers import Answer, answer_in, answer_request
 from firstkd.openai.letters import letter_logprobs, letter_request
 from firstkd.openai.prompt_scores import Scored, score_request, scores_in
 from firstkd.openai.teacher import ServedModel
@@ -29,12 +31,11 @@ class AskedTeacher:
         served: ServedModel,
         gives: Mapping[str, Any],
         vocabulary_size: int,
-        system: str | None,
+        prompt: PromptSettings,
     ) -> None:
-        """`gives` is what the server was found to give; `system` the prompt of each conversation
-        without one of its own, if any."""
+        """`gives` is what the server was found to give."""
         self.served, self.gives, self.vocabulary_size = served, gives, vocabulary_size
-        self._system = system
+        self.prompt = prompt
 
     def choices(self, examples: Sequence[Example], questions: Sequence[Question]) -> Tensor:
         """Return log-probabilities [B, C] of each question's choices, −inf where it has none."""
@@ -64,17 +65,29 @@ class AskedTeacher:
 
     async def _letters(self, example: Example) -> tuple[list[float], float]:
         text, letters = letter_question(example)
-        turns = [{"role": t.role, "content": t.content} for t in example.history or ()]
-        if self._system and not any(turn["role"] == "system" for turn in turns):
-            turns.insert(0, {"role": "system", "content": self._system})
-        request = letter_request(
-            self.served.init.model, [*turns, {"role": "user", "content": text}]
-        )
+        request = letter_request(self.served.init.model, self._turns(example, text))
 
         def read(reply: Any) -> tuple[list[float], float]:
             return letter_logprobs(reply, letters)
 
         return await self.served.ask("chat/completions", request, read, example.id)
+
+    def answers(self, examples: Sequence[Example], max_tokens: int, top: int) -> list[Answer]:
+        """Return what the server says to each prompt, with the most probable tokens on the way."""
+        return self.served.ask_all([self._answer(e, max_tokens, top) for e in examples])
+
+    async def _answer(self, example: Example, max_tokens: int, top: int) -> Answer:
+        turns = self._turns(example, example.prompt)
+        request = answer_request(self.served.init.model, turns, max_tokens, top)
+        return await self.served.ask("chat/completions", request, answer_in, example.id)
+
+    def _turns(self, example: Example, text: str) -> list[dict[str, str]]:
+        """Return a conversation that ends with the user's text."""
+        turns = [{"role": t.role, "content": t.content} for t in example.history or ()]
+        system = self.prompt.chat.system if self.prompt.chat else None
+        if system and not any(turn["role"] == "system" for turn in turns):
+            turns.insert(0, {"role": "system", "content": system})
+        return [*turns, {"role": "user", "content": text}]
 
     async def _texts(self, question: Question) -> list[float]:
         """Mean log-probability of each choice's tokens."""
@@ -87,13 +100,13 @@ class AskedTeacher:
         request = score_request(self.served.init.model, prompts, way, top)
 
         def read(reply: Any) -> list[list[Scored]]:
-            scores = scores_in(reply, prompts, way, self._ids if way == "echo" else {})
+            scores = scores_in(reply, prompts, way, self.ids if way == "echo" else {})
             return [each[len(question.prompt) - 1 :] for each in scores]
 
         return await self.served.ask("completions", request, read, question.id)
 
     @cached_property
-    def _ids(self) -> dict[str, int]:
+    def ids(self) -> dict[str, int]:
         """Ids by the tokens' text, of those that share it with no other."""
         texts = self.served.tokenizer.batch_decode([[i] for i in range(self.vocabulary_size)])
         counted: dict[str, list[int]] = {}

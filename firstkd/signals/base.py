@@ -43,6 +43,10 @@ class Signal(Section):
     has_token_ids: ClassVar[bool] = False
     """Whether its records hold ids, or are of tokens: they mean something to one tokenizer only."""
 
+    is_own_text: ClassVar[bool] = False
+    """Whether it is of answers that its model has written: who learns from it reads these in place
+    of the right ones."""
+
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models that are run for it."""
@@ -107,6 +111,10 @@ class Signal(Section):
     def records_of(self, question: Question) -> int:
         """Return how many records a question has."""
         raise NotImplementedError
+
+    def stand_in(self, question: Question) -> Question:
+        """Return the question as it may be learned from, before the signal is captured."""
+        return question
 
     def decisions_of(self, question: Question) -> int:
         """Return how many decisions a question's records are."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 KEPT = "top_kept"
 """The column that says how many candidates each record has, if that differs."""
+TOKEN = "token"
+"""The column of the ids of an answer that a model has written itself."""
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,11 @@ class SoftTerm(SignalTerm):
                 f"recalibrate: {self.recalibrate} changes probabilities, and signals.{self.from_} "
                 "keeps draws; set recalibrate: none, or select: { kind: top_k, … } there"
             )
+        if signal.is_own_text and self.recalibrate != "none":
+            return (
+                f"recalibrate: {self.recalibrate} cannot be fitted to signals.{self.from_}, whose "
+                "answers nobody has judged; set recalibrate: none"
+            )
         if self.recalibrate in NEED_TAIL_NODES and not signal.keeps_tails:
             return (
                 f"recalibrate: {self.recalibrate} needs the tail's nodes; set "

@@ -24,6 +24,11 @@ class OtherTokensTerm(SignalTerm):
                 f"signals.{self.from_} keeps draws, which only sparse_kl learns from; set "
                 "select: { kind: top_k, … } there"
             )
+        if signal.is_own_text:
+            return (
+                f"signals.{self.from_} is of its model's own answers, which the student has to cut "
+                "into the same tokens; learn by sparse_kl"
+            )
         return super().misfit(signal)
 
     def count(self, question: Question) -> int:

@@ -49,6 +49,7 @@ PAIRS = [[0, 1], [1, 2], [2, 3]]
 MADE = {
     "choices": {"of": "teacher"},
     "tokens": {"of": "teacher", "select": TOP_K},
+    "answers": {"of": "teacher", "select": TOP_K, "max_new_tokens": 4},  # tests/tasks/test_said.py
     "mean": {"of": ["choices", "choices"]},
     "out_of_fold": {"of": ["choices", "choices"]},
     "wide_choices": {"kind": "choices", "of": "wide"},

@@ -386,7 +386,7 @@ def test_examples_without_choices_have_no_records(project, server):
     init = cast("ServerInit", load_settings(root / "params.yaml").models["teacher"].init)
     port = int(server.url.rsplit(":", 1)[1].partition("/")[0])
     with answering(server, port), ServedModel(init, tokenizer) as served:
-        asked = AskedTeacher(served, {"texts": "prompt_logprobs"}, 401, None)
+        asked = AskedTeacher(served, {"texts": "prompt_logprobs"}, 401, CLOZE)
         assert CHOICES.ask(asked, [open_text], questions).counts.tolist() == [0]
         tokens = len(questions[0].responses[0])
         assert TOKENS.ask(asked, [open_text], questions).counts.tolist() == [tokens]

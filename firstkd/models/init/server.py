@@ -77,7 +77,7 @@ class ServerInit(Init):
             return "is behind a server and cannot run in a training; store a signal of it"
         if signal.decides == "state":
             return "is behind a server, which shows no hidden states"
-        if signal.has_token_ids and self.ask == "letters":
+        if signal.has_token_ids and self.ask == "letters" and not signal.is_own_text:
             return "is asked for letters alone; set its `ask` to texts"
         if signal.has_token_ids and signal.keeps_tails:
             return "is behind a server, which says nothing of the tail; set tail_nodes to 0"

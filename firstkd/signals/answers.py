@@ -1,0 +1,149 @@
+"""The signal `answers`: what a model behind a server says, and its most probable tokens on the way.
+
+Every server with OpenAI's interface gives that. Whoever learns from it reads these answers in place
+of the right ones (sequence-level distillation: Kim and Rush 2016, arXiv 1606.07947), with the
+probabilities of their tokens beside them, and has the same tokenizer. Examples with choices have
+none.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from firstkd.data.examples import Example
+from firstkd.data.prompts import Question
+from firstkd.errors import ConfigError
+from firstkd.section import Positive
+from firstkd.signals.base import Signal
+from firstkd.signals.tokens import Tokens
+
+if TYPE_CHECKING:
+    from firstkd.models.settings import ModelSettings
+    from firstkd.openai.answers import Answer
+    from firstkd.signals.asked import AskedTeacher
+    from firstkd.signals.columns import Layout
+    from firstkd.signals.store import Records
+    from firstkd.signals.top_k import Position
+
+MOST = 20
+"""Log-probabilities of a place that OpenAI's interface gives at most."""
+
+log = logging.getLogger(__name__)
+
+
+class Answers(Tokens):
+    """28 bytes a token at top-5, and 31 for vocabularies above 65,536."""
+
+    kind: Literal["answers"]  # type: ignore[assignment]
+    is_own_text: ClassVar[bool] = True
+
+    max_new_tokens: Positive
+    """Longest answer, in tokens; what is longer is cut off."""
+
+    @property
+    def is_recalibrated(self) -> bool:
+        return False
+
+    def check(
+        self, signals: Mapping[str, Signal], models: "Mapping[str, ModelSettings]"
+    ) -> str | None:
+        if not models[self.of].init.is_served:
+            return f"of: {self.of!r} is not behind a server; learn from its tokens: kind tokens"
+        if self.select.width > MOST:
+            return f"select: a server gives {MOST} tokens at most, not {self.select.width}"
+        return super().check(signals, models)
+
+    def layout(self, vocabulary_size: int, hidden_size: int = 0) -> "Layout":
+        import torch
+
+        from firstkd.signals.columns import TOKEN, Column
+
+        return {**super().layout(vocabulary_size), TOKEN: Column(torch.int32)}
+
+    def stand_in(self, question: Question) -> Question:
+        """Return open text with as long an answer as there may be."""
+        if len(question.responses) > 1:
+            return replace(question, responses=[], gold=None)
+        return replace(question, responses=[[0] * self.max_new_tokens], gold=0)
+
+    def ask(
+        self, teacher: "AskedTeacher", examples: Sequence[Example], questions: Sequence[Question]
+    ) -> "Records":
+        """Raise ConfigError if the server cuts most of its answers into other tokens."""
+        import torch
+
+        from firstkd.signals.columns import TOKEN
+        from firstkd.signals.store import Records
+        from firstkd.signals.top_k import packed
+
+        counts = torch.zeros(len(examples), dtype=torch.int64)
+        index = [i for i, example in enumerate(examples) if example.choices is None]
+        answers = teacher.answers(
+            [examples[i] for i in index], self.max_new_tokens, self.select.width
+        )
+        spoken = [i for i, answer in zip(index, answers, strict=True) if answer.text]
+        read = _read(teacher, [examples[i] for i in spoken], [a for a in answers if a.text])
+        found: list[tuple[Position, int]] = []
+        for i, positions in zip(spoken, read, strict=True):
+            counts[i] = len(positions)
+            found += positions
+        others = sum(not positions for positions in read)
+        if others > len(read) / 2:
+            raise ConfigError(
+                f"models.{self.of}.init.tokenizer: the server cuts {others} of {len(read)} answers "
+                f"into other tokens than {teacher.served.init.tokenizer!r} does; name a model with "
+                "its tokenizer"
+            )
+        if others:
+            log.warning("%d of %d answers are of other tokens and left out", others, len(read))
+        records = packed(self.select.of_positions(found, teacher.vocabulary_size), counts)
+        own = torch.tensor([token for _, token in found], dtype=torch.int32)
+        return Records({**records.columns, TOKEN: own}, counts)
+
+
+def _read(
+    teacher: "AskedTeacher", examples: Sequence[Example], answers: "Sequence[Answer]"
+) -> "list[list[tuple[Position, int]]]":
+    """Return each answer's tokens, as a student reads them, with what is known of their places.
+
+    There are none if the server has cut the answer into other tokens.
+    """
+    from firstkd.data.prompts import encode
+    from firstkd.data.spans import right_spans
+
+    said = [
+        replace(example, response=answer.text)
+        for example, answer in zip(examples, answers, strict=True)
+    ]
+    tokenizer, prompt = teacher.served.tokenizer, teacher.prompt
+    questions = encode(said, tokenizer, prompt)
+    spans = right_spans(said, tokenizer, prompt)
+    found = []
+    for answer, question, span in zip(answers, questions, spans, strict=True):
+        (ids,) = question.responses
+        of_text = sum(end <= 0 for end in span.ends)
+        if not answer.is_whole:
+            ids = ids[:of_text]
+        found.append(_places(answer, ids, of_text, teacher))
+    return found
+
+
+def _places(
+    answer: "Answer", ids: Sequence[int], of_text: int, teacher: "AskedTeacher"
+) -> "list[tuple[Position, int]]":
+    """Return what is known of the place of each id. Behind the text comes the end, which is certain
+    where the server does not say how probable it was: the answer did end there."""
+    places: list[tuple[Position, int]] = []
+    for number, token in enumerate(ids):
+        said = answer.tokens[number] if number < len(answer.tokens) else None
+        # decoders of single tokens differ in the spaces that they leave
+        text = teacher.served.tokenizer.decode([token]).strip()
+        if said is None or said.text.strip() != text:
+            if number < of_text:
+                return []
+            places.append(({token: 0.0}, token))
+        else:
+            top = {teacher.ids[t]: value for t, value in said.top.items() if t in teacher.ids}
+            places.append(({**top, token: said.logprob}, token))
+    return places
