@@ -69,7 +69,8 @@ def load_model(folder: Path, precision: Precision = "auto", **placed: Any) -> Pr
     _check_complete(folder, info)
     ids = tokenizer_ids(folder)
     model.tokenizer_ids = ids or number_of_rows(model.get_input_embeddings().weight)
-    return model if placed else model.to(device())
+    here: PreTrainedModel = model if placed else model.to(device())
+    return here
 
 
 def read_config(folder: Path) -> Any:
