@@ -7,7 +7,7 @@ from firstkd.models.layers import decoder_layers
 from firstkd.models.neurons import GATED, feed_forwards
 
 STEP = 16
-"""Widths are multiples of it: other sizes do not make a matrix faster."""
+"""Widths are multiples of it: matrices of other sizes gain nothing."""
 
 
 class Shape(NamedTuple):

@@ -17,7 +17,7 @@ class SearchSettings(Section):
     train: Name
     """The section of `train` for a candidate: a short one."""
     max_parameters: Positive
-    """At most, in a candidate: each is as wide as this allows at its number of layers."""
+    """A candidate has at most this many: each is as wide as this allows at its number of layers."""
     min_layers: Positive
     trials: Positive
 

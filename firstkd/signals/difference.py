@@ -32,7 +32,7 @@ class Difference(Section):
     less: Name
     """Another, of the small model, p_ref."""
     share: Annotated[float, Field(gt=0, lt=1)]
-    """The share of the answered examples that is kept."""
+    """Share of the answered examples that is kept."""
 
     @property
     def signals(self) -> tuple[str, str]:
