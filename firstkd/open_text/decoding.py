@@ -150,7 +150,8 @@ def _last_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def keep(_: Any, __: Any, output: Any) -> None:
-        found.append(output.last_hidden_state[:, -1])
+        # a spread model's states are where its last layer is
+        found.append(output.last_hidden_state[:, -1].to(device_of(model)))
 
     hook = model.base_model.register_forward_hook(keep)
     try:
