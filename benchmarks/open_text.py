@@ -175,7 +175,7 @@ def results(root: Path) -> dict[str, Any]:
 
 
 def table(name: str, found: dict[str, Any]) -> str:
-    """Return the results on a data set as Markdown, with 95 % intervals over examples."""
+    """Return the results on a data set as Markdown, with 95 % intervals over documents."""
     titles = [title for title, *_ in COLUMNS]
     masses = ", ".join(f"{split} {mass:.3f}" for split, mass in found["top_5_mass"].items())
     lines = [
