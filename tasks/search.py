@@ -58,9 +58,11 @@ def main(root: Path) -> None:
     )
     done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     found = {trial.user_attrs["layers"]: trial.user_attrs for trial in done}
-    depths = {"layers": optuna.distributions.IntDistribution(fewest, most)}
+    depths: dict[str, optuna.distributions.BaseDistribution] = {
+        "layers": optuna.distributions.IntDistribution(fewest, most)
+    }
     for number in range(len(done), search.trials):
-        # of each trial's own, so that what is tried follows from what was
+        # a sampler for each trial: what is tried next follows from the trials before alone
         study.sampler = optuna.samplers.TPESampler(seed=settings.runtime.seed + number)
         trial = study.ask(depths)
         layers = trial.params["layers"]

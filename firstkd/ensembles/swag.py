@@ -1,6 +1,6 @@
 """SWAG: weights drawn from a normal distribution that several models of one training suggest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -46,7 +46,7 @@ class Swag(Ensemble):
 
         first, *others = (dict(network.named_parameters()) for network in networks)
         own = {name: weight.detach().clone() for name, weight in first.items()}
-        all_own = [own, *others]
+        all_own: list[Mapping[str, Tensor]] = [own, *others]
         try:
             for draw in range(self.draws):
                 generator = torch.Generator().manual_seed(seed + draw)
@@ -68,4 +68,5 @@ def _drawn(weights_K: "Tensor", shares_K: "Tensor", generator: "Generator") -> "
     deviations_K = weights_K - mean
     diagonal = deviations_K.square().mean(0).sqrt() * torch.randn(mean.shape, generator=generator)
     low_rank = torch.tensordot(shares_K, deviations_K, 1) / (len(weights_K) - 1) ** 0.5
-    return mean + (diagonal + low_rank) / 2**0.5
+    drawn: Tensor = mean + (diagonal + low_rank) / 2**0.5
+    return drawn
