@@ -46,6 +46,8 @@ NOT_RUN = {
     r"firstkd serve --host .*": "for other machines; tests/test_operations.py asks for a token",
     r"firstkd (collect --corrections|recalibrate).*": "on served traffic; tests/test_loop.py",
     r"mlflow models\s+serve": "in the text, of what operations.md runs",
+    r"python answer\.py .*": "in an exported folder; tests/firstkd/exports asks so",
+    r"(npm install|cp -r data/export/|python3 -m http\.server).*": "tests/test_browser.py opens it",
     r"firstkd (ask|collect|schedule|serve)|dvc commit": "a name in a text",
 }
 LASTING = {
