@@ -342,7 +342,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown kind of signal": (
         {"signals.choices.kind": "votes"},
-        r"signals.choices.kind: 'votes' is not allowed; allowed: 'choices', 'tokens', 'hidden_",
+        r"signals.choices.kind: 'votes' is not allowed; allowed: 'choices', 'tokens', 'answers', ",
     ),
     "an unknown kind of term": (
         {"models.sft.learn": {"golden": {}}},

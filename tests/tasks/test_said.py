@@ -133,7 +133,7 @@ def test_what_is_kept_is_what_the_model_says_here(root, server, teacher, tells_e
     said = as_said(root, settings, {"first": settings.models["first"]}, examples, tokenizer)
     answered = [i for i, ids in enumerate(kept) if len(ids)]
     for i in answered:
-        assert kept[i].tolist() == said[i].responses[0] == written[i]
+        assert kept[i].tolist() == said[i].responses[0] == written[i].ids
         assert said[i].prompt == asked[i].prompt
     here = capture_into(root / "here", TOKENS, network, [said[i] for i in answered]).whole()
     own = found.columns["token"]

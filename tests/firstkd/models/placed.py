@@ -33,7 +33,7 @@ def run(model: PreTrainedModel, times: int) -> tuple[torch.Tensor, list[int]]:
     for _ in range(times):
         scores = score_questions(model, QUESTIONS, 5)
         texts = decode(model, draws, {0}, 2, 12, 1000)
-    return scores, [token for text in texts for token in text]
+    return scores, [token for text in texts for token in text.ids]
 
 
 def main(folder: Path, tiny: Path, out: Path, placement: object) -> None:
