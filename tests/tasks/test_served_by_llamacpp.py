@@ -19,11 +19,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from firstkd.data.examples import read_examples
 from firstkd.data.prompts import encode
 from firstkd.data.settings import ChatSettings, PromptSettings
+from firstkd.data.sources import fetch_source
 from firstkd.errors import ConfigError, UnreachableError
 from firstkd.exports.base import Exported
 from firstkd.exports.gguf import GgufExport
 from firstkd.files import read_json
 from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.gguf import convert_gguf
+from firstkd.models.init.source import SourceInit
 from firstkd.models.scoring import score_questions
 from firstkd.settings import load_settings
 from firstkd.signals.store import SignalStore
@@ -31,7 +34,7 @@ from tasks import model, prepare
 from tasks import signal as stage
 from tasks.graph import write_graph
 from tests.tasks.test_signal import ENVIRONMENT
-from tests.tiny import write_tiny_model, write_tiny_params, write_tiny_questions
+from tests.tiny import REPOSITORY, write_tiny_model, write_tiny_params, write_tiny_questions
 
 pytestmark = pytest.mark.integration
 TEMPLATE = (
@@ -111,13 +114,19 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def write_project(root: Path, teacher: Path, port: int, **changed: Any) -> None:
-    """A project whose teacher is behind the server, in shards of four questions."""
+def write_project(
+    root: Path, teacher: Path, port: int, questions: dict[str, int] | None = None, **changed: Any
+) -> None:
+    """A project whose teacher is behind the server, in shards of four questions.
+
+    `questions` is how many each split has at most.
+    """
     shutil.copytree(teacher, root / "data/model/base")
     write_tiny_params(root)
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
     params["capture"]["shard_examples"] = 4
+    params["prepare"]["max_examples"].update(questions or {})
     init = {
         "kind": "server",
         "url": f"http://127.0.0.1:{port}/v1",
@@ -147,6 +156,16 @@ def write_project(root: Path, teacher: Path, port: int, **changed: Any) -> None:
     prepare.main(root)
 
 
+def there_and_here(root: Path, teacher: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities [questions, 4] of choices, as the server and as this process has them."""
+    chat = PromptSettings(format="chat", max_length=512, chat=ChatSettings(choices="letter"))
+    examples = read_examples(root / f"data/prepare/{split}.parquet")
+    questions = encode(examples, load_tokenizer(teacher), chat)
+    here = score_questions(load_model(teacher, "fp32"), questions, 8).log_softmax(-1)
+    found = SignalStore(root / f"data/signal/choices/{split}").whole()
+    return found.columns["logprob"].view(-1, 4), here
+
+
 def test_letters_are_those_of_the_same_weights_here_though_it_is_killed(
     teacher: Path, tmp_path: Path
 ) -> None:
@@ -168,16 +187,39 @@ def test_letters_are_those_of_the_same_weights_here_though_it_is_killed(
     for file, written in kept.items():
         final = tmp_path / "data/signal/choices" / file.relative_to(file.parents[1])
         assert final.stat().st_mtime_ns == written
-    chat = PromptSettings(format="chat", max_length=512, chat=ChatSettings(choices="letter"))
     for split in ("train", "calibration"):
-        examples = read_examples(tmp_path / f"data/prepare/{split}.parquet")
-        questions = encode(examples, load_tokenizer(teacher), chat)
-        expected = score_questions(load_model(teacher, "fp32"), questions, 8).log_softmax(-1)
-        found = SignalStore(tmp_path / f"data/signal/choices/{split}").whole()
-        found = found.columns["logprob"].view(-1, 4)
+        found, expected = there_and_here(tmp_path, teacher, split)
         assert expected.std(0).min() > 0.03  # the questions differ
         # llama.cpp keeps weights and the cache of attention in float16: 0.003 nats were seen
         torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default model as published, model.gguf, and as the pipeline makes a folder of it."""
+    folder = tmp_path_factory.mktemp("default")
+    init = load_settings(REPOSITORY / "params.yaml").models["base"].init
+    assert isinstance(init, SourceInit)
+    try:
+        fetch_source(init.source, init.sha256, folder / "model.gguf", REPOSITORY)
+    except UnreachableError as error:
+        pytest.skip(str(error))
+    convert_gguf(folder / "model.gguf", folder)
+    return folder
+
+
+def test_the_default_model_says_what_it_says_here(default: Path, tmp_path: Path) -> None:
+    port = free_port()
+    write_project(tmp_path, default, port, {"train": 12, "calibration": 4})
+    with llamacpp(default, port):
+        model.main(tmp_path, "teacher")
+        stage.main(tmp_path, "choices")
+    found, expected = there_and_here(tmp_path, default, "train")
+    assert len(found) == 12 and (expected.exp().max(-1).values.std()) > 0.01
+    difference = (found - expected).abs()
+    # the weights are the same, of four bits; llama.cpp also rounds what it multiplies them by to
+    # eight: 0.06 nats were seen on average, 0.22 at most
+    assert difference.mean() < 0.1 and difference.max() < 0.4
 
 
 def test_texts_are_refused_in_one_line(teacher: Path, tmp_path: Path) -> None:
