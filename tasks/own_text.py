@@ -17,11 +17,10 @@ def own_text(
     network: PreTrainedModel,
     tokenizer: Any,
     examples: Sequence[Example],
-) -> OwnText | None:
-    """Return what writes the responses to a model's training examples; None unless it does."""
+) -> OwnText:
+    """Return what writes the responses to a model's training examples."""
     model, prompt = settings.models[name], settings.prompt
-    if model.on_policy is None or model.train is None:
-        return None
+    assert model.on_policy is not None and model.train is not None
     training = settings.train[model.train]
     numbers = [i for i, example in enumerate(examples) if example.choices is None]
     asked = open_questions(

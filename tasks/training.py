@@ -26,7 +26,6 @@ from firstkd.train.engine import deepspeed_config, load_to_train
 from firstkd.train.loop import train
 from firstkd.train.plan import training_plan
 from tasks.beside import live_signals, make_player
-from tasks.chosen import chosen
 from tasks.code import code_sha256
 from tasks.layout import (
     log_folder,
@@ -36,7 +35,6 @@ from tasks.layout import (
     signal_folder,
 )
 from tasks.matched import Matched
-from tasks.own_text import own_text
 from tasks.preflight import check_terms
 from tasks.said import as_said
 
@@ -59,8 +57,11 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
         disable_progress_bar()
     networks = {name: load_to_train(starts[name], training, machine, ranks) for name in names}
     tuned = [add_lora(network, training.lora) for network in networks.values() if training.lora]
-    # only a model that learns alone writes
-    writes = own_text(settings, names[0], networks[names[0]], tokenizer, examples)
+    writes = None
+    if models[names[0]].on_policy:  # which only a model has that learns alone
+        from tasks.own_text import own_text
+
+        writes = own_text(settings, names[0], networks[names[0]], tokenizer, examples)
     # of the whole questions, whatever a model needs of them: all models see the same batches
     sources = [example.source for example in examples]
     (order,) = {model.order for model in models.values()}
@@ -101,6 +102,8 @@ def material(
         if model.leave_out:
             examples = [example for example in examples if model.leave_out.keeps(example)]
         if model.keep:
+            from tasks.chosen import chosen
+
             examples = chosen(given.project, model.keep, examples)
     questions = as_said(given.project, settings, models, examples, tokenizer)
     for name, model in models.items():
