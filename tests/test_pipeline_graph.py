@@ -110,6 +110,11 @@ def everything(tmp_path: Path) -> Settings:
             "attention": {"kind": "attention", "from": "states", "layers": "last", "heads": 8},
         },
     }
+    params["models"]["rounded"] = {
+        "init": {"kind": "quantise", "of": "start", "weights": "q4_0"},
+        "train": "finetune",
+        "learn": {"gold": {}},
+    }
     params["signals"]["kept"] = {"kind": "hidden_states", "of": "teacher", "live": False}
     params["models"]["reader"] = {
         "init": {"kind": "copy", "of": "start"},

@@ -52,15 +52,6 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         ),
         (("models", "start", "init"), {"of": "base"}, "models.start.init.kind: missing"),
         (
-            ("models", "start"),
-            {
-                "init": {"kind": "quantise", "of": "teacher", "weights": "q4_0"},
-                "train": "lora",
-                "learn": {"gold": {"kind": "gold"}},
-            },
-            "models.start.train: what lora adds to rounded weights is not rounded",
-        ),
-        (
             ("promote", "max_export_drop"),
             0.02,
             r"promote.max_export_drop: 0.02 is allowed, but no export .* \(first\) is measured",
@@ -137,6 +128,21 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
     with pytest.raises(ConfigError, match=r"/params\.yaml: " + message) as raised:
         load_settings(with_changes(tmp_path, *path, to=value))
     assert "\n" not in str(raised.value)
+
+
+def test_what_lora_would_add_to_rounded_weights_is_refused(tmp_path):
+    yaml = YAML()
+    params = yaml.load(REPOSITORY / "params.yaml")
+    params["train"]["distill"]["lora"] = {"rank": 4, "alpha": 8}
+    params["models"]["rounded"] = {
+        "init": {"kind": "quantise", "of": "teacher", "weights": "q4_0"},
+        "train": "distill",
+        "learn": {"gold": {"kind": "gold"}},
+    }
+    yaml.dump(params, tmp_path / "params.yaml")
+    message = "models.rounded.train: what lora adds to rounded weights is not rounded"
+    with pytest.raises(ConfigError, match=message):
+        load_settings(tmp_path / "params.yaml")
 
 
 COMMIT = "c" * 40
