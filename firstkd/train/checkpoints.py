@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from firstkd.errors import ArtifactError
 from firstkd.files import one_line_if_refused, read_json, replace_folder, sha256_of, write_json
 from firstkd.train.distributed import Ranks
-from firstkd.train.engine import whole_weight
+from firstkd.train.engine import adam_of, whole_weight
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Checkpoint:
     def load_optimizer(self, engine: Any) -> None:
         """Set the float32 weights and Adam's state of an engine that has made no step yet."""
         for weights in _flat_weights(engine):
-            state = engine.optimizer.optimizer.state[weights]
+            state = adam_of(engine).state[weights]
             state["step"] = torch.tensor(self.adam_step, device=weights.device)
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(weights, requires_grad=False)
@@ -98,7 +98,7 @@ class Checkpoints:
                 temporary.mkdir(parents=True, exist_ok=True)
                 sums = self._write_pieces(engine, temporary)
                 if self.ranks.is_first:
-                    adam_step = next(iter(engine.optimizer.optimizer.state.values()))["step"].item()
+                    adam_step = next(iter(adam_of(engine).state.values()))["step"].item()
                     state = {"step": step, "adam_step": adam_step, "points": points}
                     write_json(temporary / STATE, state)
                     write_json(temporary / SUMS, {**sums, STATE: sha256_of(temporary / STATE)})
@@ -173,6 +173,8 @@ class _Reader:
 def _flat_weights(engine: Any) -> list[Tensor]:
     """Return the float32 weights as the optimizer knows them, by which it keeps its state."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if optimizer is adam_of(engine):
+        return [weights for group in optimizer.param_groups for weights in group["params"]]
     if stage == 0:
         return [weights for group in optimizer.fp32_groups for weights in group]
     if stage == 3:
@@ -183,7 +185,7 @@ def _flat_weights(engine: Any) -> list[Tensor]:
 def _pieces(engine: Any) -> Iterator[Piece]:
     """Yield what this process owns of each trained parameter; the tensors can be written to."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
-    state = optimizer.optimizer.state
+    state = adam_of(engine).state
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
 
     def piece(parameter: Tensor, start: int, flat: Tensor, offset: int, length: int) -> Piece:
@@ -194,7 +196,10 @@ def _pieces(engine: Any) -> Iterator[Piece]:
             {kind: whole.view(-1)[offset : offset + length] for kind, whole in kinds.items()},
         )
 
-    if stage == 0:
+    if optimizer is adam_of(engine):
+        for parameter in _flat_weights(engine):
+            yield piece(parameter, 0, parameter, 0, parameter.numel())
+    elif stage == 0:
         for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             for parameter, flat in zip(low, high, strict=True):
                 yield piece(parameter, 0, flat, 0, flat.numel())

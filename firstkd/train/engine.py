@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
@@ -34,11 +35,11 @@ def deepspeed_config(
     optimizer. So stage 2 takes the place of 0 and 1 if a step has several micro-batches. A single
     one leaves nothing to sum: its bfloat16 gradient goes to the float32 optimizer as it is.
 
-    With float32 weights, stage 1 takes the place of 0, which reports no gradient norm there. In one
-    process, every stage computes the same.
+    With float32 weights nothing is rounded, and stage 0 needs no copy of them; the gradients are
+    then clipped by `_clip_before_steps`, since DeepSpeed does not say what their norm was.
     """
     in_bf16 = precision_here(settings.precision) == "bf16"
-    lowest = 1 if not in_bf16 else 2 if settings.micro_batches_per_step > 1 else 0
+    lowest = 2 if in_bf16 and settings.micro_batches_per_step > 1 else 0
     zero: dict[str, Any] = {
         "stage": max(machine.zero_stage, lowest),
         "reduce_bucket_size": BUCKET_ELEMENTS,
@@ -59,7 +60,7 @@ def deepspeed_config(
         **(in_float32 if zero["stage"] >= 2 else {}),
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.micro_batches_per_step // world_size,
-        "gradient_clipping": settings.gradient_clipping,
+        "gradient_clipping": settings.gradient_clipping if in_bf16 or zero["stage"] else 0.0,
         "bf16": {"enabled": in_bf16},
         "zero_optimization": zero,
         # torch's fused AdamW on the CPU is as fast as DeepSpeed's own, and needs no compiler
@@ -122,9 +123,26 @@ def make_engine(
     engine, *_ = deepspeed.initialize(model=player, optimizer=optimizer, config=config)
     for state in optimizer.state.values():
         state["step"].zero_()
+    if engine.optimizer is optimizer:
+        _clip_before_steps(optimizer, trained, settings.gradient_clipping)
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # nobody to exchange with: 5 % of the step
     return engine
+
+
+def _clip_before_steps(optimizer: torch.optim.Optimizer, trained: list[Any], largest: float) -> None:
+    """Clip the gradients' norm before each step, and leave it where DeepSpeed's engine looks."""
+
+    def clip(*_: Any) -> None:
+        optimizer._global_grad_norm = clip_grad_norm_(trained, largest)  # type: ignore[attr-defined]
+
+    optimizer.register_step_pre_hook(clip)
+
+
+def adam_of(engine: Any) -> torch.optim.Optimizer:
+    """Return torch's optimizer; DeepSpeed wraps it wherever the weights it steps are a copy."""
+    optimizer: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return optimizer
 
 
 def _dimensions(parameter: Tensor) -> int:
