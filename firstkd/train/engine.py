@@ -130,7 +130,9 @@ def make_engine(
     return engine
 
 
-def _clip_before_steps(optimizer: torch.optim.Optimizer, trained: list[Any], largest: float) -> None:
+def _clip_before_steps(
+    optimizer: torch.optim.Optimizer, trained: list[Any], largest: float
+) -> None:
     """Clip the gradients' norm before each step, and leave it where DeepSpeed's engine looks."""
 
     def clip(*_: Any) -> None:
