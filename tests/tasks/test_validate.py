@@ -12,9 +12,10 @@ from ruamel.yaml import YAML
 from firstkd.data.examples import Example, write_examples
 from firstkd.errors import ArtifactError, ConfigError, DataValidationError
 from firstkd.files import read_json, sha256_of
+from firstkd.models import folders
 from firstkd.models.folders import load_model
 from firstkd.settings import load_settings
-from tasks import checks, validate
+from tasks import validate
 from tasks.preflight import check_vocabulary
 from tests.tiny import permute_tokenizer, write_tiny_params
 
@@ -182,7 +183,7 @@ def test_a_family_that_cannot_be_pruned_is_refused_before_any_training(
         params["models"]["start"]["init"] = {"kind": "prune", "of": "teacher", "layers": 1}
 
     change(project, prune)
-    monkeypatch.setattr(checks, "load_model", with_another_list)
+    monkeypatch.setattr(folders, "load_model", with_another_list)
     with pytest.raises(ArtifactError, match=r"models\.start: llama: 2 lists of 2 modules"):
         check(project, good())
 
