@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 
 from benchmarks.models import random_model
 from firstkd.data.prompts import Question
-from firstkd.models.scoring import score_tokens
+from firstkd.models.scoring import ScoringHead, score_tokens
 from firstkd.open_text.decoding import Draw, Text, decode
 
 BATCH = 16
@@ -69,7 +69,8 @@ def _ended(ids: list[int]) -> list[int]:
 
 def ours(model: Any, prompts: Sequence[Ids], tokens: int, temperature: float) -> list[Text]:
     draws = [Draw(prompt, temperature, 0, seed=0) for prompt in prompts]
-    return decode(model, draws, {STOP}, tokens, BATCH, BATCH_TOKENS)
+    head = ScoringHead(model, exact=True)
+    return decode(model, draws, {STOP}, tokens, BATCH, BATCH_TOKENS, head=head)
 
 
 def difference(model: Any, prompts: Sequence[Ids], texts: Sequence[Text]) -> float:

@@ -134,9 +134,9 @@ def _exports(challenger: Evidence, limits: PromoteSettings) -> Iterator[Check]:
         yield False, "no export of it was measured, which promote.max_export_drop asks for"
     before, who = challenger.served("test"), f"the student's {challenger.metric('accuracy'):.3f}"
     for name, export in challenger.exports.items():
-        there = export.served("test")
-        changes = paired_changes(there, before, limits.bootstrap_samples, SEED, ["accuracy"])
-        change = changes["accuracy"]
+        there, groups = export.served("test"), challenger.groups("test")
+        samples = limits.bootstrap_samples
+        change = paired_changes(there, before, samples, SEED, ["accuracy"], groups)["accuracy"]
         yield _loss(f"export {name}: accuracy", change, who, limit, limits.max_risk, falls=True)
 
 

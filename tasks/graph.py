@@ -23,8 +23,8 @@ from tasks.signal_graph import signal_stages
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
 LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
-FOR = {"keep": "tasks.chosen", "on_policy": "tasks.own_text"}
-"""What only those of these depend on that have this setting."""
+CODE_OF = {"keep": "tasks.chosen", "on_policy": "tasks.own_text"}
+"""The code of settings that few models have: only their stages depend on it."""
 
 
 def render(settings: Settings) -> str:
@@ -133,7 +133,7 @@ def _model(settings: Settings, names: Sequence[str]) -> Stage:
     verb, code = "Make", code_of(["tasks.model", *kinds], without=[LEARNING])
     if learns:
         models = [settings.models[name] for name in names]
-        unused = [code for key, code in FOR.items() if not any(getattr(m, key) for m in models)]
+        unused = [code for key, code in CODE_OF.items() if not any(getattr(m, key) for m in models)]
         verb, code = "Train", code_of(["tasks.model", LEARNING, *kinds], without=unused)
     what = f"the model “{names[0]}”"
     if len(names) > 1:

@@ -25,8 +25,7 @@ def as_said(
     """Tokenise the examples that models learn from.
 
     If they learn from their teacher's answers, these are the responses; an example that it has not
-    answered has none. Raises as `encode` does, and
-    ArtifactError for a store of other examples.
+    answered has none. Raises as `encode` does, and ArtifactError for a store of other examples.
     """
     names = {name for model in models.values() for name in model.signals}
     own = [name for name in names if settings.signals[name].is_own_text]

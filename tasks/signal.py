@@ -6,8 +6,8 @@ Writes  data/signal/NAME/{train,calibration}/ (stores), data/signal/NAME/metrics
 Run as  python -m tasks.signal NAME   (normally through `dvc repro signal-NAME`)
 
 It starts itself as several processes if machine.processes asks for them and machine.placement
-leaves them a part. What an interrupted run
-has captured lies in data/.signal/, from which the next run goes on.
+leaves each something to do. What an interrupted run has captured lies in data/.signal/, from which
+the next run goes on.
 """
 
 import logging

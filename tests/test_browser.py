@@ -13,11 +13,11 @@ import pytest
 
 from firstkd.exports import reader
 from firstkd.exports.onnx import OnnxExport
+from tests.chromium import CHROMIUM, DRIVER, chromium
 from tests.firstkd.exports.test_exports import EXAMPLES, written
 from tests.tiny import REPOSITORY
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER, NPM = shutil.which("chromedriver"), shutil.which("npm")
+NPM = shutil.which("npm")
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(
@@ -60,15 +60,8 @@ def served(site: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for name in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{name}")
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium() as found:
+        yield found
 
 
 def wait(browser: Any, start: str) -> str:
@@ -118,4 +111,5 @@ def test_a_changed_file_is_refused_in_one_line(browser: Any, served: Served, sit
     file = site / "student/model.onnx"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     browser.get(served.url)
-    wait(browser, "student/model.onnx is not the file that was exported")
+    said = wait(browser, "student/model.onnx is not the file that was exported")
+    assert "\n" not in said

@@ -67,7 +67,7 @@ class Spread(Placement):
     captures_in_all: ClassVar[bool] = False
 
     device_gb: Gigabytes | None = None
-    """Most of the weights that a device holds; null for nine tenths of what is free."""
+    """The most that weights take on each device; null for nine tenths of what is free."""
     host_gb: Gigabytes | None = None
     """Likewise in the host's memory. What does not fit is read from disk in every pass."""
 

@@ -19,7 +19,7 @@ from firstkd.models.folders import device, load_model
 from firstkd.section import Precision
 
 SHARE_OF_FREE = 0.9
-"""Part of the free memory that weights may take."""
+"""Share of the free memory that weights may take."""
 REMEDY = "lower machine.placement.device_gb or host_gb, so that more of it stays on disk"
 
 

@@ -1,7 +1,7 @@
 """Texts by a causal language model: transformers' `generate` with its KV cache, batched by length.
 
-The probability of each token comes from the hidden states that `generate` computed anyway, put
-through the head once more, in float32 and without what made it a draw.
+Where the probability of each token is asked for, it comes from the hidden states that `generate`
+computed anyway, put through the head once more, in float32 and without what made it a draw.
 
 Legend: B prompts, L tokens of the longest, T tokens written, N of these up to each text's end,
 H hidden size.
@@ -52,7 +52,8 @@ class Text:
     ids: list[int]
     """Up to a token that ends it, which is included, or as long as it may be."""
     probabilities: Floats
-    """That the model gave to each token, whatever the temperature it was drawn at."""
+    """That the model gave to each token, whatever the temperature it was drawn at; empty without a
+    head to compute them."""
 
 
 @memory_explained("while answers were written")
@@ -65,14 +66,14 @@ def decode(
     batch_size: int,
     batch_tokens: int,
     title: str = "",
+    head: ScoringHead | None = None,
 ) -> list[Text]:
-    """Return what continues each prompt, up to one of `stop`.
+    """Return what continues each prompt, up to one of `stop`, with probabilities by a `head`.
 
     Batches have at most `batch_size` prompts and `batch_tokens` tokens, those to be written and
     padding included. With a title, progress is shown. Raises OutOfMemoryError.
     """
     found: dict[int, Text] = {}
-    head = ScoringHead(model, exact=True)
     with (
         _only_our_settings(model),
         tqdm(total=len(draws), desc=title, unit="answer", disable=not title) as progress,
@@ -100,7 +101,7 @@ def _batches(
 
 def _continued(
     model: PreTrainedModel,
-    head: ScoringHead,
+    head: ScoringHead | None,
     draws: Sequence[Draw],
     stop: Set[int],
     max_new_tokens: int,
@@ -128,18 +129,23 @@ def _continued(
             generation_config=settings,
             logits_processor=LogitsProcessorList([_Noise(draws)]),
         )
-    return _texts(head, written[:, length:], torch.stack(hidden_TBH, 1), stop)
+    return _texts(head, written[:, length:], hidden_TBH, stop)
 
 
-def _texts(head: ScoringHead, written_BT: Tensor, hidden_BTH: Tensor, stop: Set[int]) -> list[Text]:
-    """Cut what was written at its end, and score it."""
+def _texts(
+    head: ScoringHead | None, written_BT: Tensor, hidden_TBH: Sequence[Tensor], stop: Set[int]
+) -> list[Text]:
+    """Cut what was written at its end, and score it if there is a head to do so."""
     ended_BT = torch.isin(written_BT, torch.tensor([*stop], device=written_BT.device))
     is_kept_BT = ended_BT.cumsum(1) - ended_BT.long() == 0
-    ids_N, rows_N = written_BT[is_kept_BT], torch.arange(int(is_kept_BT.sum()))
-    nothing = rows_N[:0], rows_N[:0, None]
-    pairs = [each.to(ids_N.device) for each in (rows_N, ids_N, *nothing)]
-    probability_N = head(hidden_BTH[is_kept_BT], *pairs).logprobs_M.double().exp().cpu()
-    lengths = is_kept_BT.sum(1).tolist()
+    ids_N, lengths = written_BT[is_kept_BT], is_kept_BT.sum(1).tolist()
+    if head is None:
+        return [Text(ids.tolist(), np.empty(0)) for ids in ids_N.split(lengths)]
+    hidden_NH = torch.stack([*hidden_TBH], 1)[is_kept_BT]
+    rows_N = torch.arange(len(ids_N), device=ids_N.device)
+    none = rows_N[:0]
+    scores = head(hidden_NH, rows_N, ids_N, none, none[:, None])
+    probability_N = scores.logprobs_M.double().exp().cpu()
     each = zip(ids_N.split(lengths), probability_N.split(lengths), strict=True)
     return [Text(ids.tolist(), np.asarray(found.numpy())) for ids, found in each]
 

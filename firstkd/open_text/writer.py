@@ -13,7 +13,7 @@ from firstkd.data.packing import BATCH_TOKENS
 from firstkd.data.prompts import Question, encode
 from firstkd.data.settings import PromptSettings
 from firstkd.measure.ranking import Floats
-from firstkd.models.scoring import score_questions
+from firstkd.models.scoring import ScoringHead, score_questions
 from firstkd.open_text.asking import open_questions, stop_tokens
 from firstkd.open_text.confidence import Written
 from firstkd.open_text.decoding import Draw, Text, decode
@@ -36,7 +36,7 @@ class Writer:
         The responses of the examples are not looked at. With a title, progress is shown.
         """
         questions = self._asked(examples)
-        found = self._decode(questions, self.settings.temperature, [0], title)
+        found = self._decode(questions, self.settings.temperature, [0], title, self._head)
         answers = [Written(self._text(one.ids), one.probabilities) for [one] in found]
         return answers, self.settings.confidence.of(self, examples, answers)
 
@@ -44,7 +44,7 @@ class Writer:
         self, examples: Sequence[Example], temperature: float, numbers: Iterable[int]
     ) -> list[list[str]]:
         """Return the draws of these numbers for each question."""
-        found = self._decode(self._asked(examples), temperature, [*numbers], "")
+        found = self._decode(self._asked(examples), temperature, [*numbers])
         return [[self._text(one.ids) for one in of_question] for of_question in found]
 
     def choose(self, examples: Sequence[Example]) -> Floats:
@@ -59,19 +59,26 @@ class Writer:
         return open_questions(examples, self.tokenizer, self.prompt, self.settings.max_new_tokens)
 
     def _decode(
-        self, questions: Sequence[Question], temperature: float, numbers: Sequence[int], title: str
+        self,
+        questions: Sequence[Question],
+        temperature: float,
+        numbers: Sequence[int],
+        title: str = "",
+        head: ScoringHead | None = None,
     ) -> list[list[Text]]:
         draws = [
             Draw(question.prompt, temperature, number, self.seed)
             for question in questions
             for number in numbers
         ]
-        longest = self.settings.max_new_tokens
-        found = decode(
-            self.model, draws, self._stop, longest, self.batch_size, self.batch_tokens, title
-        )
-        size = len(numbers)
-        return [found[start : start + size] for start in range(0, len(found), size)]
+        longest, size, tokens = self.settings.max_new_tokens, self.batch_size, self.batch_tokens
+        found = decode(self.model, draws, self._stop, longest, size, tokens, title, head)
+        each = len(numbers)
+        return [found[start : start + each] for start in range(0, len(found), each)]
+
+    @cached_property
+    def _head(self) -> ScoringHead:
+        return ScoringHead(self.model, exact=True)
 
     @cached_property
     def _stop(self) -> frozenset[int]:

@@ -5,7 +5,6 @@ Screenshots, to look at, go to the folder that FIRSTKD_SCREENSHOTS names.
 
 import base64
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import pytest
 
 from tasks.report import main
+from tests.chromium import CHROMIUM, DRIVER, chromium
 from tests.tasks.reported import write_project
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -51,17 +49,8 @@ def page(pages: dict[str, Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def opened() -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for name in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{name}")
-    options.add_argument("--force-prefers-reduced-motion")  # a click does not wait for scrolling
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
+    with chromium("force-prefers-reduced-motion") as found:  # a click does not wait for scrolling
+        yield found
 
 
 @pytest.fixture

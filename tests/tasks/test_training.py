@@ -286,7 +286,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(project, undisturbed):
     process.kill()
     process.communicate()
     wait_until_gone(ranks)  # they save the step that they are in
-    *_, newest = sorted(project.root.glob("data/.train/*/step-*/rank-1.safetensors"))
+    *_, newest = sorted(project.root.glob("data/.train/*/step-*/rank-0.safetensors"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)

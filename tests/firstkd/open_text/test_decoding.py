@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from firstkd.models.folders import load_model
+from firstkd.models.scoring import ScoringHead
 from firstkd.open_text.decoding import Draw, decode
 
 PROMPTS = [[1, 50, 60, 70], [1, 90], [1, 200, 201, 202, 203, 204, 205], [1, 33, 34]]
@@ -43,7 +44,9 @@ def test_greedy_decoding_is_that_of_a_plain_loop(model, batch_size, batch_tokens
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_probabilities_are_those_of_a_plain_pass_over_the_text(model, temperature, batch_size):
     draws = [Draw(prompt, temperature, 0, seed=0) for prompt in PROMPTS]
-    for prompt, text in zip(PROMPTS, decode(model, draws, STOP, 12, batch_size, 1000), strict=True):
+    head = ScoringHead(model, exact=True)
+    found = decode(model, draws, STOP, 12, batch_size, 1000, head=head)
+    for prompt, text in zip(PROMPTS, found, strict=True):
         with torch.inference_mode():
             logits = model(torch.tensor([prompt + text.ids]), use_cache=False).logits[0].double()
         each = logits.softmax(-1)[len(prompt) - 1 : -1]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from statistics import fmean
 
 import pytest
 
@@ -29,8 +30,9 @@ def in_two_processes(tiny_model, tmp_path_factory):
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_processes_learn_what_one_does(in_two_processes, tiny_model, tmp_path, name):
     _, alone = TRAININGS[name](tiny_model, tmp_path / "one", 1)
-    # every step moves the weights; the loss on text of one's own need not fall
-    assert len(alone) >= 6 and len({point["loss"] for point in alone}) == len(alone)
+    losses = [point["loss"] for point in alone]
+    third = len(losses) // 3  # single steps are of other questions, and of other text
+    assert third >= 2 and fmean(losses[-third:]) < fmean(losses[:third])
     for stage in STAGES[name]:
         shared = json.loads((in_two_processes / f"{name}-{stage}/curve.json").read_text())
         for key in ("loss", "gradient_norm", *TERMS[name]):
