@@ -35,8 +35,7 @@ def deepspeed_config(
     optimizer. So stage 2 takes the place of 0 and 1 if a step has several micro-batches. A single
     one leaves nothing to sum: its bfloat16 gradient goes to the float32 optimizer as it is.
 
-    With float32 weights nothing is rounded, and stage 0 needs no copy of them; the gradients are
-    then clipped by `_clip_before_steps`, since DeepSpeed does not say what their norm was.
+    With float32 weights nothing is rounded, and stage 0 needs no copy of them.
     """
     in_bf16 = precision_here(settings.precision) == "bf16"
     lowest = 2 if in_bf16 and settings.micro_batches_per_step > 1 else 0
@@ -60,7 +59,7 @@ def deepspeed_config(
         **(in_float32 if zero["stage"] >= 2 else {}),
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.micro_batches_per_step // world_size,
-        "gradient_clipping": settings.gradient_clipping if in_bf16 or zero["stage"] else 0.0,
+        "gradient_clipping": settings.gradient_clipping,
         "bf16": {"enabled": in_bf16},
         "zero_optimization": zero,
         # torch's fused AdamW on the CPU is as fast as DeepSpeed's own, and needs no compiler
@@ -124,21 +123,19 @@ def make_engine(
     for state in optimizer.state.values():
         state["step"].zero_()
     if engine.optimizer is optimizer:
-        _clip_before_steps(optimizer, trained, settings.gradient_clipping)
+        _tell_norm(engine, trained)
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # nobody to exchange with: 5 % of the step
     return engine
 
 
-def _clip_before_steps(
-    optimizer: torch.optim.Optimizer, trained: list[Any], largest: float
-) -> None:
-    """Clip the gradients' norm before each step, and leave it where DeepSpeed's engine looks."""
+def _tell_norm(engine: Any, trained: list[Any]) -> None:
+    """Leave the gradients' norm where the engine looks for it, which its own clipping forgets."""
 
-    def clip(*_: Any) -> None:
-        optimizer._global_grad_norm = clip_grad_norm_(trained, largest)  # type: ignore[attr-defined]
+    def clip() -> None:
+        engine.optimizer._global_grad_norm = clip_grad_norm_(trained, engine.gradient_clipping())
 
-    optimizer.register_step_pre_hook(clip)
+    engine.clip_fp32_gradients = clip
 
 
 def adam_of(engine: Any) -> torch.optim.Optimizer:

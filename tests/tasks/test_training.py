@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from firstkd.errors import PipelineError
 from firstkd.files import read_json_lines, sha256_of
 from firstkd.settings import load_settings
 from firstkd.train.settings import MachineSettings
@@ -316,7 +317,7 @@ def test_the_error_of_a_rank_is_the_one_line_that_is_shown(project):
     project.change(processes=2, micro_batches_per_step=1)
     process = project.start()
     _, said = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == PipelineError.exit_code
     line = said.splitlines()[-1]
     assert "Traceback" not in said
     assert line.startswith("model: micro_batches_per_step: 1 cannot be shared out evenly")
@@ -333,7 +334,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before(project, undisturbed
     try:
         process = project.start()
         _, said = process.communicate(timeout=100)
-        assert process.returncode == 1
+        assert process.returncode == PipelineError.exit_code
         line = said.splitlines()[-1]
         assert "Traceback" not in said
         assert line.startswith("model: cannot write") and "o space left" in line
@@ -440,6 +441,6 @@ def test_a_host_that_nobody_answers_says_so(project):
         "PET_NODE_RANK": "1",
     }
     _, said = (process := project.start(**nobody)).communicate(timeout=100)
-    assert process.returncode == 1
+    assert process.returncode == PipelineError.exit_code
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("model: the hosts did not find each other")
