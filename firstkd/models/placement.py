@@ -1,4 +1,4 @@
-"""Where the weights lie of a model that only runs: one that is captured, measured or checked.
+"""Where the weights of models that only run are kept: those captured, measured or checked.
 
 One kind is a setting of the machine, on which no stage depends: whatever it is, a model computes
 the same with the same weights.

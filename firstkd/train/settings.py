@@ -59,7 +59,7 @@ class MachineSettings(Section):
     """Steps between checkpoints, from which a killed training resumes; null to save only at
     SIGTERM."""
     placement: AnyPlacement = WHOLE
-    """Where the weights lie of a model that is only run: captured, measured or checked."""
+    """Where the weights of models that only run are kept (captured, measured, checked)."""
 
     @model_validator(mode="after")
     def _offload_needs_zero(self) -> Self:
