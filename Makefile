@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVERS := $(VENV)/.servers
+VLLM := .venv-vllm
 # tests of one file run in one process, after each other
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: run test test-all test-integration lint docs setup clean
+.PHONY: run test test-all test-integration test-vllm lint docs setup clean
 
 run: setup ## set everything up and run the pipeline
 	$(BIN)/firstkd run
@@ -20,6 +21,10 @@ test-all: lint $(SERVERS) ## also the tests that kill and restart real servers
 
 test-integration: $(SERVERS) ## only these; PostgreSQL has to be installed
 	$(BIN)/python -m pytest -m integration
+
+test-vllm: $(SERVERS) $(VLLM)/.installed ## only those with vLLM on the CPU, which takes 3.5 GB
+	$(BIN)/python -m pytest -m integration \
+		tests/tasks/test_served_by_vllm.py tests/firstkd/exports/test_in_vllm.py
 
 lint: docs
 	$(BIN)/ruff check .
@@ -43,6 +48,11 @@ $(SERVERS): $(INSTALLED) constraints-servers.txt
 		--constraint constraints-servers.txt --editable '.[dev,integration]'
 	touch $@
 
+$(VLLM)/.installed: constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement constraints-vllm.txt
+	touch $@
+
 clean: ## forget the installation and everything that can be rebuilt
-	rm -rf $(VENV) data/fetch data/prepare data/validate data/model data/signal data/calibrate \
+	rm -rf $(VENV) $(VLLM) data/fetch data/prepare data/validate data/model data/signal data/calibrate \
 		data/evaluate data/report data/.signal data/.train logs

@@ -48,15 +48,14 @@ def main(root: Path, name: str) -> None:
         facts = facts_of(model, tokenizer, measured, calibration)
     exported = Exported(model, tokenizer, json.dumps(facts, sort_keys=True))
     with atomic_folder(export_folder(root, name)) as folder, about(f"exports.{name}"):
-        file = folder / export.file_name
-        export.write(exported, file)
         tokenizer.save_pretrained(folder)
         for companion in COMPANIONS:
             if (source / companion).exists():
                 shutil.copyfile(source / companion, folder / companion)
+        export.write(exported, folder / export.file_name)
         shutil.copyfile(reader.__file__, folder / "answer.py")
-        hashes = {path.name: sha256_of(path) for path in (file, folder / "tokenizer.json")}
-        write_json(folder / reader.FACTS, {**facts, "file": file.name, "sha256": hashes})
+        hashes = {name: sha256_of(folder / name) for name in (export.file_name, *export.beside)}
+        write_json(folder / reader.FACTS, {**facts, "file": export.file_name, "sha256": hashes})
         text = card(name, export, origin(settings, export.of), facts, measured)
         (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -5,6 +5,7 @@ checks its own terms again, on the very questions that it learns from.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,10 +124,16 @@ def check_measured(
 
 
 def check_exports(settings: Settings, configs: Mapping[str, Any]) -> None:
-    """Raise ConfigError for an export that has no place for a model made elsewhere."""
+    """Raise ConfigError for an export that has no place for a model made elsewhere, or that is
+    measured through a package that is not installed."""
     for name, export in settings.exports.items():
         with about(f"params.yaml: exports.{name}"):
             export.check(configs[settings.lineage.root(export.of)])
+            if name in settings.measured_exports and find_spec(export.runtime) is None:
+                raise ConfigError(
+                    f"it would be measured through {export.runtime}, which is not installed here; "
+                    f"install it, or take {name} out of evaluate.models"
+                )
 
 
 def check_own_text(settings: Settings) -> None:

@@ -134,6 +134,7 @@ def everything(tmp_path: Path) -> Settings:
     params["exports"] = {
         "browser": {"kind": "onnx", "weights": "int8", **whole},
         "llama": {"kind": "gguf", "weights": "q8_0", **whole},
+        "vllm": {"kind": "safetensors", "weights": "int8", **whole},
     }
     yaml.dump(params, tmp_path / "params.yaml")
     return load_settings(tmp_path / "params.yaml")
@@ -213,7 +214,7 @@ def test_every_stage_module_has_a_stage(tmp_path):
 
 def test_an_export_reads_its_model_and_is_measured_only_if_that_is_asked(tmp_path):
     stages = {stage.name: stage for stage in stages_of(everything(tmp_path))}
-    for name, kind in (("browser", "onnx"), ("llama", "gguf")):
+    for name, kind in (("browser", "onnx"), ("llama", "gguf"), ("vllm", "safetensors")):
         export = stages[f"export-{name}"]
         assert {"data/model/first", "data/evaluate/first"} <= set(export.inputs)
         assert f"firstkd/exports/{kind}.py" in code(export)

@@ -25,6 +25,8 @@ class Export(Section):
     file_name: ClassVar[str]
     runtime: ClassVar[str]
     """The package through which firstkd/exports/reader.py, shipped as answer.py, asks it."""
+    beside: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
+    """Further files whose hash is checked when it is opened."""
 
     of: Name
     """The model, which has to be evaluated: that fits its temperature."""
@@ -39,7 +41,10 @@ class Export(Section):
         raise NotImplementedError
 
     def write(self, exported: Exported, file: Path) -> None:
-        """Write the model as one file: the same model gives the same bytes."""
+        """Write the model as one file: the same model gives the same bytes.
+
+        Its tokenizer and configuration lie beside it already.
+        """
         raise NotImplementedError
 
 

@@ -7,11 +7,12 @@ from pydantic import Field
 
 from firstkd.exports.gguf import GgufExport
 from firstkd.exports.onnx import OnnxExport
+from firstkd.exports.safetensors import SafetensorsExport
 from firstkd.section import listed
 
-KINDS = (GgufExport, OnnxExport)
+KINDS = (GgufExport, OnnxExport, SafetensorsExport)
 
-AnyExport = Annotated[GgufExport | OnnxExport, Field(discriminator="kind")]
+AnyExport = Annotated[GgufExport | OnnxExport | SafetensorsExport, Field(discriminator="kind")]
 
 
 def check_exports(

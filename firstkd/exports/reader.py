@@ -1,6 +1,7 @@
 """Ask an exported student, without torch or firstkd: this file goes along as answer.py.
 
-It needs numpy and tokenizers, and for a file model.onnx onnxruntime, for model.gguf xllamacpp:
+It needs numpy and tokenizers, and for a file model.onnx onnxruntime, for model.gguf xllamacpp, for
+model.safetensors vllm:
 
     python answer.py "Where does a fox live?" "in a den" "in a hive"
 """
@@ -87,9 +88,30 @@ class LlamaModel:
         return [token["logprob"] for token in content]
 
 
-RUNTIMES: dict[str, type[OnnxModel] | type[LlamaModel]] = {
+class VllmModel:
+    def __init__(self, file: Path, threads: int, length: int) -> None:
+        import vllm
+
+        # vLLM takes its threads from OMP_NUM_THREADS; one more token than it is asked for
+        self.engine = vllm.LLM(str(file.parent), max_model_len=length + 1, enforce_eager=True)
+        self.asked = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+
+    def logprobs(self, prompt: Ids, responses: Sequence[Ids]) -> list[list[float]]:
+        """Score every token of the responses, all of them in one batch."""
+        texts = [{"prompt_token_ids": [*prompt, *response]} for response in responses]
+        found = self.engine.generate(texts, self.asked, use_tqdm=False)
+        return [
+            [place[token].logprob for place, token in zip(places, response, strict=True)]
+            for response, places in zip(
+                responses, (each.prompt_logprobs[len(prompt) :] for each in found), strict=True
+            )
+        ]
+
+
+RUNTIMES: dict[str, type[OnnxModel] | type[LlamaModel] | type[VllmModel]] = {
     ".onnx": OnnxModel,
     ".gguf": LlamaModel,
+    ".safetensors": VllmModel,
 }
 
 

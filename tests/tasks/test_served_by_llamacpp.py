@@ -1,40 +1,31 @@
 """A teacher behind llama.cpp's own server, as a process that is killed in the middle."""
 
-import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 import torch
-from ruamel.yaml import YAML
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from firstkd.data.examples import read_examples
-from firstkd.data.prompts import encode
-from firstkd.data.settings import ChatSettings, PromptSettings
-from firstkd.data.sources import fetch_source
 from firstkd.errors import ConfigError, UnreachableError
 from firstkd.exports.base import Exported
 from firstkd.exports.gguf import GgufExport
 from firstkd.files import read_json
 from firstkd.models.folders import load_model, load_tokenizer
-from firstkd.models.gguf import convert_gguf
-from firstkd.models.init.source import SourceInit
-from firstkd.models.scoring import score_questions
-from firstkd.settings import load_settings
-from firstkd.signals.store import SignalStore
-from tasks import model, prepare
+from tasks import model
 from tasks import signal as stage
-from tasks.graph import write_graph
+from tests.tasks.served import (
+    free_port,
+    serving,
+    there_and_here,
+    until,
+    write_default_model,
+    write_project,
+)
 from tests.tasks.test_signal import ENVIRONMENT
-from tests.tiny import REPOSITORY, write_tiny_model, write_tiny_params, write_tiny_questions
+from tests.tiny import write_tiny_model
 
 pytestmark = pytest.mark.integration
 TEMPLATE = (
@@ -82,88 +73,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def llamacpp(teacher: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def llamacpp(teacher: Path, port: int) -> AbstractContextManager[subprocess.Popen[bytes]]:
     file = str(teacher / "model.gguf")
     command = [sys.executable, "-m", "tests.llamacpp_server", file, str(port), "large"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-    try:
-        until(lambda: healthy(port), process)
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def healthy(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def until(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    while not condition():
-        assert process.poll() is None, "it ended too early"
-        time.sleep(0.005)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def write_project(
-    root: Path, teacher: Path, port: int, questions: dict[str, int] | None = None, **changed: Any
-) -> None:
-    """A project whose teacher is behind the server, in shards of four questions.
-
-    `questions` is how many each split has at most.
-    """
-    shutil.copytree(teacher, root / "data/model/base")
-    write_tiny_params(root)
-    yaml = YAML()
-    params = yaml.load(root / "params.yaml")
-    params["capture"]["shard_examples"] = 4
-    params["prepare"]["max_examples"].update(questions or {})
-    init = {
-        "kind": "server",
-        "url": f"http://127.0.0.1:{port}/v1",
-        "model": "large",
-        "fingerprint": "seed 3",
-        "tokenizer": "base",
-        "ask": "letters",
-        "retries": 1,
-        **changed,
-    }
-    params["models"] = {
-        "base": params["models"]["base"],
-        "teacher": {"init": init},
-        "first": {
-            "init": {"kind": "copy", "of": "base"},
-            "train": "distill",
-            "learn": {"choices": {"kind": "choice_kl", "from": "choices"}},
-        },
-    }
-    params["signals"] = {"choices": {"kind": "choices", "of": "teacher"}}
-    del params["train"]["finetune"]
-    params["evaluate"]["models"] = ["first"]
-    yaml.dump(params, root / "params.yaml")
-    write_graph(root, load_settings(root / "params.yaml"))
-    for name, seed in (("questions", 1), ("elsewhere", 2)):
-        write_tiny_questions(root / f"data/fetch/{name}.jsonl", 80, seed)
-    prepare.main(root)
-
-
-def there_and_here(root: Path, teacher: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities [questions, 4] of choices, as the server and as this process has them."""
-    chat = PromptSettings(format="chat", max_length=512, chat=ChatSettings(choices="letter"))
-    examples = read_examples(root / f"data/prepare/{split}.parquet")
-    questions = encode(examples, load_tokenizer(teacher), chat)
-    here = score_questions(load_model(teacher, "fp32"), questions, 8).log_softmax(-1)
-    found = SignalStore(root / f"data/signal/choices/{split}").whole()
-    return found.columns["logprob"].view(-1, 4), here
+    return serving(command, port, ENVIRONMENT)
 
 
 def test_letters_are_those_of_the_same_weights_here_though_it_is_killed(
@@ -196,15 +109,8 @@ def test_letters_are_those_of_the_same_weights_here_though_it_is_killed(
 
 @pytest.fixture(scope="module")
 def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default model as published, model.gguf, and as the pipeline makes a folder of it."""
     folder = tmp_path_factory.mktemp("default")
-    init = load_settings(REPOSITORY / "params.yaml").models["base"].init
-    assert isinstance(init, SourceInit)
-    try:
-        fetch_source(init.source, init.sha256, folder / "model.gguf", REPOSITORY)
-    except UnreachableError as error:
-        pytest.skip(str(error))
-    convert_gguf(folder / "model.gguf", folder)
+    write_default_model(folder)
     return folder
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GemmaConfig, GemmaForCausalLM
+from safetensors.torch import load_file
+from transformers import GemmaConfig, GemmaForCausalLM, Qwen3MoeConfig
 
 from firstkd.data.examples import Example
 from firstkd.data.prompts import encode
@@ -20,7 +21,8 @@ from firstkd.exports.base import Exported, end_ids
 from firstkd.exports.folding import fold_temperature
 from firstkd.exports.gguf import GgufExport
 from firstkd.exports.onnx import OnnxExport
-from firstkd.files import sha256_of, write_json
+from firstkd.exports.safetensors import SafetensorsExport
+from firstkd.files import read_json, sha256_of, write_json
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.gguf import convert_gguf
 from firstkd.models.scoring import score_questions
@@ -49,9 +51,10 @@ def exported(folder, facts="{}"):
 def written(kind, weights, model_folder, folder):
     """An export as its stage writes it, of a model with T = 2.5."""
     what = exported(model_folder)
-    export(kind, weights).write(what, folder / kind.file_name)
+    what.model.config.save_pretrained(folder)
     what.tokenizer.save_pretrained(folder)
-    files = (kind.file_name, "tokenizer.json")
+    export(kind, weights).write(what, folder / kind.file_name)
+    files = (kind.file_name, *kind.beside)
     facts = {
         "temperature": T,
         "prompt": PROMPT.model_dump(),
@@ -236,3 +239,54 @@ def test_a_temperature_that_no_weight_divides_by_leaves_the_model_as_it_was():
 def test_a_family_that_a_format_does_not_know_is_named():
     with pytest.raises(ConfigError, match=r"gguf is written for llama, .*, not for gemma; export"):
         export(GgufExport, "f16").check(gemma().config)
+
+
+def test_eight_bits_bear_a_unit_that_is_much_larger_than_others(tiny_model, tmp_path):
+    model = load_model(tiny_model, "fp32").eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight *= 300  # so that all units matter
+            layer.mlp.up_proj.weight[0] *= 1000
+            layer.mlp.down_proj.weight[:, 0] /= 1000
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer(tiny_model).save_pretrained(tmp_path / "model")
+    (tmp_path / "export").mkdir()
+    student = reader.Student(
+        written(OnnxExport, "int8", tmp_path / "model", tmp_path / "export"), threads=1
+    )
+    questions = encode(EXAMPLES, load_tokenizer(tiny_model), PROMPT)
+    expected = score_questions(load_model(tmp_path / "model", "fp32"), questions, 1)
+    for question, row in zip(questions, expected, strict=True):
+        found = student.scores(question.prompt, question.responses)
+        np.testing.assert_allclose(found, row[: len(found)], atol=0.05)
+
+
+def test_eight_bits_of_a_row_are_the_nearest(tiny_model, tmp_path):
+    written(SafetensorsExport, "int8", tiny_model, tmp_path)
+    weights = load_model(tiny_model, "fp32").state_dict()
+    found = load_file(tmp_path / "model.safetensors")
+    scaled = {name.removesuffix("_scale") for name in found if name.endswith("_scale")}
+    assert scaled == {name for name in weights if "_proj.weight" in name}
+    for name, weight in weights.items():
+        if name in scaled:
+            steps = found[name].float()
+            assert found[name].dtype == torch.int8 and steps.abs().amax(-1).eq(127).all()
+            error = (steps * found[f"{name}_scale"] - weight).abs()
+            assert (error <= found[f"{name}_scale"] * 0.5001).all()
+        elif name in found:
+            assert torch.equal(found[name], weight.bfloat16())
+    described = read_json(tmp_path / "config.json")["quantization_config"]
+    assert described["format"] == "int-quantized" and described["ignore"] == ["lm_head"]
+
+
+def test_bfloat16_safetensors_are_the_model(tiny_model, tmp_path):
+    written(SafetensorsExport, "bf16", tiny_model, tmp_path)
+    again, before = load_model(tmp_path, "fp32"), load_model(tiny_model, "fp32")
+    assert all(map(torch.equal, again.parameters(), before.bfloat16().float().parameters()))
+
+
+def test_experts_are_not_quantised(tmp_path):
+    config = Qwen3MoeConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64, num_experts=2)
+    with pytest.raises(ConfigError, match=r"qwen3_moe has model\.layers\.0\.mlp\.experts"):
+        export(SafetensorsExport, "int8").check(config)
+    export(SafetensorsExport, "bf16").check(config)

@@ -1,0 +1,69 @@
+"""Exported safetensors say in vLLM, on the CPU, what the model says: `make test-vllm`."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from firstkd.data.prompts import encode
+from firstkd.exports.safetensors import SafetensorsExport
+from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.scoring import score_questions
+from tests.firstkd.exports.test_exports import EXAMPLES, PROMPT, written
+from tests.tasks.served import VLLM, VLLM_ON_CPU
+from tests.tiny import write_tiny_model
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not VLLM.exists(), reason="vLLM is installed by make test-vllm"),
+]
+ASK = """
+import json
+import sys
+from pathlib import Path
+
+from answer import Student
+
+if __name__ == "__main__":
+    student = Student(Path.cwd(), threads=1)
+    scores = [student.scores(prompt, responses) for prompt, responses in json.loads(sys.argv[1])]
+    Path("scores.json").write_text(json.dumps(scores))
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A Llama of heads as wide as vLLM wants them, and sure of what it says."""
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny_model(folder)
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("weights", "mean", "most"), [("bf16", 0.02, 0.1), ("int8", 0.05, 0.3)])
+def test_it_scores_as_torch_does(model, tmp_path, weights, mean, most):
+    written(SafetensorsExport, weights, model, tmp_path)
+    questions = encode(EXAMPLES, load_tokenizer(model), PROMPT)
+    (tmp_path / "ask.py").write_text(ASK)
+    asked = json.dumps([[question.prompt, question.responses] for question in questions])
+    subprocess.run([VLLM, "ask.py", asked], cwd=tmp_path, env=VLLM_ON_CPU, check=True)
+    found = json.loads((tmp_path / "scores.json").read_text())
+    expected = score_questions(load_model(model, "fp32"), questions, 1)
+    assert expected[0, :2].std() > 0.3  # far from alike
+    errors = torch.cat(
+        [(torch.tensor(f) - row[: len(f)]).abs() for f, row in zip(found, expected, strict=True)]
+    )
+    assert errors.mean() < mean and errors.max() < most
