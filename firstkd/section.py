@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(gt=0)]
 
 
+Port = Annotated[int, Field(gt=0, lt=2**16)]
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

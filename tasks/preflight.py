@@ -49,7 +49,7 @@ def check_training(settings: Settings, name: str, lengths: Sequence[int]) -> Non
     training = settings.train[model.train]
     count = sum(1 for _ in micro_batches(lengths, training, settings.runtime.seed, model.order))
     with about(f"params.yaml: train.{model.train}"):
-        number_of_steps(count, training, settings.machine.processes)
+        number_of_steps(count, training, settings.machine.all_processes)
 
 
 def check_shown(settings: Settings, root: str, model: "PreTrainedModel") -> None:

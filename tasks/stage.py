@@ -14,9 +14,11 @@ from pathlib import Path
 
 from firstkd.errors import PipelineError
 from firstkd.files import disk_refusal, write_json
+from firstkd.launchers.base import Job
+from firstkd.launchers.host import is_host, run_host
+from firstkd.launchers.torchrun import end_with_parent, is_rank, tell
 from firstkd.settings import load_settings
 from firstkd.train.distributed import present_ranks
-from firstkd.train.launch import end_with_parent, is_rank, launch, needs_launch, tell
 from firstkd.train.settings import MachineSettings
 from tasks.costs import asking_cost, training_cost
 from tasks.graph import check_graph
@@ -35,19 +37,26 @@ def run_stage(
 
     The stage's wall time and peak memory go to logs/STAGE/cost.json, which is not tracked: they
     differ from run to run. Where `in_all` says so of the machine, it runs in all of
-    `machine.processes`.
+    `machine.processes`, on all hosts of `machine.launcher`.
     """
 
     def stage(root: Path, *values: str) -> None:
         settings = load_settings(root / "params.yaml")
         check_graph(root, settings)
-        if in_all and in_all(settings.machine) and needs_launch(settings.machine.processes):
-            launch(f"tasks.{name}", values, settings.machine.processes, settings.runtime.threads)
-            return  # the first of those processes has written the cost
+        logs = log_folder(root, "-".join([name, *values]))
+        if in_all and in_all(settings.machine) and not is_rank():
+            machine, threads = settings.machine, settings.runtime.threads
+            job = Job(f"tasks.{name}", values, machine.processes, threads, logs)
+            if is_host():
+                run_host(job)
+                return
+            if machine.processes > 1 or not machine.launcher.is_here:
+                machine.launcher.launch(job)  # the first of the processes writes the cost
+                return
         started = time.monotonic()
         main(root, *values)
         if present_ranks().is_first:
-            _write_cost(log_folder(root, "-".join([name, *values])), time.monotonic() - started)
+            _write_cost(logs, time.monotonic() - started)
 
     run_program(stage, name, [argument] if argument else [])
 

@@ -40,9 +40,6 @@ NOT_RUN = {
     r"|prefect server start --host 127\.0\.0\.1 --port 4200"
     r"|prefect (work-pool|deploy|worker|deployment).*": "tests/test_servers.py runs the like",
     r"(sudo|docker|cp infra/).*": "as root, or with a container engine",
-    r"export PET_.*|python -m tasks\..*|dvc (commit|repro) .*(validate|model-).*": (
-        "on two hosts; tests/tasks/test_training.py starts two such processes"
-    ),
     r"firstkd serve --host .*": "for other machines; tests/test_operations.py asks for a token",
     r"firstkd (collect --corrections|recalibrate).*": "on served traffic; tests/test_loop.py",
     r"mlflow models\s+serve": "in the text, of what operations.md runs",

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from firstkd.launchers.kinds import LOCAL, AnyLauncher
 from firstkd.models.placement import WHOLE, AnyPlacement
 from firstkd.models.settings import LoraSettings
 from firstkd.section import Positive, Precision, Section, Share, Weight
@@ -47,8 +48,10 @@ class MachineSettings(Section):
     """How this machine trains and captures. No stage depends on it: a change alters results by
     rounding at most, reruns nothing, and lets an interrupted stage resume."""
 
+    launcher: AnyLauncher = LOCAL
+    """What starts the processes of a stage: on this host, or on several."""
     processes: Positive
-    """Processes of a stage on this host, one per GPU; torchrun starts them if there are several."""
+    """Processes of a stage on each host, one per GPU; torchrun starts them if there are several."""
     zero_stage: Literal[0, 1, 2, 3]
     """What is sharded over processes: nothing, optimizer states, gradients too, weights too."""
     cpu_offload: bool
@@ -60,6 +63,11 @@ class MachineSettings(Section):
     SIGTERM."""
     placement: AnyPlacement = WHOLE
     """Where the weights of models that only run are kept (captured, measured, checked)."""
+
+    @property
+    def all_processes(self) -> int:
+        """On all hosts together."""
+        return self.processes * self.launcher.number_of_hosts
 
     @model_validator(mode="after")
     def _offload_needs_zero(self) -> Self:

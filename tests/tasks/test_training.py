@@ -1,105 +1,36 @@
-"""Training as real processes: killed, stopped, resumed; one, several, and on two node ranks."""
+"""Training as real processes: killed, stopped, resumed; in one process and several."""
 
 import json
 import os
 import random
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from firstkd.errors import PipelineError
-from firstkd.files import read_json_lines, sha256_of
-from firstkd.settings import load_settings
-from firstkd.train.settings import MachineSettings
-from tasks import prepare
-from tasks.graph import write_graph
-from tests.tiny import REPOSITORY, write_tiny_model, write_tiny_params, write_tiny_questions
+from firstkd.files import read_json_lines
+from tests.tasks.trainings import (
+    SECONDS_TO_END,
+    Project,
+    children,
+    copy_of,
+    result,
+    wait_until_gone,
+    write_inputs,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
-
-OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
-"""What a training within the tests' own process leaves in its environment."""
-SECONDS_TO_END = 20
-"""Within which nothing of a training is left when a part of it was killed."""
-
-
-@dataclass
-class Project:
-    root: Path
-    models: str = "teacher"
-    """Or those that are trained together, as the stage names them."""
-
-    def start(self, *, host: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
-        outside = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
-        return subprocess.Popen(
-            [*host, sys.executable, "-m", "tasks.model", self.models],
-            cwd=self.root,
-            env={**outside, "PYTHONPATH": str(REPOSITORY), **environment},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, **environment: str) -> str:
-        """Run the stage to its end; return what it wrote and its hash."""
-        process = self.start(**environment)
-        _, said = process.communicate()
-        assert process.returncode == 0, said[-3000:]
-        assert not list((self.root / "data/.train").glob("*"))
-        return result(self)
-
-    def change(self, **settings: object) -> None:
-        yaml = YAML()
-        params = yaml.load(self.root / "params.yaml")
-        for key, value in settings.items():
-            of_machine = key in MachineSettings.model_fields
-            section = params["machine"] if of_machine else params["train"]["finetune"]
-            section[key] = value
-        yaml.dump(params, self.root / "params.yaml")
-        write_graph(self.root, load_settings(self.root / "params.yaml"))
-
-    def checkpoints(self) -> list[str]:
-        return sorted(path.name for path in self.root.glob("data/.train/*/step-*"))
-
-    def steps_done(self) -> int:
-        curve = self.root / f"logs/model-{self.models}/curve.jsonl"
-        return len(curve.read_text().splitlines()) if curve.exists() else 0
-
-    def reach(self, process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
-        while not condition():
-            assert process.poll() is None, "it ended before it could be disturbed"
-            time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("inputs")
-    write_tiny_params(root)
-    write_tiny_model(root / "data/model/base")
-    for name, seed in (("questions", 1), ("elsewhere", 2)):
-        write_tiny_questions(root / f"data/fetch/{name}.jsonl", 80, seed)
-    prepare.main(root)
+    write_inputs(root)
     return root
-
-
-def copy_of(inputs: Path, root: Path) -> Project:
-    root.mkdir(exist_ok=True)
-    shutil.copytree(inputs / "data", root / "data")
-    shutil.copy(inputs / "params.yaml", root)
-    project = Project(root)
-    project.change(
-        epochs=5, micro_batch_size=2, micro_batches_per_step=2, checkpoint_steps=5, processes=1,
-        learning_rate=1e-4,
-    )  # fmt: skip
-    return project
 
 
 @pytest.fixture
@@ -116,29 +47,6 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         found[processes].change(processes=processes)
         found[processes].run()
     return found
-
-
-def result(project: Project) -> str:
-    names = project.models.split("-")
-    return " ".join(sha256_of(project.root / "data/model" / name) for name in names)
-
-
-def children(pid: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + SECONDS_TO_END
-    while not all(map(is_gone, pids)):
-        assert time.monotonic() < deadline, "something hangs"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -349,72 +257,6 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before(project, undisturbed
     assert result(project) == result(undisturbed[2])
 
 
-@pytest.fixture
-def two_hosts() -> Iterator[dict[str, list[str]]]:
-    """The address of each host, and what runs a command there: namespaces, and a cable between."""
-    names = [f"firstkd-{os.getpid()}-{number}" for number in (0, 1)]
-    addresses = ["10.123.0.1", "10.123.0.2"]
-
-    def ip(*arguments: str) -> None:
-        subprocess.run(["ip", *arguments], check=True)
-
-    if not shutil.which("ip") or os.geteuid() != 0:
-        pytest.skip("network namespaces need root and iproute2")
-    for name in names:
-        ip("netns", "add", name)
-    try:
-        ip("link", "add", "eth0", "netns", names[0], "type", "veth",
-           "peer", "name", "eth0", "netns", names[1])  # fmt: skip
-        for name, address in zip(names, addresses, strict=True):
-            ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
-            for device in ("lo", "eth0"):
-                ip("-n", name, "link", "set", device, "up")
-        yield {a: ["ip", "netns", "exec", n] for n, a in zip(names, addresses, strict=True)}
-    finally:
-        for name in names:
-            ip("netns", "del", name)
-
-
-def test_two_hosts_are_as_two_processes(project, undisturbed, two_hosts):
-    rendezvous = {
-        "PET_NNODES": "2",
-        "PET_RDZV_BACKEND": "c10d",
-        "PET_RDZV_ENDPOINT": f"{next(iter(two_hosts))}:29400",
-        "PET_RDZV_ID": "test",
-        "GLOO_SOCKET_IFNAME": "eth0",
-    }
-    nodes = [
-        project.start(
-            host=host,
-            **rendezvous,
-            PET_NODE_RANK=str(rank),
-            PET_LOCAL_ADDR=address,
-            PET_RDZV_CONF=f"is_host={int(rank == 0)}",  # no name of theirs has an address here
-        )
-        for rank, (address, host) in enumerate(two_hosts.items())
-    ]
-    for node in nodes:
-        _, said = node.communicate(timeout=200)
-        assert node.returncode == 0, said
-    assert result(project) == result(undisturbed[2])
-
-
-def test_two_node_ranks_are_as_two_processes(project, undisturbed):
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
-    rendezvous = {
-        "PET_NNODES": "2",
-        "PET_RDZV_BACKEND": "c10d",
-        "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}",
-        "PET_RDZV_ID": "test",
-    }
-    nodes = [project.start(**rendezvous, PET_NODE_RANK=str(node)) for node in (0, 1)]
-    for node in nodes:
-        _, said = node.communicate()
-        assert node.returncode == 0, said
-    assert result(project) == result(undisturbed[2])
-
-
 def test_lora_is_merged_into_an_ordinary_model(project):
     from transformers import AutoModelForCausalLM
 
@@ -429,18 +271,3 @@ def test_lora_is_merged_into_an_ordinary_model(project):
     assert changed == {n for n in before if "_proj" in n}
     config = json.loads((project.root / "logs/model-teacher/deepspeed.json").read_text())
     assert config["gradient_clipping"] == 1.0
-
-
-def test_a_host_that_nobody_answers_says_so(project):
-    nobody = {
-        "PET_NNODES": "2",
-        "PET_RDZV_BACKEND": "c10d",
-        "PET_RDZV_ENDPOINT": "127.0.0.1:9",
-        "PET_RDZV_CONF": "is_host=0,timeout=1,read_timeout=1",
-        "PET_RDZV_ID": "test",
-        "PET_NODE_RANK": "1",
-    }
-    _, said = (process := project.start(**nobody)).communicate(timeout=100)
-    assert process.returncode == PipelineError.exit_code
-    assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("model: the hosts did not find each other")

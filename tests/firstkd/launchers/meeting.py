@@ -1,4 +1,4 @@
-"""What the tests of `launch` run: ranks that end only when those of every launch have begun."""
+"""What the tests of launches run: ranks that end only when those of every launch have begun."""
 
 import sys
 import time

@@ -10,8 +10,8 @@ from tests.tiny import REPOSITORY
 
 LAUNCH = """
 import sys
-from firstkd.train.launch import launch
-launch("tests.firstkd.train.meeting", sys.argv[1:], processes=2, threads=1)
+from firstkd.launchers.torchrun import ONE_HOST, torchrun
+sys.exit(bool(torchrun("tests.firstkd.launchers.meeting", sys.argv[1:], 2, 1, *ONE_HOST)))
 """
 OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
 

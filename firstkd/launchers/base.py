@@ -1,0 +1,44 @@
+"""How the processes of a stage are started: on this host alone, or on several.
+
+One kind is a setting of the machine, on which no stage depends: the same processes compute the
+same, wherever they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from firstkd.section import Section
+
+
+@dataclass(frozen=True)
+class Job:
+    """A module that is to run in several processes."""
+
+    module: str
+    arguments: Sequence[str]
+    processes: int
+    """On each host."""
+    threads: int
+    logs: Path
+    """The folder of its stage's logs, relative to the project's."""
+
+
+class Launcher(Section):
+    kind: str
+    is_here: ClassVar[bool] = False
+    """Whether a single process need not be launched: it is this one."""
+
+    @property
+    def number_of_hosts(self) -> int:
+        raise NotImplementedError
+
+    def launch(self, job: Job) -> None:
+        """Run a job on all hosts and wait for its end.
+
+        Raises RankError with the PipelineError of the process that failed first, and where hosts do
+        not find each other, or the project's folder. Any other failure is shown with its traceback,
+        and the exit code is 1. Exits at SIGTERM, once all have saved their step.
+        """
+        raise NotImplementedError

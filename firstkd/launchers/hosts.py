@@ -1,0 +1,55 @@
+"""Hosts by their names, each reached by a command of its own, such as ssh."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from firstkd.launchers.base import Job
+from firstkd.launchers.host import LEASH, command_line, passed_on
+from firstkd.launchers.remote import Reach, Remote
+from firstkd.section import Port
+
+HOST, COMMAND = "{host}", "{command}"
+
+
+class Hosts(Remote):
+    kind: Literal["hosts"]
+    stops_by_signal: ClassVar[bool] = False
+
+    hosts: Annotated[list[str], Field(min_length=1)]
+    """Names by which this host reaches them; the processes meet at the first."""
+    reach: str = "ssh -o BatchMode=yes -o ServerAliveInterval=15 {host} {command}"
+    """What runs a command on a host. {command} is one word: a line for a shell there."""
+    address: str | None = None
+    """Of the first host, as all of them know it; null for its name."""
+    port: Port = 29400
+    """Of the first host, at which they meet. Nobody asks who calls: the network is trusted."""
+
+    @property
+    def number_of_hosts(self) -> int:
+        return len(self.hosts)
+
+    @model_validator(mode="after")
+    def _each_is_reached(self) -> Self:
+        words = shlex.split(self.reach)
+        if COMMAND not in words or HOST not in self.reach:
+            raise ValueError(
+                f"reach: {self.reach!r} needs {HOST}, and {COMMAND} as a word, such as "
+                f"'ssh {HOST} {COMMAND}'"
+            )
+        return self
+
+    def commands(self, job: Job, place: Path) -> list[Reach]:
+        address = shlex.quote(self.address or self.hosts[0].rpartition("@")[2])
+        words, found = shlex.split(self.reach), []
+        for rank, host in enumerate(self.hosts):
+            more = {**passed_on(), LEASH: "1"}
+            line = command_line(
+                job, place.name, len(self.hosts), str(rank), address, self.port, more=more
+            )
+            line = f"cd {shlex.quote(str(Path.cwd()))} && {line}"
+            command = [line if word == COMMAND else word.replace(HOST, host) for word in words]
+            found.append(Reach(f"host {host}", range(rank, rank + 1), command))
+        return found

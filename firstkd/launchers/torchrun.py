@@ -1,0 +1,133 @@
+"""Several processes of one module on this host, by torchrun, as if they were one.
+
+Torchrun reads its own options from the environment, too (PET_NNODES, PET_NODE_RANK, …), by which a
+launcher tells a host which of several it is; on one host the processes meet at a free port, so that
+launches never collide. A process that fails tells why in a file of torchrun's; when one has ended,
+torchrun ends the others, and the error that was the cause is the one that is shown.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from firstkd.errors import PipelineError
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+ONE_HOST = ("--standalone", "--local-addr", "127.0.0.1")
+"""A host's own name need not have an address."""
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of what SIGTERM has ended, after it has saved its work."""
+NEVER = 1e18
+"""The time of a failure that left no word."""
+PR_SET_PDEATHSIG = 1
+
+
+class RankError(PipelineError):
+    """A process among several failed by an error that it could explain, or the others were gone."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the processes of a host ended before they were done."""
+
+    kind: Literal["explained", "killed", "crashed", "stopped"]
+    """Explained by an error for people, killed by a signal, or stopped by SIGTERM and saved."""
+    message: str
+    time: float = NEVER
+    """In seconds, of this host's clock."""
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """Least for the likely cause: when a process is gone, the others crash in the middle of
+        their exchange with it."""
+        return KINDS.index(self.kind), self.time
+
+    def end(self) -> NoReturn:
+        """Raise or exit as the process itself would have, alone."""
+        if self.kind == "explained":
+            raise RankError(self.message)
+        sys.exit(STOPPED if self.kind == "stopped" else self.message)
+
+
+KINDS = ("explained", "killed", "crashed", "stopped")
+
+
+def torchrun(
+    module: str, arguments: Sequence[str], processes: int, threads: int, *place: str
+) -> Failure | None:
+    """Run `python -m module arguments` as several processes and wait for their end.
+
+    `place` are the options of torchrun that say where they meet. Exits if SIGTERM ends them.
+    """
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else torchrun sets 1, and says so
+    logging.getLogger().setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # torchrun's own account of a failure; ours is shorter
+    try:
+        run(parse_args([*place, "--nproc-per-node", str(processes), "-m", module, *arguments]))
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+    except DistError as error:
+        reason = " ".join(str(error).split())
+        return Failure("explained", f"the hosts did not find each other: {reason}", time.time())
+    except ChildFailedError as error:
+        found = [_failure(rank, failed) for rank, failed in error.failures.items()]
+        return min(found, key=lambda failure: failure.order)
+    return None
+
+
+def _failure(rank: int, found: Any) -> Failure:
+    told = found.error_file_data["message"]
+    told = told if isinstance(told, dict) else {}
+    when = told.get("time", NEVER)
+    if told.get("expected"):
+        return Failure("explained", told["message"], when)
+    if found.exitcode == STOPPED:
+        return Failure("stopped", "")
+    if found.exitcode < 0:
+        name = signal.Signals(-found.exitcode).name
+        killed = (
+            f"rank {rank} on {socket.gethostname()} was killed ({name}) and the others ended; "
+            "where memory ran out, lower micro_batch_size, or set a higher zero_stage"
+        )
+        return Failure("killed", killed, when)
+    crashed = f"{told.get('traceback', '')}rank {rank} failed, exit code {found.exitcode}"
+    return Failure("crashed", crashed, when)
+
+
+def is_rank() -> bool:
+    """Whether torchrun started this process."""
+    return ERROR_FILE in os.environ
+
+
+def end_with_parent() -> None:
+    """Make the system send SIGTERM to this process when its parent is killed (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def tell(error: Exception) -> None:
+    """Write why this process fails to where `torchrun` looks."""
+    now = time.time()
+    told = {
+        "message": str(error),
+        "expected": isinstance(error, PipelineError),
+        "traceback": "".join(traceback.format_exception(error)),
+        "time": now,
+        "extraInfo": {"py_callstack": "", "timestamp": str(int(now))},  # torchrun wants these
+    }
+    Path(os.environ[ERROR_FILE]).write_text(json.dumps({"message": told}), encoding="utf-8")
