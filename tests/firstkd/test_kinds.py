@@ -641,6 +641,18 @@ def source_of(world, term):
     return signal.source(watched, pairs), [ours for ours, _ in pairs], beside
 
 
+def widened(targets):
+    """Return targets in float64, as the models compute here."""
+    if isinstance(target := targets.get("term"), Target):
+        wide = {"probabilities_RK": target.probabilities_RK.double()}
+        return {"term": target._replace(**wide, tail_R=target.tail_R.double())}
+    if isinstance(target, OtherTokens):
+        names = ("probabilities_TK", "tail_T", "gold_logprob_T")
+        wide = {name: getattr(target, name).double() for name in names}
+        return {"term": target._replace(**wide)}
+    return targets
+
+
 @pytest.mark.parametrize("name", OF_TERMS)
 def test_value_and_gradient_of_a_term_are_the_dense_ones(world, name):
     term = make(TERMS, name)
@@ -653,14 +665,7 @@ def test_value_and_gradient_of_a_term_are_the_dense_ones(world, name):
     if not term.needs.choices:
         questions = [question.gold_only() for question in questions]
     batch = pack(questions, range(len(questions)))
-    targets = player.targets(batch)
-    if isinstance(target := targets.get("term"), Target):
-        wide = {"probabilities_RK": target.probabilities_RK.double()}
-        targets["term"] = target._replace(**wide, tail_R=target.tail_R.double())
-    if isinstance(target, OtherTokens):
-        names = ("probabilities_TK", "tail_T", "gold_logprob_T")
-        wide = {name: getattr(target, name).double() for name in names}
-        targets["term"] = target._replace(**wide)
+    targets = widened(player.targets(batch))
     trained = [*world.student.parameters(), *beside.parameters()]
 
     player.zero_grad()
