@@ -1,7 +1,8 @@
 """A device that is not there: tensors that lie in memory and say that they lie elsewhere.
 
-Whatever mixes them with tensors of the CPU, or reads them as NumPy, fails as it would on a GPU, on
-a machine without one. What they compute is what the CPU computes.
+Whatever mixes them with tensors of the CPU, reads them as NumPy, or asks for sums that a GPU cannot
+repeat, fails as it would there, on a machine without one. What they compute is what the CPU
+computes.
 """
 
 from typing import Any
@@ -17,6 +18,8 @@ ELSEWHERE = torch.device("lazy", 0)
 INDICES = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 """On a GPU, too, what is indexed takes indices that lie on the CPU."""
 COPIES = {"aten::copy_", "aten::_to_copy"}
+NOT_REPEATABLE = {"aten::cumsum", "aten::cumsum_", "aten::histc", "aten::put", "aten::put_"}
+"""Of floating-point numbers, refused by CUDA under `torch.use_deterministic_algorithms`."""
 
 
 class Pretended(Tensor):
@@ -64,6 +67,8 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     asked = kwargs.get("device")
     if there and name not in COPIES:
         _check(name, args, given)
+    if name in NOT_REPEATABLE and there and there[0].is_floating_point():
+        raise RuntimeError(f"{name} does not have a deterministic implementation")
     args, kwargs = tree_map_only(Pretended, lambda tensor: tensor.held, (args, kwargs))
     if asked is not None:
         kwargs["device"] = torch.device("cpu")

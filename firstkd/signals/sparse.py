@@ -8,17 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from firstkd.data.packing import Batch
 from firstkd.signals.knowledge import Knowledge
+
+BLOCK = 128
+"""Probabilities that are summed up at a time on a GPU."""
 
 
 def cut_at(knowledge: Knowledge, mass: float) -> Knowledge:
     """Keep the fewest of the candidates, most probable first, that hold this mass, above 0; the
     others go to the tail."""
     probabilities_RK = knowledge.top_logprobs.exp()
-    before_RK = probabilities_RK.cumsum(-1) - probabilities_RK
+    before_RK = running_sum(probabilities_RK) - probabilities_RK
     is_cut_RK = before_RK >= mass
     log_cut_R = knowledge.top_logprobs.masked_fill(~is_cut_RK, -torch.inf).logsumexp(-1)
     return replace(
@@ -33,7 +37,7 @@ def drawn(logprobs_RV: Tensor, draws: int, uniform_R: Tensor) -> Knowledge:
 
     The candidates' probabilities are their shares of the draws, and nothing is left to the tail.
     """
-    cumulative_RV = logprobs_RV.double().exp_().cumsum_(-1)
+    cumulative_RV = running_sum(logprobs_RV.double().exp_())
     steps_N = torch.arange(draws, device=logprobs_RV.device)
     points_RN = (steps_N + uniform_R.to(logprobs_RV.device)[:, None]) / draws
     ids_RN = torch.searchsorted(cumulative_RV, points_RN * cumulative_RV[:, -1:], right=True)
@@ -53,6 +57,23 @@ def drawn(logprobs_RV: Tensor, draws: int, uniform_R: Tensor) -> Knowledge:
         tail_bends=logprobs_RV.new_empty(len(logprobs_RV), 0),
         vocabulary_size=logprobs_RV.shape[1],
     )
+
+
+def running_sum(values_RK: Tensor) -> Tensor:
+    """Return the sums of all values up to each, along the last dimension.
+
+    On a GPU torch adds them in an order that differs from run to run, and refuses to where results
+    have to repeat; so there, the sums within blocks, and of whole blocks, are matrix products.
+    """
+    if values_RK.device.type == "cpu":
+        return values_RK.cumsum(-1)
+    size = values_RK.shape[-1]
+    blocks_RNB = F.pad(values_RK, (0, -size % BLOCK)).unflatten(-1, (-1, BLOCK))
+    within_RNB = blocks_RNB @ values_RK.new_ones(BLOCK, BLOCK).triu()
+    totals_RN = within_RNB[..., -1]
+    before_RN = totals_RN @ values_RK.new_ones(totals_RN.shape[-1], totals_RN.shape[-1]).triu(1)
+    sums_RK: Tensor = (within_RNB + before_RN[..., None]).flatten(-2)[..., :size]
+    return sums_RK.contiguous()
 
 
 def uniforms(batch: Batch, counts_B: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from firstkd.data.packing import pack
 from firstkd.data.prompts import encode
 from firstkd.models.scoring import score_questions
 from firstkd.signals.capture import Capture
+from firstkd.signals.sparse import running_sum
 from firstkd.signals.store import SignalStore
 from firstkd.train.distributed import Ranks
 from firstkd.train.player import Player
@@ -139,3 +140,25 @@ def test_value_and_gradient_of_a_term_are_the_cpus(world, place, name):
             close(totals[-1], totals[0])
     for found, expected in zip(*gradients[::-1], strict=True):
         close(found, expected)
+
+
+def test_what_mixes_devices_or_cannot_repeat_fails_on_the_pretended_one():
+    with PretendDevice():
+        there = torch.rand(2, 3).to(ELSEWHERE)
+        for mix in (
+            lambda: there + torch.ones(3),
+            lambda: there.index_add(0, torch.tensor([0]), there[:1]),
+            lambda: torch.ones(2, 3)[there > 0],
+            lambda: there.numpy(),
+            lambda: there.cumsum(-1),
+        ):
+            with pytest.raises(RuntimeError):
+                mix()
+        assert (there + 1)[torch.tensor([0])].cpu().numpy().shape == (1, 3)
+
+
+def test_running_sums_are_the_cpus(place):
+    values = torch.rand(3, 1000, dtype=torch.float64)
+    with place.here:
+        found = running_sum(values.to(place.device))
+    close(found, values.cumsum(-1))
