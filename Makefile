@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVERS := $(VENV)/.servers
 VLLM := .venv-vllm
+GPU := .venv-gpu
+# of PyTorch's packages for it; they pin their CUDA libraries themselves
+CUDA := cu130
 # tests of one file run in one process, after each other
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: run test test-all test-integration test-vllm lint docs setup clean
+.PHONY: run test test-all test-integration test-vllm test-gpu lint docs setup clean
 
 run: setup ## set everything up and run the pipeline
 	$(BIN)/firstkd run
@@ -25,6 +28,16 @@ test-integration: $(SERVERS) ## only these; PostgreSQL has to be installed
 test-vllm: $(SERVERS) $(VLLM)/.installed ## only those with vLLM on the CPU, which takes 3.5 GB
 	$(BIN)/python -m pytest -m integration \
 		tests/tasks/test_served_by_vllm.py tests/firstkd/exports/test_in_vllm.py
+
+test-gpu: ## on a machine with CUDA: its tests and benchmarks, in an environment of its own, into gpu.json
+	@nvidia-smi --list-gpus >/dev/null 2>&1 || \
+		{ echo "make test-gpu: no NVIDIA GPU here (nvidia-smi --list-gpus)" >&2; exit 1; }
+	test -d $(GPU) || $(PYTHON) -m venv $(GPU)
+	$(GPU)/bin/python -m pip install --quiet --constraint constraints.txt torch \
+		--index-url https://download.pytorch.org/whl/$(CUDA)
+	$(GPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	PATH="$(CURDIR)/$(GPU)/bin:$$PATH" $(GPU)/bin/dvc repro prepare model-base
+	$(GPU)/bin/python -m benchmarks.gpu > gpu.json
 
 lint: docs
 	$(BIN)/ruff check .

@@ -21,7 +21,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -30,7 +29,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.models import CAPTURE, PRECISION
+from benchmarks.models import CAPTURE, DEVICE, PRECISION, peak_growth_mb, seconds_of
 from firstkd.data.examples import read_examples
 from firstkd.data.packing import batches_by_length, pack
 from firstkd.data.prompts import Question, encode
@@ -87,7 +86,7 @@ def bytes_per_token(
 @torch.inference_mode()
 def run_forward(scorer: ResponseScorer, batches: Sequence[Any]) -> None:
     for batch in batches:
-        scorer.hidden(batch) @ scorer.head.weight.T
+        scorer.hidden(batch.to(DEVICE)) @ scorer.head.weight.T
 
 
 @torch.inference_mode()
@@ -95,8 +94,9 @@ def run_usual(model: PreTrainedModel, questions: Sequence[Question]) -> None:
     for start in range(0, len(questions), BATCH):
         rows = [q.prompt + q.responses[0] for q in questions[start : start + BATCH]]
         longest = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        padded = [row + [0] * (longest - len(row)) for row in rows]
+        masked = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        ids, mask = (torch.tensor(values, device=DEVICE) for values in (padded, masked))
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         logits.float().log_softmax(-1).topk(TOP_K)
 
@@ -106,15 +106,9 @@ def ratio(ours: Callable[[], Any], other: Callable[[], Any]) -> float:
     ours(), other()
     found = []
     for _ in range(REPEATS):
-        seconds = [_seconds(task) for task in (ours, other)]
+        seconds = [seconds_of(task) for task in (ours, other)]
         found.append(seconds[1] / seconds[0])
     return round(median(found), 3)
-
-
-def _seconds(task: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    task()
-    return time.perf_counter() - started
 
 
 def capture_vs_forward(
@@ -136,10 +130,10 @@ def separate_scores(model: PreTrainedModel, questions: Sequence[Question]) -> to
     scorer = ResponseScorer(model).eval()
     scores = torch.empty(len(questions))
     for index in batches_by_length(questions, BATCH):
-        batch = pack(questions, index)
+        batch = pack(questions, index).to(DEVICE)
         logprobs = scorer(batch)[0]
-        sums = torch.zeros(len(index)).index_add(0, batch.response_of_M, logprobs)
-        scores[index] = sums / batch.response_of_M.bincount(minlength=len(index))
+        sums = logprobs.new_zeros(len(index)).index_add(0, batch.response_of_M, logprobs)
+        scores[index] = (sums / batch.response_of_M.bincount(minlength=len(index))).cpu()
     return scores
 
 
@@ -153,18 +147,8 @@ def peak_memory(task: str) -> float:
 def measure_memory(task: str) -> None:
     model = load_model(ROOT / "data/model/base").eval()
     questions = [question.gold_only() for question in real_questions()]
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
-    before = memory_mb("VmRSS")
-    if task == "usual":
-        run_usual(model, questions)
-    else:
-        run_capture(model, questions)
-    print(memory_mb("VmHWM") - before)
-
-
-def memory_mb(name: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+    run = run_usual if task == "usual" else run_capture
+    print(peak_growth_mb(lambda: run(model, questions)))
 
 
 def main() -> None:

@@ -9,18 +9,15 @@ Run as  OMP_NUM_THREADS=2 python -m benchmarks.loss
 """
 
 import json
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.models import DTYPE, PRECISION
+from benchmarks.models import DEVICE, DTYPE, PRECISION, peak_growth_mb, seconds_of
 from firstkd.models.head import head_scores
 from firstkd.terms.divergences import sparse_kl
 
@@ -31,6 +28,7 @@ REPETITIONS = 3
 
 def losses(vocabulary: int) -> dict[str, Callable[[], Tensor]]:
     """One function per objective, which computes it and its gradients."""
+    torch.set_default_device(DEVICE)
     torch.manual_seed(0)
     hidden = torch.randn(TOKENS, HIDDEN, dtype=DTYPE, requires_grad=True)
     weight = (torch.randn(vocabulary, HIDDEN) / HIDDEN**0.5).to(DTYPE).requires_grad_()
@@ -69,9 +67,7 @@ def measure_time(vocabulary: int) -> dict[str, float]:
     functions = losses(vocabulary)
     for _ in range(REPETITIONS + 1):  # the first is for warming up
         for name, function in functions.items():
-            started = time.perf_counter()
-            run(function)
-            seconds = time.perf_counter() - started
+            seconds = seconds_of(lambda function=function: run(function))
             best[name] = min(seconds, best.get(name, seconds))
     return best
 
@@ -79,9 +75,7 @@ def measure_time(vocabulary: int) -> dict[str, float]:
 def measure_memory(vocabulary: int, name: str) -> float:
     """Return by how many MB one objective raises the peak memory above its inputs'."""
     function = losses(vocabulary)[name]
-    before = psutil.Process().memory_info().rss
-    run(function)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 2**20
+    return peak_growth_mb(lambda: run(function))
 
 
 def in_process(*arguments: str) -> object:

@@ -1,12 +1,14 @@
 """What the benchmarks of training have in common: settings, and random models of known shape."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from firstkd.models.folders import precision_here
+from firstkd.models.folders import device, precision_here
 from firstkd.settings import load_settings
 from firstkd.terms.gold import Gold
 from firstkd.train.settings import MachineSettings, TrainingSettings
@@ -36,14 +38,51 @@ MACHINE = MachineSettings(
 )
 
 
-def random_model(layers: int, attention: str = "eager", dtype: torch.dtype = DTYPE) -> Any:
+DEVICE = device()
+ATTENTION = "eager" if DEVICE.type == "cpu" else "sdpa"
+"""As models are loaded here."""
+
+
+def random_model(layers: int, attention: str = ATTENTION, dtype: torch.dtype = DTYPE) -> Any:
     """Return a random model of SmolLM2-135M's shape with this many layers (it has 30)."""
-    return _random(layers, heads=9, attention=attention).to(dtype)
+    return _random(layers, heads=9, attention=attention).to(DEVICE, dtype)
 
 
 def larger_random_model() -> Any:
     """Return a random model of SmolLM2-360M's shape: the same vocabulary, wider layers."""
-    return _random(layers=32, heads=15, attention="eager").to(DTYPE)
+    return _random(layers=32, heads=15, attention=ATTENTION).to(DEVICE, DTYPE)
+
+
+def seconds_of(task: Callable[[], Any]) -> float:
+    """Return how long a task takes, with what it has left to the GPU."""
+    wait_for_gpu()
+    started = time.perf_counter()
+    task()
+    wait_for_gpu()
+    return time.perf_counter() - started
+
+
+def wait_for_gpu() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_growth_mb(task: Callable[[], Any]) -> float:
+    """Return by how much a task raises the peak of the GPU's memory, or of this process's."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        task()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
+    before_mb = memory_mb("VmRSS")
+    task()
+    return memory_mb("VmHWM") - before_mb
+
+
+def memory_mb(name: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
 def _random(layers: int, heads: int, attention: str) -> Any:

@@ -29,8 +29,8 @@ from pathlib import Path
 import httpx
 import torch
 
-from benchmarks.capture import ROOT, memory_mb
-from benchmarks.models import CAPTURE
+from benchmarks.capture import ROOT
+from benchmarks.models import CAPTURE, memory_mb
 from firstkd.data.examples import Example, read_examples
 from firstkd.data.packing import packed_length
 from firstkd.data.prompts import Question, encode

@@ -24,12 +24,14 @@ from torch import Tensor
 
 from benchmarks.models import (
     CAPTURE,
+    DEVICE,
     FINE_TUNING,
     MACHINE,
     PRECISION,
     SETTINGS,
     larger_random_model,
     random_model,
+    wait_for_gpu,
 )
 from firstkd.data.packing import Batch, pack
 from firstkd.data.prompts import Question
@@ -115,7 +117,7 @@ def gkd_seconds(questions: list[Question], teacher: Any) -> float | None:
         return None
     from trl.experimental.gkd import GKDTrainer
 
-    ids = pack(questions, range(QUESTIONS)).input_ids_BL
+    ids = pack(questions, range(QUESTIONS)).input_ids_BL.to(DEVICE)
     labels = ids.clone()
     labels[:, :PROMPT] = -100
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
@@ -132,6 +134,7 @@ def gkd_seconds(questions: list[Question], teacher: Any) -> float | None:
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        wait_for_gpu()
         best = min(best, time.monotonic() - started)
     return best
 

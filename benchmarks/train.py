@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.models import FINE_TUNING, MACHINE, PRECISION, SETTINGS, random_model
+from benchmarks.models import DEVICE, FINE_TUNING, MACHINE, PRECISION, SETTINGS, random_model
 from firstkd.data.packing import pack, packed_length
 from firstkd.data.prompts import Question
 from firstkd.reproducibility import deterministic
@@ -64,7 +64,7 @@ def bare_seconds(model: Any, questions: Sequence[Question], plan: Any) -> float:
     for step, index in enumerate(plan):
         if step == len(plan) // 2:
             started = time.monotonic()
-        found = player(pack(questions, index), {})["gold"]
+        found = player(pack(questions, index).to(DEVICE), {})["gold"]
         loss = found.total / found.units
         loss.backward()
         for weight, master in zip(weights, masters, strict=True):

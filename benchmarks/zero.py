@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.models import FINE_TUNING, MACHINE, SETTINGS, random_model
+from benchmarks.models import FINE_TUNING, MACHINE, SETTINGS, random_model, wait_for_gpu
 from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
 from firstkd.reproducibility import deterministic
@@ -51,6 +51,7 @@ def measure(stage: int, layers: int, ranks: Ranks) -> dict[str, float]:
             if engine.is_gradient_accumulation_boundary():
                 gradients = gradient_bytes(engine)
             engine.step()
+        wait_for_gpu()
         ranks.barrier()
         fastest = min(fastest, time.monotonic() - started)
     sizes = {
@@ -99,12 +100,18 @@ def in_processes(count: int, layers: int) -> dict[str, dict[str, float]]:
 
 
 def main(layers: int) -> None:
-    alone, two = (in_processes(count, layers) for count in (1, 2))
+    counts = {"two": 2, "one": 1}
+    if torch.cuda.device_count() == 1:
+        del counts["two"]  # NCCL refuses two processes on one GPU
+    at_counts = {name: in_processes(count, layers) for name, count in counts.items()}
     found: dict[str, Any] = {}
     for stage, kinds in SHARDED.items():
-        ours, whole = (sum(at[str(stage)][kind] for kind in kinds) for at in (two, alone))
-        found[f"memory_ratio_stage{stage}"] = round(ours / whole, 3)
-    for name, measured in (("two", two), ("one", alone)):
+        sizes = {
+            name: sum(at[str(stage)][kind] for kind in kinds) for name, at in at_counts.items()
+        }
+        if "two" in sizes:
+            found[f"memory_ratio_stage{stage}"] = round(sizes["two"] / sizes["one"], 3)
+    for name, measured in at_counts.items():
         found[f"tokens_per_second_{name}"] = {
             stage: round(at["tokens_per_second"]) for stage, at in measured.items()
         }

@@ -16,7 +16,7 @@ from firstkd.errors import PipelineError
 from firstkd.files import disk_refusal, write_json
 from firstkd.launchers.base import Job
 from firstkd.launchers.host import is_host, run_host
-from firstkd.launchers.torchrun import end_with_parent, is_rank, tell
+from firstkd.launchers.torchrun import end_with_parent, is_rank, take_gpu, tell
 from firstkd.settings import load_settings
 from firstkd.train.distributed import present_ranks
 from firstkd.train.settings import MachineSettings
@@ -87,6 +87,8 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
     if is_rank():
         end_with_parent()
     try:
+        if is_rank():
+            take_gpu()
         main(Path("."), *values)
     except Exception as error:
         known = error if isinstance(error, PipelineError) else disk_refusal(error)

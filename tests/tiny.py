@@ -164,7 +164,7 @@ def write_talker(model_folder: Path, folder: Path, prompt: PromptSettings = CLOZ
     model, tokenizer = load_model(model_folder, "fp32"), load_tokenizer(model_folder)
     examples = open_questions(64, seed=3)
     questions = encode(examples, tokenizer, prompt)
-    batch = pack(questions, range(len(questions)))
+    batch = pack(questions, range(len(questions))).to(model.device)
     scorer = ResponseScorer(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(60):

@@ -120,6 +120,23 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def take_gpu() -> None:
+    """Make the GPU of this process's number on its host the one that it uses, if there are any.
+
+    Raises RankError if the host has fewer.
+    """
+    import torch
+
+    own, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpus and own >= gpus:
+        raise RankError(
+            f"machine.processes: {socket.gethostname()} has {gpus} GPUs for more processes; set it "
+            f"to {gpus} at most"
+        )
+    if gpus:
+        torch.cuda.set_device(own)
+
+
 def tell(error: Exception) -> None:
     """Write why this process fails to where `torchrun` looks."""
     now = time.time()
