@@ -49,6 +49,7 @@ CELLS: dict[str, Cell] = {
     "smoothed": beside("+ right choice, smoothed", **GOLD, loss={"kind": "label_smoothing"}),
     "focal": beside("+ right choice, focal loss", **GOLD, loss={"kind": "focal", "gamma": 3.0}),
     "flsd": beside("+ right choice, FLSD-53", **GOLD, loss={"kind": "flsd"}),
+    "adaptive_focal": beside("+ right choice, AdaFocal", kind="adaptive_focal", weight=0.5),
     "gold_share": instead("half of each target the answer", gold_share=0.5),
     "gold_alone": Cell("right choice alone", {"choices": {"kind": "gold_choice"}}),
     # response
@@ -70,6 +71,9 @@ CELLS: dict[str, Cell] = {
     "top_p": on_tokens("+ tokens of 0.9 of the mass", "top_p"),
     "draws": on_tokens("+ 12 draws", "draws"),
     "uncertain": on_tokens("+ top-5 at the least sure fifth", "tokens", share=0.2),
+    "bandit": Cell("+ top-5 tokens or 12 draws, by a bandit",
+        {name: on_tokens("", name).learn["more"] for name in ("tokens", "draws")},
+        {"bandit": {"arms": ["tokens", "draws"]}}),
     # features, relations
     "states": beside("+ last hidden state", kind="hidden", weight=3.0, **{"from": "live_states"}),
     "all_states": on_states("hidden", layers="uniform"),

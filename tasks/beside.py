@@ -80,7 +80,12 @@ def make_player(
             ours for found in live[name].values() for ours, _ in found.pairs
         )
         places |= dict.fromkeys(source.place for source in states.values())
-        players[name] = Player(network, terms, sources, beside, [*places])
+        bandit = None
+        if arms := settings.models[name].bandit:
+            from firstkd.terms.exp3 import Exp3
+
+            bandit = Exp3(arms, settings.runtime.seed)
+        players[name] = Player(network, terms, sources, beside, [*places], bandit)
         between[name] = sources_from(peers, live[name])
     if len(players) == 1:
         return players.popitem()[1]

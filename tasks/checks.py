@@ -17,6 +17,7 @@ from firstkd.settings import Settings
 from firstkd.train.distributed import Ranks
 from tasks.layout import learned_from, model_folder
 from tasks.preflight import (
+    check_adapting,
     check_exports,
     check_layers,
     check_measured,
@@ -96,6 +97,7 @@ class Checks:
         """Raise ConfigError, DataValidationError or ArtifactError for what cannot be served."""
         settings = self._settings
         check_measured(settings, self._root / "data/prepare", self._with_choices, self._open_text)
+        check_adapting(settings, self._with_choices)
         for name, model in settings.models.items():
             check_terms(name, model, [*self._witnesses[name].values()])
             check_training(settings, name, self._lengths[name])

@@ -23,7 +23,12 @@ from tasks.signal_graph import signal_stages
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
 LEARNING = "tasks.training"
 """What only the stages of models that learn depend on."""
-CODE_OF = {"keep": "tasks.chosen", "on_policy": "tasks.own_text"}
+CODE_OF = {
+    "keep": "tasks.chosen",
+    "on_policy": "tasks.own_text",
+    "adapts": "tasks.rounds",
+    "bandit": "firstkd.terms.exp3",
+}
 """The code of settings that few models have: only their stages depend on it."""
 
 
@@ -175,6 +180,8 @@ def _model_reads(settings: Settings, name: str) -> tuple[list[str], list[str], l
             params.append(f"signals.{term.signal}")
             inputs += map(str, run_beside(Path(), settings, name, term.signal))
     inputs += [f"data/signal/{of}/train" for of in (model.keep.signals if model.keep else ())]
+    if model.adapts:
+        inputs.append("data/prepare/calibration.parquet")
     if model.learn is not None:
         params.append(f"train.{model.train}")
     return params, kinds, inputs

@@ -52,6 +52,17 @@ def check_training(settings: Settings, name: str, lengths: Sequence[int]) -> Non
         number_of_steps(count, training, settings.machine.all_processes)
 
 
+def check_adapting(settings: Settings, with_choices: Collection[str]) -> None:
+    """Raise ConfigError for a training that adapts to calibration questions that do not exist."""
+    for name, model in settings.models.items():
+        if model.adapts and "calibration" not in with_choices:
+            raise ConfigError(
+                f"params.yaml: models.{name}: its bandit, or a term such as adaptive_focal, adapts "
+                "to how it answers data/prepare/calibration.parquet, which has no questions with "
+                "choices; remove it, or add such questions to fetch.datasets"
+            )
+
+
 def check_shown(settings: Settings, root: str, model: "PreTrainedModel") -> None:
     """Raise ConfigError or ArtifactError for a model made elsewhere of which, or of what is made of
     it, terms compare something that it cannot show."""

@@ -30,6 +30,7 @@ from tasks.code import code_sha256
 from tasks.layout import (
     log_folder,
     model_folder,
+    prepared,
     recalibration_file,
     run_beside,
     signal_folder,
@@ -62,6 +63,11 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
         from tasks.own_text import own_text
 
         writes = own_text(settings, names[0], networks[names[0]], tokenizer, examples)
+    rounds = None
+    if any(model.adapts for model in models.values()):
+        from tasks.rounds import calibration_rounds
+
+        rounds = calibration_rounds(root, settings, training, tokenizer)
     # of the whole questions, whatever a model needs of them: all models see the same batches
     sources = [example.source for example in examples]
     (order,) = {model.order for model in models.values()}
@@ -78,7 +84,8 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
         model.init.begin_training(player.scorer_of(name))
     logs = log_folder(root, stage)
     live_curve = logs / "curve.jsonl"
-    curve = train(player, questions, plan, training, machine, live_curve, checkpoints, writes)
+    between = checkpoints, writes, rounds
+    curve = train(player, questions, plan, training, machine, live_curve, *between)
     if not ranks.is_first:
         return
     if training.lora:
@@ -131,6 +138,8 @@ def decided_by(settings: Settings, models: Mapping[str, ModelSettings]) -> list[
 
 def inputs_of(root: Path, settings: Settings, name: str) -> Iterable[Path]:
     """Yield what of its signals decides what a model becomes."""
+    if settings.models[name].adapts:
+        yield prepared(root, "calibration")
     if keep := settings.models[name].keep:
         yield from (signal_folder(root, of, "train") for of in keep.signals)
     for term in (settings.models[name].learn or {}).values():

@@ -58,6 +58,7 @@ def everything(tmp_path: Path) -> Settings:
         "train": "finetune",
         "learn": {
             "gold_choice": {},
+            "adaptive_focal": {},
             "pooled": {"kind": "choice_kl", "from": "pooled"},
             "spread": {"kind": "dirichlet", "from": "ensemble"},
             "harder": {"kind": "curriculum_kl", "from": "pooled"},
@@ -85,6 +86,7 @@ def everything(tmp_path: Path) -> Settings:
         "init": {"kind": "copy", "of": "start"},
         "train": "finetune",
         "learn": {"alm": {"from": "other_tokens"}, "uld": {"from": "other_tokens"}},
+        "bandit": {"arms": ["alm", "uld"]},
     }
     params["signals"]["letters"] = {"kind": "choices", "of": "served"}
     params["signals"]["said"] = {

@@ -13,6 +13,7 @@ from firstkd.open_text.settings import OnPolicy
 from firstkd.section import Name, Positive, Section
 from firstkd.signals.base import Signal
 from firstkd.signals.difference import Difference
+from firstkd.terms.bandit_settings import Bandit
 from firstkd.terms.kinds import Learn
 
 
@@ -56,6 +57,8 @@ class ModelSettings(Section):
     """Which of the answered examples it learns from; null for all."""
     on_policy: OnPolicy | None = None
     """For a student that also learns on open text that it writes itself; null for none."""
+    bandit: Bandit | None = None
+    """Which of its terms take turns; null for all at once."""
 
     @model_validator(mode="after")
     def _learning_is_training(self) -> Self:
@@ -68,6 +71,8 @@ class ModelSettings(Section):
             raise ValueError("keep without learn: it learns nothing that could be chosen")
         if self.on_policy is not None and self.learn is None:
             raise ValueError("on_policy without learn: it would write, and learn nothing")
+        if self.bandit is not None and self.learn is None:
+            raise ValueError("bandit without learn: it has no terms that could take turns")
         if self.learn is not None and not self.init.can_learn:
             raise ValueError(
                 f"a model of kind {self.init.kind} is made once and learns nothing itself; let "
@@ -90,12 +95,19 @@ class ModelSettings(Section):
             yield from ((f"keep.{key}", problem) for key, problem in self.keep.misfits(signals))
         if self.on_policy is not None:
             yield from self.on_policy.misfits(self.learn or {}, signals, peers)
+        if self.bandit is not None:
+            yield from (("bandit", why) for why in self.bandit.misfits(self.learn or {}, peers))
 
     def learns_from(self, question: Question) -> bool:
         """Whether any of its terms has something to say about a question, as it will be asked."""
         if self.on_policy is not None and len(question.responses) < 2:  # it answers open text
             return True
         return any(term.count(question) for term in (self.learn or {}).values())
+
+    @property
+    def adapts(self) -> bool:
+        """Whether its training asks calibration questions (firstkd/train/rounds.py)."""
+        return self.bandit is not None or any(t.adapts for t in (self.learn or {}).values())
 
     @property
     def needs(self) -> Needs:

@@ -74,6 +74,8 @@ class Term(Section):
     """Whether it compares token by token, so that the signal's tokens must be the student's."""
     other_tokens: ClassVar[bool] = False
     """Whether it compares right responses whose tokens may be another tokenizer's."""
+    adapts: ClassVar[bool] = False
+    """Whether one of its modules adapts to calibration questions (firstkd/terms/adaptive.py)."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns of a store that have to be known of every record."""
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from firstkd.section import Name, listed
+from firstkd.terms.adaptive_focal import AdaptiveFocal
 from firstkd.terms.alm import Alm
 from firstkd.terms.attention import Attention
 from firstkd.terms.choice_kl import ChoiceKl
@@ -20,7 +21,7 @@ from firstkd.terms.sparse_kl import SparseKl
 from firstkd.terms.uld import Uld
 
 KINDS = (
-    *(Gold, GoldChoice, ChoiceKl, HardChoice, SparseKl, Alm, Uld),
+    *(Gold, GoldChoice, AdaptiveFocal, ChoiceKl, HardChoice, SparseKl, Alm, Uld),
     *(Hidden, Relation, Flow, Attention, Dirichlet, CurriculumKl),
 )
 
@@ -35,6 +36,7 @@ CURVE = frozenset(
 AnyTerm = Annotated[
     Gold
     | GoldChoice
+    | AdaptiveFocal
     | ChoiceKl
     | HardChoice
     | SparseKl

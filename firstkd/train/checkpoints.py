@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from firstkd.errors import ArtifactError
 from firstkd.files import one_line_if_refused, read_json, replace_folder, sha256_of, write_json
 from firstkd.train.distributed import Ranks
 from firstkd.train.engine import adam_of, whole_weight
+from firstkd.train.player import Player, Players
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +58,15 @@ class Checkpoint:
     """What Adam counts for its bias correction."""
     points: list[dict[str, float]]
     """The curve of these steps."""
+    adapted: dict[str, Any]
+    """What has adapted to calibration questions, by its name."""
 
-    def load_weights(self, scorer: nn.Module) -> None:
-        """Set the weights that were trained, before there is an engine."""
+    def load_weights(self, player: Player | Players) -> None:
+        """Set the weights that were trained, and what adapts, before there is an engine."""
+        for name, found in player.adaptive.items():
+            found.adaptive.restore(self.adapted[name])
         read = _Reader(self.folder)
-        for name, parameter in scorer.named_parameters():
+        for name, parameter in player.named_parameters():
             if parameter.requires_grad:
                 with whole_weight(parameter):
                     parameter.data.copy_(read.whole(name, "weight").view_as(parameter))
@@ -100,6 +105,8 @@ class Checkpoints:
                 if self.ranks.is_first:
                     adam_step = next(iter(adam_of(engine).state.values()))["step"].item()
                     state = {"step": step, "adam_step": adam_step, "points": points}
+                    adaptive = engine.module.adaptive.items()
+                    state["adapted"] = {name: each.adaptive.state() for name, each in adaptive}
                     write_json(temporary / STATE, state)
                     write_json(temporary / SUMS, {**sums, STATE: sha256_of(temporary / STATE)})
                     replace_folder(temporary, final)

@@ -4,7 +4,7 @@ With ZeRO 3 every process holds a part of each weight, from loading on, which a 
 it runs; that is why the head is a separate module (firstkd/models/scoring.py).
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,19 @@ def whole_weight(parameter: Tensor) -> AbstractContextManager[None]:
         [parameter], modifier_rank=0
     )
     return gathered
+
+
+def whole_weights(engine: Any) -> AbstractContextManager[Any]:
+    """Have all weights whole in the body, on every process, to run the model without gradient.
+
+    All processes must call; with ZeRO 3 the model has to fit on each.
+    """
+    if engine.zero_optimization_stage() < 3:
+        return nullcontext()
+    whole: AbstractContextManager[Any] = deepspeed.runtime.zero.stage3.unwrap_model_for_generation(
+        engine
+    )
+    return whole
 
 
 def make_engine(

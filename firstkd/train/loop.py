@@ -9,10 +9,8 @@ so that a checkpoint after it is all that going on needs.
 import logging
 import signal
 import sys
-import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,9 +36,11 @@ from firstkd.train.plan import number_of_steps
 from firstkd.train.player import Player, Players
 from firstkd.train.schedule import learning_rate_at
 from firstkd.train.settings import MachineSettings, TrainingSettings
+from firstkd.train.stopping import sigterm
 
 if TYPE_CHECKING:
     from firstkd.open_text.on_policy import OwnText
+    from firstkd.train.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +60,15 @@ def train(
     live_curve: Path,
     checkpoints: Path | None = None,
     own_text: "OwnText | None" = None,
+    rounds: "Rounds | None" = None,
 ) -> list[dict[str, float]]:
     """Train the player's model, or the players' models, in place and return the curve: step, loss,
     learning rate, gradient norm, the loss of each term by its name, and the terms' measures.
 
     `plan` is every micro-batch in order, as indices of questions (`training_plan`). With ZeRO 3
     only the first process has the whole weights in the end. `own_text` is what the student writes
-    itself, if it learns on that.
+    itself, if it learns on that, and `rounds` asks the calibration questions, if anything adapts to
+    them.
 
     With a folder for `checkpoints`, training resumes from the newest one there, and saves one every
     `checkpoint_steps`; at SIGTERM it finishes the step, saves and exits.
@@ -82,9 +84,10 @@ def train(
     engine, done, curve = _begin(player, settings, machine, ranks, saver)
     if done:
         log.info("going on after step %d of %d", done, steps)
-    training = _Training(engine, player, questions, plan, settings, ranks, steps, seed, own_text)
+    of_plan = questions, plan, settings, ranks, steps, seed
+    training = _Training(engine, player, *of_plan, own_text, rounds)
     interval = machine.checkpoint_steps or steps + 1
-    with shown_live(live_curve, curve, steps, ranks) as show, _sigterm(held=bool(saver)) as asked:
+    with shown_live(live_curve, curve, steps, ranks) as show, sigterm(held=bool(saver)) as asked:
         for step in range(done, steps):
             curve.append(training.point(step))
             show(curve[-1])
@@ -143,17 +146,20 @@ class _Training:
     steps: int
     seed: int
     own_text: "OwnText | None"
+    rounds: "Rounds | None"
 
     def point(self, step: int) -> dict[str, float]:
         """Make an optimizer step and return its point of the curve, with speeds."""
         started = time.monotonic()
-        progress, terms = step / self.steps, self.player.learn
+        if self.rounds:
+            self.rounds.before(self.engine, step, self.steps, self.ranks)
+        weights = self.player.weights(step / self.steps)
         learning_rate = _set_learning_rate(self.engine, self.settings, step, self.steps)
         first = step * self.settings.micro_batches_per_step
         indices = self.plan[first : first + self.settings.micro_batches_per_step]
-        results = self._step(indices, first, progress)
+        results = self._step(indices, first, step / self.steps)
         losses = per_unit(result.losses for result in results)
-        value = sum(term.weight_at(progress) * losses[name] for name, term in terms.items())
+        value = sum(weight * losses[name] for name, weight in weights.items())
         norm = float(self.engine.get_global_grad_norm())
         ids = [self.questions[i].id for index in indices for i in index]
         check_finite(value, norm, step, learning_rate, ids)
@@ -166,6 +172,7 @@ class _Training:
             "loss_scale": float(self.engine.loss_scale()),
             **losses,
             **per_unit(result.measures for result in results),
+            **self.player.shown,
             "step_tokens": tokens,
             "tokens_per_second": tokens / (time.monotonic() - started),
         }
@@ -213,8 +220,8 @@ class _Training:
             batch = pack(questions, [*questions]).to(self.engine.device)
             sums = self.engine(batch, self.player.targets(batch), progress)
             loss = sum(
-                term.weight_at(progress) * (sums[name].total / max(1, counts[name]))
-                for name, term in self.player.learn.items()
+                weight * (sums[name].total / max(1, counts[name]))
+                for name, weight in self.player.weights(progress).items()
             )
             # DeepSpeed takes the mean over micro-batches and processes
             self.engine.backward(loss * of)
@@ -224,20 +231,6 @@ class _Training:
 
 def _seed_of(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def _sigterm(held: bool) -> Iterator[threading.Event]:
-    """Yield what is set by SIGTERM, which meanwhile does nothing else; only where it is `held`."""
-    asked = threading.Event()
-    if not held:
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _set_learning_rate(engine: Any, settings: TrainingSettings, step: int, steps: int) -> float:

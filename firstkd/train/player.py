@@ -1,6 +1,7 @@
 """Who learns in a training: a model with its terms, or several that learn from one another."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,9 +13,20 @@ from firstkd.models.scoring import Pass, ResponseScorer
 from firstkd.models.view import View
 from firstkd.signals.live import Peer
 from firstkd.signals.target import AnyTarget, Source
+from firstkd.terms.adaptive import Adaptive
 from firstkd.terms.base import Sum, Term
 
+if TYPE_CHECKING:
+    from firstkd.terms.exp3 import Exp3
+
 Curve = list[dict[str, float]]
+
+
+class Adapting(NamedTuple):
+    """What adapts in rounds, and to which model's answers."""
+
+    adaptive: Adaptive
+    scorer: ResponseScorer
 
 
 class Player(nn.Module):
@@ -31,16 +43,19 @@ class Player(nn.Module):
         sources: Mapping[str, Source],
         beside: Mapping[str, nn.ModuleList] | None = None,
         places: Sequence[Place] = (),
+        bandit: "Exp3 | None" = None,
     ) -> None:
         """`sources` holds what each term that learns from a signal is to match, by its name.
 
-        `places` are those at which terms look at the model's hidden states.
+        `places` are those at which terms look at the model's hidden states, and `bandit` draws
+        terms, if some take turns.
         """
         super().__init__()
         self.scorer = ResponseScorer(model)
         self.learn = dict(learn)
         self.sources = dict(sources)
         self.places = list(places)
+        self.bandit = bandit
         self._beside = dict(beside or {})
         # under numbers, since not every name of a term can be an attribute
         self.beside = nn.ModuleList(self._beside.values())
@@ -48,6 +63,29 @@ class Player(nn.Module):
     def targets(self, batch: Batch) -> dict[str, AnyTarget]:
         """Look up, or ask, what the terms are to match on a batch."""
         return {name: source.of(batch) for name, source in self.sources.items()}
+
+    @property
+    def adaptive(self) -> dict[str, Adapting]:
+        """What adapts to calibration questions, by the name that its state is saved under."""
+        found: dict[str, Adaptive] = {
+            f"learn.{name}": module
+            for name, modules in self._beside.items()
+            for module in modules
+            if isinstance(module, Adaptive)
+        }
+        if self.bandit:
+            found["bandit"] = self.bandit
+        return {name: Adapting(adaptive, self.scorer) for name, adaptive in found.items()}
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """Return how much each term counts at this share of the training's steps."""
+        weights = {name: term.weight_at(progress) for name, term in self.learn.items()}
+        return self.bandit.weighed(weights) if self.bandit else weights
+
+    @property
+    def shown(self) -> dict[str, float]:
+        """What the curve shows beside the terms."""
+        return self.bandit.shown if self.bandit else {}
 
     def curve_of(self, name: str, curve: Curve) -> Curve:
         """Return a model's part of the curve: of one model, the whole."""
@@ -131,6 +169,21 @@ class Players(nn.Module):
     def scorer_of(self, name: str) -> ResponseScorer:
         return self._players[name].scorer
 
+    @property
+    def adaptive(self) -> dict[str, Adapting]:
+        return {
+            f"{name}.{part}": found
+            for name, player in self._players.items()
+            for part, found in player.adaptive.items()
+        }
+
+    def weights(self, progress: float) -> dict[str, float]:
+        return {name: term.weight_at(progress) for name, term in self.learn.items()}
+
+    @property
+    def shown(self) -> dict[str, float]:
+        return {}
+
     def recompute_layers(self) -> None:
         for player in self._players.values():
             player.recompute_layers()
@@ -152,14 +205,14 @@ class Players(nn.Module):
 
     def curve_of(self, name: str, curve: Curve) -> Curve:
         """Return one model's part of the curve: its own terms, and the loss that they make."""
-        terms, parts = self._players[name].learn, []
+        parts = []
         for number, point in enumerate(curve):
             part = {
                 key.removeprefix(f"{name}."): value
                 for key, value in point.items()
                 if "." not in key or key.startswith(f"{name}.")
             }
-            progress = number / len(curve)
-            part["loss"] = sum(term.weight_at(progress) * part[key] for key, term in terms.items())
+            weights = self._players[name].weights(number / len(curve))
+            part["loss"] = sum(weight * part[key] for key, weight in weights.items())
             parts.append(part)
         return parts

@@ -28,6 +28,7 @@ from firstkd.signals.settings import CaptureSettings
 from firstkd.signals.store import SignalStore, write_manifest, write_shard
 from firstkd.signals.target import OtherTokens, Stored, Target
 from firstkd.terms import kinds as term_kinds
+from firstkd.terms.adaptive import Adaptive
 from firstkd.terms.base import Pairing
 from firstkd.terms.relations import FORMS
 from firstkd.train.distributed import Ranks
@@ -63,6 +64,7 @@ MADE = {
     "live_tokens": {"kind": "tokens", "of": "teacher", "select": TOP_K, "live": True},
     "gold": {},
     "gold_choice": {},
+    "adaptive_focal": {"bins": 4},
     **{
         f"{kind}, {loss['kind']}": {"kind": kind, "loss": loss}
         for kind in ("gold", "gold_choice")
@@ -340,6 +342,28 @@ def dense_gold_choice(world, term, target):
     return torch.stack(rows).sum()
 
 
+def dense_adaptive_focal(world, term, target):
+    (gammas,) = world.projectors
+    total = torch.zeros((), dtype=torch.float64)
+    for q in world.questions:
+        if len(q.responses) > 1:
+            p = dense_scores(world.student, q, world.size).softmax(-1)[q.gold]
+            gamma = gammas.gammas[sum(edge <= p for edge in gammas.edges)]
+            total = total - (1 - math.copysign(1, gamma) * p) ** abs(gamma) * p.log()
+    return total
+
+
+def adapted(modules) -> torch.nn.ModuleList:
+    """Return a term's modules as after rounds of questions, if they adapt to these."""
+    generator = torch.Generator().manual_seed(0)
+    for module in modules:
+        if isinstance(module, Adaptive):
+            for _ in range(9):
+                scores = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+                module.adapt(scores, torch.zeros(40, dtype=torch.int64))
+    return modules
+
+
 def dense_divergence(term, wanted, student) -> Tensor:
     kl = torch.nn.functional.kl_div  # of the first argument's exponential from the second
     divergence, found = term.divergence, student.exp()
@@ -607,6 +631,7 @@ DENSE = {
     "hidden": dense_hidden,
     "gold": dense_gold,
     "gold_choice": dense_gold_choice,
+    "adaptive_focal": dense_adaptive_focal,
     "choice_kl": dense_choice_kl,
     "curriculum_kl": dense_curriculum_kl,
     "dirichlet": dense_dirichlet,
@@ -656,7 +681,7 @@ def widened(targets):
 @pytest.mark.parametrize("name", OF_TERMS)
 def test_value_and_gradient_of_a_term_are_the_dense_ones(world, name):
     term = make(TERMS, name)
-    sources, places, beside = {}, (), torch.nn.ModuleList()
+    sources, places, beside = {}, (), adapted(term.modules(0, (0, 0)))
     if term.signal:
         sources["term"], places, beside = source_of(world, term)
     world = replace(world, projectors=beside)

@@ -1,4 +1,5 @@
-"""Trainings of the tiny model by terms of every other kind, all in one objective, and on-policy.
+"""Trainings of the tiny model by terms of every other kind, all in one objective; on-policy; and
+adapting to calibration questions.
 
 Run as  torchrun --nproc-per-node 2 -m tests.firstkd.train.sharing MODEL OUT
 
@@ -20,13 +21,14 @@ from firstkd.train.player import Player
 from tests.firstkd.open_text.test_on_policy import training
 from tests.firstkd.signals.stores import STATES, capture_into
 from tests.firstkd.test_kinds import TERMS, make, make_world, source_of
+from tests.firstkd.train import adapting
 from tests.firstkd.train.trainings import trained
 
 MADE = {"flow": "flow, length", "relation": "relation, similarity"}
 """What is not made as its name says: widths differ, and two questions have one distance alone."""
 NAMES = ("relation", "flow", "attention", "alm", "uld", "dirichlet", "curriculum_kl")
 SHARED = {"micro_batch_size": 2, "micro_batches_per_step": 2, "learning_rate": 1e-3}
-STAGES = {"all": "0123", "on_policy": "012"}
+STAGES = {"all": "0123", "on_policy": "012", "adapting": "13"}
 
 
 def player_of(tiny_model, folder):
@@ -63,7 +65,11 @@ def on_policy(tiny_model, out, stage):
     return training(tiny_model, out, epochs=4, zero_stage=stage, **SHARED)
 
 
-TRAININGS = {"all": of_all_terms, "on_policy": on_policy}
+def adapted(tiny_model, out, stage):
+    return adapting.training(tiny_model, out, zero_stage=stage, **SHARED)
+
+
+TRAININGS = {"all": of_all_terms, "on_policy": on_policy, "adapting": adapted}
 
 
 def main(tiny_model: Path, out: Path) -> None:

@@ -11,7 +11,11 @@ import pytest
 from tests.firstkd.train.sharing import NAMES, STAGES, TRAININGS
 from tests.tiny import REPOSITORY
 
-TERMS = {"all": (*NAMES, "states"), "on_policy": ("tokens",)}
+TERMS = {
+    "all": (*NAMES, "states"),
+    "on_policy": ("tokens",),
+    "adapting": ("focal", "focal_gamma", "tokens_probability"),
+}
 
 
 @pytest.fixture(scope="module")

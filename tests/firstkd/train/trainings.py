@@ -76,12 +76,14 @@ def trained(
     player=None,
     begin=None,
     own_text=None,
+    rounds=None,
     **changes,
 ):
     """Train the tiny model under changed settings of either kind; return it and its curve.
 
     `player`, of a model, makes another one than that which learns from gold alone; `begin` may
-    change what is trained, and `own_text` makes what the model writes itself.
+    change what is trained, `own_text` makes what the model writes itself, and `rounds` asks
+    calibration questions.
     """
     deterministic(seed=1, threads=1)
     settings, machine = changed(**changes)
@@ -92,7 +94,8 @@ def trained(
     if begin:
         begin(player.scorer)
     writes = own_text(model) if own_text else None
-    return model, train(player, questions, plan, settings, machine, live, checkpoints, writes)
+    between = checkpoints, writes, rounds
+    return model, train(player, questions, plan, settings, machine, live, *between)
 
 
 def main(tiny_model: Path, out: Path, names: list[str]) -> None:

@@ -1,0 +1,35 @@
+"""Settings of a bandit: which of several terms a student learns from at a time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from firstkd.section import Name, Positive, Section, listed
+
+if TYPE_CHECKING:
+    from firstkd.terms.base import Term
+
+
+class Bandit(Section):
+    """Of the terms `arms`, one counts in each round and the others do not (firstkd/terms/exp3.py).
+
+    So it is learned which teacher, or which selection of tokens, helps.
+    """
+
+    arms: Annotated[tuple[Name, ...], Field(min_length=2)]
+    """Terms of `learn`."""
+    rounds: Positive = 20
+    """How often in a training the calibration questions are answered and a term is drawn."""
+
+    def misfits(self, learn: "Mapping[str, Term]", peers: Sequence[str]) -> Iterator[str]:
+        """Yield why it cannot choose, if so."""
+        if unknown := {*self.arms} - learn.keys():
+            yield f"arms: {listed(unknown)} is not a term of learn; allowed: {listed({*learn})}"
+        if len({*self.arms}) < len(self.arms):
+            yield f"arms: {', '.join(self.arms)} names a term twice; name each once"
+        if len(peers) > 1:
+            yield (
+                f"{', '.join(peers)} learn from one another, so what changes the answers of one "
+                "may be the other's terms; remove it"
+            )
