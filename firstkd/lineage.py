@@ -108,7 +108,7 @@ class Lineage:
 
         None if they do not go back to one model, or `other` has lost layers since.
         """
-        ours, theirs = self._line(model), self._line(other)
+        ours, theirs = self._line_of_weights(model), self._line_of_weights(other)
         shared = next((name for name in ours if name in theirs), None)
         if shared is None or any(map(self._is_cut, theirs[: theirs.index(shared)])):
             return None
@@ -120,6 +120,12 @@ class Lineage:
         while origins := self._models[line[-1]].init.models:
             line.append(origins[0])
         return line
+
+    def _line_of_weights(self, model: str) -> list[str]:
+        """Return a model and those whose weights it goes back to."""
+        line = self._line(model)
+        new = [place for place, name in enumerate(line) if self._models[name].init.starts_anew]
+        return line[: new[0] + 1] if new else line
 
     def _is_cut(self, model: str) -> bool:
         return self._models[model].init.cuts_layers

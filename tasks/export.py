@@ -19,9 +19,9 @@ from firstkd.errors import ConfigError, about
 from firstkd.exports import reader
 from firstkd.exports.base import Exported, end_ids
 from firstkd.exports.card import Origin, card
-from firstkd.exports.folding import fold_temperature
 from firstkd.files import atomic_folder, read_json, sha256_of, write_json
 from firstkd.models.folders import load_model, load_tokenizer, vocabulary_size
+from firstkd.models.folding import fold_temperature
 from firstkd.reproducibility import deterministic
 from firstkd.settings import Settings, load_settings
 from tasks.layout import evaluation_folder, export_folder, model_folder

@@ -178,6 +178,10 @@ def check_layers(settings: Settings, layers: Mapping[str, int], widths: Mapping[
             found[name] = init.layers_of(of(init.models[0]), f"params.yaml: models.{name}.init.")
         return found[name]
 
+    def width(name: str) -> int:
+        init = settings.models[name].init
+        return init.width_of(width(init.models[0])) if name not in widths else widths[name]
+
     for name in settings.models:
         of(name)
     for name, model in settings.models.items():
@@ -186,10 +190,9 @@ def check_layers(settings: Settings, layers: Mapping[str, int], widths: Mapping[
                 continue
             for other in settings.signals[term.signal].models:
                 lines_up = settings.lineage.cuts(name, other) is not None
-                root, other_root = settings.lineage.root(name), settings.lineage.root(other)
                 pairing = Pairing(
                     layers=(found[name], found[other]),
-                    widths=(widths[root], widths[other_root]),
+                    widths=(width(name), width(other)),
                     kept=range(found[name]) if lines_up else None,
                 )
                 term.pairs(pairing, f"params.yaml: models.{name}.learn.{term_name}")

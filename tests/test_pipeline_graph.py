@@ -45,6 +45,9 @@ def everything(tmp_path: Path) -> Settings:
     params["models"]["narrow"] = {
         "init": {"kind": "narrow", "of": "shallow", "intermediate_size": 1024}
     }
+    params["models"]["random"] = {
+        "init": {"kind": "scratch", "of": "base", "hidden_size": 192, "base_width": 576}
+    }
     params["models"]["substitute"] = {
         "init": {"kind": "copy", "of": "base"},
         "train": "finetune",

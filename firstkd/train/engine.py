@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from firstkd.models.folders import load_model, precision_here
 from firstkd.train.distributed import Ranks
+from firstkd.train.groups import groups_of
 from firstkd.train.player import Player, Players
 from firstkd.train.settings import MachineSettings, TrainingSettings
 from firstkd.zero import WHOLE_BELOW, deepspeed
@@ -117,16 +118,10 @@ def make_engine(
     if machine.gradient_checkpointing:
         player.recompute_layers()
     trained = [p for p in player.parameters() if p.requires_grad]
-    # weights learn to be small; norms and biases (vectors) have no reason to
-    matrices = [p for p in trained if _dimensions(p) >= 2]
-    vectors = [p for p in trained if _dimensions(p) < 2]
     # fused: one pass over the weights, 5 × faster on CPU than the default. The rate is set for each
     # step; DeepSpeed may make one of its own to allocate the states, which must change nothing.
     optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
+        groups_of(player, settings.weight_decay),
         lr=0.0,
         betas=(0.9, 0.95),
         fused=True,
@@ -155,11 +150,6 @@ def adam_of(engine: Any) -> torch.optim.Optimizer:
     """Return torch's optimizer; DeepSpeed wraps it wherever the weights it steps are a copy."""
     optimizer: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     return optimizer
-
-
-def _dimensions(parameter: Tensor) -> int:
-    """Dimensions of the whole weight: ZeRO 3 leaves a flat and empty one."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def end_engine(engine: Any, ranks: Ranks) -> None:

@@ -32,6 +32,7 @@ from firstkd.train.curve import (
 )
 from firstkd.train.distributed import Ranks, join_ranks
 from firstkd.train.engine import end_engine, make_engine
+from firstkd.train.groups import set_learning_rate
 from firstkd.train.plan import number_of_steps
 from firstkd.train.player import Player, Players
 from firstkd.train.schedule import learning_rate_at
@@ -154,7 +155,8 @@ class _Training:
         if self.rounds:
             self.rounds.before(self.engine, step, self.steps, self.ranks)
         weights = self.player.weights(step / self.steps)
-        learning_rate = _set_learning_rate(self.engine, self.settings, step, self.steps)
+        learning_rate = learning_rate_at(self.settings, step, self.steps)
+        set_learning_rate(self.engine.optimizer, learning_rate)
         first = step * self.settings.micro_batches_per_step
         indices = self.plan[first : first + self.settings.micro_batches_per_step]
         results = self._step(indices, first, step / self.steps)
@@ -231,10 +233,3 @@ class _Training:
 
 def _seed_of(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _set_learning_rate(engine: Any, settings: TrainingSettings, step: int, steps: int) -> float:
-    learning_rate = learning_rate_at(settings, step, steps)
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
-    return learning_rate

@@ -34,6 +34,8 @@ class Init(Section):
 
     cuts_layers: ClassVar[bool] = False
     """Whether it lacks layers of the model that it is made from."""
+    starts_anew: ClassVar[bool] = False
+    """Whether it has nothing of the weights of the model whose family it is of."""
     is_served: ClassVar[bool] = False
     """Whether its weights are elsewhere, so that only stored signals can be of it."""
     origin: ClassVar[str] = "of"
@@ -53,6 +55,10 @@ class Init(Section):
 
         Raises ConfigError, with `key` before the setting's name, if it cannot start so.
         """
+        return present
+
+    def width_of(self, present: int) -> int:
+        """Return the hidden size of a model that starts so, from one that has `present`."""
         return present
 
     def kept(self, folder: Path) -> list[int]:

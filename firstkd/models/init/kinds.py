@@ -8,12 +8,13 @@ from firstkd.models.init.copy import CopyInit
 from firstkd.models.init.narrow import NarrowInit
 from firstkd.models.init.prune import PruneInit
 from firstkd.models.init.quantise import QuantiseInit
+from firstkd.models.init.scratch import ScratchInit
 from firstkd.models.init.server import ServerInit
 from firstkd.models.init.source import SourceInit
 
-KINDS = (SourceInit, CopyInit, PruneInit, NarrowInit, QuantiseInit, ServerInit)
+KINDS = (SourceInit, CopyInit, PruneInit, NarrowInit, QuantiseInit, ScratchInit, ServerInit)
 
 AnyInit = Annotated[
-    SourceInit | CopyInit | PruneInit | NarrowInit | QuantiseInit | ServerInit,
+    SourceInit | CopyInit | PruneInit | NarrowInit | QuantiseInit | ScratchInit | ServerInit,
     Field(discriminator="kind"),
 ]

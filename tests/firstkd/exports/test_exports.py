@@ -18,12 +18,12 @@ from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError
 from firstkd.exports import reader
 from firstkd.exports.base import Exported, end_ids
-from firstkd.exports.folding import fold_temperature
 from firstkd.exports.gguf import GgufExport
 from firstkd.exports.onnx import OnnxExport
 from firstkd.exports.safetensors import SafetensorsExport
 from firstkd.files import read_json, sha256_of, write_json
 from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.models.folding import fold_temperature
 from firstkd.models.gguf import convert_gguf
 from firstkd.models.scoring import score_questions
 from tests.tiny import REPOSITORY

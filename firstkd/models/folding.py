@@ -23,7 +23,7 @@ def fold_temperature(model: Any, temperature: float) -> bool:
     """
     probe = torch.arange(min(16, vocabulary_size(model)))[None]
     before = model(input_ids=probe, use_cache=False).logits
-    weights = [*_final_norm(model.base_model).parameters()]
+    weights = [*final_norm(model.base_model).parameters()]
     kept = [weight.clone() for weight in weights]
     for weight in weights:
         weight.div_(temperature)
@@ -35,7 +35,7 @@ def fold_temperature(model: Any, temperature: float) -> bool:
     return False
 
 
-def _final_norm(backbone: Any) -> Any:
+def final_norm(backbone: Any) -> Any:
     """The last module directly in the backbone that is called a norm."""
     norms = [m for name, m in backbone.named_children() if "norm" in name or name == "ln_f"]
     return norms[-1] if norms else torch.nn.Identity()
