@@ -139,7 +139,7 @@ class Settings(Section):
     def _own_text_can_be_written(self) -> Self:
         for name, model in self.models.items():
             if writes := model.on_policy:
-                writes.check(f"models.{name}.on_policy", self.prompt, self.machine)
+                writes.check(f"models.{name}.on_policy", self.prompt)
         return self
 
     @model_validator(mode="after")

@@ -47,16 +47,19 @@ class OwnText:
         """Whether the micro-batch of this number is one of the share."""
         return unit_hash(f"{self.seed}/{number}") < self.settings.share
 
+    def asked(self, questions: Mapping[int, Question], number: int) -> list[int]:
+        """Return which questions of a micro-batch it answers, by their numbers."""
+        open_text = [i for i in questions if i in self.prompts]
+        writes = self.writes_in(number)
+        return [i for i in open_text if writes or not questions[i].responses]
+
     def in_batch(self, questions: Mapping[int, Question], number: int) -> Mapping[int, Question]:
         """Return the questions of a micro-batch, by their numbers, with the student's responses.
 
         In a share of the micro-batches it writes all of those to open text, and always those that
         nobody else has written.
         """
-        writes = self.writes_in(number)
-        asked = [
-            i for i in questions if i in self.prompts and (writes or not questions[i].responses)
-        ]
+        asked = self.asked(questions, number)
         if not asked:
             return questions
         written = zip(asked, self._written(asked, number), strict=True)

@@ -13,7 +13,6 @@ from firstkd.section import Positive, Section, Weight
 if TYPE_CHECKING:
     from firstkd.signals.base import Signal
     from firstkd.terms.base import Term
-    from firstkd.train.settings import MachineSettings
 
 CalibrationName = Literal["temperature", "platt", "isotonic"]
 
@@ -43,18 +42,13 @@ class OnPolicy(Section):
     max_new_tokens: Positive
     """Length of what it writes; what is longer is cut there."""
 
-    def check(self, key: str, prompt: PromptSettings, machine: "MachineSettings") -> None:
+    def check(self, key: str, prompt: PromptSettings) -> None:
         """Raise ValueError where nothing could be written."""
         if self.max_new_tokens > prompt.max_length // 2:
             raise ValueError(
                 f"{key}.max_new_tokens: {self.max_new_tokens} leave too little of "
                 f"prompt.max_length = {prompt.max_length} for the prompt; at most half of it is "
                 "allowed"
-            )
-        if machine.zero_stage == 3:
-            raise ValueError(
-                f"machine.zero_stage: 3 shares out the weights, and {key} writes with whole ones; "
-                "set it to 2, or remove on_policy"
             )
 
     def misfits(

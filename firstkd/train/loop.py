@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from firstkd.train.curve import (
     shown_live,
 )
 from firstkd.train.distributed import Ranks, join_ranks
-from firstkd.train.engine import end_engine, make_engine
+from firstkd.train.engine import end_engine, make_engine, whole_weights
 from firstkd.train.groups import set_learning_rate
 from firstkd.train.plan import number_of_steps
 from firstkd.train.player import Player, Players
@@ -189,7 +190,8 @@ class _Training:
         """
         turns = range(self.ranks.rank, len(indices), self.ranks.world_size)
         # all are written before any changes the gradient, since a step counts what it divides by
-        asked = {turn: self._asked(indices[turn], first + turn) for turn in turns}
+        with self._writing(indices, first):
+            asked = {turn: self._asked(indices[turn], first + turn) for turn in turns}
         counts = self._counts(asked.values())
         mine = []
         for turn, questions in asked.items():
@@ -197,6 +199,16 @@ class _Training:
             torch.manual_seed(_seed_of(self.seed, first + turn))
             mine.append(self._micro_batch(questions, counts, progress, len(indices)))
         return [result for turn in zip(*self.ranks.gather(mine), strict=True) for result in turn]
+
+    def _writing(self, indices: Sequence[Sequence[int]], first: int) -> AbstractContextManager[Any]:
+        """Have the weights whole where any process writes in a step."""
+        numbered = enumerate(indices, start=first)
+        if self.own_text is None or not any(
+            self.own_text.asked({i: self.questions[i] for i in index}, number)
+            for number, index in numbered
+        ):
+            return nullcontext()
+        return whole_weights(self.engine)
 
     def _asked(self, index: Sequence[int], number: int) -> Mapping[int, Question]:
         """Return the questions of a micro-batch, by their numbers."""

@@ -130,9 +130,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {**WRITING, "models.first.on_policy": {"max_new_tokens": 129}},
         r"models.first.on_policy.max_new_tokens: 129 leave too little of prompt.max_length = 256",
     ),
-    "own text of weights that are shared out": (
-        {**WRITING, "machine.zero_stage": 3},
-        r"machine.zero_stage: 3 shares out the weights, and models.first.on_policy writes with",
+    "turns of a term that is not there": (
+        {"models.first.bandit": {"arms": ["choices", "tokens"]}},
+        r"models.first.bandit: arms: tokens is not a term of learn; allowed: ",
+    ),
+    "turns of a term with itself": (
+        {"models.first.bandit": {"arms": ["choices", "choices"]}},
+        r"models.first.bandit: arms: choices, choices names a term twice; name each once",
+    ),
+    "turns without learning": (
+        {"models.start.bandit": {"arms": ["choices", "tokens"]}},
+        r"models.start: bandit without learn: it has no terms that could take turns",
+    ),
+    "turns of two that learn together": (
+        {**MUTUAL, "models.left.bandit": {"arms": ["gold", "other"]}},
+        r"models.left.bandit: left, right learn from one another, so what changes",
     ),
     "own text of two that learn together": (
         {

@@ -134,6 +134,7 @@ def test_the_student_comes_to_agree_with_the_teacher_on_its_own_text(tiny_model,
         {"zero_stage": 0, "precision": "bf16"},
         {"zero_stage": 1, "gradient_checkpointing": True},
         {"zero_stage": 2, "micro_batches_per_step": 2},
+        {"zero_stage": 3, "micro_batches_per_step": 2},
     ],
 )
 def test_stopped_it_goes_on_bit_for_bit(tiny_model, tmp_path, changes):

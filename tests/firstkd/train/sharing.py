@@ -28,7 +28,7 @@ MADE = {"flow": "flow, length", "relation": "relation, similarity"}
 """What is not made as its name says: widths differ, and two questions have one distance alone."""
 NAMES = ("relation", "flow", "attention", "alm", "uld", "dirichlet", "curriculum_kl")
 SHARED = {"micro_batch_size": 2, "micro_batches_per_step": 2, "learning_rate": 1e-3}
-STAGES = {"all": "0123", "on_policy": "012", "adapting": "13"}
+STAGES = {"all": "0123", "on_policy": "0123", "adapting": "13"}
 
 
 def player_of(tiny_model, folder):
