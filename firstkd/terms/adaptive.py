@@ -1,6 +1,6 @@
 """What adapts between steps to how a student answers calibration questions, in rounds.
 
-A round scores the questions once (firstkd/train/rounds.py); every user of it is told the scores.
+A round scores the questions once (firstkd/train/rounds.py); whatever adapts gets the scores.
 """
 
 from typing import TYPE_CHECKING, Any

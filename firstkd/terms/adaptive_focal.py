@@ -31,7 +31,7 @@ class AdaptiveFocal(Term):
     rounds: Positive = 10
     """How often in a training the calibration questions are answered and γ changes."""
     bins: Annotated[int, Field(ge=1, le=100)] = 15
-    """Of equally many calibration questions each, as in the paper."""
+    """Bins of confidence, each with equally many calibration questions; 15 as in the paper."""
 
     def modules(self, pairs: int, widths: tuple[int, int]) -> "nn.ModuleList":
         from torch import nn

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Bandit(Section):
-    """Of the terms `arms`, one counts in each round and the others do not (firstkd/terms/exp3.py).
+    """One of the terms `arms` counts in each round, and the others do not (firstkd/terms/exp3.py).
 
     So it is learned which teacher, or which selection of tokens, helps.
     """

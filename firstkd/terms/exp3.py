@@ -20,7 +20,7 @@ from firstkd.terms.adaptive import Adaptive
 from firstkd.terms.bandit_settings import Bandit
 
 QUANTILES = 0.2, 0.8
-"""Of the falls so far: at or below the one the reward is 0, at or above the other 1."""
+"""Falls so far at or below the one give no reward, those at or above the other the whole."""
 LARGEST_TEMPERATURE = 100.0
 
 
@@ -30,9 +30,9 @@ class Exp3(Adaptive):
         count = len(self.arms)
         self.rate = math.sqrt(2 * math.log(count) / (self.rounds * count))
         self.losses = [0.0] * count
-        """Of each arm, the sum of its losses in rounds, each divided by its probability there."""
+        """Sum of each arm's losses in its rounds, each divided by its probability there."""
         self.falls: list[float] = []
-        """Of the calibration NLL, in each round that is over."""
+        """How far the calibration NLL has fallen in each round that is over."""
         self.nll = math.nan
         self.drawn = 0
 

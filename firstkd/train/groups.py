@@ -9,7 +9,7 @@ from firstkd.models.mup import rates_of
 from firstkd.models.scoring import ResponseScorer
 
 RATE = "rate"
-"""Of a group: by what the schedule's learning rate is multiplied."""
+"""Key of a group's multiplier of the schedule's learning rate."""
 
 
 def groups_of(player: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -61,5 +61,5 @@ class Rounds:
 
 
 def is_due(step: int, steps: int, rounds: int) -> bool:
-    """Whether one of so many evenly spaced rounds is before this step."""
+    """Whether one of the evenly spaced rounds is before this step."""
     return rounds * step // steps != rounds * (step - 1) // steps

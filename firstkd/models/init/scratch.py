@@ -1,4 +1,4 @@
-"""A model that starts from random weights, of another's family, at a width of its own."""
+"""A model that starts from random weights, of another's family, at any width."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
