@@ -259,3 +259,26 @@ def test_a_student_learns_from_the_examples_that_differ_most(project: Path) -> N
     assert "data/signal/smaller/train" in stages["model-first"].inputs
     model.main(project, "first")
     assert len(read_json_lines(project / "data/model/first/training.jsonl")) == 4  # of 8
+
+
+def test_a_start_from_scratch_trains_at_the_rates_of_its_width(project: Path) -> None:
+    init = {"kind": "scratch", "of": "base", "hidden_size": 64, "layers": 1, "base_width": 32}
+    change(project, "models", "start", "init", to=init)
+    model.main(project, "base")
+    model.main(project, "start")
+    before = sha256_of(project / "data/model/start")
+    start = load_model(project / "data/model/start", "fp32")
+    assert (start.config.hidden_size, start.config.mup_base_width) == (64, 32)
+    assert start.config.num_hidden_layers == len(start.base_model.layers) == 1
+    assert (start.base_model.norm.weight == 0.5).all()
+    model.main(project, "start")
+    assert sha256_of(project / "data/model/start") == before
+    stages = {stage.name: stage for stage in stages_of(load_settings(project / "params.yaml"))}
+    assert "firstkd/models/width.py" in stages["model-start"].code
+    assert "firstkd/models/width.py" not in stages["model-sft"].code
+    model.main(project, "sft")
+    found = load_model(project / "data/model/sft", "fp32")
+    assert found.config.mup_base_width == 32
+    change(project, "models", "start", "init", "hidden_size", to=40)
+    with pytest.raises(ConfigError, match=r"models\.start: hidden_size: 40 cannot have"):
+        model.main(project, "start")
