@@ -11,7 +11,7 @@ CUDA := cu130
 # tests of one file run in one process, after each other
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: run test test-all test-integration test-vllm test-gpu lint docs setup clean
+.PHONY: run test test-all test-integration test-infra test-vllm test-gpu lint docs setup clean
 
 run: setup ## set everything up and run the pipeline
 	$(BIN)/firstkd run
@@ -20,16 +20,19 @@ test: lint ## set everything up and pass the tests
 	$(PYTEST)
 
 test-all: lint $(SERVERS) ## also the tests that kill and restart real servers
-	$(BIN)/python -m pytest -m "integration or not integration"
+	$(BIN)/python -m pytest -m "not infra"
 
 test-integration: $(SERVERS) ## only these; PostgreSQL has to be installed
 	$(BIN)/python -m pytest -m integration
+
+test-infra: $(SERVERS) ## images, containers and services of infra/; needs root and Podman
+	$(BIN)/python -m pytest -m infra
 
 test-vllm: $(SERVERS) $(VLLM)/.installed ## only those with vLLM on the CPU, which takes 3.5 GB
 	$(BIN)/python -m pytest -m integration \
 		tests/tasks/test_served_by_vllm.py tests/firstkd/exports/test_in_vllm.py
 
-test-gpu: ## on a machine with CUDA: its tests and benchmarks, in an environment of its own, into gpu.json
+test-gpu: ## on a machine with CUDA: its tests and benchmarks, in a separate environment, into gpu.json
 	@nvidia-smi --list-gpus >/dev/null 2>&1 || \
 		{ echo "make test-gpu: no NVIDIA GPU here (nvidia-smi --list-gpus)" >&2; exit 1; }
 	test -d $(GPU) || $(PYTHON) -m venv $(GPU)

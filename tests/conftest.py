@@ -1,12 +1,14 @@
 """What every test needs: a quiet environment, and one tiny model for the whole session."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.containers import Podman
 from tests.servers import Servers, postgres_programs
 from tests.tiny import write_talker, write_tiny_model
 
@@ -44,6 +46,17 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         yield found
     finally:
         found.stop()
+
+
+@pytest.fixture(scope="session")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
+    """Podman, with every image made."""
+    for program in ("podman", "debootstrap"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed (Debian: apt-get install {program})")
+    found = Podman(tmp_path_factory.mktemp("podman"))
+    found.make_images()
+    return found
 
 
 @pytest.fixture
