@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from firstkd.data.examples import read_all
 from firstkd.data.prompts import encode
 from firstkd.errors import ArtifactError, about
 from firstkd.files import read_json
@@ -61,9 +60,10 @@ def ask(
         usage = UsageLog(log_folder(root, f"signal-{name}"), partial.name, served.init)
         run = AskedCapture(signal, teacher.vocabulary_size, settings.capture, ranks)
         for split, files in splits.items():
-            examples = read_all(files)
-            questions = encode(examples, served.tokenizer, settings.prompt)
-            run.write(teacher, examples, questions, partial / split, usage.adding(served))
+            for first, examples in run.parts(files):
+                questions = encode(examples, served.tokenizer, settings.prompt)
+                after = usage.adding(served)
+                run.write(teacher, examples, questions, partial / split, after, first=first)
     if ranks.is_first:
         log.info("signals.%s: %s", name, usage.in_words())
     return run

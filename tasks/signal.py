@@ -14,7 +14,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from firstkd.data.examples import example_key, read_all
+from firstkd.data.examples import example_key
 from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError
 from firstkd.files import replace_folder, sha256_of, write_json
@@ -96,9 +96,11 @@ def capture(
             width = model.config.hidden_size
             run = Capture(signal, vocabulary_size(model), settings.capture, ranks, width)
             for split, files in splits.items():
-                examples = read_all(files)
-                questions = encode(examples, tokenizer, settings.prompt)
-                run.write(model, questions, [example_key(e) for e in examples], partial / split)
+                for first, examples in run.parts(files):
+                    if run.missing(partial / split, len(examples), first):
+                        questions = encode(examples, tokenizer, settings.prompt)
+                        keys = [example_key(example) for example in examples]
+                        run.write(model, questions, keys, partial / split, first)
     ranks.barrier()
     if ranks.is_first:
         for split in splits:

@@ -76,26 +76,27 @@ CHUNK = 2**15
 """Examples that are Python objects, or a row group of a file, at a time."""
 
 
-def chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """Yield lists of CHUNK examples, and of what remains."""
+def chunks(examples: Iterable[Example], size: int | None = None) -> Iterator[list[Example]]:
+    """Yield lists of `size` examples, or else CHUNK, and of what remains."""
     remaining = iter(examples)
-    while chunk := [*islice(remaining, CHUNK)]:
+    while chunk := [*islice(remaining, size or CHUNK)]:
         yield chunk
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
     """Write parquet; the same examples give the same bytes."""
-    write_tables(
-        path, (pa.Table.from_pylist(list(map(asdict, c)), SCHEMA) for c in chunks(examples))
-    )
+    rows = ([*map(asdict, chunk)] for chunk in chunks(examples))
+    write_tables(path, (pa.Table.from_pylist(each, SCHEMA) for each in rows))
 
 
-def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write tables of examples to one parquet file, whose bytes do not depend on their cuts."""
-    waiting = SCHEMA.empty_table()
+def write_tables(
+    path: Path, tables: Iterable[pa.Table], schema: pa.Schema = SCHEMA, compression: str = "zstd"
+) -> None:
+    """Write tables to one parquet file in row groups of CHUNK, however the tables are cut."""
+    waiting = schema.empty_table()
     with (
         atomic_file(path) as temporary,
-        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as file,
+        pq.ParquetWriter(temporary, schema, compression=compression) as file,
     ):
         for table in tables:
             waiting = pa.concat_tables([waiting, table])

@@ -1,6 +1,6 @@
 """Capture a signal, shard by shard: by forward passes of a model, or by asking one elsewhere."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from firstkd.data.examples import Example, example_key
+from firstkd.data.examples import CHUNK, Example, chunks, example_chunks, example_key
 from firstkd.data.packing import batches_by_length, pack, packed_length
 from firstkd.data.prompts import Question
 from firstkd.memory import memory_explained
@@ -41,16 +41,27 @@ class Shards:
     def layout(self) -> Layout:
         return self.signal.layout(self.vocabulary_size, self.hidden_size)
 
-    def missing(self, folder: Path, examples: int) -> list[tuple[int, slice]]:
+    def parts(self, files: Iterable[Path]) -> Iterator[tuple[int, list[Example]]]:
+        """Yield the files' examples, about CHUNK at a time, with the number of their first shard.
+
+        Memory holds one part, however many there are.
+        """
+        shards = max(1, CHUNK // self.settings.shard_examples)
+        examples = (each for file in files for chunk in example_chunks(file) for each in chunk)
+        for number, part in enumerate(chunks(examples, shards * self.settings.shard_examples)):
+            yield number * shards, part
+
+    def missing(self, folder: Path, examples: int, first: int = 0) -> list[tuple[int, slice]]:
         """Return the shards that this rank has yet to write, with the examples in each.
 
-        Each rank writes every so-many-th shard; what was interrupted goes on.
+        They are numbered from `first`. Each rank writes every so-many-th; what was interrupted
+        goes on.
         """
         folder.mkdir(parents=True, exist_ok=True)
         size = self.settings.shard_examples
         return [
             (number, slice(start, start + size))
-            for number, start in enumerate(range(0, examples, size))
+            for number, start in enumerate(range(0, examples, size), first)
             if number % self.ranks.world_size == self.ranks.rank
             and not shard_path(folder, number).exists()
         ]
@@ -73,17 +84,19 @@ class Capture(Shards):
         questions: Sequence[Question],
         keys: Sequence[int],
         folder: Path,
+        first: int = 0,
     ) -> None:
-        """Write the shards of `folder`, each once: an interrupted capture resumes.
+        """Write the shards of `folder` from number `first` on, each once, so that an interrupted
+        capture resumes.
 
-        `keys` name the questions' examples. Memory holds one shard, however many there are.
+        `keys` name the questions' examples.
         """
         if not self.signal.needs.choices:
             questions = [question.gold_only() for question in questions]
         scorer = ResponseScorer(model, exact=True).eval()
-        shards = self.missing(folder, len(questions))
+        shards = self.missing(folder, len(questions), first)
         tokens = sum(packed_length(q) for _, part in shards for q in questions[part])
-        title = f"capture {folder.name}"
+        title = _title("capture", folder, first)
         with tqdm(
             total=tokens, desc=title, unit="tok", unit_scale=True, disable=not tokens
         ) as progress:
@@ -114,6 +127,10 @@ class Capture(Shards):
         return Records(found.columns, counts)
 
 
+def _title(what: str, folder: Path, first: int) -> str:
+    return f"{what} {folder.name}, from file {first}" if first else f"{what} {folder.name}"
+
+
 def no_records(layout: Layout, counts: torch.Tensor) -> Records:
     """Return what is known of examples that have nothing to keep."""
     columns = {
@@ -135,11 +152,12 @@ class AskedCapture(Shards):
         folder: Path,
         after_shard: Callable[[], None],
         title: str = "",
+        first: int = 0,
     ) -> None:
-        """Write the shards of `folder`, each once: what was interrupted goes on."""
-        shards = self.missing(folder, len(questions))
+        """Write the shards of `folder` from number `first` on, each once, as `Capture` does."""
+        shards = self.missing(folder, len(questions), first)
         total = sum(len(questions[part]) for _, part in shards)
-        title = title or f"ask {folder.name}"
+        title = title or _title("ask", folder, first)
         with tqdm(total=total, desc=title, unit="question", disable=not total) as progress:
             for number, part in shards:
                 records = self.signal.ask(teacher, examples[part], questions[part])

@@ -3,10 +3,13 @@ import copy
 import pytest
 import torch
 
+from firstkd.data.examples import Example, write_examples
 from firstkd.data.prompts import Question
 from firstkd.files import sha256_of
 from firstkd.models import head as objective
 from firstkd.models.folders import load_model
+from firstkd.signals.capture import Capture
+from firstkd.signals.settings import CaptureSettings
 from firstkd.signals.top_k import _top_k
 from firstkd.train.distributed import Ranks
 from tests.firstkd.signals.stores import (
@@ -179,6 +182,27 @@ def test_two_ranks_write_what_one_writes(model, tmp_path, signal):
     capture_into(tmp_path / "one", signal, model, QUESTIONS)
     capture_into(tmp_path / "two", signal, model, QUESTIONS, ranks=(Ranks(1, 2), Ranks(0, 2)))
     assert sha256_of(tmp_path / "two") == sha256_of(tmp_path / "one")
+
+
+def test_files_are_captured_a_part_at_a_time_as_if_at_once(model, tmp_path, monkeypatch):
+    """A part is whole shards, of two examples here, and goes on in the next file."""
+    monkeypatch.setattr("firstkd.signals.capture.CHUNK", 5)
+    written = [Example(f"e{i}", f"Where is {i}?", "here", None, None, "made") for i in range(7)]
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for file, examples in zip(files, (written[:3], written[3:]), strict=True):
+        write_examples(file, examples)
+    settings = CaptureSettings(
+        precision="fp32", micro_batch_size=2, micro_batch_tokens=8192, shard_examples=2
+    )
+    run = Capture(TOKENS, VOCABULARY, settings, Ranks())
+    parts = [(first, [e.id for e in examples]) for first, examples in run.parts(files)]
+    assert parts == [(0, ["e0", "e1", "e2", "e3"]), (2, ["e4", "e5", "e6"])]
+    questions = QUESTIONS * 2
+    for first, part in ((0, slice(0, 4)), (2, slice(4, 6))):
+        run.write(model, questions[part], range(6)[part], tmp_path / "parts", first)
+    run.finish(tmp_path / "parts", {})
+    capture_into(tmp_path / "once", TOKENS, model, questions)
+    assert sha256_of(tmp_path / "parts") == sha256_of(tmp_path / "once")
 
 
 def test_the_mass_that_is_kept_is_described_and_too_little_of_it_is_warned_of(model, tmp_path):
