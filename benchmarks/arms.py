@@ -213,13 +213,7 @@ def summary(
 
 def pooled(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> Predictions:
     """All seeds' predictions in one, for a diagram."""
-    each = [models[name].raw(test_set) for models in seeds]
-    return Predictions(
-        *(
-            np.concatenate([getattr(found, part) for found in each])
-            for part in ("probabilities", "is_right", "gold_probability")
-        )
-    )
+    return Predictions.concatenate(models[name].raw(test_set) for models in seeds)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def questions(root: Path, model: Evaluated) -> dict[str, Served]:
     for file in test_files(root / "data/prepare"):
         name = set_name(file)
         if name in model.sets:
-            rows = model.of_set(name)
+            rows = model.of_set(name, ["id"])
             sure = dict(
                 zip(rows["id"].to_pylist(), model.calibrated(name).confidence.tolist(), strict=True)
             )

@@ -102,21 +102,21 @@ def main(names: list[str], root: Path = Path(".")) -> None:
     torch.set_num_threads(1)
     for name, model in load_evaluated(root, settings).items():
         for test_set in model.sets if not names or name in names else []:
-            rows = model.of_set(test_set)
+            size = len(model.groups(test_set))
             if "text" in model.sets[test_set]:
                 raw = model.raw(test_set)
                 refit = of_own_words(settings, raw.confidence, raw.correct)
             else:
-                scores, is_right = (np.array(rows[c].to_pylist()) for c in ("scores", "is_right"))
-                refit = of_choices(settings, scores.astype(np.float64), is_right)
+                scores, is_right = (model.column(test_set, c) for c in ("scores", "is_right"))
+                refit = of_choices(settings, scores, is_right)
             line = {
                 "benchmark": "risk",
                 "model": name,
                 "set": test_set,
-                "questions": len(rows),
+                "questions": size,
                 "splits": SPLITS,
                 "confidence": CONFIDENCE,
-                "limits": count(settings, len(rows), refit),
+                "limits": count(settings, size, refit),
             }
             print(json.dumps(line))
 

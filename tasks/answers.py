@@ -3,11 +3,12 @@
 A model chooses between given choices (tasks/choosing.py) or writes (tasks/writing.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from firstkd.data.examples import Example, read_examples
+from firstkd.data.examples import Example, chunks, example_chunks
 from firstkd.serving.promise import Promise
 from tasks.scores import Decided
 
@@ -36,12 +37,19 @@ def decide_all(ways: Sequence[Way], prepared: Path) -> dict[str, tuple[Way, Deci
     return found
 
 
-def with_choices(file: Path) -> list[Example]:
-    return [example for example in read_examples(file) if example.choices]
+@dataclass(frozen=True)
+class Asked:
+    """A file's questions with choices, or those without: lists of some, as often as iterated."""
 
+    file: Path
+    has_choices: bool
 
-def open_text(file: Path) -> list[Example]:
-    return [example for example in read_examples(file) if not example.choices]
+    def __iter__(self) -> Iterator[list[Example]]:
+        examples = (example for part in example_chunks(self.file) for example in part)
+        return chunks(each for each in examples if bool(each.choices) == self.has_choices)
+
+    def __bool__(self) -> bool:
+        return next(iter(self), None) is not None
 
 
 def test_files(prepared: Path) -> list[Path]:

@@ -100,7 +100,7 @@ class Decisions:
     def predictions(self, recalibration: Recalibration) -> Predictions:
         gold = recalibration.gold_probability(self.knowledge, self.is_right)
         probabilities = recalibration.apply(self.knowledge)
-        return Predictions(probabilities.numpy(), self.is_right.numpy(), gold.numpy())
+        return Predictions.of(probabilities.numpy(), self.is_right.numpy(), gold.numpy())
 
 
 def load_decisions(root: Path, settings: Settings, name: str) -> Decisions:
@@ -135,14 +135,13 @@ def cross_fitted(
             f"data/prepare/calibration.parquet: only {decisions.groups[0]} has decisions of its "
             "kind; fitting a recalibration takes two examples at least, and dozens to be of use"
         )
-    parts: dict[str, list[NDArray[Any]]] = {}
+    parts = []
     for fold in np.unique(fold_R):
         inside = torch.from_numpy(fold_R == fold)
         others, these = decisions[(~inside).nonzero()[:, 0]], decisions[inside.nonzero()[:, 0]]
         best = recalibration.fit(others.knowledge, others.is_right, settings)
-        for name, values in vars(these.predictions(best)).items():
-            parts.setdefault(name, []).append(values)
-    return Predictions(**{name: np.concatenate(values) for name, values in parts.items()})
+        parts.append(these.predictions(best))
+    return Predictions.concatenate(parts)
 
 
 def folds(groups: Sequence[str]) -> NDArray[np.int64]:

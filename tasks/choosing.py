@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -9,10 +10,10 @@ from firstkd.data.examples import Example, common_choices
 from firstkd.data.settings import PromptSettings
 from firstkd.recalibration.temperature import warn_at_bound
 from firstkd.serving.promise import Promise
-from firstkd.serving.reference import Reference
+from firstkd.serving.reference import LARGEST, Reference
 from firstkd.settings import Settings
-from tasks.answers import with_choices
-from tasks.scores import Decided, Scored, own_temperature, promised
+from tasks.answers import Asked
+from tasks.scores import Chunks, Decided, Scored, own_temperature, promised
 
 
 class Chooser(Protocol):
@@ -41,15 +42,14 @@ class Choosing:
     @classmethod
     def fit(cls, subject: Chooser, calibration: Path, settings: Settings) -> Self | None:
         """Fit the temperature; None without questions that have choices."""
-        examples = with_choices(calibration)
-        if not examples:
+        asked = Asked(calibration, has_choices=True)
+        if not asked:
             return None
-        return cls.of(
-            subject, subject.score(examples, f"{subject.name} on {calibration.stem}"), settings
-        )
+        scored = score_all(subject, asked, f"{subject.name} on {calibration.stem}")
+        return cls.of(subject, asked, scored, settings)
 
     @classmethod
-    def of(cls, subject: Chooser, scored: Scored, settings: Settings) -> Self:
+    def of(cls, subject: Chooser, asked: Chunks, scored: Scored, settings: Settings) -> Self:
         """Fit the temperature to questions that have been scored."""
         fitted = own_temperature(scored, settings.calibrate)
         at_bound = fitted.at_bound(settings.calibrate) is not None
@@ -57,19 +57,25 @@ class Choosing:
             right = scored.predictions().correct
             what = f"{subject.name} on the calibration split"
             warn_at_bound(what, fitted.temperature, right)
-        decided = scored.at(fitted.temperature)
+        decided = scored.at(fitted.temperature, asked)
+        confidence = decided.readings["calibrated"].confidence[:LARGEST].tolist()
         return cls(
             subject,
             fitted.temperature,
-            common_choices(scored.examples),
+            common_choices(chain.from_iterable(asked)),
             at_bound,
             promised(decided, settings.serve.policy),
-            Reference.of(scored.examples, decided.readings["calibrated"].confidence.tolist()),
+            Reference.of(chain.from_iterable(asked), confidence),
         )
 
     def decide(self, file: Path) -> Decided | None:
-        examples = with_choices(file)
-        if not examples:
+        asked = Asked(file, has_choices=True)
+        if not asked:
             return None
-        title = f"{self.subject.name} on {file.stem}"
-        return self.subject.score(examples, title).at(self.temperature)
+        scored = score_all(self.subject, asked, f"{self.subject.name} on {file.stem}")
+        return scored.at(self.temperature, asked)
+
+
+def score_all(subject: Chooser, asked: Chunks, title: str) -> Scored:
+    """Score the choices of questions, some at a time."""
+    return Scored.concatenate([subject.score(examples, title) for examples in asked])

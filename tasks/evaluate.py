@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from firstkd.errors import ConfigError
 from firstkd.measure.comparison import summary
 from firstkd.measure.metrics import Predictions
@@ -25,10 +27,10 @@ from firstkd.models.scoring import TokenScores
 from firstkd.reproducibility import deterministic
 from firstkd.settings import Settings, load_settings
 from firstkd.train.distributed import join_ranks, present_ranks
-from tasks.answers import open_text, set_name, test_files
+from tasks.answers import Asked, set_name, test_files
 from tasks.evaluation import write_evaluation
 from tasks.layout import model_folder
-from tasks.scores import drawn_with, plain
+from tasks.scores import group_numbers, plain
 from tasks.stage import run_stage
 from tasks.subject import Subject
 from tasks.writing import Writing
@@ -74,20 +76,27 @@ def token_metrics(
     """Return the metrics of each test set's tokens, where it has examples without choices."""
     found = {}
     for file in files:
-        if examples := open_text(file):
-            tokens = subject.score_tokens(examples, f"{subject.name} on {file.stem}, open text")
-            groups = [drawn_with(examples[i]) for i in tokens.example_T.tolist()]
+        if asked := Asked(file, has_choices=False):
+            title = f"{subject.name} on {file.stem}, open text"
+            groups, parts, done = group_numbers(asked), [], 0
+            of_tokens = []
+            for examples in asked:
+                tokens = subject.score_tokens(examples, title)
+                parts.append(token_predictions(tokens))
+                of_tokens.append(groups[done + tokens.example_T.numpy()])
+                done += len(examples)
+            predictions, drawn = Predictions.concatenate(parts), np.concatenate(of_tokens)
             found[set_name(file)] = {
-                "examples": len(examples),
-                "tokens": len(tokens.correct_T),
-                "raw": plain(summary(token_predictions(tokens), samples, seed, groups)),
+                "examples": done,
+                "tokens": len(predictions),
+                "raw": plain(summary(predictions, samples, seed, drawn)),
             }
     return found
 
 
 def token_predictions(tokens: TokenScores) -> Predictions:
     """One decision per token, whose only candidate is what the model finds most probable."""
-    return Predictions(
+    return Predictions.of(
         probabilities=tokens.confidence_T.double().numpy()[:, None],
         is_right=tokens.correct_T.numpy()[:, None],
         gold_probability=tokens.probability_T.double().numpy(),

@@ -1,12 +1,15 @@
 """What evaluate found out about each model, as the report reads it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from firstkd.errors import ArtifactError
 from firstkd.files import read_json
@@ -29,7 +32,7 @@ class Evaluated:
     is_student: bool
     """Whether it could be registered: the registered student's teachers could not."""
     metrics: dict[str, Any]
-    rows: pa.Table
+    predictions: Path
     """predictions.parquet: one row per question of each set."""
     promise: Promise | None = None
     """What serve.policy promises of it."""
@@ -53,13 +56,18 @@ class Evaluated:
             return "as calibrated"
         return f"at its own temperature of {self.temperature:.2f}"
 
-    def of_set(self, name: str) -> pa.Table:
-        return self.rows.filter(pc.equal(self.rows["set"], name))
+    def of_set(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """Return some columns of a test set's rows, which is all that is read of the file."""
+        wanted = pc.field("set") == name
+        return pq.read_table(self.predictions, columns=[*columns], filters=wanted)
 
-    def groups(self, test_set: str) -> list[str]:
-        """What a bootstrap draws together: the conversation or passage of each question."""
-        found: list[str] = self.of_set(test_set)["group"].to_pylist()
-        return found
+    def column(self, test_set: str, name: str) -> NDArray[Any]:
+        """Return a column of a test set [E], or [E, C] where it holds lists."""
+        return predictions.array_of(self.of_set(test_set, [name])[name])
+
+    def groups(self, test_set: str) -> NDArray[np.int64]:
+        """The number of what a bootstrap draws each question with, as its conversation."""
+        return predictions.numbered(self.of_set(test_set, ["group"])["group"])
 
     def raw(self, test_set: str) -> Predictions:
         """As the model is."""
@@ -73,12 +81,12 @@ class Evaluated:
         """Return what measures its words, where it has answered in its own."""
         if "text" not in self.sets[test_set]:
             return None
-        rows = self.of_set(test_set)
+        rows = self.of_set(test_set, ["given", "answer"])
         return statistic(rows["given"].to_pylist(), rows["answer"].to_pylist())
 
-    def _columns(self, test_set: str) -> dict[str, list[Any]]:
-        columns: dict[str, list[Any]] = self.of_set(test_set).select(predictions.READ).to_pydict()
-        return columns
+    def _columns(self, test_set: str) -> dict[str, NDArray[Any]]:
+        rows = self.of_set(test_set, predictions.READ)
+        return {name: predictions.array_of(rows[name]) for name in predictions.READ}
 
 
 def load_evaluated(root: Path, settings: Settings) -> dict[str, Evaluated]:
@@ -96,14 +104,19 @@ def load_evaluated(root: Path, settings: Settings) -> dict[str, Evaluated]:
             name,
             name not in settings.teachers,
             metrics,
-            pq.read_table(results / "predictions.parquet"),
+            results / "predictions.parquet",
             Promise(**policy) if policy else None,
         )
     first, *others = models.values()
+    asked = _asked(first) if others else None
     for other in others:
-        if not other.rows.select(["set", "id"]).equals(first.rows.select(["set", "id"])):
+        if not _asked(other).equals(asked):
             raise ArtifactError(
                 f"data/evaluate/{other.name} is of other questions than data/evaluate/"
                 f"{first.name}; run the evaluate stage again"
             )
     return models
+
+
+def _asked(model: Evaluated) -> pa.Table:
+    return pq.read_table(model.predictions, columns=["set", "id"])

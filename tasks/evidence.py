@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from firstkd.files import read_json
@@ -93,5 +94,5 @@ class Evidence:
     def served(self, name: str) -> Predictions:
         """Return the predictions on a test set as the version is served, by id."""
         rows = self.of_set(name)
-        found = {column: rows[column].tolist() for column in READ if column in rows}
+        found = {name: np.array(rows[name].tolist()) for name in READ if name in rows}
         return served(found, self.temperature)

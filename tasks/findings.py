@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from firstkd.measure.bootstrap import Draws, Estimate, resample
 from firstkd.measure.comparison import less, paired_differences
@@ -142,20 +143,22 @@ def _difference(found: Comparison, who: str) -> str:
 
 
 def _elsewhere(student: Evaluated, test_set: str) -> str:
-    found, rows = student.sets[test_set], student.of_set(test_set)
+    found = student.sets[test_set]
     accuracy = found["raw"]["accuracy"]
     where = f"Out of domain, on {test_set},"
     if test_set.startswith("test "):
         where = "On the test's open text"
-    words = "" if "text" in found else f", {_beside_chance(accuracy, rows['scores'].to_pylist())}"
+    words = ""
+    if "text" not in found:
+        words = f", {_beside_chance(accuracy, student.column(test_set, 'scores'))}"
     return (
         f"{where} it answers {_share(accuracy)} of {found['examples']} "
         f"questions right{words}; its confidence is off by {_share(found['calibrated']['ece'])}."
     )
 
 
-def _beside_chance(accuracy: Mapping[str, float], scores: list[list[float]]) -> str:
-    chance = float(np.mean([1 / np.isfinite(row).sum() for row in scores]))
+def _beside_chance(accuracy: Mapping[str, float], scores_EC: NDArray[np.float64]) -> str:
+    chance = float(np.mean(1 / np.isfinite(scores_EC).sum(-1)))
     if accuracy["low"] > chance:
         return f"more than guessing would ({chance:.1%})"
     if accuracy["high"] < chance:

@@ -4,19 +4,18 @@ Of the stage `evaluate`, and of a registered student that is recalibrated.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from firstkd.errors import DataValidationError
 from firstkd.files import write_json
 from firstkd.settings import Settings
 from tasks.answers import decide_all, test_files
 from tasks.choosing import Chooser, Choosing
-from tasks.scores import measured, under
+from tasks.rows import write_predictions
+from tasks.scores import Decided, measured, under
 from tasks.writing import Writing
 
 log = logging.getLogger(__name__)
@@ -28,14 +27,14 @@ class Fitted:
     """The temperature, and the metrics of each test set at it."""
     calibration: dict[str, Any]
     """What goes with the model wherever it is served."""
-    predictions: pa.Table
-    """One row for each test question."""
+    decided: Mapping[str, Decided]
+    """The answers to each test set."""
 
     def write(self, folder: Path, metrics: dict[str, Any]) -> None:
         """Write the files of an evaluation; `metrics` may hold more than were measured here."""
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "calibration.json", self.calibration)
-        pq.write_table(self.predictions, folder / "predictions.parquet")
+        write_predictions(folder / "predictions.parquet", self.decided)
 
 
 def fitted(
@@ -58,7 +57,7 @@ def fitted(
             f"{subject.name} can answer; its confidence is calibrated there and measured here"
         )
     answers = {name: answered for name, (_, answered) in decided.items()}
-    sets, predictions = measured(answers, settings.evaluate, settings.runtime.seed)
+    sets = measured(answers, settings.evaluate, settings.runtime.seed)
     for name, (way, answered) in decided.items():
         if way.promise is not None:
             sets[name]["policy"] = under(way.promise, answered)
@@ -79,4 +78,4 @@ def fitted(
         "temperature_at_bound": choosing is not None and choosing.at_bound,
         "sets": sets,
     }
-    return Fitted(found, calibration, predictions)
+    return Fitted(found, calibration, answers)

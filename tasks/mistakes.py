@@ -1,14 +1,20 @@
 """The questions that a model got wrong although it was sure: where to look first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from firstkd.data.examples import Example
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from firstkd.data.examples import Example, example_chunks
 from tasks.evaluated import Evaluated
 
 SHOWN = 25
 """Mistakes shown of each model and test set."""
+COLUMNS = ("set", "id", "answer", "given", "calibrated_confidence", "correct")
+SUREST = [("calibrated_confidence", "descending"), ("id", "ascending")]
 
 
 @dataclass(frozen=True)
@@ -23,17 +29,27 @@ class Mistake:
     """As it is served."""
 
 
-def confident_mistakes(model: Evaluated, examples: Mapping[str, Example]) -> list[Mistake]:
-    """Return a model's surest wrong answers of each set, the surest of all first.
+def confident_mistakes(models: Sequence[Evaluated], prepared: Sequence[Path]) -> list[Mistake]:
+    """Return the surest wrong answers of each model on each set, each model's surest first.
 
-    `examples` are the prepared ones, by id.
+    `prepared` are the files of the questions.
     """
+    wrong = [[row for name in model.sets for row in _wrong(model, name)] for model in models]
+    shown = {row["id"] for rows in wrong for row in rows}
+    parts = (part for file in prepared for part in example_chunks(file))
+    examples = {each.id: each for part in parts for each in part if each.id in shown}
     found = []
-    for test_set in model.sets:
-        wrong = [row for row in model.of_set(test_set).to_pylist() if not row["correct"]]
-        wrong.sort(key=lambda row: (-row["calibrated_confidence"], row["id"]))
-        found += [_mistake(model, row, examples[row["id"]]) for row in wrong[:SHOWN]]
-    return sorted(found, key=lambda mistake: -mistake.confidence)
+    for model, rows in zip(models, wrong, strict=True):
+        of_model = [_mistake(model, row, examples[row["id"]]) for row in rows]
+        found += sorted(of_model, key=lambda mistake: -mistake.confidence)
+    return found
+
+
+def _wrong(model: Evaluated, test_set: str) -> list[dict[str, Any]]:
+    rows = model.of_set(test_set, COLUMNS)
+    surest: pa.Table = rows.filter(pc.invert(rows["correct"])).sort_by(SUREST)[:SHOWN]
+    found: list[dict[str, Any]] = surest.to_pylist()
+    return found
 
 
 def _mistake(model: Evaluated, row: Mapping[str, Any], example: Example) -> Mistake:

@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from firstkd.measure.metrics import Predictions
 
 READ = ("is_right", "scores", "confidence", "calibrated_confidence", "correct")
 """Columns that are read; of choices the first two are enough."""
-Columns = Mapping[str, list[Any]]
-"""Columns of one test set, by the names in READ."""
+Columns = Mapping[str, NDArray[Any]]
+"""Columns of one test set [E], lists [E, C], by the names in READ."""
 
 
 def raw(columns: Columns) -> Predictions:
@@ -24,8 +27,23 @@ def served(columns: Columns, temperature: float | None) -> Predictions:
 
 
 def _predictions(columns: Columns, temperature: float | None, confidence: str) -> Predictions:
-    scores = np.array(columns["scores"], np.float64)  # −inf where there is no such choice
+    scores = columns["scores"]  # −inf where there is no such choice
     if not scores.shape[-1]:  # it answered in its own words
-        return Predictions.of_answers(np.array(columns[confidence]), np.array(columns["correct"]))
+        return Predictions.of_answers(columns[confidence], columns["correct"])
     assert temperature is not None
-    return Predictions.of_choices(scores / temperature, np.array(columns["is_right"]))
+    return Predictions.of_choices(scores / temperature, columns["is_right"])
+
+
+def array_of(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return a column's values [E], or its lists [E, C], which are equally long."""
+    whole = column.combine_chunks()
+    if not pa.types.is_list(whole.type):
+        return np.asarray(whole.to_numpy(zero_copy_only=False))
+    flat = whole.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat.reshape(len(whole), len(flat) // max(1, len(whole))))
+
+
+def numbered(names: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return the number of each name in the order of the distinct ones, from 0."""
+    ranks = pc.rank(names, tiebreaker="dense")
+    return np.asarray(ranks.to_numpy(zero_copy_only=False), np.int64) - 1

@@ -56,12 +56,12 @@ def main(root: Path, model: str, evaluation: str, questions: str, output: str) -
     fitted_on = subject.score(unseen, f"{subject.name} on {NAME}")
     words = kept.get("open_text")
     writing = Writing.of_kept(subject, words) if words else None
-    choosing = Choosing.of(subject, fitted_on, settings)
+    choosing = Choosing.of(subject, [unseen], fitted_on, settings)
     found = fitted(subject, choosing, writing, prepared, settings)
     promise = Promise(**kept["policy"]) if kept.get("policy") else None
     newest: dict[str, Any] = {"questions": len(unseen), "temperature_before": kept["temperature"]}
     if promise is not None:
-        held = under(promise, fitted_on.at(kept["temperature"]))
+        held = under(promise, fitted_on.at(kept["temperature"], [unseen]))
         answers = round(held["coverage"]["value"] * len(unseen))
         newest["promise_before"] = {**held, "answers": answers, "max_error": promise.max_error}
     with atomic_folder(Path(output)) as folder:

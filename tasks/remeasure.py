@@ -11,14 +11,13 @@ Run as  python -m tasks.remeasure MODEL CALIBRATION OUTPUT   (by flows/remeasure
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from firstkd.data.settings import PromptSettings
 from firstkd.files import atomic_folder, read_json, write_json
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
 from tasks.answers import Way, decide_all
 from tasks.choosing import Choosing
+from tasks.rows import write_predictions
 from tasks.scores import measured
 from tasks.stage import run_program
 from tasks.subject import Subject
@@ -38,10 +37,10 @@ def main(root: Path, model: str, calibration: str, output: str) -> None:
         ways.append(Writing.of_kept(subject, words))
     decided = decide_all(ways, root / "data/prepare")
     answers = {name: answered for name, (_, answered) in decided.items()}
-    sets, predictions = measured(answers, settings.evaluate, settings.runtime.seed)
+    sets = measured(answers, settings.evaluate, settings.runtime.seed)
     with atomic_folder(Path(output)) as folder:
         write_json(folder / "metrics.json", {"temperature": temperature, "sets": sets})
-        pq.write_table(predictions, folder / "predictions.parquet")
+        write_predictions(folder / "predictions.parquet", answers)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ Nothing here depends on a clock: what a run cost and where it was recorded is in
 from pathlib import Path
 from typing import Any
 
-from firstkd.data.examples import read_examples
+import pyarrow.parquet as pq
+
 from firstkd.files import atomic_file, atomic_folder, read_json_lines, sha256_of, write_json
 from firstkd.measure.figures import save_reliability
 from firstkd.settings import Settings, load_settings
@@ -71,8 +72,6 @@ def build_page(
     passed_on: dict[str, Any],
 ) -> str:
     prepared = sorted((root / "data/prepare").glob("*.parquet"))
-    splits = {path.stem: read_examples(path) for path in prepared}
-    examples = {example.id: example for split in splits.values() for example in split}
     student = models[settings.record.student]
     return render(
         student=student,
@@ -95,13 +94,15 @@ def build_page(
         histograms=histograms(models),
         knowledge=knowledge(root, settings),
         training=training_figures(curves),
-        mistakes=[
-            mistake
-            for model in sorted(models.values(), key=lambda model: model is not student)
-            for mistake in confident_mistakes(model, examples)
-        ],
+        mistakes=confident_mistakes(
+            sorted(models.values(), key=lambda model: model is not student), prepared
+        ),
         data=[
-            {"split": path.stem, "examples": len(splits[path.stem]), "sha256": sha256_of(path)}
+            {
+                "split": path.stem,
+                "examples": pq.read_metadata(path).num_rows,
+                "sha256": sha256_of(path),
+            }
             for path in prepared
         ],
     )

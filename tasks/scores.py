@@ -4,15 +4,18 @@
 `measured` of the test sets. Answers in a model's own words are tasks/writing.py's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
-from firstkd.data.examples import Example, right_choices
+from firstkd.data.examples import CHUNK, Example, right_choices
 from firstkd.measure.bootstrap import Draws, Estimate, Statistic, resample
 from firstkd.measure.comparison import summary
 from firstkd.measure.metrics import Bools, Predictions
@@ -23,50 +26,84 @@ from firstkd.recalibration.temperature import Temperature
 from firstkd.serving.promise import Promise
 from firstkd.serving.settings import PolicySettings
 from firstkd.signals.knowledge import Knowledge
+from tasks.predictions import numbered
+
+Chunks = Iterable[Sequence[Example]]
+"""Questions, some at a time; can be iterated again."""
 
 
 @dataclass(frozen=True)
 class Decided:
-    """A split's questions with a model's answers, its confidence in them, and which are right."""
+    """A split's questions with a model's answers, its confidence in them, and which are right.
 
-    examples: Sequence[Example]
+    The questions themselves stay in their file: of each, memory holds its numbers.
+    """
+
+    asked: Chunks
     readings: Mapping[str, Predictions]
     """`raw`, as the model is; `calibrated`, as it is served; perhaps others."""
-    given: Sequence[str]
-    """The answers."""
-    columns: Mapping[str, Any]
-    """Columns of predictions.parquet, those that depend on how it answered."""
+    columns: Mapping[str, NDArray[Any]]
+    """Columns of predictions.parquet, [E] or [E, C], those that depend on how it answered."""
+    given: Sequence[str] | None = None
+    """Answers in its own words; None where it chose."""
     text: Statistic | None = None
     """What measures the answers' words, where they are the model's own."""
+
+    def answers(self, examples: Sequence[Example], part: slice) -> Sequence[str]:
+        """Return the answers to the examples that are this part of all."""
+        if self.given is not None:
+            return self.given[part]
+        chosen = zip(examples, self.columns["predicted_index"][part].tolist(), strict=True)
+        return [(example.choices or ())[index] for example, index in chosen]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A split's questions with the model's scores [E, C] of their choices."""
+    """A model's scores [E, C] of the choices of a split's questions, and which are right."""
 
-    examples: list[Example]
     scores: Tensor
     """−inf where a question has fewer choices than another."""
+    is_right: Bools
+    """[E, C]; several may be, if their texts are the same."""
+    answer_index: Tensor
+    """[E]"""
     by_one_token: bool
     """Whether every choice is a single token, so that its score is its probability's logarithm."""
 
     @classmethod
     def of(cls, examples: Sequence[Example], scores: Tensor, by_one_token: bool) -> Self:
         assert all(example.choices for example in examples)
-        return cls(list(examples), scores, by_one_token)
+        is_right = right_choices(examples, scores.shape[-1])
+        answers = torch.tensor([example.answer_index for example in examples])
+        return cls(scores, is_right, answers, by_one_token)
 
-    @property
-    def answer_index(self) -> Tensor:
-        return torch.tensor([example.answer_index for example in self.examples])
-
-    @property
-    def is_right(self) -> Bools:
-        return right_choices(self.examples, self.scores.shape[-1])
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        width = max(part.scores.shape[1] for part in parts)
+        more = [width - part.scores.shape[1] for part in parts]
+        wide = zip(parts, more, strict=True)
+        return cls(
+            torch.cat([pad(part.scores, (0, by), value=-torch.inf) for part, by in wide]),
+            np.concatenate(
+                [np.pad(p.is_right, ((0, 0), (0, by))) for p, by in zip(parts, more, strict=True)]
+            ),
+            torch.cat([part.answer_index for part in parts]),
+            all(part.by_one_token for part in parts),
+        )
 
     def predictions(self, temperature: float = 1.0) -> Predictions:
-        return Predictions.of_choices((self.scores.double() / temperature).numpy(), self.is_right)
+        return Predictions.concatenate(
+            Predictions.of_choices((scores.double() / temperature).numpy(), is_right)
+            for scores, is_right in self._parts()
+        )
 
-    def at(self, temperature: float) -> Decided:
+    def _parts(self) -> Iterator[tuple[Tensor, Bools]]:
+        """Yield some scores at a time: in float64, all would take the most memory."""
+        for start in range(0, len(self.scores), CHUNK):
+            part = slice(start, start + CHUNK)
+            yield self.scores[part], self.is_right[part]
+
+    def at(self, temperature: float, asked: Chunks) -> Decided:
         """Return what the model chooses, with confidence over the choices.
 
         Where each choice is one token, the reading `vocabulary` has it over the whole vocabulary,
@@ -75,18 +112,18 @@ class Scored:
         raw = self.predictions()
         readings = {"raw": raw, "calibrated": self.predictions(temperature)}
         if self.by_one_token:
-            answers = Predictions.of_answer_tokens(self.scores.numpy(), self.is_right)
-            readings["vocabulary"] = answers
-        chosen = zip(self.examples, raw.predicted_index.tolist(), strict=True)
+            readings["vocabulary"] = Predictions.concatenate(
+                Predictions.of_answer_tokens(scores.numpy(), is_right)
+                for scores, is_right in self._parts()
+            )
         return Decided(
-            examples=self.examples,
+            asked=asked,
             readings=readings,
-            given=[(example.choices or ())[index] for example, index in chosen],
             columns={
                 "answer_index": self.answer_index.numpy(),
-                "is_right": self.is_right.tolist(),
+                "is_right": self.is_right,
                 "predicted_index": raw.predicted_index,
-                "scores": self.scores.tolist(),
+                "scores": self.scores.numpy(),
             },
         )
 
@@ -99,12 +136,10 @@ def own_temperature(split: Scored, settings: CalibrateSettings) -> Temperature:
 
 def measured(
     decided: Mapping[str, Decided], settings: EvaluateSettings, seed: int
-) -> tuple[dict[str, Any], pa.Table]:
-    """Return the metrics of each test set, and every question's prediction."""
+) -> dict[str, Any]:
+    """Return the metrics of each test set."""
     samples = settings.bootstrap_samples
-    sets = {name: _summarise(split, samples, seed) for name, split in decided.items()}
-    tables = [_prediction_table(name, split) for name, split in decided.items()]
-    return sets, pa.concat_tables(tables)
+    return {name: _summarise(split, samples, seed) for name, split in decided.items()}
 
 
 def promised(split: Decided, policy: PolicySettings | None) -> Promise | None:
@@ -141,51 +176,21 @@ def drawn_with(example: Example) -> str:
     return example.group or example.id
 
 
-def _summarise(split: Decided, samples: int, seed: int) -> dict[str, Any]:
-    """Return the metrics of each reading of the confidence, and of the words (`text`)."""
-    groups = [drawn_with(example) for example in split.examples]
-    found: dict[str, Any] = {"examples": len(split.examples)}
-    for reading, predictions in split.readings.items():
-        found[reading] = plain(summary(predictions, samples, seed, groups))
-    if split.text is not None:
-        draws = Draws.of(len(split.examples), samples, seed, groups)
-        resampled = resample(split.text, draws)
-        found["text"] = plain({name: each.estimate(0, 1) for name, each in resampled.items()})
-    return found
-
-
-def _prediction_table(name: str, split: Decided) -> pa.Table:
-    raw, calibrated = split.readings["raw"], split.readings["calibrated"]
-    return pa.table(
-        {
-            "set": [name] * len(split.examples),
-            "id": [example.id for example in split.examples],
-            "group": [drawn_with(example) for example in split.examples],
-            "answer": [example.response for example in split.examples],
-            "given": split.given,
-            "confidence": raw.confidence,
-            "calibrated_confidence": calibrated.confidence,
-            "correct": raw.correct,
-            **split.columns,
-        },
-        schema=PREDICTIONS,
+def group_numbers(asked: Chunks) -> NDArray[np.int64]:
+    """Return the number [E] of what each example is drawn with."""
+    return numbered(
+        pa.chunked_array(([*map(drawn_with, examples)] for examples in asked), pa.string())
     )
 
 
-PREDICTIONS = pa.schema(
-    [
-        ("set", pa.string()),
-        ("id", pa.string()),
-        ("group", pa.string()),
-        ("answer", pa.string()),
-        ("answer_index", pa.int64()),
-        ("is_right", pa.list_(pa.bool_())),
-        ("given", pa.string()),
-        ("predicted_index", pa.int64()),
-        ("confidence", pa.float64()),
-        ("calibrated_confidence", pa.float64()),
-        ("correct", pa.bool_()),
-        ("scores", pa.list_(pa.float64())),
-    ]
-)
-"""Answers in a model's own words have no scores, and the indices are −1."""
+def _summarise(split: Decided, samples: int, seed: int) -> dict[str, Any]:
+    """Return the metrics of each reading of the confidence, and of the words (`text`)."""
+    groups = group_numbers(split.asked)
+    found: dict[str, Any] = {"examples": len(groups)}
+    for reading, predictions in split.readings.items():
+        found[reading] = plain(summary(predictions, samples, seed, groups))
+    if split.text is not None:
+        draws = Draws.of(len(groups), samples, seed, groups)
+        resampled = resample(split.text, draws)
+        found["text"] = plain({name: each.estimate(0, 1) for name, each in resampled.items()})
+    return found

@@ -27,7 +27,8 @@ from firstkd.models.search_settings import SearchSettings
 from firstkd.settings import Settings, load_settings
 from firstkd.train.distributed import Ranks
 from tasks import model
-from tasks.answers import with_choices
+from tasks.answers import Asked
+from tasks.choosing import score_all
 from tasks.layout import model_folder, prepared
 from tasks.partial import partial_folder
 from tasks.scores import own_temperature
@@ -114,7 +115,8 @@ def candidate(
             model.main(project, name)
     measured = model_folder(project, CANDIDATE)
     subject = Subject.load(f"{layers} layers", measured, settings.prompt, settings.evaluate)
-    scored = subject.score(with_choices(prepared(root, "calibration")), f"{layers} layers")
+    asked = Asked(prepared(root, "calibration"), has_choices=True)
+    scored = score_all(subject, asked, subject.name)
     temperature = own_temperature(scored, settings.calibrate).temperature
     values = scored.predictions(temperature).values()
     parameters = subject.network.num_parameters()

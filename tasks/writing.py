@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from firstkd.data.examples import Example
 from firstkd.measure.metrics import Bools, Floats, Predictions
 from firstkd.open_text.calibration import Calibration
 from firstkd.open_text.metrics import of_each, statistic
@@ -16,8 +15,8 @@ from firstkd.open_text.settings import OpenTextSettings
 from firstkd.open_text.writer import Writer
 from firstkd.serving.promise import Promise, Threshold
 from firstkd.settings import Settings
-from tasks.answers import open_text
-from tasks.scores import Decided, promised
+from tasks.answers import Asked
+from tasks.scores import Chunks, Decided, promised
 from tasks.subject import Subject
 
 log = logging.getLogger(__name__)
@@ -27,23 +26,28 @@ log = logging.getLogger(__name__)
 class Judged:
     """Answers in a model's own words to examples [E], and which of them are right."""
 
-    examples: list[Example]
+    asked: Chunks
     given: list[str]
+    right: list[str]
     confidence: Floats
     correct: Bools
 
     @classmethod
-    def of(cls, writer: Writer, examples: list[Example], title: str) -> Self:
-        answers, confidence = writer.answer(examples, title)
-        given = [answer.text for answer in answers]
-        right, settings = [example.response for example in examples], writer.settings
+    def of(cls, writer: Writer, asked: Chunks, title: str) -> Self:
+        given, right, sure = list[str](), list[str](), []
+        for examples in asked:
+            answers, confidence = writer.answer(examples, title)
+            given += [answer.text for answer in answers]
+            right += [example.response for example in examples]
+            sure.append(confidence)
+        settings = writer.settings
         correct = of_each(settings.metric, given, right) >= settings.right_from
-        return cls(examples, given, confidence, correct)
+        return cls(asked, given, right, np.concatenate(sure), correct)
 
     def at(self, calibration: Calibration) -> Decided:
-        size, right = len(self.examples), [example.response for example in self.examples]
+        size = len(self.given)
         return Decided(
-            examples=self.examples,
+            asked=self.asked,
             readings={
                 "raw": Predictions.of_answers(self.confidence, self.correct),
                 "calibrated": Predictions.of_answers(calibration(self.confidence), self.correct),
@@ -51,11 +55,11 @@ class Judged:
             given=self.given,
             columns={
                 "answer_index": np.full(size, -1),
-                "is_right": self.correct[:, None].tolist(),
+                "is_right": self.correct[:, None],
                 "predicted_index": np.full(size, -1),
-                "scores": [[]] * size,
+                "scores": np.empty((size, 0)),
             },
-            text=statistic(self.given, right),
+            text=statistic(self.given, self.right),
         )
 
 
@@ -70,11 +74,11 @@ class Writing:
     @classmethod
     def fit(cls, subject: Subject, calibration: Path, settings: Settings) -> Self | None:
         """Fit the calibration of the confidence; None without examples of open text."""
-        examples = open_text(calibration)
-        if not examples:
+        asked = Asked(calibration, has_choices=False)
+        if not asked:
             return None
         writer = subject.writer(settings.evaluate.open_text, settings.runtime.seed)
-        judged = Judged.of(writer, examples, f"{subject.name} writes: {calibration.stem}")
+        judged = Judged.of(writer, asked, f"{subject.name} writes: {calibration.stem}")
         kind = writer.settings.recalibrate
         fitted = Calibration.fit(kind, judged.confidence, judged.correct, settings.calibrate)
         if judged.correct.all() or not judged.correct.any():
@@ -108,9 +112,9 @@ class Writing:
         }
 
     def decide(self, file: Path) -> Decided | None:
-        examples = open_text(file)
-        if not examples:
+        asked = Asked(file, has_choices=False)
+        if not asked:
             return None
-        return Judged.of(self.writer, examples, f"{self.name} writes: {file.stem}").at(
+        return Judged.of(self.writer, asked, f"{self.name} writes: {file.stem}").at(
             self.calibration
         )

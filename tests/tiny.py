@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from ruamel.yaml import YAML
 
 from firstkd.data.examples import Example
@@ -98,6 +99,11 @@ def write_tiny_model(folder: Path, layers: int = 2, vocabulary: int = 400) -> No
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def one_right(answer_index: np.ndarray, num_choices: int) -> np.ndarray:
+    """[E, C], True at each answer's index alone."""
+    return np.asarray(np.arange(num_choices) == answer_index[:, None])
 
 
 def permute_tokenizer(folder: Path) -> None:

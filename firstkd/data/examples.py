@@ -158,8 +158,11 @@ def common_choices(examples: Iterable[Example]) -> list[str] | None:
 
     None where they differ. Open text, which has none, does not count.
     """
-    listed = [example.choices for example in examples if example.choices is not None]
-    return [*listed[0]] if len({frozenset(choices) for choices in listed}) == 1 else None
+    listed = (example.choices for example in examples if example.choices is not None)
+    if (first := next(listed, None)) is None:
+        return None
+    same = frozenset(first)
+    return [*first] if all(frozenset(choices) == same for choices in listed) else None
 
 
 def example_key(example: Example) -> int:

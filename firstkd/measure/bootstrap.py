@@ -5,12 +5,12 @@ whatever is sorted or binned by confidence is sorted once and not once a sample,
 (the tokens of one text, the questions on one passage) are drawn like single questions.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.floating]
 Counts = NDArray[np.float64]
@@ -90,11 +90,14 @@ class Draws:
     """[E], numbered from 0 without gaps: decisions of one group are drawn together."""
 
     @classmethod
-    def of(cls, size: int, samples: int, seed: int, groups: Sequence[object] | None = None) -> Self:
-        """Draw decisions, or whole groups where several share one."""
-        if groups is None or len(set(groups)) == size:
+    def of(cls, size: int, samples: int, seed: int, groups: ArrayLike | None = None) -> Self:
+        """Draw decisions, or whole groups where several share one; `groups` name each's."""
+        if groups is None:
             return cls(size, samples, seed)
-        return cls.grouped(np.asarray(groups), samples, seed)
+        found = cls.grouped(np.asarray(groups), samples, seed)
+        assert found.group_of is not None
+        is_alone = int(found.group_of.max()) + 1 == size
+        return cls(size, samples, seed) if is_alone else found
 
     @classmethod
     def grouped(cls, groups: NDArray[np.generic], samples: int, seed: int) -> Self:

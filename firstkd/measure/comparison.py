@@ -1,8 +1,9 @@
 """A model's metrics, and the differences of two models' on the same questions, with intervals."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from firstkd.measure.bootstrap import (
     Counts,
@@ -19,7 +20,7 @@ LIMITS = {"nll": (0.0, np.inf), "brier": (0.0, 2.0), "trust": (-1.0, 1.0)}
 
 
 def summary(
-    model: Predictions, samples: int, seed: int, groups: Sequence[object] | None = None
+    model: Predictions, samples: int, seed: int, groups: ArrayLike | None = None
 ) -> dict[str, Estimate]:
     """Return each metric with its interval over decisions.
 
@@ -36,7 +37,7 @@ def paired_changes(
     samples: int,
     seed: int,
     names: Collection[str] = METRICS,
-    groups: Sequence[object] | None = None,
+    groups: ArrayLike | None = None,
 ) -> dict[str, Resampled]:
     """Return these metrics of the first model less the second's, on the same decisions.
 
@@ -68,7 +69,7 @@ def paired_differences(
     samples: int,
     seed: int,
     names: Collection[str] = METRICS,
-    groups: Sequence[object] | None = None,
+    groups: ArrayLike | None = None,
 ) -> dict[str, Estimate]:
     """Return the differences of `paired_changes` with their intervals."""
     changes = paired_changes(first, second, samples, seed, names, groups)

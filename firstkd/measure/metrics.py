@@ -5,7 +5,7 @@ each decision was drawn, counts [S, E], so that a bootstrap (firstkd/measure/boo
 call; without counts each decision counts once, and S is 1.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -145,14 +145,32 @@ def _from_0(sums: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities of the candidates of E decisions, and which candidates are right."""
+    """What is measured of E decisions, 33 bytes each: five columns [E]."""
 
-    probabilities: Floats
-    """[E, K], 0 where there is no candidate; what is missing to 1 is the tail."""
-    is_right: Bools
-    """[E, K], nowhere in a row if what is right is in the tail."""
+    predicted_index: NDArray[np.int64]
+    """The most probable candidate."""
+    confidence: Floats
+    """Its probability."""
+    correct: Bools
     gold_probability: Floats
-    """[E] of what is right, candidate or not; of all that are right together."""
+    """Of what is right, candidate or not; of all that are right together."""
+    squared_error: Floats
+    """Brier scores, the tail as one more candidate, and all that are right as one."""
+
+    @classmethod
+    def of(cls, probabilities: Floats, is_right: Bools, gold_probability: Floats) -> Self:
+        """From candidates' probabilities [E, K], 0 where there is none; the rest to 1 is the tail.
+
+        `is_right` [E, K] is nowhere true in a row if what is right is in the tail.
+        """
+        predicted = np.asarray(probabilities.argmax(-1))
+        correct = np.take_along_axis(is_right, predicted[:, None], -1)[:, 0]
+        tail = 1 - probabilities.sum(-1)
+        tail_is_right = ~is_right.any(-1)
+        right = (probabilities * is_right).sum(-1)
+        wrong = np.square(probabilities * ~is_right).sum(-1)
+        error = wrong + np.square(right - ~tail_is_right) + np.square(tail - tail_is_right)
+        return cls(predicted, probabilities.max(-1), correct, gold_probability, error)
 
     @classmethod
     def of_choices(cls, scores: Floats, is_right: Bools) -> Self:
@@ -161,7 +179,7 @@ class Predictions:
         Several choices are right if their texts are the same: whichever is chosen, the answer is.
         """
         probabilities = softmax(scores.astype(np.float64), axis=-1)
-        return cls(probabilities, is_right, (probabilities * is_right).sum(-1))
+        return cls.of(probabilities, is_right, (probabilities * is_right).sum(-1))
 
     @classmethod
     def of_answer_tokens(cls, logprobs: Floats, is_right: Bools) -> Self:
@@ -170,38 +188,23 @@ class Predictions:
         The published evaluation's reading of confidence: other tokens keep their share.
         """
         probabilities = np.exp(logprobs.astype(np.float64))
-        return cls(probabilities, is_right, (probabilities * is_right).sum(-1))
+        return cls.of(probabilities, is_right, (probabilities * is_right).sum(-1))
 
     @classmethod
     def of_answers(cls, sure: Floats, correct: Bools) -> Self:
         """From the confidence `sure` [E] in answers of its own words; all others are the tail."""
-        return cls(sure[:, None], correct[:, None], np.where(correct, sure, 1 - sure))
+        return cls.of(sure[:, None], correct[:, None], np.where(correct, sure, 1 - sure))
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[Self]) -> Self:
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*map(np.concatenate, columns))
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Self:
+        return type(self)(*(column[rows] for column in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.gold_probability)
-
-    @property
-    def predicted_index(self) -> NDArray[np.int64]:
-        return np.asarray(self.probabilities.argmax(-1))
-
-    @property
-    def confidence(self) -> Floats:
-        return np.asarray(self.probabilities.max(-1))
-
-    @property
-    def correct(self) -> Bools:
-        return np.take_along_axis(self.is_right, self.predicted_index[:, None], -1)[:, 0]
-
-    @property
-    def squared_error(self) -> Floats:
-        """[E]: Brier scores, the tail as one more candidate, and all that are right as one."""
-        tail = 1 - self.probabilities.sum(-1)
-        tail_is_right = ~self.is_right.any(-1)
-        right = (self.probabilities * self.is_right).sum(-1)
-        wrong = np.square(self.probabilities * ~self.is_right).sum(-1)
-        return np.asarray(
-            wrong + np.square(right - ~tail_is_right) + np.square(tail - tail_is_right)
-        )
 
     @property
     def negative_log_likelihood(self) -> Floats:
@@ -243,8 +246,3 @@ class Predictions:
             "trust": lambda: ranking.accuracy_S - ece(),
         }
         return {name: every[name]() for name in names}
-
-
-def one_right(answer_index: NDArray[np.int64], num_choices: int) -> Bools:
-    """[E, C], True at each answer's index alone."""
-    return np.asarray(np.arange(num_choices) == answer_index[:, None])

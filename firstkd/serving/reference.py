@@ -1,7 +1,8 @@
 """What the questions that a version was calibrated on were like: it goes with the version."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Self
 
 from firstkd.data.examples import Example
@@ -21,8 +22,8 @@ class Reference:
     """Length of the prompt."""
 
     @classmethod
-    def of(cls, examples: Sequence[Example], confidence: Sequence[float]) -> Self:
-        lengths = [len(example.prompt) for example in examples[:LARGEST]]
+    def of(cls, examples: Iterable[Example], confidence: Sequence[float]) -> Self:
+        lengths = [len(example.prompt) for example in islice(examples, LARGEST)]
         return cls([float(each) for each in confidence[:LARGEST]], lengths)
 
     def values(self, abstain_below: float | None) -> dict[str, list[float]]:

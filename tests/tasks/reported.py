@@ -12,9 +12,9 @@ from ruamel.yaml import YAML
 from firstkd.data.examples import Example, write_examples
 from firstkd.files import write_json
 from firstkd.measure.comparison import summary
-from firstkd.measure.metrics import Predictions, one_right
+from firstkd.measure.metrics import Predictions
 from tasks.scores import plain
-from tests.tiny import REPOSITORY
+from tests.tiny import REPOSITORY, one_right
 
 SETS = {"test": 120, "elsewhere": 40}
 CHOICES = ("in a den", "in a hive", "in the <sea> & sky", "under the ground")

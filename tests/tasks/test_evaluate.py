@@ -218,19 +218,53 @@ def test_what_is_measured_of_scores_needs_no_model(root):
     """So whatever runtime scores the choices, the same functions measure it."""
     settings = load_settings(root / "params.yaml")
     draw = torch.Generator().manual_seed(0)
-    scored = Scored.of(
-        [choice("test", n) for n in range(50)],
-        torch.randn(50, 4, generator=draw) + torch.eye(4)[[0] * 50],
-        by_one_token=False,
-    )
+    asked = [choice("test", n) for n in range(50)]
+    scores = torch.randn(50, 4, generator=draw) + torch.eye(4)[[0] * 50]
+    scored = Scored.of(asked, scores, by_one_token=False)
     temperature = own_temperature(scored, settings.calibrate).temperature
-    sets, rows = measured({"test": scored.at(temperature)}, settings.evaluate, seed=0)
+    decided = scored.at(temperature, [asked])
+    sets = measured({"test": decided}, settings.evaluate, seed=0)
     assert set(sets["test"]["calibrated"]) == set(METRICS)
     assert all(
         found["low"] <= found["value"] <= found["high"]
         for found in sets["test"]["calibrated"].values()
     )
-    assert rows.num_rows == 50
+    assert sets["test"]["examples"] == 50
+
+
+def test_scores_of_parts_are_those_of_the_whole(root):
+    """Also where no question of a part has as many choices as one of another part."""
+    asked = [replace(choice("test", n), choices=choice("test", n).choices[:3]) for n in range(9)]
+    asked += [choice("test", n) for n in range(9, 20)]
+    scores = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    scores[:9, 3] = -torch.inf
+    whole = Scored.of(asked, scores, by_one_token=True)
+    parts = [Scored.of(asked[:9], scores[:9, :3], True), Scored.of(asked[9:], scores[9:], False)]
+    joined = Scored.concatenate(parts)
+    assert not joined.by_one_token
+    for name in ("scores", "is_right", "answer_index"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+    for name, values in vars(whole.predictions(2.0)).items():
+        np.testing.assert_array_equal(getattr(joined.predictions(2.0), name), values)
+
+
+def test_predictions_do_not_depend_on_how_many_questions_are_read_at_a_time(root, monkeypatch):
+    """With batches of one, since of a part's questions those of similar length share a batch."""
+    params = YAML().load(root / "params.yaml")
+    params["evaluate"]["micro_batch_size"] = 1
+    YAML().dump(params, root / "params.yaml")
+    for split in ("calibration", "test"):
+        examples = [choice(split, number) for number in range(6)]
+        write_examples(root / f"data/prepare/{split}.parquet", examples)
+    folder, found = root / "data/evaluate/teacher", []
+    for size in (2**15, 4):
+        monkeypatch.setattr("firstkd.data.examples.CHUNK", size)
+        monkeypatch.setattr("tasks.scores.CHUNK", size)
+        main(root, "teacher")
+        written = [(folder / f"{name}.json").read_bytes() for name in ("metrics", "calibration")]
+        found.append([pq.read_table(folder / "predictions.parquet"), *written])
+    assert found[0] == found[1]
+    assert pq.ParquetFile(folder / "predictions.parquet").num_row_groups == 2
 
 
 @pytest.mark.parametrize(("max_error", "promised"), [(0.3, True), (0.01, False)])

@@ -3,12 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from firstkd.data.examples import Example
 from firstkd.measure.metrics import Predictions
 from firstkd.open_text.metrics import statistic
 from firstkd.settings import load_settings
+from tasks.rows import write_predictions
 from tasks.scores import Decided, measured
 from tests.tiny import REPOSITORY
 
@@ -26,20 +29,20 @@ def answered(turns: int, is_grouped: bool) -> Decided:
     given = ["in a den" if each else "at sea" for each in right]
     predictions = Predictions.of_answers(np.full(len(right), 0.6), right)
     return Decided(
-        examples=examples,
+        asked=[examples[:7], examples[7:]],
         readings={"raw": predictions, "calibrated": predictions},
         given=given,
         columns={
             "answer_index": np.full(len(right), -1),
-            "is_right": right[:, None].tolist(),
+            "is_right": right[:, None],
             "predicted_index": np.full(len(right), -1),
-            "scores": [[]] * len(right),
+            "scores": np.empty((len(right), 0)),
         },
         text=statistic(given, ["in a den"] * len(right)),
     )
 
 
-def test_intervals_are_over_conversations_and_not_their_turns() -> None:
+def test_intervals_are_over_conversations_and_not_their_turns(tmp_path) -> None:
     decided = {
         "alone": answered(1, False),
         "test": answered(TURNS, True),
@@ -47,11 +50,13 @@ def test_intervals_are_over_conversations_and_not_their_turns() -> None:
     }
     settings = load_settings(REPOSITORY / "params.yaml").evaluate
     settings = settings.model_copy(update={"bootstrap_samples": 1000})
-    sets, rows = measured(decided, settings, seed=0)
+    sets = measured(decided, settings, seed=0)
     for reading, metric in (("raw", "accuracy"), ("text", "exact_match")):
         found = {name: of_set[reading][metric] for name, of_set in sets.items()}
         width = {name: one["high"] - one["low"] for name, one in found.items()}
         assert width["test"] == pytest.approx(width["alone"], rel=0.2)
         assert width["turns"] < 0.7 * width["test"]
-    groups = rows.filter(np.array(rows["set"]) == "test")["group"].to_pylist()
+    write_predictions(tmp_path / "predictions.parquet", decided)
+    rows = pq.read_table(tmp_path / "predictions.parquet", filters=pc.field("set") == "test")
+    groups = rows["group"].to_pylist()
     assert groups == [f"c{i // TURNS}" for i in range(CONVERSATIONS * TURNS)]

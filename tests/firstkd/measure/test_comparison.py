@@ -3,7 +3,8 @@ import pytest
 from scipy.stats import bootstrap
 
 from firstkd.measure.comparison import paired_differences
-from firstkd.measure.metrics import Predictions, one_right
+from firstkd.measure.metrics import Predictions
+from tests.tiny import one_right
 
 
 def model(seed: int, size: int, skill: float) -> Predictions:
@@ -54,10 +55,7 @@ def test_interval_of_a_difference_agrees_with_scipy() -> None:
 def test_a_difference_on_conversations_is_as_unsure_as_one_on_as_many_questions() -> None:
     first, second = model(0, 100, 1.0), model(1, 100, 0.5)
     turns = np.arange(100).repeat(5)
-    said = [
-        Predictions(each.probabilities[turns], each.is_right[turns], each.gold_probability[turns])
-        for each in (first, second)
-    ]
+    said = [each[turns] for each in (first, second)]
     kept = {"samples": 4000, "seed": 0, "names": ["accuracy"]}
     alone = paired_differences(first, second, **kept)["accuracy"]
     grouped = paired_differences(*said, **kept, groups=turns.tolist())["accuracy"]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import relplot
 import torch
+from scipy.special import softmax
 from scipy.stats import bootstrap
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
@@ -14,39 +15,40 @@ from firstkd.measure.metrics import (
     equal_mass_calibration_error,
     expected_calibration_error,
     maximum_calibration_error,
-    one_right,
     reliability_bins,
     smooth_calibration_error,
 )
+from tests.tiny import one_right
+
+
+def made(num_classes: int) -> tuple[np.ndarray, np.ndarray, Predictions]:
+    """Return probabilities of 500 decisions, the right answers, and what is measured of them."""
+    generator = np.random.default_rng(0)
+    scores = generator.normal(size=(500, num_classes)) * 2
+    answers = generator.integers(num_classes, size=500)
+    predictions = Predictions.of_choices(scores, one_right(answers, num_classes))
+    return softmax(scores, axis=-1), answers, predictions
 
 
 @pytest.fixture
 def predictions():
-    generator = np.random.default_rng(0)
-    return Predictions.of_choices(
-        generator.normal(size=(500, 4)) * 2, one_right(generator.integers(4, size=500), 4)
-    )
+    return made(4)[2]
 
 
 @pytest.mark.parametrize(("num_classes", "num_bins"), [(4, 10), (4, 15), (77, 10)])
 def test_ece_agrees_with_torchmetrics(num_classes, num_bins):
-    generator = np.random.default_rng(0)
-    predictions = Predictions.of_choices(
-        generator.normal(size=(500, num_classes)) * 2,
-        one_right(generator.integers(num_classes, size=500), num_classes),
-    )
-    answers = torch.tensor(predictions.is_right.argmax(-1))
+    probabilities, answers, predictions = made(num_classes)
     expected = multiclass_calibration_error(
-        torch.tensor(predictions.probabilities), answers, num_classes=num_classes, n_bins=num_bins
+        *map(torch.tensor, (probabilities, answers)), num_classes=num_classes, n_bins=num_bins
     )
     ours = expected_calibration_error(predictions.confidence, predictions.correct, num_bins)
     assert float(ours[0]) == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_mce_agrees_with_torchmetrics(predictions):
-    answers = torch.tensor(predictions.is_right.argmax(-1))
+def test_mce_agrees_with_torchmetrics():
+    probabilities, answers, predictions = made(4)
     expected = multiclass_calibration_error(
-        torch.tensor(predictions.probabilities), answers, num_classes=4, n_bins=10, norm="max"
+        *map(torch.tensor, (probabilities, answers)), num_classes=4, n_bins=10, norm="max"
     )
     ours = maximum_calibration_error(predictions.confidence, predictions.correct)
     assert float(ours[0]) == pytest.approx(float(expected), abs=1e-6)
@@ -87,11 +89,11 @@ def test_the_two_readings_of_confidence():
     assert over_vocabulary.values()["nll"] == pytest.approx(-np.log(0.2))
 
 
-def test_nll_and_brier_agree_with_scikit_learn_and_by_hand(predictions):
+def test_nll_and_brier_agree_with_scikit_learn_and_by_hand():
+    probabilities, answers, predictions = made(4)
     values = predictions.values()
-    answers = predictions.is_right.argmax(-1)
-    assert values["nll"] == pytest.approx(log_loss(answers, predictions.probabilities))
-    brier = np.mean(np.sum((predictions.probabilities - np.eye(4)[answers]) ** 2, axis=1))
+    assert values["nll"] == pytest.approx(log_loss(answers, probabilities))
+    brier = np.mean(np.sum((probabilities - np.eye(4)[answers]) ** 2, axis=1))
     assert values["brier"] == pytest.approx(brier)
     assert values["trust"] == pytest.approx(values["accuracy"] - values["ece"])
 
@@ -110,8 +112,7 @@ def test_counts_are_decisions_that_come_several_times(predictions):
     together = predictions.metrics(counts)
     assert tuple(together) == METRICS
     for number, rows in enumerate(chosen):
-        parts = vars(predictions).values()
-        alone = Predictions(*(part[rows] for part in parts)).values()
+        alone = predictions[rows].values()
         found = {name: float(values[number]) for name, values in together.items()}
         assert found == pytest.approx(alone, abs=1e-9)
 
@@ -132,11 +133,7 @@ def test_an_answer_in_the_words_of_the_right_one_is_right():
 
 def test_groups_are_drawn_together(predictions):
     groups = np.arange(500) // 5
-    alike = Predictions(  # each group's five decisions are the same one
-        predictions.probabilities[groups],
-        predictions.is_right[groups],
-        predictions.gold_probability[groups],
-    )
+    alike = predictions[groups]  # each group's five decisions are the same one
     grouped = summary(alike, 4000, 0, groups=groups[::-1])["accuracy"]
     reference = bootstrap(
         (alike.correct[::5].astype(float),),
@@ -172,7 +169,7 @@ def test_calibrated_predictions_have_little_error():
 
 
 def test_the_tail_counts_as_a_candidate():
-    found = Predictions(
+    found = Predictions.of(
         probabilities=np.array([[0.6, 0.1]]),
         is_right=np.array([[False, False]]),
         gold_probability=np.array([0.05]),
