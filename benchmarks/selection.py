@@ -83,7 +83,7 @@ def as_stored(signal: Tokens, knowledge: Knowledge) -> tuple[Knowledge, int]:
         kept = records.columns["top_kept"]
         on_disk = column.to_disk(records.columns[name].to(column.dtype), kept)
         size += on_disk.nbytes
-        columns[name] = column.from_disk(on_disk, kept)
+        columns[name] = column.from_disk(on_disk, kept, torch.arange(len(kept)))
     facts = signal.facts(knowledge.vocabulary_size)
     return signal.decisions(Records(columns, records.counts), facts), size
 

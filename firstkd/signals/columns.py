@@ -35,22 +35,35 @@ class Column:
         """Return the numbers of each record's own candidates."""
         return values[self._is_own(kept_R)] if self.share else values
 
-    def from_disk(self, values: Tensor, kept_R: Tensor) -> Tensor:
-        """Return [R, width], padded by −inf, or 0 where numbers are whole."""
+    def from_disk(self, values: Tensor, kept_R: Tensor, rows_S: Tensor) -> Tensor:
+        """Return [S] or [S, width] of these records, padded by −inf, or 0 where whole numbers."""
         if not self.share:
-            return values
+            return values[rows_S]
         assert self.width is not None
         padding = -torch.inf if self.dtype.is_floating_point else 0
-        padded = torch.full((len(kept_R), self.width), padding, dtype=self.dtype)
+        padded = torch.full((len(rows_S), self.width), padding, dtype=self.dtype)
         # torch 2.13 cannot write to chosen places of uint16
         bits = torch.int16 if self.dtype == torch.uint16 else self.dtype
-        padded.view(bits)[self._is_own(kept_R)] = values.view(bits)
+        own, _ = rows_of(self._needed(kept_R), rows_S)
+        padded.view(bits)[self._is_own(kept_R[rows_S])] = values.view(bits)[own]
         return padded
+
+    def _needed(self, kept_R: Tensor) -> Tensor:
+        return (kept_R.long() + self.share - 1) // self.share
 
     def _is_own(self, kept_R: Tensor) -> Tensor:
         assert self.width is not None
-        needed_R = (kept_R.long() + self.share - 1) // self.share
-        return torch.arange(self.width) < needed_R[:, None]
+        return torch.arange(self.width) < self._needed(kept_R)[:, None]
+
+
+def rows_of(counts: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows that belong to the examples `index`, and how many each of them has."""
+    ends = counts.long().cumsum(0)
+    chosen = counts.long()[index]
+    first = chosen.cumsum(0) - chosen
+    total = int(chosen.sum())
+    offsets = (ends[index] - chosen - first).repeat_interleave(chosen, output_size=total)
+    return torch.arange(total) + offsets, chosen
 
 
 Layout = Mapping[str, Column]

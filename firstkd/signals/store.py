@@ -6,7 +6,7 @@ or more of them, in order. Shards hold whole examples, each under a key of its c
 reader needs neither the order nor the tokenizer that the store was written with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_file, read_json, sha256_of, write_json
-from firstkd.signals.columns import KEPT, Column, Layout
+from firstkd.signals.columns import KEPT, Column, Layout, rows_of
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -55,16 +55,6 @@ class Records:
             name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns
         }
         return cls(columns, torch.cat([part.counts for part in parts]))
-
-
-def rows_of(counts: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows that belong to the examples `index`, and how many each of them has."""
-    ends = counts.long().cumsum(0)
-    chosen = counts.long()[index]
-    first = chosen.cumsum(0) - chosen
-    total = int(chosen.sum())
-    offsets = (ends[index] - chosen - first).repeat_interleave(chosen, output_size=total)
-    return torch.arange(total) + offsets, chosen
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -141,9 +131,9 @@ class SignalStore:
         self.keys = torch.cat([shard[KEYS] for shard in self.shards])
         counts = torch.cat([shard[COUNTS] for shard in self.shards]).long()
         self.starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        self._shard_ends = torch.tensor([int(shard[COUNTS].sum()) for shard in self.shards]).cumsum(
-            0
-        )
+        sizes = torch.tensor([int(shard[COUNTS].sum()) for shard in self.shards])
+        self._shard_ends = sizes.cumsum(0)
+        self._shard_starts = (self._shard_ends - sizes).tolist()
 
     def _open(self, shard: Mapping[str, Any]) -> dict[str, Tensor]:
         path = self.folder / shard["file"]
@@ -155,9 +145,7 @@ class SignalStore:
                 "run the stage that writes it again"
             )
         tensors: dict[str, Tensor] = load_file(path)
-        kept = tensors.get(KEPT, tensors[COUNTS][:0])
-        columns = {name: c.from_disk(tensors[name], kept) for name, c in self.layout.items()}
-        return {**tensors, **columns}
+        return tensors
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -192,24 +180,25 @@ class SignalStore:
 
         Raises ArtifactError for an example that the store does not hold.
         """
-        place = {key: position for position, key in enumerate(self.keys.tolist())}
-        missing = [name for key, name in zip(keys, names, strict=True) if key not in place]
+        wanted, order = torch.tensor(keys, dtype=torch.int64), self.keys.argsort(stable=True)
+        places = torch.searchsorted(self.keys, wanted, right=True, sorter=order) - 1
+        positions = order[places.clamp_min(0)]
+        missing = (self.keys[positions] != wanted).nonzero()[:, 0].tolist()
         if missing:
             raise ArtifactError(
-                f"{self.folder} holds nothing of {len(missing)} examples, {missing[0]} among them; "
-                "the data have changed since it was written: run its stage again"
+                f"{self.folder} holds nothing of {len(missing)} examples, {names[missing[0]]} "
+                "among them; the data have changed since it was written: run its stage again"
             )
-        return torch.tensor([place[key] for key in keys])
+        return positions
 
     def check_counts(self, positions: Tensor, wanted: Sequence[int], names: Sequence[str]) -> None:
         """Raise ArtifactError unless the examples have the wanted numbers of records."""
-        found = self.starts.diff()[positions].tolist()
-        for name, count, expected in zip(names, found, wanted, strict=True):
-            if count != expected:
-                raise ArtifactError(
-                    f"{self.folder} has {count} records of example {name}, but it has {expected} "
-                    "here: it was cut into other tokens; run its stage again"
-                )
+        found, expected = self.starts.diff()[positions], torch.tensor(wanted, dtype=torch.int64)
+        for i in (found != expected).nonzero()[:1, 0].tolist():
+            raise ArtifactError(
+                f"{self.folder} has {found[i]} records of example {names[i]}, but it has "
+                f"{expected[i]} here: it was cut into other tokens; run its stage again"
+            )
 
     def of_examples(self, positions_B: Tensor) -> Records:
         """Return the records of the examples at these positions, in this order."""
@@ -220,6 +209,14 @@ class SignalStore:
         """Return all records."""
         return Records(self._gather(torch.arange(len(self))), self.starts.diff())
 
+    def parts(self, name: str) -> Iterator[Tensor]:
+        """Yield a column's values, those of a shard at a time."""
+        for shard in self.shards:
+            yield self._read(shard, name, torch.arange(int(shard[COUNTS].sum())))
+
+    def _read(self, shard: Mapping[str, Tensor], name: str, rows: Tensor) -> Tensor:
+        return self.layout[name].from_disk(shard[name], shard.get(KEPT, rows[:0]), rows)
+
     def _gather(self, rows: Tensor) -> dict[str, Tensor]:
         shard_of = torch.bucketize(rows, self._shard_ends, right=True)
         numbers = shard_of.unique().tolist() or [0]
@@ -227,8 +224,8 @@ class SignalStore:
         for number in numbers:
             inside = (shard_of == number).nonzero()[:, 0]
             shard = self.shards[number]
-            local = rows[inside] - (self._shard_ends[number] - int(shard[COUNTS].sum()))
-            parts.append({name: shard[name][local] for name in self.layout})
+            local = rows[inside] - self._shard_starts[number]
+            parts.append({name: self._read(shard, name, local) for name in self.layout})
             places.append(inside)
         if len(parts) == 1:
             return parts[0]

@@ -120,8 +120,8 @@ class Tokens(CapturedSignal):
         if self.is_sampled:
             return found
         cumulative = torch.zeros(self.select.width, dtype=torch.float64)
-        for shard in store.shards:
-            cumulative += shard["top_logprobs"].double().exp().cumsum(-1).sum(0)
+        for top_logprobs in store.parts("top_logprobs"):
+            cumulative += top_logprobs.double().exp().cumsum(-1).sum(0)
         mass = {f"top_{k + 1}": float(m) / len(store) for k, m in enumerate(cumulative)}
         dense = len(store) * store.facts["vocabulary_size"] * DENSE_BYTES
         return {

@@ -104,8 +104,10 @@ def test_a_store_holds_each_tokens_own_candidates_only(tiny_model, tmp_path, sel
             values = torch.arange(4 * column.width).view(4, -1).to(column.dtype)
             stored = column.to_disk(values, kept)
             assert len(stored) == sum(math.ceil(n / column.share) for n in kept.tolist())
-            back = column.from_disk(stored, kept)
+            back = column.from_disk(stored, kept, torch.arange(4))
             assert torch.equal(column.to_disk(back, kept), stored)
+            some = column.from_disk(stored, kept, torch.tensor([3, 0, 1]))
+            assert torch.equal(some.view(torch.uint8), back[[3, 0, 1]].view(torch.uint8))
     store = capture_into(tmp_path / "store", signal, load_model(tiny_model, "fp32"), QUESTIONS)
     found = decisions_of(signal, store, 2, 0)
     assert store.starts.diff().tolist() == [2, 0, 3]

@@ -149,6 +149,9 @@ def test_examples_are_found_by_their_content_in_whatever_order(tmp_path):
     positions = store.positions(keys, ids)
     assert positions.tolist() == [3, 0, 2]
     assert store.of_examples(positions).columns["number"].tolist() == [3, 4, 5, 0]
+    store.check_counts(positions, [3, 1, 0], ids)
+    with pytest.raises(ArtifactError, match="has 1 records of example made/0, but it has 2 here"):
+        store.check_counts(positions, [3, 2, 1], ids)
     stranger = example(77)
     with pytest.raises(ArtifactError, match=r"holds nothing of 1 examples, made/77 among them; .*"):
         store.positions([*keys, example_key(stranger)], [*ids, stranger.id])
