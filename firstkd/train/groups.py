@@ -19,7 +19,7 @@ def groups_of(player: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     (µP) is another group, and decays as much in a step as the others do: AdamW multiplies the decay
     by the rate.
     """
-    rates: dict[Tensor, float] = {}
+    rates: dict[nn.Parameter, float] = {}
     for module in player.modules():
         if isinstance(module, ResponseScorer):
             rates |= rates_of(module.backbone)
