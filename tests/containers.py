@@ -9,7 +9,6 @@ import ast
 import base64
 import json
 import os
-import resource
 import secrets
 import shutil
 import subprocess
@@ -56,13 +55,12 @@ class Podman:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
-        most = {name: min(resource.getrlimit(limit)[1], 65536) for name, limit in limits.items()}
-        ulimits = [f"{name}={number}:{number}" for name, number in most.items()]
+        # Podman's defaults are more than some virtual machines may give
+        ulimits = '["nofile=4096:4096", "nproc=4096:4096"]'
         # crun, Podman's own choice, needs the second version of control groups
         engine = '[engine]\nruntime = "runc"\n' if shutil.which("runc") else ""
         settings = self.folder / "containers.conf"
-        settings.write_text(f"[containers]\ndefault_ulimits = {json.dumps(ulimits)}\n{engine}")
+        settings.write_text(f"[containers]\ndefault_ulimits = {ulimits}\n{engine}")
         return {**os.environ, "CONTAINERS_CONF": str(settings)}
 
     def build(self, name: str, dockerfile: Path, *options: str) -> None:
