@@ -153,7 +153,7 @@ class Predictions:
     """Its probability."""
     correct: Bools
     gold_probability: Floats
-    """Of what is right, candidate or not; of all that are right together."""
+    """Probability of what is right, candidate or not; of all that are right together."""
     squared_error: Floats
     """Brier scores, the tail as one more candidate, and all that are right as one."""
 
