@@ -28,7 +28,7 @@ LEASH = "FIRSTKD_ENDS_WITH_INPUT"
 PASSED_ON = ("CUDA_", "GLOO_", "HF_", "NCCL_", "OMP_", "PYTHONPATH", "TORCH_")
 """How variables begin that hosts get from this one: those of the libraries, no secrets."""
 BEGUN = ".begun"
-"""Of the file by which a host says that it has begun."""
+"""How the file ends by which a host says that it has begun."""
 FOLDER_SECONDS = 15.0
 """Within which a file of another host appears on a file system that both see."""
 NAME_SECONDS = 600.0

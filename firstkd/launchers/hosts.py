@@ -1,4 +1,4 @@
-"""Hosts by their names, each reached by a command of its own, such as ssh."""
+"""Hosts by their names, each reached by a command such as ssh."""
 
 import shlex
 from pathlib import Path
@@ -23,9 +23,9 @@ class Hosts(Remote):
     reach: str = "ssh -o BatchMode=yes -o ServerAliveInterval=15 {host} {command}"
     """What runs a command on a host. {command} is one word: a line for a shell there."""
     address: str | None = None
-    """Of the first host, as all of them know it; null for its name."""
+    """The first host's, as all of them know it; null for its name."""
     port: Port = 29400
-    """Of the first host, at which they meet. Nobody asks who calls: the network is trusted."""
+    """At which they meet, on the first host. Nobody asks who calls: the network is trusted."""
 
     @property
     def number_of_hosts(self) -> int:

@@ -26,7 +26,7 @@ class Kubernetes(Remote):
     pod: Path = Path("infra/kubernetes.yaml")
     """A PodTemplate; its first container gets the stage's command."""
     port: Port = 29400
-    """Of the first pod, at which they meet. Nobody asks who calls: the network is trusted."""
+    """At which they meet, on the first pod. Nobody asks who calls: the network is trusted."""
 
     @property
     def number_of_hosts(self) -> int:

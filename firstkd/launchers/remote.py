@@ -27,7 +27,7 @@ CAUSE_SECONDS = 15.0
 END_SECONDS = 120.0
 """For hosts to save their step and end, before what reaches them is killed."""
 KEPT_BYTES = 4096
-"""Of the output of a command, in which its last line is."""
+"""Kept of a command's output: its last line is among them."""
 
 
 class Remote(Launcher):

@@ -20,9 +20,9 @@ class Slurm(Remote):
 
     hosts: Positive
     options: Annotated[list[str], Field(default_factory=list)]
-    """Of srun, for what a host is to have: GPUs, processors, time."""
+    """For srun: what each host should have (GPUs, processors), and for how long."""
     port: Port = 29400
-    """Of the first host, at which they meet. Nobody asks who calls: the network is trusted."""
+    """At which they meet, on the first host. Nobody asks who calls: the network is trusted."""
 
     @property
     def number_of_hosts(self) -> int:
