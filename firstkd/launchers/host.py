@@ -81,10 +81,10 @@ def run_host(job: Job) -> None:
     failure = torchrun(job.module, job.arguments, job.processes, job.threads)
     if failure is None:
         return
-    if failure.kind == "stopped":
+    if failure.cause == "stopped":
         sys.exit(STOPPED)
     write_json(place / f"{os.environ['PET_NODE_RANK']}.json", asdict(failure))
-    sys.exit(RankError.exit_code if failure.kind == "explained" else 1)
+    sys.exit(RankError.exit_code if failure.cause == "explained" else 1)
 
 
 def _stop_at_end_of_input() -> None:

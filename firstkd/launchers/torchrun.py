@@ -40,7 +40,7 @@ class RankError(PipelineError):
 class Failure:
     """Why the processes of a host ended before they were done."""
 
-    kind: Literal["explained", "killed", "crashed", "stopped"]
+    cause: Literal["explained", "killed", "crashed", "stopped"]
     """Explained by an error for people, killed by a signal, or stopped by SIGTERM and saved."""
     message: str
     time: float = NEVER
@@ -50,16 +50,16 @@ class Failure:
     def order(self) -> tuple[int, float]:
         """Least for the likely cause: when a process is gone, the others crash in the middle of
         their exchange with it."""
-        return KINDS.index(self.kind), self.time
+        return CAUSES.index(self.cause), self.time
 
     def end(self) -> NoReturn:
         """Raise or exit as the process itself would have, alone."""
-        if self.kind == "explained":
+        if self.cause == "explained":
             raise RankError(self.message)
-        sys.exit(STOPPED if self.kind == "stopped" else self.message)
+        sys.exit(STOPPED if self.cause == "stopped" else self.message)
 
 
-KINDS = ("explained", "killed", "crashed", "stopped")
+CAUSES = ("explained", "killed", "crashed", "stopped")
 
 
 def torchrun(

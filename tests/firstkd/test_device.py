@@ -125,7 +125,7 @@ def test_value_and_gradient_of_a_term_are_the_cpus(world, place, name):
                 models = {n: there.moved(getattr(world, n)) for n in ("student", "teacher", "wide")}
                 own = replace(world, **models)
             torch.manual_seed(0)
-            sources, places, beside = {}, (), nn.ModuleList()
+            sources, places, beside = {}, (), term.modules(0, (0, 0))
             if term.signal:
                 sources["term"], places, beside = source_of(own, term)
             beside = there.moved(beside) if there else beside
