@@ -108,24 +108,20 @@ class Lineage:
 
         None if they do not go back to one model, or `other` has lost layers since.
         """
-        ours, theirs = self._line_of_weights(model), self._line_of_weights(other)
+        ours, theirs = (self._line(name, of_weights=True) for name in (model, other))
         shared = next((name for name in ours if name in theirs), None)
         if shared is None or any(map(self._is_cut, theirs[: theirs.index(shared)])):
             return None
         return [name for name in reversed(ours[: ours.index(shared)]) if self._is_cut(name)]
 
-    def _line(self, model: str) -> list[str]:
-        """Return a model and those that it goes back to."""
+    def _line(self, model: str, of_weights: bool = False) -> list[str]:
+        """Return a model and those that it goes back to, or that its weights go back to."""
         line = [model]
         while origins := self._models[line[-1]].init.models:
+            if of_weights and self._models[line[-1]].init.starts_anew:
+                break
             line.append(origins[0])
         return line
-
-    def _line_of_weights(self, model: str) -> list[str]:
-        """Return a model and those whose weights it goes back to."""
-        line = self._line(model)
-        new = [place for place, name in enumerate(line) if self._models[name].init.starts_anew]
-        return line[: new[0] + 1] if new else line
 
     def _is_cut(self, model: str) -> bool:
         return self._models[model].init.cuts_layers

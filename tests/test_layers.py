@@ -26,6 +26,21 @@ def imported(file: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
+def lines(folder: str) -> dict[str, int]:
+    """Return how many lines each module has."""
+    files = sorted((REPOSITORY / folder).rglob("*.py"))
+    return {str(file.relative_to(REPOSITORY)): len(file.read_text().splitlines()) for file in files}
+
+
+@pytest.mark.parametrize("layer", FORBIDDEN)
+def test_modules_are_short(layer: str) -> None:
+    assert not {name: length for name, length in lines(layer).items() if length > 250}
+
+
+def test_orchestration_stays_small() -> None:
+    assert sum(lines("flows").values()) <= 2900
+
+
 @pytest.mark.parametrize("layer", FORBIDDEN)
 def test_layer_imports_only_downwards(layer: str) -> None:
     files = sorted((REPOSITORY / layer).rglob("*.py"))
