@@ -154,7 +154,7 @@ def write_project(root: Path, name: str, seed: int, examples: int) -> None:
         "tokens": {"kind": "tokens", "of": "teacher", "select": {"kind": "top_k", "k": 5}}
     }
     for training in params["train"].values():  # of texts each has tens of decisions, not one
-        training.update(micro_batch_size=8, micro_batch_tokens=4096)
+        training.update(micro_batch_size=8, micro_batch_tokens=4096, micro_batches_per_step=1)
     params["evaluate"]["models"] = ["teacher", *STUDENTS]
     params["evaluate"]["open_text"].update(JUDGED[name])
     project.write(root, params)

@@ -263,6 +263,7 @@ def shrink(params: Any) -> None:
     params["validate"]["min_answer_share"] = 0
     for training in params["train"].values():
         training.update({"epochs": 1, "micro_batch_size": 8, "precision": "fp32"})
+        training["micro_batches_per_step"] = 1
         if training["schedule"].get("data"):
             training["schedule"]["data"] = ["questions"]
     params["capture"]["precision"] = "fp32"
