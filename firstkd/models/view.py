@@ -82,6 +82,13 @@ class View:
         batch = self.batch
         return choice_scores(self.logprobs_M, batch.response_of_M, batch.choice_mask_BC)
 
+    @cached_property
+    def gold_choices(self) -> tuple[Tensor, Tensor]:
+        """Scores [D, C] of the D questions with several choices and a known right one, and the
+        index [D] of that."""
+        decides_B = (self.batch.choice_mask_BC.sum(-1) > 1) & (self.batch.gold_B >= 0)
+        return self.choice_scores_BC[decides_B], self.batch.gold_B[decides_B]
+
     def tokens(self, name: str) -> HeadScores:
         """Return the scores of the ids that were asked for under this name."""
         return self._heads[name]

@@ -46,9 +46,7 @@ class AdaptiveFocal(Term):
     def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         from firstkd.terms.gammas import focal
 
-        batch = view.batch
-        decides = (batch.choice_mask_BC.sum(-1) > 1) & (batch.gold_B >= 0)
-        scores, gold = view.choice_scores_BC[decides], batch.gold_B[decides]
+        scores, gold = view.gold_choices
         right = scores.log_softmax(-1).gather(-1, gold[:, None])[:, 0]
         (gammas,) = view.modules[name]
         gamma = gammas(right.detach().exp())

@@ -26,12 +26,10 @@ class GoldChoice(Term):
         return int(question.gold is not None and len(question.responses) > 1)
 
     def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
-        batch = view.batch
-        decides = (batch.choice_mask_BC.sum(-1) > 1) & (batch.gold_B >= 0)
-        scores, gold = view.choice_scores_BC[decides], batch.gold_B[decides]
+        scores, gold = view.gold_choices
         logprobs = scores.log_softmax(-1)
         right = logprobs.gather(-1, gold[:, None])[:, 0]
-        exists = batch.choice_mask_BC[decides]
+        exists = ~scores.isneginf()
         mean = logprobs.masked_fill(~exists, 0.0).sum(-1) / exists.sum(-1)
         agree = (scores.argmax(-1) == gold).sum()
         return Sum(self.loss(right, mean).sum(), len(scores), {"agreement": agree})
