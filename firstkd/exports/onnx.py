@@ -17,8 +17,8 @@ from firstkd.exports.base import Export, Exported
 
 INPUTS = ("input_ids", "position_ids", "segments", "rows")
 BLOCK = 32
-"""Weights of a column that share a scale, behind a gate."""
-BY_BLOCK_TOO = 4
+"""Weights of a down projection's column that share a scale."""
+ACTIVATIONS_TOO = 4
 """ONNX Runtime's `accuracy_level` for activations of eight bits, with a scale a block."""
 LARGEST_FILE = 2**31
 """Bytes that one protobuf may have."""
@@ -32,8 +32,8 @@ class OnnxExport(Export):
     runtime: ClassVar[str] = "onnxruntime"
 
     weights: Literal["fp32", "int8"]
-    """int8: of each matrix by column, activations quantised as they come (dynamic); behind a gate,
-    where activations have outliers, both by blocks of 32."""
+    """int8: of each matrix by column, activations quantised as they come (dynamic); of down
+    projections both in blocks of 32, since what they read has outliers."""
 
     def check(self, config: Any) -> None:
         from firstkd.models.masks import ATTENTION, layer_kinds
@@ -82,10 +82,10 @@ def _in_eight_bits(whole: Path) -> Path:
         op_types_to_quantize=["MatMul", "Gemm", "Gather"],
         per_channel=True,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=_behind_gates(onnx.load(whole).graph),
+        nodes_to_exclude=_down_projections(onnx.load(whole).graph),
     )
     by_block = DefaultWeightOnlyQuantConfig(
-        block_size=BLOCK, is_symmetric=True, accuracy_level=BY_BLOCK_TOO, bits=8
+        block_size=BLOCK, is_symmetric=True, accuracy_level=ACTIVATIONS_TOO, bits=8
     )
     others = MatMulNBitsQuantizer(onnx.load(quantised), algo_config=by_block)
     others.process()
@@ -93,10 +93,11 @@ def _in_eight_bits(whole: Path) -> Path:
     return quantised
 
 
-def _behind_gates(graph: Any) -> list[str]:
-    """Return the names of the products of a matrix with activations that were multiplied by others.
+def _down_projections(graph: Any) -> list[str]:
+    """Return the names of the matrix products that read what a gate was multiplied with.
 
-    One scale for all of these loses what most of them say: a few are hundreds of times as large.
+    A few of these activations are hundreds of times larger than the rest, for which one scale for
+    all of them leaves next to nothing.
     """
     fixed = {tensor.name for tensor in graph.initializer}
     made_by = {output: node for node in graph.node for output in node.output}

@@ -1,8 +1,8 @@
-"""Safetensors for vLLM and whatever else reads a Hugging Face folder, in eight bits if asked for.
+"""Safetensors for vLLM, and for whatever else reads a Hugging Face folder.
 
-The eight bits are in the format int-quantized of compressed-tensors: a matrix W [out, in] is kept
-as the nearest integers to W / s, with s [out, 1] its rows' largest absolute values / 127, and
-`config.json` says so. Activations are quantised as they come, token by token.
+In int8, the format is `int-quantized` of compressed-tensors: a matrix W [out, in] is kept as the
+integers nearest to W / s, where s [out, 1] is the largest absolute value of each row / 127 (weights
+per channel), and `config.json` says so. Activations are quantised dynamically, per token.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ class SafetensorsExport(Export):
     beside: ClassVar[tuple[str, ...]] = ("tokenizer.json", "config.json")
 
     weights: Literal["bf16", "int8"]
-    """int8: of the matrices in its layers, by row; embeddings, head and norms stay bfloat16."""
+    """int8: of the matrices in the layers; embeddings, head and norms stay bfloat16."""
 
     def check(self, config: Any) -> None:
         import torch

@@ -241,7 +241,7 @@ def test_a_family_that_a_format_does_not_know_is_named():
         export(GgufExport, "f16").check(gemma().config)
 
 
-def test_eight_bits_bear_a_unit_that_is_much_larger_than_others(tiny_model, tmp_path):
+def test_eight_bits_survive_a_unit_much_larger_than_the_others(tiny_model, tmp_path):
     model = load_model(tiny_model, "fp32").eval()
     with torch.no_grad():
         for layer in model.model.layers:
