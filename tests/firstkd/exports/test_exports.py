@@ -48,15 +48,16 @@ def exported(folder, facts="{}"):
     return Exported(load_model(folder, "fp32").eval(), load_tokenizer(folder), facts)
 
 
-def written(kind, weights, model_folder, folder):
-    """An export as its stage writes it, of a model with T = 2.5."""
+def written(kind, weights, model_folder, folder, folded=False):
+    """An export as its stage writes it, of a model with T = 2.5, beside the weights or in them."""
     what = exported(model_folder)
+    assert not folded or fold_temperature(what.model, T)
     what.model.config.save_pretrained(folder)
     what.tokenizer.save_pretrained(folder)
     export(kind, weights).write(what, folder / kind.file_name)
     files = (kind.file_name, *kind.beside)
     facts = {
-        "temperature": T,
+        "temperature": 1.0 if folded else T,
         "prompt": PROMPT.model_dump(),
         "choices": None,
         "policy": {"threshold": 0.999},
@@ -83,6 +84,18 @@ def test_the_runtime_scores_as_torch_does(folder, tiny_model):
     for question, row in zip(questions, expected, strict=True):
         found = student.scores(question.prompt, question.responses)
         np.testing.assert_allclose(found, row[: len(found)], atol=TOLERANCES[suffix])
+
+
+@pytest.mark.parametrize(("kind", "weights"), [(OnnxExport, "fp32"), (GgufExport, "f16")])
+def test_the_runtime_divides_logits_by_the_temperature_in_the_weights(
+    kind, weights, tiny_model, tmp_path
+):
+    student = reader.Student(written(kind, weights, tiny_model, tmp_path, folded=True), threads=1)
+    prompt, tokens = [5, 9, 7, 30], range(3, 60)
+    logits = load_model(tiny_model, "fp32")(torch.tensor([prompt])).logits[0, -1]
+    expected = (logits / T).log_softmax(-1)[list(tokens)].tolist()
+    found = student.scores(prompt, [[token] for token in tokens])
+    np.testing.assert_allclose(found, expected, atol=TOLERANCES[Path(kind.file_name).suffix])
 
 
 @pytest.mark.parametrize("choice_format", ["cloze", "letter"])

@@ -11,7 +11,7 @@ from firstkd.data.prompts import encode
 from firstkd.exports.safetensors import SafetensorsExport
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.scoring import score_questions
-from tests.firstkd.exports.test_exports import EXAMPLES, PROMPT, written
+from tests.firstkd.exports.test_exports import EXAMPLES, PROMPT, T, written
 from tests.tasks.served import VLLM, VLLM_ON_CPU
 from tests.tiny import write_tiny_model
 
@@ -53,17 +53,32 @@ def model(tmp_path_factory):
     return folder
 
 
+def asked(folder, questions):
+    """Return the scores that an export gives to each of the questions, prompt and responses."""
+    (folder / "ask.py").write_text(ASK)
+    command = [VLLM, "ask.py", json.dumps(questions)]
+    subprocess.run(command, cwd=folder, env=VLLM_ON_CPU, check=True)
+    return json.loads((folder / "scores.json").read_text())
+
+
 @pytest.mark.parametrize(("weights", "mean", "most"), [("bf16", 0.02, 0.1), ("int8", 0.1, 0.4)])
 def test_it_scores_as_torch_does(model, tmp_path, weights, mean, most):
     written(SafetensorsExport, weights, model, tmp_path)
     questions = encode(EXAMPLES, load_tokenizer(model), PROMPT)
-    (tmp_path / "ask.py").write_text(ASK)
-    asked = json.dumps([[question.prompt, question.responses] for question in questions])
-    subprocess.run([VLLM, "ask.py", asked], cwd=tmp_path, env=VLLM_ON_CPU, check=True)
-    found = json.loads((tmp_path / "scores.json").read_text())
+    found = asked(tmp_path, [[question.prompt, question.responses] for question in questions])
     expected = score_questions(load_model(model, "fp32"), questions, 1)
     assert expected[0, :2].std() > 0.3  # far from alike
     errors = torch.cat(
         [(torch.tensor(f) - row[: len(f)]).abs() for f, row in zip(found, expected, strict=True)]
     )
     assert errors.mean() < mean and errors.max() < most
+
+
+def test_it_divides_logits_by_the_temperature_in_the_weights(model, tmp_path):
+    written(SafetensorsExport, "bf16", model, tmp_path, folded=True)
+    prompt, tokens = [5, 9, 7, 30], range(3, 60)
+    logits = load_model(model, "fp32")(torch.tensor([prompt])).logits[0, -1]
+    expected = (logits / T).log_softmax(-1)[list(tokens)]
+    (found,) = asked(tmp_path, [[prompt, [[token] for token in tokens]]])
+    errors = (torch.tensor(found) - expected).abs()
+    assert errors.mean() < 0.02 and errors.max() < 0.1
