@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from benchmarks.cost_model import record_bytes
+from benchmarks.cost_model import CAPTURE_SHARE, record_bytes
+from benchmarks.recipe_cost import minutes
+from firstkd.settings import load_settings
 from firstkd.signals.select import TopK
 from firstkd.signals.tokens import Tokens
 from tests.pages import commands_of
@@ -67,3 +69,11 @@ def test_a_record_is_as_large_as_the_page_says(vocabulary: int, tail_nodes: int,
         kind="tokens", of="teacher", select=TopK(kind="top_k", k=5), tail_nodes=tail_nodes
     )
     assert record_bytes(signal.layout(vocabulary)) == size
+
+
+def test_a_recipe_costs_its_trainings_and_passes() -> None:
+    sizes = {"large": 7e9, "small": 1e9, "examples": 1e4, "tokens": 100, "teraflops": 400}
+    trained = 2 * 6 * (7e9 + 1e9 + 1e9)  # two epochs of the teacher, `sft` and `first`
+    asked = 2 * 2 * 7e9 / CAPTURE_SHARE  # of the teacher: its choices, and its last hidden state
+    shipped = load_settings(REPOSITORY / "params.yaml")
+    assert minutes(shipped, sizes) == pytest.approx((trained + asked) * 1e6 / 400e12 / 60)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from benchmarks import recipe_cost
 from firstkd.answering import Answerer
 from firstkd.data.examples import read_examples
 from firstkd.files import read_json_lines
@@ -78,6 +79,12 @@ def test_what_an_example_does_not_use_it_does_not_have(path: Path) -> None:
     pooled = {name for signal in settings.signals.values() for name in signal.signals}
     assert set(settings.train) == trainings
     assert set(settings.signals) == learned | pooled
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=named)
+def test_an_example_says_what_it_costs(path: Path) -> None:
+    minutes = recipe_cost.minutes(load_settings(path))
+    assert f"# Costs {minutes:.1f} minutes of one GPU" in path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
