@@ -1,6 +1,6 @@
 """The settings of params.yaml: every key, its type, its range and its meaning, in one place.
 
-`load_settings` is the only reader. Stages hand a section (`settings.distill`) to the functions
+`load_settings` is the only reader. Stages hand a section (`settings.capture`) to the functions
 that need it, never the whole.
 """
 

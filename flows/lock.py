@@ -1,5 +1,7 @@
 """One writer at a time for the versions and aliases of a registered model.
 
+What keeps retrainings apart is `Workspace.exclusive`, for a folder, and Prefect's limits.
+
 The writers of a local database exclude each other by a file lock, which the system releases when
 its holder dies. The writers of an MLflow server may be on several machines: they share a
 concurrency limit of one on their Prefect server, which takes a dead holder's place back.

@@ -55,7 +55,9 @@ class Source(Section):
         if scheme == "hub" and not COMMIT.search(rest):
             why = f"{rest} names no commit (@ and 40 hex digits), and what it names may move"
         if why and not self.sha256:
-            raise ValueError(f"{why}, or pin it with a sha256 (the error prints the actual one)")
+            raise ValueError(
+                f"{why}, or pin it with a sha256 (of 64 zeros, the error prints the actual one)"
+            )
         return self
 
 

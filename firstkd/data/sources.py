@@ -92,8 +92,8 @@ def _from_path(rest: str, sha256: str | None, project: Path) -> Path:
     folder = found if found.is_dir() else found.parent  # DVC follows links to files, not to folders
     if sha256 is None and not folder.resolve().is_relative_to((project / "sources").resolve()):
         raise SourceError(
-            f"path:{rest} is {folder.resolve()}, where no change would be noticed: put it into "
-            "sources/ itself, or pin it with a sha256 (the error prints the actual one)"
+            f"path:{rest} is {folder.resolve()}, where no change would be noticed: put it "
+            "into sources/, or pin it with a sha256 (of 64 zeros, the error prints the actual one)"
         )
     return found
 
