@@ -1,6 +1,6 @@
 """From examples to token ids: how a question is put to the model, and what counts as its answer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
@@ -48,8 +48,8 @@ class Question:
         return replace(self, responses=[self.responses[self.gold]], gold=0)
 
 
-CHUNK_EXAMPLES = 1024
-"""Tokenised at a time: offsets take far more memory than ids."""
+CHUNK_TEXTS = 4096
+"""Tokenised at a time, a text for each choice: offsets take far more memory than ids."""
 
 
 def encode(
@@ -75,8 +75,7 @@ def encode(
     start = [] if is_chat else starting_ids(tokenizer)
     render = renderer(tokenizer, settings)
     questions = []
-    for first in range(0, len(examples), CHUNK_EXAMPLES):
-        chunk = examples[first : first + CHUNK_EXAMPLES]
+    for chunk in in_chunks(examples):
         split = tokenise([render(example) for example in chunk], tokenizer, is_chat)
         for example, (head, prompt, responses, _) in zip(chunk, split, strict=True):
             if example.choices is None and not is_chat:
@@ -84,6 +83,21 @@ def encode(
             prompt = _fitted(example.id, [*start, *head], prompt, responses, settings.max_length)
             questions.append(Question(example.id, prompt, responses, gold_of(example)))
     return questions
+
+
+def in_chunks(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """Yield successive examples whose texts are at most CHUNK_TEXTS, or a single one."""
+    chunk: list[Example] = []
+    texts = 0
+    for example in examples:
+        count = len(example.choices or [""])
+        if chunk and texts + count > CHUNK_TEXTS:
+            yield chunk
+            chunk, texts = [], 0
+        chunk.append(example)
+        texts += count
+    if chunk:
+        yield chunk
 
 
 def renderer(tokenizer: Tokenizer, settings: PromptSettings) -> Callable[[Example], Rendered]:

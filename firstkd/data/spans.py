@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from firstkd.data.examples import Example
-from firstkd.data.prompts import CHUNK_EXAMPLES, Characters, Tokenizer, gold_of, renderer, tokenise
+from firstkd.data.prompts import Characters, Tokenizer, gold_of, in_chunks, renderer, tokenise
 from firstkd.data.settings import PromptSettings
 
 
@@ -38,8 +38,7 @@ def right_spans(
     is_chat = settings.format == "chat"
     render = renderer(tokenizer, settings)
     found = []
-    for first in range(0, len(examples), CHUNK_EXAMPLES):
-        chunk = examples[first : first + CHUNK_EXAMPLES]
+    for chunk in in_chunks(examples):
         rendered = [render(example) for example in chunk]
         split = tokenise(rendered, tokenizer, is_chat)
         for example, texts, parts in zip(chunk, rendered, split, strict=True):

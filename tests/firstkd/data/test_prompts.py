@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from firstkd.data.examples import Example
-from firstkd.data.prompts import encode, starting_ids
+from firstkd.data.prompts import CHUNK_TEXTS, encode, in_chunks, starting_ids
 from firstkd.data.settings import PromptSettings
 from firstkd.errors import ArtifactError, ConfigError, DataValidationError
 from firstkd.models.folders import load_tokenizer
@@ -182,3 +182,17 @@ def test_open_text_without_an_end_token_is_named():
     example = replace(EXAMPLE, choices=None, answer_index=None)
     with pytest.raises(ArtifactError, match="has no end-of-text token"):
         encode([example], tokenizer, CLOZE)
+
+
+def test_what_is_tokenised_at_a_time_is_bounded_by_its_texts(tokenizer):
+    """300 labels for each question would otherwise hold the offsets of 300 texts a question."""
+    many = replace(EXAMPLE, choices=tuple(f"label {i}" for i in range(300)), answer_index=0)
+    few, alone = replace(many, choices=("a", "b")), replace(many, choices=("a",) * 5000)
+    examples = [*[many] * 30, *[few] * 3000, alone, many]
+    chunks = list(in_chunks(examples))
+    assert [example for chunk in chunks for example in chunk] == examples
+    assert [len(chunk) for chunk in chunks if alone in chunk] == [1]
+    sizes = [sum(len(example.choices) for example in chunk) for chunk in chunks]
+    assert all(size <= CHUNK_TEXTS for size in sizes if size != 5000) and len(chunks) == 6
+    settings = PromptSettings(format="cloze", max_length=100)
+    assert len(encode([many], tokenizer, settings)[0].responses) == 300

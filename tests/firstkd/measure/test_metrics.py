@@ -65,6 +65,17 @@ def test_smooth_ece_agrees_with_its_authors_code(sharpness):
     assert ours == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.parametrize("num_classes", [4, 77])
+def test_ece_agrees_with_scikit_learn(num_classes):
+    *_, predictions = made(num_classes)
+    confidence, correct = predictions.confidence, predictions.correct
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=10)  # of bins that are not empty
+    counts, _ = np.histogram(confidence, bins=10, range=(0, 1))
+    shares = counts[counts > 0] / len(correct)
+    ours = expected_calibration_error(confidence, correct, 10)
+    assert float(ours[0]) == pytest.approx(shares @ np.abs(accuracy - mean), abs=1e-9)
+
+
 def test_equal_mass_ece_agrees_with_scikit_learn(predictions):
     confidence, correct = predictions.confidence, predictions.correct
     accuracy, mean = calibration_curve(correct, confidence, n_bins=10, strategy="quantile")
