@@ -11,7 +11,7 @@ into French), or are Alpaca's published file; model and training are those of pa
 model's chat template and in batches of 8. Each data set is a project of its own under --work, made
 by `dvc repro` a model at a time: what is finished is kept, a killed training continues from its
 last checkpoint, and the same command resumes. Prints progress and a table for each data set that is
-complete, then one JSON line, and writes that to WORK/results.json.
+complete, then one JSON line of all data sets measured so far, which are kept in WORK/results.json.
 """
 
 import argparse
@@ -106,7 +106,8 @@ def main() -> None:
     if "alpaca" in names and not given.alpaca:
         parser.error("--data alpaca needs --alpaca FILE, its published file")
     cells = [(name, model) for name in names for model in ["teacher", *STUDENTS]]
-    found = {}
+    kept = work / "results.json"
+    found = read_json(kept) if kept.exists() else {}
     with tqdm(cells, unit="model") as progress:
         for name, model in progress:
             progress.set_description(f"{model} on {name}")
@@ -118,7 +119,7 @@ def main() -> None:
             if model == [*STUDENTS][-1]:
                 found[name] = results(root)
                 progress.write(table(name, found[name]) + "\n", file=sys.stderr)
-    write_json(work / "results.json", found)
+                write_json(kept, found)
     print(json.dumps(found))
 
 
