@@ -8,8 +8,8 @@ VLLM := .venv-vllm
 GPU := .venv-gpu
 # of PyTorch's packages for it; they pin their CUDA libraries themselves
 CUDA := cu130
-# tests of one file run in one process, after each other
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# tests of one file run in one process, after each other, in the order that tests/conftest.py gives
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-all test-integration test-infra test-vllm test-gpu lint docs setup clean
 
