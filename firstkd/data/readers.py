@@ -60,13 +60,14 @@ def read(
 
 
 def _format_of(dataset: DatasetSource, path: Path) -> Format:
-    """Return what reads a file; labels that it names itself count, unless settings say choices."""
+    """Return what reads a file; the labels that it names itself are choices if it has no others."""
     if dataset.format == "open_text":
         return open_text(dataset)
     if dataset.format != "questions":
         return PUBLISHED[dataset.format]
-    if not dataset.labels and "choices" not in dataset.columns.model_fields_set:
-        names = class_names(path, dataset.columns.answer)
+    columns = dataset.columns
+    if not dataset.labels and "choices" not in columns.model_fields_set:
+        names = class_names(path, columns.answer, str(columns.choices))
         dataset = dataset.model_copy(update={"labels": names})
     return questions(dataset)
 

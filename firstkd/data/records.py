@@ -123,20 +123,24 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
         raise _unreadable(where, f"not a whole Parquet file ({error})") from error
 
 
-def class_names(path: Path, column: str) -> tuple[str, ...] | None:
+def class_names(path: Path, column: str, choices: str) -> tuple[str, ...] | None:
     """Return the names of a column's classes as Hugging Face's `datasets` keeps them in Parquet.
 
-    (A feature of type ClassLabel.) None for another column or file. Raises DataValidationError as
-    `read_records` does.
+    (A feature of type ClassLabel.) None for another column or file, and for a file that has the
+    column `choices`: MMLU calls its answers A to D, which are not what a question offers. Raises
+    DataValidationError as `read_records` does.
     """
     if path.suffix.lower() != ".parquet":
         return None
     try:
-        kept = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+        schema = pq.read_schema(path)
+        kept = (schema.metadata or {}).get(b"huggingface", b"{}")
         feature = json.loads(kept).get("info", {}).get("features", {}).get(column, {})
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(str(path), f"not a whole Parquet file ({error})") from error
     if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return None
+    if choices in schema.names:
         return None
     return tuple(feature.get("names", ())) or None
 

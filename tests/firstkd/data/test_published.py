@@ -178,7 +178,7 @@ PUBLISHED: dict[str, tuple[Row, Row, str]] = {
         },
         "like attending",
     ),
-    "mmlu": (MMLU, {"answers_are": "index"}, "4"),
+    "mmlu": (MMLU, {"columns": {}}, "4"),
     "truthfulqa": (
         TRUTHFULQA,
         {"columns": {"choices": "mc1_targets.choices", "answer": "mc1_targets.labels"}},
@@ -234,26 +234,45 @@ def test_several_right_answers_are_refused(tmp_path: Path) -> None:
         read_rows(tmp_path, [row], {})
 
 
-def test_class_names_in_parquet_are_the_labels(tmp_path: Path) -> None:
-    """In the metadata that `datasets` 5.2 writes, which the hub's Parquet files have."""
-    names = {"names": ["late", "lost"], "_type": "ClassLabel"}
-    features = {"text": {"dtype": "string", "_type": "Value"}, "label": names}
-    table = pa.table({"text": ["Where is my card?", "My card is gone."], "label": [0, 1]})
+def hub_parquet(path: Path, rows: list[Row], answer: str, names: list[str]) -> None:
+    """Write rows with the metadata that `datasets` 5.2 writes, as the hub's Parquet files have."""
+    features = {answer: {"names": names, "_type": "ClassLabel"}}
     described = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    pq.write_table(table.replace_schema_metadata(described), tmp_path / "rows.parquet")
-    values: Row = {"source": "path:sources/x", "role": "split", "format": "questions"}
-    values["columns"] = {"question": "text", "answer": "label"}
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(described), path)
 
-    def read_by(**more: Any) -> list[Example]:
-        settings = DatasetSource.model_validate({**values, **more})
-        return [*read(tmp_path / "rows.parquet", settings, "set")]
 
-    assert [example.response for example in read_by()] == ["late", "lost"]
-    assert {example.choices for example in read_by()} == {("late", "lost")}
-    assert [e.response for e in read_by(labels=["one", "two"])] == ["one", "two"]
-    pq.write_table(table, tmp_path / "rows.parquet")
+def read_hub(path: Path, **settings: Any) -> list[Example]:
+    values = {"source": "path:sources/x", "role": "split", "format": "questions", **settings}
+    return [*read(path, DatasetSource.model_validate(values), "set")]
+
+
+def test_class_names_in_parquet_are_the_labels(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    rows: list[Row] = [
+        {"text": "Where is my card?", "label": 0},
+        {"text": "My card is gone.", "label": 1},
+    ]
+    columns = {"question": "text", "answer": "label"}
+    hub_parquet(path, rows, "label", ["late", "lost"])
+    found = read_hub(path, columns=columns)
+    assert [example.response for example in found] == ["late", "lost"]
+    assert {example.choices for example in found} == {("late", "lost")}
+    own = read_hub(path, columns=columns, labels=["one", "two"])
+    assert [example.response for example in own] == ["one", "two"]
+    pq.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(DataValidationError, match="there is no 'choices'"):
-        read_by()
+        read_hub(path, columns=columns)
+
+
+def test_class_names_do_not_replace_the_choices_of_a_file(tmp_path: Path) -> None:
+    """MMLU on the hub calls its answers A to D, and lists each question's choices beside them."""
+    path = tmp_path / "rows.parquet"
+    rows = [{**MMLU, "choices": ["1", "3", "4", "5"], "answer": 2}, MMLU]
+    hub_parquet(path, rows, "answer", ["A", "B", "C", "D"])
+    found = read_hub(path, columns={})
+    assert [example.choices for example in found] == [("1", "3", "4", "5"), ("0", "4", "2", "6")]
+    assert [example.response for example in found] == ["4", "4"]
+    assert found == read_rows(tmp_path, rows, {})
 
 
 def test_open_text_is_read_by_columns_and_instruction(tmp_path: Path) -> None:
