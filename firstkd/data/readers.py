@@ -43,7 +43,8 @@ def read(
     whichever most of its rows agree with. To know which, the file is read twice. Raises
     DataValidationError naming all malformed records, once the others have been yielded.
     """
-    form = _format_of(dataset, path)
+    dataset = _with_class_names(dataset, path)
+    form = _format_of(dataset)
     survey = Survey.of(path, form, dataset)
     survey.check_any(path, name)
     survey.log(path)
@@ -59,17 +60,24 @@ def read(
     survey.check_well_formed(path, name)
 
 
-def _format_of(dataset: DatasetSource, path: Path) -> Format:
-    """Return what reads a file; the labels that it names itself are choices if it has no others."""
+def _with_class_names(dataset: DatasetSource, path: Path) -> DatasetSource:
+    """Return settings with the labels that a file names itself, if nothing else gives choices."""
+    columns = dataset.columns
+    if dataset.format != "questions" or dataset.labels or "choices" in columns.model_fields_set:
+        return dataset
+    names = class_names(path, columns.answer, str(columns.choices))
+    if not names:
+        return dataset
+    of_class = {"labels": names, "answers_are": dataset.answers_are or "index"}
+    return dataset.model_copy(update=of_class)
+
+
+def _format_of(dataset: DatasetSource) -> Format:
     if dataset.format == "open_text":
         return open_text(dataset)
-    if dataset.format != "questions":
-        return PUBLISHED[dataset.format]
-    columns = dataset.columns
-    if not dataset.labels and "choices" not in columns.model_fields_set:
-        names = class_names(path, columns.answer, str(columns.choices))
-        dataset = dataset.model_copy(update={"labels": names})
-    return questions(dataset)
+    if dataset.format == "questions":
+        return questions(dataset)
+    return PUBLISHED[dataset.format]
 
 
 def _answer_index(entry: Entry, reading: Reading | None) -> int | None:

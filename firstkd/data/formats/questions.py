@@ -43,19 +43,13 @@ def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[E
     own_column = not dataset.labels and not isinstance(columns.choices, str)
     kept = [i for i, (_, text) in enumerate(pairs) if text or not own_column]
     question = question_of(row, columns)
-    if own_column and columns.answer in columns.choices:
-        # the right answer's own column would be the same place in every question
-        kept.sort(key=lambda i: unit_hash(f"{question}\n{pairs[i][1]}"))
     answer = row[columns.answer]
+    if isinstance(answer, list) or (own_column and columns.answer in columns.choices):
+        # whoever marks the right answer, or gives it its own column, tends to write it first
+        kept.sort(key=lambda i: unit_hash(f"{question}\n{pairs[i][1]}"))
     answers: dict[Reading, int] = {}
     if labelled:
-        if answer in (None, ""):
-            raise missing_answer(columns.answer)
-        if isinstance(answer, list):
-            answer = dataset.first_index + _marked(answer, len(pairs))
-        values = found.values() if isinstance(found, dict) else found
-        numeric = isinstance(values, Iterable) and all(map(is_number, values))
-        read = _readings(answer, pairs, dataset.first_index, numeric)
+        read = _named(dataset, answer, found, pairs)
         answers = {reading: kept.index(i) for reading, i in read.items() if i in kept}
         if not answers:
             raise _unreadable(answer, [text for _, text in pairs], dataset.first_index)
@@ -88,6 +82,20 @@ def question_of(row: Record, columns: Columns) -> str:
     return "\n".join([*told, text_of(row, last)])
 
 
+def _named(
+    dataset: DatasetSource, answer: object, found: object, pairs: list[tuple[str, str]]
+) -> dict[Reading, int]:
+    """Return the choice that an answer names, under each reading that names one."""
+    if answer in (None, ""):
+        raise missing_answer(dataset.columns.answer)
+    if isinstance(answer, list):
+        return {"index": _marked(answer, len(pairs))}
+    values = found.values() if isinstance(found, dict) else found
+    numeric = isinstance(values, Iterable) and all(map(is_number, values))
+    # params.yaml has all labels as text, so whether theirs are numbers shows in the answers alone
+    return _readings(answer, pairs, dataset.first_index, numeric or bool(dataset.labels))
+
+
 def _marked(answer: list[object], choices: int) -> int:
     """Return the place of the one choice that is marked with a 1, the others with 0."""
     if len(answer) != choices or not all(mark in (0, 1) for mark in answer):
@@ -111,9 +119,9 @@ def _found(row: Record, columns: Columns) -> object:
 def _readings(
     answer: object, pairs: list[tuple[str, str]], first_index: int, numeric: bool
 ) -> dict[Reading, int]:
-    """Return the choice that an answer names, under each reading that names one.
+    """Return the choice that an answer names as a text, label, letter or number.
 
-    A number names a choice by its index, and by its text only if the choices are numbers, too.
+    A number names a choice by its index, and by its text only if the choices may be `numeric`.
     """
     if isinstance(answer, float) and answer.is_integer():  # a table with gaps makes floats of them
         names = {str(answer), str(int(answer))}

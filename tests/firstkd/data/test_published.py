@@ -225,6 +225,20 @@ def test_an_answer_with_a_column_of_its_own_does_not_always_stand_first(tmp_path
     assert found == read_rows(tmp_path, rows, PUBLISHED["sciq"][1])
 
 
+def test_an_answer_that_a_list_marks_does_not_always_stand_first(tmp_path: Path) -> None:
+    """TruthfulQA lists the right answer first in every question."""
+    rows = [{**TRUTHFULQA, "question": f"Question {number}?"} for number in range(200)]
+    found = read_rows(tmp_path, rows, PUBLISHED["truthfulqa"][1])
+    counts = [[e.answer_index for e in found].count(place) for place in range(4)]
+    assert min(counts) >= 30
+    assert {e.response for e in found} == {TRUTHFULQA["mc1_targets"]["choices"][0]}
+
+
+def test_a_mark_names_a_place_even_if_the_choices_are_numbers(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "choices": [1, 2, 0], "answer": [0, 1, 0]} for i in range(9)]
+    assert {example.response for example in read_rows(tmp_path, rows, {})} == {"2"}
+
+
 def test_several_right_answers_are_refused(tmp_path: Path) -> None:
     several = {"columns": {"choices": "mc2_targets.choices", "answer": "mc2_targets.labels"}}
     with pytest.raises(DataValidationError, match="2 choices are marked as right; a question has"):
@@ -262,6 +276,12 @@ def test_class_names_in_parquet_are_the_labels(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(DataValidationError, match="there is no 'choices'"):
         read_hub(path, columns=columns)
+
+
+def test_a_class_is_its_place_among_the_names_even_if_they_are_numbers(tmp_path: Path) -> None:
+    rows: list[Row] = [{"question": f"{i}?", "answer": i} for i in (1, 3)]
+    hub_parquet(tmp_path / "rows.parquet", rows, "answer", ["1", "2", "3", "4", "5"])
+    assert [e.response for e in read_hub(tmp_path / "rows.parquet")] == ["2", "4"]
 
 
 def test_class_names_do_not_replace_the_choices_of_a_file(tmp_path: Path) -> None:

@@ -514,6 +514,35 @@ def test_numeric_choices(
     assert examples[0].choices == tuple(map(str, choices))
 
 
+STARS = ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "more", "expected"),
+    [
+        ([1, 4], {}, ["1", "4"]),
+        ([1.0, 4.0], {}, ["1", "4"]),
+        ([0, 4], {}, ["1", "5"]),  # 0 is no label's text, so these count from 0
+        ([1, 4], {"answers_are": "index"}, ["2", "5"]),
+        ([1, 4], {"first_index": 1}, ["1", "4"]),
+    ],
+)
+def test_a_number_is_the_label_that_says_so_where_all_answers_can_be(
+    tmp_path: Path, answers: list[Any], more: dict[str, Any], expected: list[str]
+) -> None:
+    records = [{"question": f"Number {i}?", "answer": a} for i, a in enumerate(answers)]
+    examples = read_all(tmp_path, "questions", *records, labels=STARS, **more)
+    assert [example.response for example in examples] == expected
+
+
+def test_a_number_that_is_a_label_and_the_index_of_another_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_all(tmp_path, "questions", {"question": "Good?", "answer": 4}, labels=STARS)
+    assert "read as the index of a choice, 1 answers would name another one" in caplog.text
+    assert "set fetch.datasets.set.answers_are" in caplog.text
+
+
 @pytest.mark.parametrize("choice", [None, True, float("nan"), ["a"]])
 def test_a_choice_is_a_text_or_a_number(tmp_path: Path, choice: object) -> None:
     with pytest.raises(DataValidationError, match="a choice must be a text or a number"):
