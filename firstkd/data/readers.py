@@ -54,7 +54,7 @@ def read(
     for place, entries in parsed(path, form, dataset):
         for entry in entries:
             try:
-                yield _example(entry, _answer_index(entry, reading), name)
+                yield _example(entry, _answer_index(entry, reading), dataset, name)
             except Malformed as error:
                 survey.problem(place, error)
     survey.check_well_formed(path, name)
@@ -91,8 +91,11 @@ def _answer_index(entry: Entry, reading: Reading | None) -> int | None:
     return entry.answers[reading]
 
 
-def _example(entry: Entry, answer_index: int | None, source: str) -> Example:
-    passage = entry.passage or passage_of(entry.prompt, entry.choices)
+def _example(
+    entry: Entry, answer_index: int | None, dataset: DatasetSource, source: str
+) -> Example:
+    own = entry.prompt.removeprefix(dataset.instruction or "")  # which all records share
+    passage = entry.passage or passage_of(own, entry.choices)
     group = passage_group(passage) if passage else None
     if own_group := name_of(entry.group, "group"):
         group = f"{source}/{own_group}"

