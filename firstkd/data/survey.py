@@ -103,12 +103,26 @@ class Survey:
         self.problems.setdefault(str(error), []).append(place)
 
     def check_any(self, path: Path, name: str) -> None:
-        """Raise DataValidationError for a file without records."""
-        if not self.entries and not self.problems:
+        """Raise DataValidationError for a file without records, or if all are left out."""
+        if self.entries or self.problems:
+            return
+        if self.skipped:
             raise DataValidationError(
-                f"{path}: no records in it ({path.stat().st_size:,} bytes); correct "
-                f"fetch.datasets.{name}.source, or remove the data set"
+                f"{path}: all {self.skipped.total():,} records are left out: {self._left_out()}; "
+                f"change that in fetch.datasets.{name}, or remove the data set"
             )
+        raise DataValidationError(
+            f"{path}: no records in it ({path.stat().st_size:,} bytes); correct "
+            f"fetch.datasets.{name}.source, or remove the data set"
+        )
+
+    def _left_out(self) -> str:
+        """Return how many records are left out, for what, and by which setting."""
+        told = {"too_long": "too long (skip_longer_than)"}
+        return ", ".join(
+            f"{count:,} {told.get(kind) or f'with {kind} (skip)'.replace('_', ' ')}"
+            for kind, count in sorted(self.skipped.items())
+        )
 
     def check_well_formed(self, path: Path, name: str) -> None:
         """Raise DataValidationError naming all problems and the first places of each."""
@@ -132,8 +146,8 @@ class Survey:
         if self.ignored_answers:
             count = f"{self.ignored_answers:,}"
             log.info("%s: role unlabelled, so %s answers are ignored", path, count)
-        for kind, skipped in sorted(self.skipped.items()):
-            log.warning("%s: skipped for their %s: %s conversations", path, kind, f"{skipped:,}")
+        if self.skipped:
+            log.warning("%s: records left out: %s", path, self._left_out())
         if self.entities:
             log.warning(
                 "%s: %s records hold HTML entities such as &amp;, first %s; unless that is meant, "

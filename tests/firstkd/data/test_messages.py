@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,20 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("kind", UNFIT)
-def test_what_no_text_model_can_learn_from_is_refused_or_skipped_and_counted(tmp_path, kind):
+def test_what_no_text_model_can_learn_from_is_refused_or_skipped_and_counted(
+    tmp_path, kind, caplog
+):
     with pytest.raises(DataValidationError, match=rf"line 2: .*; add {kind} to `skip`"):
         read_all(tmp_path, OPENAI, UNFIT[kind])
     path, skipped = tmp_path / "data.jsonl", Counter()
     found = [*read(path, dataset(skip=[kind]), "chats", skipped)]
     assert len(found) == 2 and skipped == {kind: 1}
+    told = f"1 with {kind.replace('_', ' ')} (skip)"
+    assert f"data.jsonl: records left out: {told}" in caplog.text
+    with pytest.raises(
+        DataValidationError, match=rf"all 1 records are left out: {re.escape(told)}"
+    ):
+        read_all(tmp_path, UNFIT[kind], skip=[kind])
 
 
 def test_what_is_too_long_is_left_out_and_counted(tmp_path):

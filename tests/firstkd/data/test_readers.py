@@ -248,6 +248,19 @@ def test_a_file_without_records_is_named(tmp_path: Path, name: str, text: str) -
         read_text(tmp_path, name, text)
 
 
+def test_if_all_records_are_left_out_the_setting_that_does_so_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(DataValidationError) as caught:
+        read_all(tmp_path, "questions", OWN, OWN, skip_longer_than=3)
+    assert str(caught.value) == (
+        f"{tmp_path}/data.jsonl: all 2 records are left out: 2 too long (skip_longer_than); change "
+        "that in fetch.datasets.set, or remove the data set"
+    )
+    read_all(tmp_path, "questions", OWN, {**OWN, "question": "Where? " * 9}, skip_longer_than=9)
+    assert "data.jsonl: records left out: 1 too long (skip_longer_than)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
