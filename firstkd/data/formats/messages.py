@@ -1,38 +1,50 @@
 """Conversations: `messages` of `role` and `content` (OpenAI), or `conversations` of `from` and
 `value` (ShareGPT). Every turn of the assistant is an example, behind what was said before it.
+
+Context alone are the turns of an assistant that speaks before the user (ShareGPT's long
+conversations were cut into parts), and those that OpenAI's `weight: 0` excludes from training.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from firstkd.data.examples import Turn, content_id
 from firstkd.data.formats.entry import Entry, Format, Malformed, Unfit, cleaned, name_of
 from firstkd.data.records import Record
+from firstkd.data.settings import DatasetSource, Unwanted
 from firstkd.data.text import is_blank
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "developer": "system"}
 TOOL_ROLES = {"tool", "function", "function_call", "observation", "ipython"}
 TOOL_KEYS = ("tool_calls", "function_call", "tools")
+MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
+NOTHING = ("", "[]", "{}", "null", "None")
+"""Values, or their texts, of keys that a record has only because others in the file need them."""
 
 
-def parse(record: Record, labelled: bool) -> Iterator[Entry]:
+def messages(dataset: DatasetSource) -> Format:
+    return Format(partial(_parse, dataset), "messages")
+
+
+def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[Entry]:
     key = "messages" if "messages" in record else "conversations"
     found = record.get(key)
     if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
         raise Malformed(
             f"expected a list of turns in 'messages' or 'conversations', found {found!r}"
         )
-    _refuse_tools(record)
+    _refuse_unfit(record)
     turns = [_turn(message) for message in found]
-    if "assistant" not in [turn.role for turn in turns]:
-        raise Malformed("the conversation has no turn of the assistant to learn from")
+    answers = _answers(turns, may_open="unpaired_turns" not in dataset.skip)
+    learned = {place for place in answers if _is_learned(found[place])}
+    if not learned:
+        problem = "the conversation has no turn of the assistant that answers the user"
+        raise Unfit("unpaired_turns", f"{problem}, to learn from")
     name = name_of(record.get("id"), "id") or _content(turns)
-    replies = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
-    for place in replies:
-        if place == 0 or turns[place - 1].role != "user":
-            before = turns[place - 1].role if place else "nothing"
-            raise Malformed(f"turn {place + 1} of the assistant follows {before}, not the user")
-    for number, place in enumerate(replies, 1):
+    for number, place in enumerate(answers, 1):
+        if place not in learned:
+            continue
         yield Entry(
             prompt=turns[place - 1].content,
             choices=None,
@@ -41,6 +53,30 @@ def parse(record: Record, labelled: bool) -> Iterator[Entry]:
             group=name,
             history=tuple(turns[: place - 1]) or None,
         )
+
+
+def _answers(turns: list[Turn], may_open: bool) -> list[int]:
+    """Return the places of the assistant's turns that follow one of the user.
+
+    Raises Unfit for any other, but for those before all of the user's turns if they `may_open`.
+    """
+    answers, opening = [], may_open
+    for place, turn in enumerate(turns):
+        if turn.role == "user":
+            opening = False
+        elif turn.role == "assistant" and place and turns[place - 1].role == "user":
+            answers.append(place)
+        elif turn.role == "assistant" and not opening:
+            problem = f"turn {place + 1} of the assistant does not follow one of the user"
+            raise Unfit("unpaired_turns", problem)
+    return answers
+
+
+def _is_learned(message: dict[str, Any]) -> bool:
+    weight = message.get("weight")
+    if weight not in (None, 0, 1):
+        raise Malformed(f"'weight' must be 0 or 1, found {weight!r}")
+    return weight != 0
 
 
 def _content(turns: list[Turn]) -> str:
@@ -52,7 +88,7 @@ def _turn(message: dict[str, Any]) -> Turn:
     role: Any = ROLES.get(str(named), named)
     if role in TOOL_ROLES:
         raise Unfit("tool_calls", f"a turn of {named!r}")
-    _refuse_tools(message)
+    _refuse_unfit(message)
     if role not in ("system", "user", "assistant"):
         raise Malformed(f"a turn of {named!r}; allowed are system, user and assistant")
     content = message.get("content", message.get("value"))
@@ -73,10 +109,9 @@ def _part(part: object) -> str:
     raise Unfit("images", f"content that is not text ({kind!r})")
 
 
-def _refuse_tools(holder: dict[str, Any]) -> None:
-    for key in TOOL_KEYS:
-        if holder.get(key):
-            raise Unfit("tool_calls", f"{key!r}")
-
-
-MESSAGES = Format(parse, "messages")
+def _refuse_unfit(holder: dict[str, Any]) -> None:
+    """Raise Unfit for tools, images, video or sound of a conversation or a turn."""
+    for key in (*TOOL_KEYS, *MEDIA_KEYS):
+        if str(holder.get(key)).replace(" ", "") not in NOTHING:
+            holds: Unwanted = "tool_calls" if key in TOOL_KEYS else "images"
+            raise Unfit(holds, f"it holds {key!r}")

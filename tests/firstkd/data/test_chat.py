@@ -193,6 +193,17 @@ def test_a_model_without_a_template_or_without_an_end_of_turns_is_named():
         encode([EXAMPLE], endless, CHAT)
 
 
+def test_a_template_that_the_assistant_may_not_open_says_how_to_leave_such_conversations_out():
+    greeted = replace(EXAMPLE, history=(Turn("assistant", "Hello!"),))
+    assert encode([greeted], tokenizer_of("smollm2"), CHAT)
+    for name in ("gemma", "mistral"):
+        with pytest.raises(
+            DataValidationError,
+            match=r"must alternate.*; .* or the data \(`skip: \[unpaired_turns\]` leaves",
+        ):
+            encode([greeted], tokenizer_of(name), CHAT)
+
+
 def test_a_template_cannot_leave_its_sandbox():
     tokenizer = tokenizer_of("smollm2")
     tokenizer.chat_template = "{{ messages.__class__.__mro__ }}" + tokenizer.chat_template

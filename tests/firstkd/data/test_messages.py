@@ -72,7 +72,66 @@ UNFIT = {
     "empty_turns": with_turn(role="assistant", content=" \n"),
     "images": with_turn(role="user", content=[{"type": "image_url", "image_url": {"url": "x"}}]),
     "tool_calls": with_turn(role="assistant", content=None, tool_calls=[{"id": "1"}]),
+    "unpaired_turns": {"messages": [*OPENAI["messages"], OPENAI["messages"][2]]},
 }
+
+
+LLAVA = {
+    "id": "000000033471",
+    "image": "coco/train2017/000000033471.jpg",
+    "conversations": [
+        {"from": "human", "value": "<image>\nWhat are the colors of the bus in the image?"},
+        {"from": "gpt", "value": "The bus in the image is white and red."},
+    ],
+}
+TEXT_ALONE = {key: value for key, value in LLAVA.items() if key != "image"}
+
+
+@pytest.mark.parametrize(
+    ("record", "key"),
+    [
+        (LLAVA, "image"),
+        ({**TEXT_ALONE, "images": ["1.jpg"]}, "images"),
+        ({**TEXT_ALONE, "videos": ["1.mp4"]}, "videos"),
+        ({**TEXT_ALONE, "audios": ["1.wav"]}, "audios"),
+        (with_turn(role="user", content="What is this?", images=["1.jpg"]), "images"),
+    ],
+)
+def test_pictures_and_sound_beside_the_text_are_refused_or_skipped(tmp_path, record, key):
+    with pytest.raises(DataValidationError, match=f"line 2: it holds '{key}'; add images to"):
+        read_all(tmp_path, OPENAI, record)
+    assert len(read_all(tmp_path, OPENAI, record, skip=["images"])) == 2
+
+
+@pytest.mark.parametrize("empty", [[], "[]", " [ ] ", "", None, {}, "{}", "null"])
+def test_an_empty_list_of_tools_or_images_is_none(tmp_path, empty):
+    record = {**OPENAI, "tools": empty, "images": empty}
+    record["messages"] = [{**turn, "tool_calls": empty} for turn in OPENAI["messages"]]
+    assert read_all(tmp_path, record) == read_all(tmp_path, OPENAI)
+    with pytest.raises(DataValidationError, match="it holds 'tools'; add tool_calls to `skip`"):
+        read_all(tmp_path, {**OPENAI, "tools": '[{"name": "search"}]'})
+
+
+def test_an_assistant_that_speaks_first_is_context(tmp_path):
+    """As in much of ShareGPT, whose long conversations were cut into parts."""
+    cut = {**SHAREGPT, "conversations": SHAREGPT["conversations"][2:]}
+    [example] = read_all(tmp_path, cut)
+    assert (example.prompt, example.response) == (SAID[3][1], SAID[4][1])
+    assert (example.history, example.id) == (TURNS[2:3], "chats/c1#1")
+    greeted = {"messages": [OPENAI["messages"][0], *OPENAI["messages"][2:]]}
+    [example] = read_all(tmp_path, greeted)
+    assert example.history == (TURNS[0], TURNS[2])
+    assert len(read_all(tmp_path, cut, OPENAI, greeted, skip=["unpaired_turns"])) == 2
+
+
+def test_a_turn_of_weight_0_is_context(tmp_path):
+    """OpenAI's way to say which answers not to train on."""
+    first, second = ({**OPENAI["messages"][i], "weight": int(i == 4)} for i in (2, 4))
+    messages = [*OPENAI["messages"][:2], first, OPENAI["messages"][3], second]
+    [_, learned] = read_all(tmp_path, OPENAI)
+    assert read_all(tmp_path, {"messages": messages}) == [learned]
+    with pytest.raises(DataValidationError, match="line 2: 'weight' must be 0 or 1, found"):
+        read_all(tmp_path, OPENAI, {"messages": [*messages[:4], {**second, "weight": 0.5}]})
 
 
 @pytest.mark.parametrize("kind", UNFIT)
@@ -108,9 +167,10 @@ def test_what_is_too_long_is_left_out_and_counted(tmp_path):
     [
         ({"messages": "Hello"}, "expected a list of turns"),
         ({"text": "Hello"}, "expected a list of turns"),
-        ({"messages": OPENAI["messages"][:2]}, "no turn of the assistant to learn from"),
-        ({"messages": OPENAI["messages"][2:]}, "turn 1 of the assistant follows nothing"),
-        ({"messages": [OPENAI["messages"][i] for i in (0, 2)]}, "turn 2 .* follows system, not"),
+        ({"messages": []}, "no turn of the assistant that answers the user, to learn from; add"),
+        ({"messages": OPENAI["messages"][:2]}, "no turn of the assistant that answers the user"),
+        ({"messages": [OPENAI["messages"][i] for i in (0, 2)]}, "no turn .*; add unpaired_turns"),
+        (UNFIT["unpaired_turns"], "turn 6 of the assistant does not follow one of the user; add"),
         (with_turn(role="narrator", content="Hm."), "a turn of 'narrator'; allowed are system"),
         (with_turn(role="tool", content="42"), "a turn of 'tool'; add tool_calls to `skip`"),
         (with_turn(role="user", content=7), "what 'user' says must be text, found 7"),

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firstkd.data.examples import Example
-from firstkd.data.readers import PUBLISHED, read
+from firstkd.data.readers import BY_SETTINGS, PUBLISHED, read
 from firstkd.data.settings import DatasetSource
 from firstkd.errors import DataValidationError
 
@@ -393,7 +393,7 @@ records = st.dictionaries(st.sampled_from([*keys, "instruction"]), values, max_s
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data_format=st.sampled_from([*sorted(PUBLISHED), "questions"]), record=records)
+@given(data_format=st.sampled_from(sorted({*PUBLISHED, *BY_SETTINGS})), record=records)
 def test_any_record_is_an_example_or_one_clear_error(
     tmp_path_factory: pytest.TempPathFactory, data_format: str, record: dict[str, Any]
 ) -> None:
