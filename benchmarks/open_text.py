@@ -51,6 +51,7 @@ DATA: dict[str, dict[str, Any]] = {
         "format": "open_text",
         "skip_longer_than": 1200,
         "instruction": "Summarise the article in one sentence.",
+        "skip": ["empty_turns"],
         "columns": {"question": "document", "answer": "summary"},
     },
     "narrativeqa": {

