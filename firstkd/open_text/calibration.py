@@ -44,7 +44,8 @@ DECISIONS: dict[CalibrationName, Callable[[Tensor], Knowledge]] = {
 
 
 class Calibration:
-    """A rising function of the confidence, fitted on answers that were judged."""
+    """What a confidence is worth, fitted on answers that were judged: a rising function of it, but
+    that Platt's falls where surer answers are right less often."""
 
     def __init__(self, kind: CalibrationName, fitted: Recalibration) -> None:
         self.kind, self.fitted = kind, fitted
