@@ -18,13 +18,16 @@ CONTROL = {
     "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
     "llama3_2": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
     "gemma": ["<start_of_turn>", "<end_of_turn>"],
+    "gemma3": ["<start_of_turn>", "<end_of_turn>"],
     "mistral": ["[INST]", "[/INST]"],
     "phi3": ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"],
     "qwen2_5": ["<|im_start|>", "<|im_end|>"],
     "qwen3": ["<|im_start|>", "<|im_end|>"],
+    "qwen3_instruct_2507": ["<|im_start|>", "<|im_end|>"],
     "smollm2": ["<|im_start|>", "<|im_end|>"],
 }
-MARKED = ["llama3", "gemma", "phi3", "qwen2_5"]
+MARKED = ["llama3", "gemma", "gemma3", "mistral", "phi3", "qwen2_5", "qwen3_instruct_2507"]
+MISTRAL_SAYS = """{{- " " + message["content"]|trim + eos_token}}"""
 NAMES = [*CONTROL]
 CHAT = PromptSettings(format="chat", max_length=2000)
 SAID = ["Where does the fox live?", "In a den.", "Why  not\nin a hive?", "It's too small: 2 cm."]
@@ -40,6 +43,18 @@ def tokenizer_of(name: str, template: str = "") -> Any:
     tokens = [AddedToken(text, special=True, rstrip=swallows) for text in CONTROL[name]]
     tokenizer.add_special_tokens({"additional_special_tokens": tokens})
     tokenizer.chat_template = (TEMPLATES / f"{template or name}.jinja").read_text(encoding="utf-8")
+    return tokenizer
+
+
+def marked(name: str) -> Any:
+    """A tokenizer whose template says which tokens the assistant writes."""
+    if name != "mistral":
+        return tokenizer_of(name, f"{name}_training")
+    tokenizer = tokenizer_of(name)  # of which the wheel has no marked variant
+    assert MISTRAL_SAYS in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        MISTRAL_SAYS, f"{{%- generation %}}{MISTRAL_SAYS}{{%- endgeneration %}}"
+    )
     return tokenizer
 
 
@@ -71,15 +86,15 @@ def test_ids_are_those_of_the_published_template(name, example, turns):
 @pytest.mark.parametrize("name", MARKED)
 def test_supervised_are_the_tokens_of_the_assistants_mask(name):
     """Turn by turn; but for the template's own line breaks around a turn, which TRL marks, too."""
-    marked = tokenizer_of(name, f"{name}_training")
-    found = published(marked, TURNS, return_assistant_tokens_mask=True)
+    tokenizer = marked(name)
+    found = published(tokenizer, TURNS, return_assistant_tokens_mask=True)
     spans: list[list[int]] = [[]]
     for i, supervised in zip(found["input_ids"], found["assistant_masks"], strict=True):
         if supervised:
             spans[-1].append(i)
         elif spans[-1]:
             spans.append([])
-    expected = [bare(marked, span) for span in spans if span]
+    expected = [bare(tokenizer, span) for span in spans if span]
     questions = encode([EXAMPLE, LATER], tokenizer_of(name), CHAT)
     assert [question.responses[0] for question in questions] == expected
 
