@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from firstkd.section import Name, Positive, Section, Sha256, Share, listed
 
@@ -16,7 +16,7 @@ ChoiceFormat = Literal["cloze", "letter"]
 class ChatSettings(Section):
     choices: ChoiceFormat = "cloze"
     """How the user's turn asks a question with choices."""
-    system: Annotated[str, Field(min_length=1)] | None = None
+    system: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None = None
     """System prompt of every conversation that has none; null: what the template does."""
 
 

@@ -152,12 +152,17 @@ def test_choices_are_the_assistants_words_and_share_the_prompt():
 
 def test_the_system_prompt_is_the_settings_unless_the_data_have_one():
     tokenizer = tokenizer_of("qwen2_5")
-    settings = CHAT.model_copy(update={"chat": ChatSettings(system="Be short.")})
+    settings = CHAT.model_copy(update={"chat": ChatSettings(system="Be short.\n")})
     own = replace(EXAMPLE, history=(Turn("system", "Be long."),))
     for_both = [tokenizer.decode(q.prompt) for q in encode([EXAMPLE, own], tokenizer, settings)]
     for text, system in zip(for_both, ["Be short.", "Be long."], strict=True):
         assert text.startswith(f"<|im_start|>system\n{system}<|im_end|>")
         assert text.count("<|im_start|>system") == 1
+
+
+def test_a_system_prompt_of_white_space_is_refused():
+    with pytest.raises(ValueError, match="at least 1 character"):
+        ChatSettings(system=" \n")
 
 
 def test_what_is_too_long_keeps_the_templates_head():
