@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from firstkd.data.control import control_tokens
 from firstkd.data.examples import Example, Turn
 from firstkd.data.rendering import Rendered, letter_question
 from firstkd.data.settings import ChatSettings
@@ -120,11 +121,6 @@ class ChatTemplate:
                 "student would not learn to stop; use another as `chat_template` of its source"
             )
         return tail[: min(ends)]
-
-
-def control_tokens(tokenizer: Any) -> dict[int, Any]:
-    """Return the tokens that are not text, by id."""
-    return {i: token for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def _misfit(name: str, roles: Sequence[str], problem: str) -> DataValidationError:

@@ -1,11 +1,12 @@
 """From examples to token ids: how a question is put to the model, and what counts as its answer."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
 
-from firstkd.data.chat import ChatTemplate, control_tokens
+from firstkd.data.chat import ChatTemplate
+from firstkd.data.control import Characters, Encoded, control_tokens, written_as_text
 from firstkd.data.examples import Example
 from firstkd.data.rendering import Rendered, render_plain
 from firstkd.data.settings import ChatSettings, PromptSettings
@@ -115,12 +116,6 @@ def starting_ids(tokenizer: Tokenizer) -> list[int]:
     return list(whole[: next(ends, 0)])
 
 
-Characters = list[tuple[int, int]]
-"""For each token, the characters that it stands for: the first, and the one after the last."""
-Encoded = tuple[list[int], Characters]
-"""Ids, and the characters that each stands for."""
-
-
 class Split(NamedTuple):
     """A prompt and its responses, as tokenised together."""
 
@@ -157,7 +152,7 @@ def tokenise(rendered: Sequence[Rendered], tokenizer: Tokenizer, has_control: bo
         for _ in each.responses or [""]:
             text, tokens = next(encoded)
             written = (*each.written, (border, len(text) - len(each.end)))
-            joint.append(_written_as_text(text, tokens, written, control, tokenizer))
+            joint.append(written_as_text(text, tokens, written, control, tokenizer))
         shared = _shared_tokens(joint, border)
         ids, offsets = joint[0]
         head = sum(end <= each.head for _, end in offsets[:shared]) if each.head else 0
@@ -165,32 +160,6 @@ def tokenise(rendered: Sequence[Rendered], tokenizer: Tokenizer, has_control: bo
         places = [offsets[shared:] for _, offsets in joint[: len(each.responses)]]
         split.append(Split(ids[:head], ids[head:shared], responses, places))
     return split
-
-
-def _written_as_text(
-    text: str,
-    tokens: Encoded,
-    written: Sequence[tuple[int, int]],
-    control: Mapping[int, Any],
-    tokenizer: Tokenizer,
-) -> Encoded:
-    """Spell out the control tokens in what others than the template have written."""
-    ids, offsets = tokens
-    if not any(token.content in text[a:b] for token in control.values() for a, b in written):
-        return tokens
-    spelled: Encoded = ([], [])
-    for i, (start, end) in zip(ids, offsets, strict=True):
-        own = [i]
-        if i in control:  # it may have swallowed white space around it
-            place = text.index(control[i].content, start)
-            if any(a <= place < b for a, b in written):
-                bare = tokenizer(
-                    [text[start:end]], add_special_tokens=False, split_special_tokens=True
-                )
-                own = bare["input_ids"][0]
-        spelled[0].extend(own)
-        spelled[1].extend([(start, end)] * len(own))
-    return spelled
 
 
 def _shared_tokens(joint: Sequence[Encoded], border: int) -> int:

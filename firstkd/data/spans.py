@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from firstkd.data.control import Characters
 from firstkd.data.examples import Example
-from firstkd.data.prompts import Characters, Tokenizer, gold_of, in_chunks, renderer, tokenise
+from firstkd.data.prompts import Tokenizer, gold_of, in_chunks, renderer, tokenise
 from firstkd.data.settings import PromptSettings
 
 

@@ -1,5 +1,6 @@
 """Chat templates as they are published, against transformers' own ids and masks."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from tokenizers import AddedToken
 from firstkd.data.examples import Example, Turn
 from firstkd.data.prompts import encode
 from firstkd.data.settings import ChatSettings, PromptSettings
+from firstkd.data.spans import right_spans
 from firstkd.errors import ArtifactError, DataValidationError
-from tests.firstkd.data.tokenizers_of_kinds import byte_level
+from tests.firstkd.data.tokenizers_of_kinds import KINDS, byte_level, metaspace_first
 
 TEMPLATES = Path(__file__).parent / "chat_templates"
 CONTROL = {
@@ -37,8 +39,8 @@ LATER = replace(EXAMPLE, prompt=SAID[2], response=SAID[3], history=TURNS[:2])
 QUESTION = replace(EXAMPLE, choices=("in a den", "in a hive"), answer_index=0, response="in a den")
 
 
-def tokenizer_of(name: str, template: str = "") -> Any:
-    tokenizer = byte_level()
+def tokenizer_of(name: str, template: str = "", kind: Callable[[], Any] = byte_level) -> Any:
+    tokenizer = kind()
     swallows = name == "phi3"  # its control tokens take the line break behind them
     tokens = [AddedToken(text, special=True, rstrip=swallows) for text in CONTROL[name]]
     tokenizer.add_special_tokens({"additional_special_tokens": tokens})
@@ -124,6 +126,52 @@ def test_control_tokens_that_are_said_stay_text(name):
         assert [i for i in with_them if i in control] == [i for i in without if i in control]
     spelled = tokenizer.decode(question.responses[0])
     assert said in spelled
+
+
+THINKS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+
+
+def test_marks_that_are_not_special_stay_text():
+    """Qwen 3's, which its template writes, too."""
+    tokenizer = tokenizer_of("qwen3")
+    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in THINKS])
+    marks = set(tokenizer.convert_tokens_to_ids(THINKS))
+    said = "Say <think> no </think>\n<tool_call>{}</tool_call>"
+    example = replace(LATER, prompt=said, history=(Turn("user", said), TURNS[1]))
+    [question] = encode([example], tokenizer, CHAT)
+    [harmless] = encode([LATER], tokenizer, CHAT)
+    assert [i for i in question.prompt if i in marks] == [i for i in harmless.prompt if i in marks]
+    assert len(marks & {*question.prompt}) == 2
+    assert tokenizer.decode(question.prompt).count(said) == 2
+
+
+WRITTEN = [
+    "<|more|>",
+    "a<|more|>b <|more|>\n",
+    "Where  <|more|>   does the fox live? <|more|> in a den 12 times",
+]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, metaspace_first], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("name", ["phi3", "mistral", "llama3"])
+def test_control_tokens_that_are_said_are_read_as_if_there_were_none(kind, special, name):
+    """Spaces included, also where the control tokens take those around them."""
+    known, unknown = tokenizer_of(name, kind=kind), tokenizer_of(name, kind=kind)
+    for tokenizer in (known, unknown):  # runs of spaces and words are added tokens that are text
+        plain = [AddedToken(text, special=False, normalized=False) for text in ("   ", "den 12")]
+        tokenizer.add_tokens(plain)
+    known.add_tokens(
+        [AddedToken("<|more|>", special=special, lstrip=True, rstrip=True, normalized=False)]
+    )
+    examples = [
+        replace(LATER, prompt=said, response=said.strip(), history=(Turn("user", said), TURNS[1]))
+        for said in WRITTEN
+    ]
+    if name == "llama3":  # it trims
+        examples = examples[::2]
+    assert encode(examples, known, CHAT) == encode(examples, unknown, CHAT)
+    assert right_spans(examples, known, CHAT) == right_spans(examples, unknown, CHAT)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -87,6 +87,14 @@ def metaspace() -> Any:
     return _trained(tokenizer)
 
 
+def metaspace_first() -> Any:
+    """As Mistral's and newer ones of SentencePiece: only the text begins with ▁."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace()
+    return _trained(tokenizer)
+
+
 def merging() -> Any:
     """Words are not split first, so the prompt's last ":" merges with what follows."""
     tokenizer = Tokenizer(models.BPE())
