@@ -8,7 +8,7 @@ checked for every example.
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
@@ -22,6 +22,19 @@ MARK = re.compile("\ue000(\\d+)\ue001")
 DATE = "26 Jul 2024"
 """Date for templates that print today's, as Llama 3.1 and 3.2 do without a clock: the same
 settings give the same tokens on every day."""
+
+
+class Layout(NamedTuple):
+    """What a template writes around turns: texts, and between them the numbers of the turns."""
+
+    whole: list[str]
+    """Of the conversation with its answer."""
+    asked: list[str]
+    """Of its prompt."""
+    lead: str
+    """White space between prompt and answer, which the model has to give, too (Mistral's)."""
+    has_own_prompt: bool
+    """Whether the prompt is not the start of the whole, as with Mistral's system prompt."""
 
 
 class ChatTemplate:
@@ -39,7 +52,7 @@ class ChatTemplate:
         if "strftime_now" in self.template:
             self.template = f"{{% macro strftime_now(f) %}}{DATE}{{% endmacro %}}{self.template}"
         self.control = {token.content for token in control_tokens(tokenizer).values()}
-        self.pieces: dict[tuple[str, ...], list[str]] = {}
+        self.layouts: dict[tuple[str, ...], Layout] = {}
 
     def render(self, example: Example) -> Rendered:
         """Return the text of an example; open text ends with the template's end of a turn.
@@ -54,21 +67,17 @@ class ChatTemplate:
         answer = responses[0] if responses else "\ue000"
         turns.append(Turn("assistant", answer))
         roles = tuple(turn.role for turn in turns)
-        pieces = self._pieces(example.id, roles)
-        prompt, head, written = "", None, []
-        for text, number in zip(pieces[:-3:2], map(int, pieces[1:-3:2]), strict=True):
-            prompt += text
-            if head is None and roles[number] != "system":
-                head = len(prompt)
-            written.append((len(prompt), len(prompt) + len(turns[number].content)))
-            prompt += turns[number].content
-        prompt += pieces[-3]
-        lead = pieces[-2]
-        if self._apply(example.id, turns) != prompt + lead + answer + pieces[-1]:
+        layout = self._layout(example.id, roles)
+        whole, _ = _filled(layout.whole, turns)
+        prompt, written = _filled(layout.asked, turns)
+        if self._apply(example.id, turns) != whole or (
+            layout.has_own_prompt and self._apply(example.id, turns[:-1], True) != prompt
+        ):
             raise _misfit(example.id, roles, "it changes what the turns say")
-        end = "" if example.choices else self._end(pieces[-1])
-        led = [lead + response for response in responses]
-        return Rendered(prompt, led, end, head or 0, tuple(written))
+        end = "" if example.choices else self._end(layout.whole[-1])
+        led = [layout.lead + response for response in responses]
+        head = min(start for number, (start, _) in written.items() if roles[number] != "system")
+        return Rendered(prompt, led, end, head, tuple(written.values()))
 
     def _asked(self, example: Example) -> tuple[str, list[str]]:
         if example.choices is None:
@@ -77,25 +86,24 @@ class ChatTemplate:
             return example.prompt, [*example.choices]
         return letter_question(example)
 
-    def _pieces(self, name: str, roles: tuple[str, ...]) -> list[str]:
-        """Return the template's texts and, between them, the numbers of the turns.
-
-        In place of the answer's number stands the white space that the template puts between its
-        generation prompt and the answer, which the model has to give, too (Mistral's has a space).
-        """
-        if roles not in self.pieces:
+    def _layout(self, name: str, roles: tuple[str, ...]) -> Layout:
+        if roles not in self.layouts:
             marks = [Turn(role, f"\ue000{i}\ue001") for i, role in enumerate(roles)]  # type: ignore[arg-type]
-            pieces = MARK.split(self._apply(name, marks))
-            numbers = [*map(int, pieces[1::2])]
-            if sorted(numbers) != [*range(len(roles))] or numbers[-1] != len(roles) - 1:
+            whole = MARK.split(self._apply(name, marks))
+            asked = MARK.split(self._apply(name, marks[:-1], True))
+            count = len(roles) - 1
+            header = "".join(whole[-3:-2])
+            lead = header.removeprefix(asked[-1]) if header.startswith(asked[-1]) else ""
+            lead = lead if lead.isspace() else ""
+            start = [*whole[:-3], header.removesuffix(lead)]
+            # Mistral v0.3's writes the system prompt only while the user's turn is the last
+            has_own_prompt = not _has_all(start, count)
+            if has_own_prompt and _has_all(asked, count) and asked[-1] + lead == header:
+                start = asked
+            if not _has_all(start, count) or whole[-2:-1] != [str(count)]:
                 raise _misfit(name, roles, "it leaves out, repeats or reorders turns")
-            asked = MARK.split(self._apply(name, marks[:-1], add_generation_prompt=True))[-1]
-            header = pieces[-3]
-            lead = header[len(asked) :] if header.startswith(asked) else ""
-            pieces[-2] = lead if lead.isspace() else ""
-            pieces[-3] = header.removesuffix(pieces[-2])
-            self.pieces[roles] = pieces
-        return self.pieces[roles]
+            self.layouts[roles] = Layout(whole, start, lead, has_own_prompt)
+        return self.layouts[roles]
 
     def _apply(self, name: str, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
@@ -121,6 +129,20 @@ class ChatTemplate:
                 "student would not learn to stop; use another as `chat_template` of its source"
             )
         return tail[: min(ends)]
+
+
+def _has_all(pieces: Sequence[str], count: int) -> bool:
+    return sorted(map(int, pieces[1::2])) == [*range(count)]
+
+
+def _filled(pieces: Sequence[str], turns: Sequence[Turn]) -> tuple[str, dict[int, tuple[int, int]]]:
+    """Return a text with its turns, and the character range of each by its number."""
+    text, written = pieces[0], {}
+    for number, behind in zip(map(int, pieces[1::2]), pieces[2::2], strict=True):
+        said = turns[number].content
+        written[number] = (len(text), len(text) + len(said))
+        text += said + behind
+    return text, written
 
 
 def _misfit(name: str, roles: Sequence[str], problem: str) -> DataValidationError:

@@ -208,6 +208,25 @@ def test_the_system_prompt_is_the_settings_unless_the_data_have_one():
         assert text.count("<|im_start|>system") == 1
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gemma"])
+@pytest.mark.parametrize(("example", "turns"), [(EXAMPLE, TURNS[:2]), (LATER, TURNS)])
+def test_a_system_prompt_stands_where_the_template_puts_it(name, example, turns):
+    tokenizer = tokenizer_of(name)
+    turns = (Turn("system", "Be short."), *turns)
+    settings = CHAT.model_copy(update={"chat": ChatSettings(system="Be short.\n")})
+    [question] = encode([example], tokenizer, settings)
+    assert [question] == encode([replace(example, history=turns[:-2])], tokenizer, CHAT)
+    [response] = question.responses
+    asked = published(tokenizer, turns[:-1], add_generation_prompt=True)["input_ids"]
+    assert question.prompt == asked
+    assert tokenizer.decode(question.prompt).count("Be short.") == 1
+    ids = published(tokenizer, turns)["input_ids"]
+    if name == "mistral":  # it leaves the system prompt out once the assistant's turn is last
+        assert ids[-len(response) :] == response
+    else:
+        assert ids[: len(question.prompt) + len(response)] == question.prompt + response
+
+
 def test_a_system_prompt_of_white_space_is_refused():
     with pytest.raises(ValueError, match="at least 1 character"):
         ChatSettings(system=" \n")
