@@ -13,6 +13,7 @@ from firstkd.data.prompts import Question, encode
 from firstkd.errors import about
 from firstkd.models.folders import read_config, vocabulary_size
 from firstkd.models.self_test import check_model, probes
+from firstkd.open_text.asking import open_questions
 from firstkd.settings import Settings
 from firstkd.train.distributed import Ranks
 from tasks.layout import learned_from, model_folder
@@ -55,7 +56,8 @@ class Checks:
         self._calibration = 0
 
     def read(self, split: str, examples: Sequence[Example]) -> None:
-        """Raises DataValidationError for a response that leaves no room for its prompt."""
+        """Raises DataValidationError for a response or a system prompt that leaves no room for the
+        question."""
         if any(example.choices for example in examples):
             self._with_choices.add(split)
         if any(not example.choices for example in examples):
@@ -65,11 +67,19 @@ class Checks:
         for root, tokenizer in self._tokenizers.items():
             with about(f"models.{root}"):
                 questions = encode(examples, tokenizer, self._settings.prompt)
+                if split == "calibration":  # each model will answer it, with less room
+                    self._ask(examples, tokenizer)
             self._probes[root] = probes([*self._probes[root], *questions])
             if split in self._learned:
                 self._learn(root, questions)
             if split == "calibration":
                 self._recalibrate(root, questions)
+
+    def _ask(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        longest, prompt = self._settings.evaluate.open_text.max_new_tokens, self._settings.prompt
+        if longest <= prompt.max_length // 2:  # else check_measured says so
+            open_text = [example for example in examples if not example.choices]
+            open_questions(open_text, tokenizer, prompt, longest)
 
     def _learn(self, root: str, questions: Sequence[Question]) -> None:
         """Note what the terms of the models that descend from `root` count."""

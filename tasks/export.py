@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from firstkd.data.prompts import starting_ids
+from firstkd.data.tokenising import starting_ids
 from firstkd.errors import ConfigError, about
 from firstkd.exports import reader
 from firstkd.exports.base import Exported, end_ids

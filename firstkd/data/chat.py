@@ -76,8 +76,7 @@ class ChatTemplate:
             raise _misfit(example.id, roles, "it changes what the turns say")
         end = "" if example.choices else self._end(layout.whole[-1])
         led = [layout.lead + response for response in responses]
-        head = min(start for number, (start, _) in written.items() if roles[number] != "system")
-        return Rendered(prompt, led, end, head, tuple(written.values()))
+        return Rendered(prompt, led, end, written[len(turns) - 2], tuple(written.values()))
 
     def _asked(self, example: Example) -> tuple[str, list[str]]:
         if example.choices is None:

@@ -19,8 +19,8 @@ class Rendered:
     """The choices, or the one response; none where nobody has answered open text."""
     end: str = ""
     """What the template puts after each response."""
-    head: int = 0
-    """Characters at the start of the prompt that stay where the rest is cut: the template's."""
+    question: tuple[int, int] | None = None
+    """Character range of the prompt that loses its start if all is too long; None: all of it."""
     written: tuple[tuple[int, int], ...] = ()
     """Character ranges of the prompt that others wrote, not the template."""
 

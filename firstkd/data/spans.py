@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from firstkd.data.control import Characters
 from firstkd.data.examples import Example
-from firstkd.data.prompts import Tokenizer, gold_of, in_chunks, renderer, tokenise
+from firstkd.data.prompts import gold_of, split_examples
 from firstkd.data.settings import PromptSettings
+from firstkd.data.tokenising import Tokenizer
 
 
 class Spans(NamedTuple):
@@ -37,18 +38,15 @@ def right_spans(
     There are none where the answer is unknown. Raises as `encode` does.
     """
     is_chat = settings.format == "chat"
-    render = renderer(tokenizer, settings)
     found = []
-    for chunk in in_chunks(examples):
-        rendered = [render(example) for example in chunk]
-        split = tokenise(rendered, tokenizer, is_chat)
-        for example, texts, parts in zip(chunk, rendered, split, strict=True):
-            if (gold := gold_of(example)) is None:
-                found.append(NOTHING)
-                continue
-            spans = _spans(texts.prompt + texts.responses[gold], parts.places[gold])
-            has_end = example.choices is None and not is_chat  # an id, and no part of the text
-            found.append(Spans(spans.start, [*spans.ends, 1]) if has_end else spans)
+    split = split_examples(examples, tokenizer, settings)
+    for example, (texts, parts) in zip(examples, split, strict=True):
+        if (gold := gold_of(example)) is None:
+            found.append(NOTHING)
+            continue
+        spans = _spans(texts.prompt + texts.responses[gold], parts.places[gold])
+        has_end = example.choices is None and not is_chat  # an id, and no part of the text
+        found.append(Spans(spans.start, [*spans.ends, 1]) if has_end else spans)
     return found
 
 

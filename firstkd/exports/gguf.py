@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from firstkd.data.prompts import starting_ids
+from firstkd.data.tokenising import starting_ids
 from firstkd.errors import ArtifactError, ConfigError
 from firstkd.exports.base import Export, Exported, end_ids
 

@@ -104,6 +104,16 @@ def test_open_text_passes(project: Path) -> None:
     assert all(succeeded(project, "train"))
 
 
+def give_template(project: Path) -> Path:
+    base = project / "data/model/base"
+    shutil.copytree(base.resolve(), project / "copy")
+    base.unlink()
+    (project / "copy").rename(base)
+    file = base / "chat_template.jinja"
+    file.write_text("{% for m in messages %}{{ m['content'] }}</s>{% endfor %}")
+    return file
+
+
 def as_open_text(examples: list[Example]) -> list[Example]:
     return [replace(example, choices=None, answer_index=None) for example in examples]
 
@@ -270,7 +280,17 @@ def test_a_length_that_leaves_no_room_is_refused_and_one_that_cuts_is_warned_of(
     splits = good()
     change(project, lambda params: params["prompt"].update(max_length=8))
     splits["train"][3] = replace(splits["train"][3], choices=("w " * 9,) * 4, response="w " * 9)
-    with pytest.raises(DataValidationError, match=r"a/train3: .*max_length = 8; raise it"):
+    with pytest.raises(DataValidationError, match=r"a/train3: .* in 8 tokens; raise prompt"):
+        check(project, splits)
+
+
+def test_a_system_prompt_that_leaves_no_room_for_answers_is_refused(project: Path) -> None:
+    chat = {"format": "chat", "max_length": 128, "chat": {"system": "Be short. " * 9}}
+    change(project, lambda params: params["prompt"].update(chat))
+    give_template(project)
+    splits = {name: as_open_text(examples) for name, examples in good().items()}
+    change(project, lambda params: params["evaluate"]["open_text"].update(max_new_tokens=64))
+    with pytest.raises(DataValidationError, match=r"models.base: .*text with the system prompt"):
         check(project, splits)
 
 
@@ -470,16 +490,11 @@ def test_a_chat_format_needs_a_template_that_fits(project: Path) -> None:
     change(project, lambda params: params["prompt"].update(chat))
     with pytest.raises(ConfigError, match=r"models\.base has no chat template; name one"):
         check(project, good())
-    base = project / "data/model/base"
-    shutil.copytree(base.resolve(), project / "copy")
-    base.unlink()
-    (project / "copy").rename(base)
-    template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
-    (base / "chat_template.jinja").write_text(template)
+    file = give_template(project)
     check(project, good())
     refusing = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}"
     )
-    (base / "chat_template.jinja").write_text(refusing + template)
+    file.write_text(refusing + file.read_text())
     with pytest.raises(DataValidationError, match=r"does not fit its turns .*: No system;"):
         check(project, good())

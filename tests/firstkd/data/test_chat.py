@@ -13,6 +13,7 @@ from firstkd.data.prompts import encode
 from firstkd.data.settings import ChatSettings, PromptSettings
 from firstkd.data.spans import right_spans
 from firstkd.errors import ArtifactError, DataValidationError
+from firstkd.open_text.asking import open_questions
 from tests.firstkd.data.tokenizers_of_kinds import KINDS, byte_level, metaspace_first
 
 TEMPLATES = Path(__file__).parent / "chat_templates"
@@ -200,7 +201,7 @@ def test_choices_are_the_assistants_words_and_share_the_prompt():
 
 def test_the_system_prompt_is_the_settings_unless_the_data_have_one():
     tokenizer = tokenizer_of("qwen2_5")
-    settings = CHAT.model_copy(update={"chat": ChatSettings(system="Be short.\n")})
+    settings = CHAT.model_copy(update={"chat": ChatSettings(system="Be short.")})
     own = replace(EXAMPLE, history=(Turn("system", "Be long."),))
     for_both = [tokenizer.decode(q.prompt) for q in encode([EXAMPLE, own], tokenizer, settings)]
     for text, system in zip(for_both, ["Be short.", "Be long."], strict=True):
@@ -232,16 +233,66 @@ def test_a_system_prompt_of_white_space_is_refused():
         ChatSettings(system=" \n")
 
 
-def test_what_is_too_long_keeps_the_templates_head():
+LONG = tuple(map(Turn, ["user", "assistant"] * 3, [*SAID, "And the bird, who sings?", "High up."]))
+
+
+def cut_to(length: int, example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+    settings = CHAT.model_copy(update={"max_length": length})
+    [question] = encode([example], tokenizer, settings)
+    assert len(question.prompt) + len(question.responses[0]) <= length
+    assert len(right_spans([example], tokenizer, settings)[0].ends) == len(question.responses[0])
+    return question.prompt, question.responses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("system", [(), (Turn("system", "Be short."),)], ids=["", "system"])
+def test_a_long_conversation_loses_its_oldest_turns(name, system):
+    if system and name == "gemma":
+        pytest.skip("its template refuses a system prompt")
+    tokenizer = tokenizer_of(name)
+    example = replace(EXAMPLE, prompt=LONG[4].content, response=LONG[5].content)
+    example = replace(example, history=(*system, *LONG[:4]))
+    prompts = [
+        published(tokenizer, (*system, *LONG[first:5]), add_generation_prompt=True)["input_ids"]
+        for first in (0, 2, 4)
+    ]
+    whole, response = cut_to(2000, example, tokenizer)
+    assert whole == prompts[0]
+    for length in range(len(prompts[-1]), len(prompts[0]) + 1, 7):
+        cut, answered = cut_to(length + len(response), example, tokenizer)
+        assert cut == next(prompt for prompt in prompts if len(prompt) <= length)
+        assert answered == response
+    asked = published(tokenizer, (*system, LONG[4]), add_generation_prompt=True, tokenize=False)
+    head, foot = asked.split(LONG[4].content)
+    for less in (1, 5):
+        cut, answered = cut_to(len(prompts[-1]) - less + len(response), example, tokenizer)
+        assert len(cut) == len(prompts[-1]) - less and answered == response
+        text = tokenizer.decode(cut)
+        if name == "phi3":  # whose tokens take the line break behind them
+            head, foot = head.replace("\n", ""), foot.replace("\n", "")
+        kept = text.removeprefix(head.rstrip(" ")).removesuffix(foot).strip()
+        assert text != kept and LONG[4].content.endswith(kept) and kept
+
+
+def test_a_greeting_goes_with_the_turns_behind_it():
+    tokenizer = tokenizer_of("qwen2_5")
+    example = replace(LATER, history=(Turn("assistant", "Hello! " * 9), *TURNS[:2]))
+    alone = published(tokenizer, TURNS[:3], add_generation_prompt=True)["input_ids"]
+    [whole] = encode([example], tokenizer, CHAT)
+    assert cut_to(len(whole.prompt) + len(whole.responses[0]) - 1, example, tokenizer)[0] == alone
+
+
+def test_what_leaves_no_room_for_the_question_is_named():
     tokenizer = tokenizer_of("llama3")
-    [whole] = encode([EXAMPLE], tokenizer, CHAT)
-    length = len(whole.prompt) + len(whole.responses[0]) - 3
-    [cut] = encode([EXAMPLE], tokenizer, CHAT.model_copy(update={"max_length": length}))
-    text = "<s><|start_header_id|>user<|end_header_id|>\n\n"
-    assert tokenizer.decode(cut.prompt).startswith(text)
-    assert cut.prompt[-10:] == whole.prompt[-10:]
-    assert cut.responses == whole.responses
-    assert len(cut.prompt) == len(whole.prompt) - 3
+    settings = CHAT.model_copy(
+        update={"max_length": 200, "chat": ChatSettings(system="Be short. " * 50)}
+    )
+    writes = r"the chat template's text with the system prompt has \d{3} tokens, which"
+    said = rf"example a: its response has \d\d? tokens and {writes}.* shorten the system prompt"
+    with pytest.raises(DataValidationError, match=said):
+        encode([EXAMPLE], tokenizer, settings)
+    with pytest.raises(DataValidationError, match=rf"example a: {writes} .* in 152 tokens"):
+        open_questions([EXAMPLE], tokenizer, settings, max_new_tokens=48)
 
 
 def test_a_template_that_prints_the_date_gives_the_same_ids_every_day():

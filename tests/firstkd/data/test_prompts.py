@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 
 from firstkd.data.examples import Example
-from firstkd.data.prompts import CHUNK_TEXTS, encode, in_chunks, starting_ids
+from firstkd.data.prompts import CHUNK_TEXTS, encode, in_chunks
 from firstkd.data.settings import PromptSettings
+from firstkd.data.tokenising import starting_ids
 from firstkd.errors import ArtifactError, ConfigError, DataValidationError
 from firstkd.models.folders import load_tokenizer
 from tests.firstkd.data.tokenizers_of_kinds import (
