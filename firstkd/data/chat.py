@@ -28,9 +28,9 @@ class Layout(NamedTuple):
     """What a template writes around turns: texts, and between them the numbers of the turns."""
 
     whole: list[str]
-    """Of the conversation with its answer."""
+    """The conversation with its answer."""
     asked: list[str]
-    """Of its prompt."""
+    """The prompt alone."""
     lead: str
     """White space between prompt and answer, which the model has to give, too (Mistral's)."""
     has_own_prompt: bool
