@@ -76,7 +76,15 @@ class ChatTemplate:
             raise _misfit(example.id, roles, "it changes what the turns say")
         end = "" if example.choices else self._end(layout.whole[-1])
         led = [layout.lead + response for response in responses]
-        return Rendered(prompt, led, end, written[len(turns) - 2], tuple(written.values()))
+        return Rendered(
+            prompt,
+            led,
+            end,
+            question=written[len(turns) - 2],
+            written=tuple(written.values()),
+            answers=tuple(place for i, place in written.items() if roles[i] == "assistant"),
+            is_answer=example.choices is None,
+        )
 
     def _asked(self, example: Example) -> tuple[str, list[str]]:
         if example.choices is None:

@@ -36,18 +36,26 @@ def written_as_text(
     text: str,
     tokens: Encoded,
     written: Sequence[tuple[int, int]],
+    answers: Sequence[tuple[int, int]],
     control: Mapping[int, Any],
     tokenizer: Any,
 ) -> Encoded:
     """Tokenise what others than the template have written as if it held no control tokens.
 
-    `written` are its character ranges. Tokenizers cut a text at control tokens, so a stretch from
-    one of the template's to the next is tokenised again where others wrote one in it.
+    `written` are its character ranges. In those of them that are `answers` only special tokens are
+    text: what a model thinks stands between tokens of its own (`<think>`). Tokenizers cut a text at
+    control tokens, so a stretch from one that stays to the next is tokenised again where it holds
+    one that does not.
     """
     ids, offsets = tokens
     places = [n for n, i in enumerate(ids) if i in control]
     starts = {n: max(text.find(control[ids[n]].content, offsets[n][0]), 0) for n in places}
-    theirs = {n for n, start in starts.items() if any(a <= start < b for a, b in written)}
+    theirs = {
+        n
+        for n, start in starts.items()
+        if any(a <= start < b for a, b in written)
+        and (control[ids[n]].special or not any(a <= start < b for a, b in answers))
+    }
     if not theirs:
         return tokens
     spelled: Encoded = ([], [])

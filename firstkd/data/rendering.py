@@ -23,6 +23,10 @@ class Rendered:
     """Character range of the prompt that loses its start if all is too long; None: all of it."""
     written: tuple[tuple[int, int], ...] = ()
     """Character ranges of the prompt that others wrote, not the template."""
+    answers: tuple[tuple[int, int], ...] = ()
+    """Those of them that a model wrote, which thinks and calls tools by tokens of its own."""
+    is_answer: bool = False
+    """Whether the response is one, and no choice of a question."""
 
 
 def render_plain(example: Example, choice_format: ChoiceFormat) -> Rendered:

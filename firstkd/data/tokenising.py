@@ -72,8 +72,10 @@ def tokenise(rendered: Sequence[Rendered], tokenizer: Tokenizer, has_control: bo
         border, joint = len(each.prompt), []
         for _ in each.responses or [""]:
             text, tokens = next(encoded)
-            written = (*each.written, (border, len(text) - len(each.end)))
-            joint.append(written_as_text(text, tokens, written, control, tokenizer))
+            response = (border, len(text) - len(each.end))
+            written = (*each.written, response)
+            answers = (*each.answers, response) if each.is_answer else each.answers
+            joint.append(written_as_text(text, tokens, written, answers, control, tokenizer))
         shared = _shared_tokens(joint, border)
         ids, offsets = joint[0]
         question = _tokens_of(each.question or (0, border), offsets[:shared])

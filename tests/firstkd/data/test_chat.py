@@ -146,6 +146,20 @@ def test_marks_that_are_not_special_stay_text():
     assert tokenizer.decode(question.prompt).count(said) == 2
 
 
+def test_what_a_model_thinks_stands_between_tokens_of_its_own():
+    tokenizer = tokenizer_of("qwen2_5")
+    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in THINKS])
+    thought = "<think>a hive?</think>In a den."
+    history = (Turn("user", "<think>"), Turn("assistant", thought + "<|im_end|>"))
+    example = replace(LATER, history=history, response=thought)
+    [question] = encode([example], tokenizer, CHAT)
+    think, end = tokenizer.convert_tokens_to_ids(["<think>", "<|im_end|>"])
+    assert question.responses[0][0] == think and question.prompt.count(think) == 1
+    [harmless] = encode([LATER], tokenizer, CHAT)
+    assert question.prompt.count(end) == harmless.prompt.count(end)
+    assert tokenizer.decode(question.prompt).count("<think>") == 2
+
+
 WRITTEN = [
     "<|more|>",
     "a<|more|>b <|more|>\n",
@@ -166,7 +180,12 @@ def test_control_tokens_that_are_said_are_read_as_if_there_were_none(kind, speci
         [AddedToken("<|more|>", special=special, lstrip=True, rstrip=True, normalized=False)]
     )
     examples = [
-        replace(LATER, prompt=said, response=said.strip(), history=(Turn("user", said), TURNS[1]))
+        replace(
+            LATER,
+            prompt=said,
+            response=said.strip() if special else LATER.response,
+            history=(Turn("user", said), TURNS[1]),
+        )
         for said in WRITTEN
     ]
     if name == "llama3":  # it trims
