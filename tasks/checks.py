@@ -67,19 +67,29 @@ class Checks:
         for root, tokenizer in self._tokenizers.items():
             with about(f"models.{root}"):
                 questions = encode(examples, tokenizer, self._settings.prompt)
-                if split == "calibration":  # each model will answer it, with less room
-                    self._ask(examples, tokenizer)
+                self._ask(root, split, examples)
             self._probes[root] = probes([*self._probes[root], *questions])
             if split in self._learned:
                 self._learn(root, questions)
             if split == "calibration":
                 self._recalibrate(root, questions)
 
-    def _ask(self, examples: Sequence[Example], tokenizer: Any) -> None:
-        longest, prompt = self._settings.evaluate.open_text.max_new_tokens, self._settings.prompt
-        if longest <= prompt.max_length // 2:  # else check_measured says so
+    def _ask(self, root: str, split: str, examples: Sequence[Example]) -> None:
+        """Put open text to the models as what they answer in their own words, with less room."""
+        settings, prompt = self._settings, self._settings.prompt
+        lengths = []
+        if split not in ("train", "unlabelled"):
+            lengths.append(settings.evaluate.open_text.max_new_tokens)
+        if split in self._learned:
+            lengths += [
+                model.on_policy.max_new_tokens
+                for name, model in settings.models.items()
+                if model.on_policy and settings.lineage.root(name) == root
+            ]
+        fitting = [length for length in lengths if length <= prompt.max_length // 2]
+        if fitting:  # of what does not fit, check_measured and the setting itself say so
             open_text = [example for example in examples if not example.choices]
-            open_questions(open_text, tokenizer, prompt, longest)
+            open_questions(open_text, self._tokenizers[root], prompt, max(fitting))
 
     def _learn(self, root: str, questions: Sequence[Question]) -> None:
         """Note what the terms of the models that descend from `root` count."""

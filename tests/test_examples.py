@@ -84,7 +84,9 @@ def test_what_an_example_does_not_use_it_does_not_have(path: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=named)
 def test_an_example_says_what_it_costs(path: Path) -> None:
     minutes = recipe_cost.minutes(load_settings(path))
-    assert f"# Costs {minutes:.1f} minutes of one GPU" in path.read_text(encoding="utf-8")
+    assert f"# Training and captures take about {minutes:.1f} GPU minutes" in path.read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="module")

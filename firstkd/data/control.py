@@ -1,4 +1,4 @@
-"""Control tokens, which a chat template alone may write: in what others write they stay text."""
+"""Control tokens: a chat template alone may write them; in anybody else's text they stay text."""
 
 import json
 import re
@@ -16,7 +16,8 @@ Encoded = tuple[list[int], Characters]
 """Ids, and the characters that each stands for."""
 
 MARKER = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
-ANCHOR = "\ue002"
+ANCHOR = "\ue002firstkd\ue002"
+"""A text that nobody writes."""
 
 
 def control_tokens(tokenizer: Any) -> dict[int, Any]:
@@ -40,12 +41,12 @@ def written_as_text(
     control: Mapping[int, Any],
     tokenizer: Any,
 ) -> Encoded:
-    """Tokenise what others than the template have written as if it held no control tokens.
+    """Tokenise what the template did not write as if there were no control tokens.
 
     `written` are its character ranges. In those of them that are `answers` only special tokens are
-    text: what a model thinks stands between tokens of its own (`<think>`). Tokenizers cut a text at
-    control tokens, so a stretch from one that stays to the next is tokenised again where it holds
-    one that does not.
+    text: what a model thinks stands between tokens of its own (`<think>`). Tokenizers split a text
+    at control tokens, so only the stretches between two that stay, in which somebody wrote one that
+    does not, are tokenised again.
     """
     ids, offsets = tokens
     places = [n for n, i in enumerate(ids) if i in control]
@@ -80,7 +81,7 @@ def written_as_text(
 
 def _plain(text: str, first: int, last: int, tokenizer: Any) -> Encoded:
     backend, anchor = _without_control(tokenizer)
-    # some tokenizers treat the start of a text otherwise than what follows a control token
+    # some tokenizers treat the start of a text differently from what follows a control token
     lead = ANCHOR if first else ""
     found = backend.encode(lead + text[first:last], add_special_tokens=False)
     shift = first - len(lead)
@@ -91,7 +92,7 @@ def _plain(text: str, first: int, last: int, tokenizer: Any) -> Encoded:
 
 @lru_cache(maxsize=8)
 def _without_control(tokenizer: Any) -> tuple[Backend, int | None]:
-    """Return a tokenizer that reads control tokens as text but for one of its own, and its id."""
+    """Return a tokenizer that reads all control tokens as text, except the anchor, and its id."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     control = control_tokens(tokenizer)
     for token in state["added_tokens"]:

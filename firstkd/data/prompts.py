@@ -47,7 +47,8 @@ def encode(
     The text is split where the response begins; a token that spans the border, or that depends on
     the response, counts to the response, so all responses of a question share one prompt. Plain
     text starts with what the tokenizer puts in front of every text (BOS), if anything; a chat
-    template writes its own. Control tokens that users write ("</s>") stay text.
+    template writes its own. Special tokens that users write ("</s>") stay text, in chats
+    all control tokens.
 
     What exceeds `max_length` loses the oldest turns of its conversation, then the start of its
     question, but never the BOS, the system prompt, what the template writes or part of a response.
@@ -87,8 +88,8 @@ def split_examples(
 
     for chunk in in_chunks(examples):
         for example, found in zip(chunk, split(chunk), strict=True):
-            shorter = _without_oldest_turns(example)
-            if shorter and found[1].length > settings.max_length:
+            is_long = found[1].length > settings.max_length
+            if is_long and (shorter := _without_oldest_turns(example)):
                 number = bisect_left(shorter[:-1], True, key=fits)
                 [found] = split([shorter[number]])
             yield found
@@ -141,12 +142,11 @@ def _fitted(name: str, start: list[int], split: Split, max_length: int) -> list[
         kept = len(prompt) - len(split.question)
         longest = split.length - len(split.prompt)
         has = [f"its response has {longest} tokens"] * (longest > 0)
-        if split.question.start:
-            has.append(f"the chat template's text with the system prompt has {kept} tokens")
+        if kept > len(start):
+            has.append(f"the chat template and any system prompt take {kept} tokens")
         raise DataValidationError(
-            f"example {name}: {' and '.join(has)}, which leaves no room for the question in "
-            f"{max_length} tokens; raise prompt.max_length in params.yaml, or shorten "
-            f"{'the system prompt' if kept > longest else 'or remove the example'}"
+            f"example {name}: {' and '.join(has)}, which leaves no room for the question; raise "
+            "prompt.max_length in params.yaml, or shorten the example or its system prompt"
         )
     cut = len(start) + split.question.start
     return prompt[:cut] + prompt[cut + excess :]

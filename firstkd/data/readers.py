@@ -71,7 +71,7 @@ def _with_class_names(dataset: DatasetSource, path: Path) -> DatasetSource:
     columns = dataset.columns
     if dataset.format != "questions" or dataset.labels or "choices" in columns.model_fields_set:
         return dataset
-    names = class_names(path, columns.answer, str(columns.choices))
+    names = class_names(path, columns.answer)
     if not names:
         return dataset
     of_class = {"labels": names, "answers_are": dataset.answers_are or "index"}

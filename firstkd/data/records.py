@@ -123,12 +123,11 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
         raise _unreadable(where, f"not a whole Parquet file ({error})") from error
 
 
-def class_names(path: Path, column: str, choices: str) -> tuple[str, ...] | None:
+def class_names(path: Path, column: str) -> tuple[str, ...] | None:
     """Return the names of a column's classes as Hugging Face's `datasets` keeps them in Parquet.
 
-    (A feature of type ClassLabel.) None for another column or file, and for a file that has the
-    column `choices`: MMLU calls its answers A to D, which are not what a question offers. Raises
-    DataValidationError as `read_records` does.
+    (A feature of type ClassLabel.) None for another column or file, and for a file that has a
+    column of choices. Raises DataValidationError as `read_records` does.
     """
     if path.suffix.lower() != ".parquet":
         return None
@@ -140,7 +139,7 @@ def class_names(path: Path, column: str, choices: str) -> tuple[str, ...] | None
         raise _unreadable(str(path), f"not a whole Parquet file ({error})") from error
     if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
         return None
-    if choices in schema.names:
+    if "choices" in schema.names:  # MMLU's classes, A to D, are not what its questions offer
         return None
     return tuple(feature.get("names", ())) or None
 

@@ -24,7 +24,8 @@ class PromptSettings(Section):
     format: Literal["cloze", "letter", "chat"]
     """`cloze` and `letter` put a question as plain text, `chat` in the model's chat template."""
     max_length: Annotated[int, Field(ge=8)]
-    """Tokens of prompt and response together; what is longer loses the start of its prompt."""
+    """Tokens of prompt and response together. A longer conversation loses its oldest turns, then
+    the start of its question; plain text loses the start of its prompt."""
     chat: ChatSettings | None = None
     """Settings of `format: chat`; null for their defaults."""
 
@@ -56,7 +57,7 @@ class Source(Section):
             why = f"{rest} names no commit (@ and 40 hex digits), and what it names may move"
         if why and not self.sha256:
             raise ValueError(
-                f"{why}, or pin it with a sha256 (of 64 zeros, the error prints the actual one)"
+                f"{why}, or pin it with a sha256 (write 64 zeros: the error prints the actual one)"
             )
         return self
 
@@ -118,8 +119,9 @@ class DatasetSource(Source):
     answers_are: Literal["text", "label", "letter", "index"] | None = None
     """How an answer names its choice; null: as most rows of the file do."""
     skip: tuple[Unwanted, ...] = ()
-    """Conversations with any of these are left out and counted, instead of refused. (One that the
-    assistant opens is not refused: unless unpaired_turns is here, that turn is context.)"""
+    """Records with any of these are left out and counted, instead of refused; formats other than
+    `messages` know `empty_turns` alone. Without `unpaired_turns`, a conversation that the assistant
+    opens is kept, and its opening is context."""
     skip_longer_than: Positive | None = None
     """Characters of a turn: records with a longer one (a question, its passage, an answer, what was
     said before) are left out and counted, too; null for none."""

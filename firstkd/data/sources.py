@@ -93,7 +93,7 @@ def _from_path(rest: str, sha256: str | None, project: Path) -> Path:
     if sha256 is None and not folder.resolve().is_relative_to((project / "sources").resolve()):
         raise SourceError(
             f"path:{rest} is {folder.resolve()}, where no change would be noticed: put it "
-            "into sources/, or pin it with a sha256 (of 64 zeros, the error prints the actual one)"
+            "into sources/, or pin it with a sha256 (write 64 zeros: the error prints the real one)"
         )
     return found
 

@@ -108,7 +108,7 @@ class Survey:
             return
         if self.skipped:
             raise DataValidationError(
-                f"{path}: all {self.skipped.total():,} records are left out: {self._left_out()}; "
+                f"{path}: every record is left out: {self._left_out()}; "
                 f"change that in fetch.datasets.{name}, or remove the data set"
             )
         raise DataValidationError(

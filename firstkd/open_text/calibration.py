@@ -44,8 +44,8 @@ DECISIONS: dict[CalibrationName, Callable[[Tensor], Knowledge]] = {
 
 
 class Calibration:
-    """What a confidence is worth, fitted on answers that were judged: a rising function of it, but
-    that Platt's falls where surer answers are right less often."""
+    """What a confidence is worth, fitted on judged answers. It rises with the confidence, except
+    Platt's, which falls if surer answers are right less often."""
 
     def __init__(self, kind: CalibrationName, fitted: Recalibration) -> None:
         self.kind, self.fitted = kind, fitted

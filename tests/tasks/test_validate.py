@@ -9,7 +9,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from firstkd.data.examples import Example, write_examples
+from firstkd.data.examples import Example, Turn, write_examples
 from firstkd.errors import ArtifactError, ConfigError, DataValidationError
 from firstkd.files import read_json, sha256_of
 from firstkd.models import folders
@@ -280,7 +280,9 @@ def test_a_length_that_leaves_no_room_is_refused_and_one_that_cuts_is_warned_of(
     splits = good()
     change(project, lambda params: params["prompt"].update(max_length=8))
     splits["train"][3] = replace(splits["train"][3], choices=("w " * 9,) * 4, response="w " * 9)
-    with pytest.raises(DataValidationError, match=r"a/train3: .* in 8 tokens; raise prompt"):
+    with pytest.raises(
+        DataValidationError, match=r"a/train3: .*no room for the question; raise prompt"
+    ):
         check(project, splits)
 
 
@@ -290,7 +292,19 @@ def test_a_system_prompt_that_leaves_no_room_for_answers_is_refused(project: Pat
     give_template(project)
     splits = {name: as_open_text(examples) for name, examples in good().items()}
     change(project, lambda params: params["evaluate"]["open_text"].update(max_new_tokens=64))
-    with pytest.raises(DataValidationError, match=r"models.base: .*text with the system prompt"):
+    with pytest.raises(DataValidationError, match=r"models.base: .*any system prompt take"):
+        check(project, splits)
+
+
+def test_a_test_conversation_with_too_long_a_system_prompt_is_refused(project: Path) -> None:
+    """Before a model is trained that would have to answer it."""
+    change(project, lambda params: params["prompt"].update(format="chat", max_length=128))
+    give_template(project)
+    splits = {name: as_open_text(examples) for name, examples in good().items()}
+    change(project, lambda params: params["evaluate"]["open_text"].update(max_new_tokens=64))
+    long = (Turn("system", "Be short. " * 9),)
+    splits["test"][2] = replace(splits["test"][2], history=long)
+    with pytest.raises(DataValidationError, match=r"a/test2: .*any system prompt take"):
         check(project, splits)
 
 

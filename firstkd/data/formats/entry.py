@@ -57,17 +57,22 @@ class Format:
 def text_of(record: Record, key: str) -> str:
     """Return a text that must be there."""
     value = record.get(key)
+    problem = f"{key!r} must be text, found {value!r}"
+    if key in record and is_nothing(value):
+        raise Unfit("empty_turns", problem)
     if not isinstance(value, str):
-        raise Malformed(f"{key!r} must be text, found {value!r}")
-    if is_blank(value):
-        raise Unfit("empty_turns", f"{key!r} must be text, found {value!r}")
+        raise Malformed(problem)
     return cleaned(value, key)
+
+
+def is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, str) and is_blank(value))
 
 
 def answer_of(record: Record, key: str) -> str:
     """Return an answer in words or numbers as text; raises Malformed if there is none."""
     answer = record.get(key)
-    if answer in (None, ""):
+    if is_nothing(answer):
         raise missing_answer(key)
     return str(answer) if is_number(answer) else text_of(record, key)
 

@@ -1,8 +1,8 @@
 """Conversations: `messages` of `role` and `content` (OpenAI), or `conversations` of `from` and
 `value` (ShareGPT). Every turn of the assistant is an example, behind what was said before it.
 
-Context alone are the turns of an assistant that speaks before the user (ShareGPT's long
-conversations were cut into parts), and those that OpenAI's `weight: 0` excludes from training.
+Two kinds of turns serve only as context: those of an assistant that speaks before the user (long
+ShareGPT conversations are often cut into parts), and those with OpenAI's `weight: 0`.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,6 @@ TOOL_ROLES = {"tool", "function", "function_call", "observation", "ipython"}
 TOOL_KEYS = ("tool_calls", "function_call", "tools")
 MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
 NOTHING = ("", "[]", "{}", "null", "None")
-"""Values, or their texts, of keys that a record has only because others in the file need them."""
 
 
 def messages(dataset: DatasetSource) -> Format:
@@ -37,13 +36,12 @@ def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[E
     _refuse_unfit(record)
     turns = [_turn(message) for message in found]
     answers = _answers(turns, may_open="unpaired_turns" not in dataset.skip)
-    learned = {place for place in answers if _is_learned(found[place])}
-    if not learned:
+    if not answers:
         problem = "the conversation has no turn of the assistant that answers the user"
         raise Unfit("unpaired_turns", f"{problem}, to learn from")
     name = name_of(record.get("id"), "id") or _content(turns)
     for number, place in enumerate(answers, 1):
-        if place not in learned:
+        if not _is_learned(found[place]):
             continue
         yield Entry(
             prompt=turns[place - 1].content,
@@ -58,7 +56,8 @@ def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[E
 def _answers(turns: list[Turn], may_open: bool) -> list[int]:
     """Return the places of the assistant's turns that follow one of the user.
 
-    Raises Unfit for any other, but for those before all of the user's turns if they `may_open`.
+    Raises Unfit for any other turn of the assistant, except before the first of the user if it
+    `may_open`.
     """
     answers, opening = [], may_open
     for place, turn in enumerate(turns):
@@ -112,6 +111,17 @@ def _part(part: object) -> str:
 def _refuse_unfit(holder: dict[str, Any]) -> None:
     """Raise Unfit for tools, images, video or sound of a conversation or a turn."""
     for key in (*TOOL_KEYS, *MEDIA_KEYS):
-        if str(holder.get(key)).replace(" ", "") not in NOTHING:
+        if not _is_nothing(holder.get(key)):
             holds: Unwanted = "tool_calls" if key in TOOL_KEYS else "images"
             raise Unfit(holds, f"it holds {key!r}")
+
+
+def _is_nothing(value: object) -> bool:
+    """Whether a key is there only because other records of the file need it; NaN is a gap."""
+    if isinstance(value, dict):
+        return all(map(_is_nothing, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_nothing, value))
+    if isinstance(value, str):
+        return value.replace(" ", "") in NOTHING
+    return not value or value != value

