@@ -80,7 +80,7 @@ def broken_promises(confidence, correct, kind, size, splits=200):
     return broken
 
 
-@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+@pytest.mark.parametrize("kind", DECISIONS)
 def test_the_promise_is_kept_over_200_splits(kind):
     """Calibration included; against 8,000 answers that stand for all there are."""
     confidence, correct = drawn(8_000)
