@@ -44,8 +44,7 @@ DECISIONS: dict[CalibrationName, Callable[[Tensor], Knowledge]] = {
 
 
 class Calibration:
-    """What a confidence is worth, fitted on judged answers. It rises with the confidence, except
-    Platt's, which falls if surer answers are right less often."""
+    """What a confidence is worth, fitted on judged answers; it never falls with the confidence."""
 
     def __init__(self, kind: CalibrationName, fitted: Recalibration) -> None:
         self.kind, self.fitted = kind, fitted

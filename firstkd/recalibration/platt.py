@@ -13,7 +13,10 @@ from firstkd.signals.knowledge import Knowledge
 
 @dataclass(frozen=True)
 class Platt(Recalibration):
-    """Top-1 confidence σ(slope · logit c + intercept), the rest rescaled (Platt 1999)."""
+    """Top-1 confidence σ(slope · logit c + intercept), the rest rescaled (Platt 1999).
+
+    The slope is at least 0: a calibration does not turn the order of answers around.
+    """
 
     slope: float
     intercept: float
@@ -33,7 +36,11 @@ class Platt(Recalibration):
             np.repeat([1, 0], len(odds)),
             sample_weight=np.concatenate([target, 1 - target]),
         )
-        return cls(float(fitted.coef_[0, 0]), float(fitted.intercept_[0]))
+        slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+        if slope < 0:  # by chance, of few decisions; it would put the least sure answers first
+            share = target.mean()
+            slope, intercept = 0.0, float(np.log(share / (1 - share)))
+        return cls(slope, intercept)
 
     def apply(self, knowledge: Knowledge) -> Tensor:
         top = TopAgainstRest.of(knowledge)

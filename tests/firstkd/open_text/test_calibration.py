@@ -66,6 +66,15 @@ def test_answers_that_are_all_right_or_all_wrong_give_numbers(kind, right):
     assert np.isfinite(fitted(np.array([0.1, 0.9]))).all()
 
 
+@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+def test_answers_that_are_right_less_often_if_surer_all_get_the_same(kind):
+    """Their order is not turned around: by chance, few answers look like that."""
+    confidence = np.linspace(0.1, 0.9, 40)
+    fitted = Calibration.fit(kind, confidence, confidence < 0.3, FITTING)
+    assert np.ptp(fitted(confidence)) < 1e-9
+    assert fitted(confidence)[0] == pytest.approx(0.25, abs=0.02)
+
+
 def broken_promises(confidence, correct, kind, size, splits=200):
     """Count the splits in which more of the rest is wrong than was promised."""
     generator, broken = np.random.default_rng(0), 0
