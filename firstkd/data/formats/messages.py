@@ -10,10 +10,9 @@ from functools import partial
 from typing import Any
 
 from firstkd.data.examples import Turn, content_id
-from firstkd.data.formats.entry import Entry, Format, Malformed, Unfit, cleaned, name_of
+from firstkd.data.formats.entry import Entry, Format, Malformed, Unfit, cleaned, is_nothing, name_of
 from firstkd.data.records import Record
 from firstkd.data.settings import DatasetSource, Unwanted
-from firstkd.data.text import is_blank
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "developer": "system"}
 TOOL_ROLES = {"tool", "function", "function_call", "observation", "ipython"}
@@ -93,7 +92,7 @@ def _turn(message: dict[str, Any]) -> Turn:
     content = message.get("content", message.get("value"))
     if isinstance(content, list):
         content = "\n".join(map(_part, content))
-    if content is None or (isinstance(content, str) and is_blank(content)):
+    if is_nothing(content):
         raise Unfit("empty_turns", f"an empty turn of {named!r}")
     if not isinstance(content, str):
         raise Malformed(f"what {named!r} says must be text, found {content!r}")
@@ -111,17 +110,17 @@ def _part(part: object) -> str:
 def _refuse_unfit(holder: dict[str, Any]) -> None:
     """Raise Unfit for tools, images, video or sound of a conversation or a turn."""
     for key in (*TOOL_KEYS, *MEDIA_KEYS):
-        if not _is_nothing(holder.get(key)):
+        if not _is_gap(holder.get(key)):
             holds: Unwanted = "tool_calls" if key in TOOL_KEYS else "images"
             raise Unfit(holds, f"it holds {key!r}")
 
 
-def _is_nothing(value: object) -> bool:
+def _is_gap(value: object) -> bool:
     """Whether a key is there only because other records of the file need it; NaN is a gap."""
     if isinstance(value, dict):
-        return all(map(_is_nothing, value.values()))
+        return all(map(_is_gap, value.values()))
     if isinstance(value, list):
-        return all(map(_is_nothing, value))
+        return all(map(_is_gap, value))
     if isinstance(value, str):
         return value.replace(" ", "") in NOTHING
     return not value or value != value
