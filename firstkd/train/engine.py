@@ -33,13 +33,15 @@ def deepspeed_config(
     Gradients of a step's micro-batches are summed in float32, over time and over processes. With
     bfloat16 weights DeepSpeed 0.19 does so only from ZeRO stage 2 on: stage 0 refuses another type
     than the weights' and rounds each partial sum to it; so does stage 1, or it becomes another
-    optimizer. So stage 2 takes the place of 0 and 1 if a step has several micro-batches. A single
-    one leaves nothing to sum: its bfloat16 gradient goes to the float32 optimizer as it is.
+    optimizer. So stage 2 takes the place of 0 and 1 if a step has several micro-batches; but one
+    process without ZeRO has PyTorch sum in float32 (`make_engine`). A single micro-batch leaves
+    nothing to sum: its bfloat16 gradient goes to the float32 optimizer as it is.
 
     With float32 weights nothing is rounded, and stage 0 needs no copy of them.
     """
     in_bf16 = precision_here(settings.precision) == "bf16"
-    lowest = 2 if in_bf16 and settings.micro_batches_per_step > 1 else 0
+    alone = world_size == 1 and machine.zero_stage == 0
+    lowest = 2 if in_bf16 and settings.micro_batches_per_step > 1 and not alone else 0
     zero: dict[str, Any] = {
         "stage": max(machine.zero_stage, lowest),
         "reduce_bucket_size": BUCKET_ELEMENTS,
@@ -134,6 +136,9 @@ def make_engine(
         _tell_norm(engine, trained)
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # nobody to exchange with: 5 % of the step
+        if settings.micro_batches_per_step > 1:
+            for parameter in trained:
+                parameter.grad_dtype = torch.float32
     return engine
 
 
