@@ -48,29 +48,24 @@ class SmallerInit(Init):
         from firstkd.data.examples import read_examples
         from firstkd.data.prompts import encode
         from firstkd.files import write_json
-        from firstkd.models.folders import (
-            DTYPES,
-            load_model,
-            load_tokenizer,
-            precision_here,
-            save_model,
-        )
+        from firstkd.models.folders import load_model, load_tokenizer, save_model
         from firstkd.models.pruning import check_same_logits
         from firstkd.models.self_test import check_model
 
         base = given.models[self.of]
         tokenizer = load_tokenizer(base)
-        # rounded as it will be saved, so that the logits can be compared
+        # Rounded as it will be saved, so that the logits can be compared; in float32, since in
+        # bfloat16 sums in another order change them as much as a fault would.
         rounded: Any = load_model(base, "bf16")
-        model = rounded.to(DTYPES[precision_here("auto")])
+        model = rounded.float()
         examples = read_examples(given.examples[0])[: self.examples]
         questions = encode(examples, tokenizer, given.prompt)
         probe_BL = torch.tensor([questions[0].prompt], device=model.device)
         expected, measured = self.cut(model, questions, probe_BL)
         save_model(model, tokenizer, folder)
-        saved: Any = load_model(folder)
+        saved: Any = load_model(folder, "fp32")
         with torch.inference_mode():
             found = saved(input_ids=probe_BL.to(saved.device), use_cache=False).logits
         check_same_logits(expected, found, model.config.model_type, self.reordering)
-        check_model(load_model(folder, "fp32"), tokenizer, questions)
+        check_model(saved, tokenizer, questions)
         write_json(folder / "metrics.json", measured)
