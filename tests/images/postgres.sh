@@ -1,7 +1,7 @@
 # What the original image does: make the cluster in an empty folder, run the given scripts once, serve.
 set -eu
 as_postgres() { setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; }
-install --directory --owner=postgres --group=postgres "$PGDATA"
+install --directory --mode=700 --owner=postgres --group=postgres "$PGDATA"
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     install --owner=postgres --mode=600 /dev/null /tmp/password
     printf %s "$POSTGRES_PASSWORD" >/tmp/password
