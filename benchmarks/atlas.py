@@ -3,7 +3,8 @@
 Every cell trains the default student of params.yaml once more with one thing changed (`CELLS` of
 benchmarks/atlas_cells.py), for each seed in a project of its own, by `dvc repro`. What is finished
 is kept, and the same command goes on where it was interrupted; after each cell the table of all
-finished ones is written to WORK/atlas.md, and their numbers to WORK/results.json.
+finished ones is written to WORK/atlas.md, and their numbers to WORK/results.json. Cells that are
+in that file stay in it, so that machines can share them out: give each some of `--cells`.
 
 Values are means over seeds, intervals 95 % bootstrap intervals over seeds and questions together;
 differences are paired. Seconds are those of the training's steps, bytes those of the signals that a
@@ -57,14 +58,15 @@ def main() -> None:
     for seed, root in enumerate(roots):
         write_project(root, given.params, seed)
     chosen = [PLAIN, *(cell for cell in given.cells if cell != PLAIN)]
-    found: dict[str, Any] = {}
+    results = work / "results.json"
+    found: dict[str, Any] = read_json(results) if results.exists() else {}
     with tqdm([(cell, root) for cell in chosen for root in roots], unit="model") as progress:
         for cell, root in progress:
             progress.set_description(f"{cell}, {root.name}")
             project.dvc(root, "repro", f"evaluate-{cell}")
             if root == roots[-1]:
                 found[cell] = measured(roots, cell)
-                write_json(work / "results.json", found)
+                write_json(results, found)
                 (work / "atlas.md").write_text(table(found), encoding="utf-8")
     print(json.dumps(found))
     print(table(found), file=sys.stderr)
@@ -125,7 +127,8 @@ def table(found: dict[str, Any]) -> str:
     """Return Markdown: values of every cell, and below its differences to the plain recipe."""
     head = [*(title for title, *_ in VALUES), "seconds", "signals, MB"]
     lines = [f"| cell | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
-    for cell, numbers in found.items():
+    listed = {cell: found[cell] for cell in CELLS if cell in found}
+    for cell, numbers in listed.items():
         seconds, size = numbers["cost"]["seconds"], numbers["cost"]["bytes"]
         cells = [interval(Estimate(**numbers[how][metric])) for _, how, metric in VALUES]
         cells += ["–" if seconds is None else f"{seconds:.0f}", f"{size / 1e6:.1f}"]
@@ -133,7 +136,7 @@ def table(found: dict[str, Any]) -> str:
     titles = [title for title, *_ in DIFFERENCES]
     lines += ["", f"| cell, less `{PLAIN}` | {' | '.join(titles)} | what is changed |"]
     lines.append("|---|" + "---|" * (len(titles) + 1))
-    for cell, numbers in found.items():
+    for cell, numbers in listed.items():
         if cell != PLAIN:
             less = [
                 interval(Estimate(**numbers[f"{how}_less_plain"][metric]), "+.3f")

@@ -103,7 +103,7 @@ def test_cells_are_trained_once_and_the_atlas_goes_on(tmp_path, monkeypatch, cap
     assert first.keys() == {PLAIN, "smoothed"} and "model-plain" in ran
     assert first["smoothed"]["cost"]["seconds"] > 0 and first[PLAIN]["cost"]["bytes"] > 0
     before = [*ran]
-    monkeypatch.setattr(sys, "argv", [*words, "smoothed", "two_stages"])
+    monkeypatch.setattr(sys, "argv", [*words, "two_stages"])
     atlas.main()
     assert ran[len(before) :] == ["model-two_stages", "evaluate-two_stages"]
     found = json.loads(capsys.readouterr().out)
