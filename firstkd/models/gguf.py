@@ -16,6 +16,8 @@ def convert_gguf(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
+    from firstkd.models.folders import save_model
+
     # Without dequantize the weights stay packed: nothing could be trained or saved.
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -29,8 +31,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
         raise SourceError(
             f"{file.name} cannot be converted ({error}); use the model's safetensors instead"
         ) from error
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_model(model, tokenizer, folder)
     for written in folder.iterdir():
         written.chmod(0o644)  # transformers makes the weights private
 
