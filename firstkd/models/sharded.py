@@ -15,21 +15,11 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from firstkd.memory import memory_explained
-from firstkd.models.folders import device, load_model
+from firstkd.models.folders import device, load_model, precision_here
 from firstkd.section import Precision
 from firstkd.train.distributed import Ranks
 from firstkd.zero import WHOLE_BELOW, deepspeed
 
-CONFIG = {
-    "train_micro_batch_size_per_gpu": 1,  # it wants one
-    "zero_optimization": {
-        "stage": 3,
-        "stage3_param_persistence_threshold": WHOLE_BELOW,
-        # nothing of a layer is kept for the next pass, and nothing of the next layer in this one
-        "stage3_max_reuse_distance": 0,
-        "stage3_prefetch_bucket_size": 0,
-    },
-}
 REMEDY = "raise machine.processes, or set machine.placement to { kind: spread }"
 
 
@@ -42,12 +32,13 @@ def sharded(folder: Path, precision: Precision, ranks: Ranks) -> Iterator[PreTra
     """
     with memory_explained(f"while {folder} was loaded", REMEDY):
         # while this object exists, transformers builds each module under deepspeed.zero.Init
-        sharding = HfDeepSpeedConfig(CONFIG)
+        config = deepspeed_config(precision)
+        sharding = HfDeepSpeedConfig(config)
         model = load_model(folder, precision).eval()
         del sharding
         make_head_whole(model)
         backbone: Any = model.base_model
-        engine, *_ = deepspeed.initialize(model=backbone, config=CONFIG)
+        engine, *_ = deepspeed.initialize(model=backbone, config=config)
 
     def announce(*_: Any) -> None:
         ranks.gather(True)
@@ -60,6 +51,21 @@ def sharded(folder: Path, precision: Precision, ranks: Ranks) -> Iterator[PreTra
         while any(ranks.gather(False)):
             backbone(input_ids=token, use_cache=False)
     engine.destroy()
+
+
+def deepspeed_config(precision: Precision) -> dict[str, Any]:
+    """Return DeepSpeed's own configuration, for models that only run."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # it wants one
+        "bf16": {"enabled": precision_here(precision) == "bf16"},  # it would make them float32
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_param_persistence_threshold": WHOLE_BELOW,
+            # nothing of a layer is kept for the next pass, and nothing of the next one in this
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": 0,
+        },
+    }
 
 
 def make_head_whole(model: Any) -> None:

@@ -1,6 +1,6 @@
 """Run a model as a placement has it, in memory that is watched.
 
-Run as  python -m tests.firstkd.models.placed MODEL TINY OUT PLACEMENT
+Run as  python -m tests.firstkd.models.placed MODEL TINY OUT PRECISION PLACEMENT
 or likewise by torchrun, as several processes. Writes to OUT the scores of some questions, texts,
 and the peak of each process's anonymous memory: pages of the mapped files are not in it.
 """
@@ -8,6 +8,7 @@ and the peak of each process's anonymous memory: pages of the mapped files are n
 import json
 import sys
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from firstkd.data.prompts import Question
 from firstkd.models.scoring import score_questions
 from firstkd.open_text.decoding import Draw, decode
+from firstkd.section import Precision
 from firstkd.train.distributed import join_ranks
 from firstkd.train.settings import MachineSettings
 from tests.firstkd.train.loading import Peak, anonymous_bytes
@@ -36,7 +38,7 @@ def run(model: PreTrainedModel, times: int) -> tuple[torch.Tensor, list[int]]:
     return scores, [token for text in texts for token in text.ids]
 
 
-def main(folder: Path, tiny: Path, out: Path, placement: object) -> None:
+def main(folder: Path, tiny: Path, out: Path, precision: Precision, placement: object) -> None:
     ranks = join_ranks()
     machine = MachineSettings.model_validate(
         {
@@ -48,11 +50,11 @@ def main(folder: Path, tiny: Path, out: Path, placement: object) -> None:
             "placement": placement,
         }
     )
-    with machine.placement.running(tiny, "fp32", ranks) as model:
+    with machine.placement.running(tiny, precision, ranks) as model:
         run(model, 1)  # loads the modules, which do not count
     before, peak = anonymous_bytes(), Peak(daemon=True)
     peak.start()
-    with machine.placement.running(folder, "fp32", ranks) as model:
+    with machine.placement.running(folder, precision, ranks) as model:
         # not equally often
         scores, text = run(model, 1 + ranks.rank)
     peak.over.set()
@@ -62,5 +64,5 @@ def main(folder: Path, tiny: Path, out: Path, placement: object) -> None:
 
 
 if __name__ == "__main__":
-    model, tiny, out, placement = sys.argv[1:]
-    main(Path(model), Path(tiny), Path(out), json.loads(placement))
+    *folders, precision, placement = sys.argv[1:]
+    main(*map(Path, folders), cast(Precision, precision), json.loads(placement))
