@@ -1,3 +1,4 @@
-CREATE DATABASE mlflow;
-CREATE DATABASE mlflow_auth;
-CREATE DATABASE prefect;
+-- in UTF-8 whatever the server's default: in another encoding Prefect cannot keep every work pool
+CREATE DATABASE mlflow ENCODING 'UTF8' TEMPLATE template0;
+CREATE DATABASE mlflow_auth ENCODING 'UTF8' TEMPLATE template0;
+CREATE DATABASE prefect ENCODING 'UTF8' TEMPLATE template0;
