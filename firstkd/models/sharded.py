@@ -57,7 +57,8 @@ def deepspeed_config(precision: Precision) -> dict[str, Any]:
     """Return DeepSpeed's own configuration, for models that only run."""
     return {
         "train_micro_batch_size_per_gpu": 1,  # it wants one
-        "bf16": {"enabled": precision_here(precision) == "bf16"},  # it would make them float32
+        # without it, bfloat16 weights become float32
+        "bf16": {"enabled": precision_here(precision) == "bf16"},
         "zero_optimization": {
             "stage": 3,
             "stage3_param_persistence_threshold": WHOLE_BELOW,
