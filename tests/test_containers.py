@@ -1,5 +1,6 @@
 """docker-compose.yaml brought up, and a pod of the Kubernetes work pool: `make test-infra`."""
 
+import base64
 import json
 import os
 import re
@@ -165,16 +166,16 @@ def test_a_pod_of_the_work_pool_retrains(composed: Composed, podman: Podman) -> 
         "metadata": {"name": "retrain", "labels": {"app": "retrain"}},
         "spec": {**spec, "volumes": volumes},
     }
-    secret = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": "firstkd"},
-        "stringData": composed.client,
-    }
+    # not in the file: Podman before 4.4 cannot read the secrets that it makes of one
+    logins = podman.folder / "logins.json"
+    encoded = {k: base64.b64encode(v.encode()).decode() for k, v in composed.client.items()}
+    logins.write_text(json.dumps(encoded))
     file = podman.folder / "pod.yaml"
-    file.write_text(f"{json.dumps(secret)}\n---\n{json.dumps(pod)}\n")
-    podman("kube", "play", "--network", NETWORK, file)
+    file.write_text(json.dumps(pod))
+    podman("secret", "create", "firstkd", logins)
     try:
+        podman("kube", "play", "--network", NETWORK, file)
         wait_until_ended(composed, run)
     finally:
-        podman("kube", "down", file)
+        podman.attempt("kube", "down", file)
+        podman("secret", "rm", "firstkd")
