@@ -81,7 +81,8 @@ def test_run_on_the_embedded_server(project: Workspace) -> None:
     assert first.returncode == 0, first.stderr
     assert "── model-first ──" in first.stderr and "INFO model-first" in first.stderr
     assert "Running stage" not in first.stderr and "Prefect" not in first.stderr
-    accuracy = read_json(project.root / "data/report/metrics.json")["first"]["accuracy"]
+    of_test = read_json(project.root / "data/evaluate/first/metrics.json")["sets"]["test"]
+    accuracy = of_test["raw"]["accuracy"]["value"]
     assert f"{accuracy:.3f}" in first.stdout and re.search(r"0\.\d\d–[01]\.\d\d", first.stdout)
     assert "firstkd-student v1 is promoted" in first.stdout.replace("\n", " ")
 
