@@ -110,12 +110,16 @@ class Draws:
         groups = self.size if self.group_of is None else int(self.group_of.max()) + 1
         rows = max(1, BLOCK // self.size)
         for start in range(0, self.samples, rows):
-            number = min(rows, self.samples - start)
-            chosen = generator.integers(groups, size=(number, groups))
-            chosen += np.arange(number)[:, None] * groups
-            counts = np.bincount(chosen.ravel(), minlength=number * groups).astype(np.float64)
-            counts = counts.reshape(number, groups)
+            counts = _draw(generator, min(rows, self.samples - start), groups)
             yield counts if self.group_of is None else counts[:, self.group_of]
+
+
+def _draw(generator: np.random.Generator, samples: int, groups: int) -> Counts:
+    """[S, groups]: how often each group comes among as many draws."""
+    chosen = generator.integers(groups, size=(samples, groups))
+    chosen += np.arange(samples)[:, None] * groups
+    counts = np.bincount(chosen.ravel(), minlength=samples * groups)
+    return counts.astype(np.float64).reshape(samples, groups)
 
 
 def resample(statistic: Statistic, draws: Draws) -> dict[str, Resampled]:

@@ -76,7 +76,7 @@ def maximum_calibration_error(
     """[S]: |accuracy − confidence| of the worst bin (Guo et al. 2017, eq. 5)."""
     counts = _each_once(confidence) if counts is None else counts
     bin_of = _bin_of(confidence, num_bins)
-    drawn = _sums_by(bin_of, np.ones(len(confidence)), counts)
+    drawn = _sums_by(bin_of, np.ones_like(confidence), counts)
     gaps = _sums_by(bin_of, correct - confidence, counts)
     return np.asarray(np.abs(gaps / np.maximum(drawn, 1)).max(-1))
 
@@ -87,12 +87,12 @@ def equal_mass_calibration_error(
     """[S] ECEs with bins of equally many decisions, give or take one (Nixon et al. 2019)."""
     counts = _each_once(confidence) if counts is None else counts
     order = confidence.argsort(kind="stable")
-    drawn, gap = counts[:, order], (correct - confidence)[order]
-    ends, sums = drawn.cumsum(-1), (drawn * gap).cumsum(-1)
+    drawn = counts[:, order]
+    ends, sums = _sums_from_0(drawn), _sums_from_0(drawn * (correct - confidence)[order])
     size = ends[:, -1]
     edges = np.ceil(np.arange(num_bins + 1) * size[:, None] / num_bins)
     # within one decision that was drawn several times the sum of the gaps grows evenly
-    by_edge = [np.interp(*row) for row in zip(edges, _from_0(ends), _from_0(sums), strict=True)]
+    by_edge = [np.interp(*row) for row in zip(edges, ends, sums, strict=True)]
     return np.asarray(np.abs(np.diff(by_edge, axis=-1)).sum(-1) / size)
 
 
@@ -105,7 +105,7 @@ def smooth_calibration_error(
     bootstrap samples are smoothed at once, each at its own width.
     """
     counts = _each_once(confidence) if counts is None else counts
-    cell = np.minimum((confidence * mesh).astype(np.int64), mesh - 1)
+    cell = np.minimum((confidence * mesh).astype(np.int16), mesh - 1)
     filled, place = np.unique(cell, return_inverse=True)
     residual = np.zeros((len(counts), mesh))
     residual[:, filled] = _sums_by(place, correct - confidence, counts)
@@ -128,26 +128,27 @@ def _each_once(confidence: Floats) -> Floats:
     return np.ones((1, len(confidence)))
 
 
-def _bin_of(confidence: Floats, num_bins: int) -> NDArray[np.int64]:
-    return np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+def _bin_of(confidence: Floats, num_bins: int) -> NDArray[np.int16]:
+    return np.clip(np.ceil(confidence * num_bins).astype(np.int16) - 1, 0, num_bins - 1)
 
 
-def _sums_by(bin_of: NDArray[np.int64], values: Floats, counts: Floats) -> Floats:
+def _sums_by(bin_of: NDArray[np.integer], values: Floats, counts: Floats) -> Floats:
     """[S, filled bins]: sums of values [E], each as often as it was drawn."""
     order = bin_of.argsort(kind="stable")
     starts = np.flatnonzero(np.diff(bin_of[order], prepend=-1))
     return np.asarray(np.add.reduceat(counts[:, order] * values[order], starts, axis=-1))
 
 
-def _from_0(sums: Floats) -> Floats:
-    return np.pad(sums, ((0, 0), (1, 0)))
+def _sums_from_0(values: Floats) -> Floats:
+    """[S, E + 1]: the sums of the first 0 … E values."""
+    return np.pad(values, ((0, 0), (1, 0))).cumsum(-1)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What is measured of E decisions, 33 bytes each: five columns [E]."""
+    """What is measured of E decisions, 29 bytes each: five columns [E]."""
 
-    predicted_index: NDArray[np.int64]
+    predicted_index: NDArray[np.int32]
     """The most probable candidate."""
     confidence: Floats
     """Its probability."""
@@ -163,7 +164,7 @@ class Predictions:
 
         `is_right` [E, K] is nowhere true in a row if what is right is in the tail.
         """
-        predicted = np.asarray(probabilities.argmax(-1))
+        predicted = probabilities.argmax(-1).astype(np.int32)
         correct = np.take_along_axis(is_right, predicted[:, None], -1)[:, 0]
         tail = 1 - probabilities.sum(-1)
         tail_is_right = ~is_right.any(-1)
@@ -212,8 +213,8 @@ class Predictions:
 
     def values(self) -> dict[str, float]:
         """Each metric's value."""
-        once = np.ones((1, len(self)))
-        return {name: float(value[0]) for name, value in self.metrics(once).items()}
+        found = self.metrics(_each_once(self.confidence))
+        return {name: float(value[0]) for name, value in found.items()}
 
     def metrics(self, counts: Floats, names: Collection[str] = METRICS) -> dict[str, Floats]:
         """These metrics [S] of the decisions, drawn as often as `counts` [S, E] says."""

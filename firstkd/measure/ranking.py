@@ -60,15 +60,16 @@ class Ranking:
         The mean, over all numbers of questions answered, of the share that is wrong among them.
         """
         wrong_SD = self.drawn_SD - self.right_SD
-        before_SD = self.drawn_SD.cumsum(-1) - self.drawn_SD
-        wrong_before_SD = wrong_SD.cumsum(-1) - wrong_SD
-        rate_SD = wrong_SD / np.maximum(self.drawn_SD, 1)
+        ends_SD = self.drawn_SD.cumsum(-1).astype(np.int64)
+        before_SD = ends_SD - self.drawn_SD.astype(np.int64)
         # sum over k = 1 … drawn of (wrong_before + rate · k) / (before + k)
         harmonic = _harmonic(int(self.size_S.max()))
-        ends_SD = (before_SD + self.drawn_SD).astype(np.int64)
-        steps_SD = harmonic[ends_SD] - harmonic[before_SD.astype(np.int64)]
-        risks_SD = wrong_SD + (wrong_before_SD - rate_SD * before_SD) * steps_SD
-        return np.asarray(risks_SD.sum(-1) / self.size_S)
+        steps_SD = harmonic[ends_SD]
+        del ends_SD  # millions of decisions take much memory
+        steps_SD -= harmonic[before_SD]
+        rate_SD = wrong_SD / np.maximum(self.drawn_SD, 1)
+        excess_SD = wrong_SD.cumsum(-1) - wrong_SD - rate_SD * before_SD
+        return np.asarray((wrong_SD + excess_SD * steps_SD).sum(-1) / self.size_S)
 
     def excess_aurc(self) -> Floats:
         """[S]: AURC less that of a model as accurate whose right answers are all surer.
@@ -76,10 +77,10 @@ class Ranking:
         (Geifman, Uziel and El-Yaniv 2019.) The latter has the wrong ones come last, at each of the
         n − r numbers of questions answered beyond r: the sum of (i − r) / i.
         """
-        right, size = self.right_SD.sum(-1), self.size_S
+        right, size, aurc = self.right_SD.sum(-1), self.size_S, self.aurc()
         harmonic = _harmonic(int(size.max()))
         steps = harmonic[size.astype(np.int64)] - harmonic[right.astype(np.int64)]
-        return np.asarray(self.aurc() - (size - right - right * steps) / size)
+        return np.asarray(aurc - (size - right - right * steps) / size)
 
     def accuracy_at(self, coverage: float) -> Floats:
         """[S]: the accuracy on the fewest surest questions that make up this share of all."""
