@@ -65,3 +65,14 @@ def join_ranks() -> Ranks:
         else:
             torch.distributed.init_process_group(backend)
     return ranks
+
+
+def leave_ranks() -> None:
+    """Leave the processes that were joined, if any were.
+
+    Ending without it aborts now and then: the group's threads may outlive what they use.
+    """
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
