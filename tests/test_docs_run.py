@@ -174,6 +174,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     for command in (
         "git init --quiet",
         "echo .venv >> .git/info/exclude",
+        "firstkd graph",  # of the tiny project: run would write it, uncommitted
         "git add . && git commit --quiet --message 'As it was cloned'",
         "firstkd run",
     ):
