@@ -105,7 +105,7 @@ def smooth_calibration_error(
     bootstrap samples are smoothed at once, each at its own width.
     """
     counts = _each_once(confidence) if counts is None else counts
-    cell = np.minimum((confidence * mesh).astype(np.int16), mesh - 1)
+    cell = np.minimum(confidence * mesh, mesh - 1).astype(np.int16)
     filled, place = np.unique(cell, return_inverse=True)
     residual = np.zeros((len(counts), mesh))
     residual[:, filled] = _sums_by(place, correct - confidence, counts)
@@ -129,7 +129,8 @@ def _each_once(confidence: Floats) -> Floats:
 
 
 def _bin_of(confidence: Floats, num_bins: int) -> NDArray[np.int16]:
-    return np.clip(np.ceil(confidence * num_bins).astype(np.int16) - 1, 0, num_bins - 1)
+    bins = np.clip(np.ceil(confidence * num_bins) - 1, 0, num_bins - 1)
+    return np.asarray(bins, np.int16)
 
 
 def _sums_by(bin_of: NDArray[np.integer], values: Floats, counts: Floats) -> Floats:
