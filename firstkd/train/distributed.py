@@ -68,9 +68,9 @@ def join_ranks() -> Ranks:
 
 
 def leave_ranks() -> None:
-    """Leave the processes that were joined, if any were.
+    """Leave the group of processes, if this one has joined it.
 
-    Ending without it aborts now and then: the group's threads may outlive what they use.
+    Without this, a process that was done once aborted while it ended, by a thread still running.
     """
     import torch
 
