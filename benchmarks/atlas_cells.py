@@ -85,6 +85,7 @@ CELLS: dict[str, Cell] = {
     "correlation": on_states("relation", form="correlation"),
     "gram": on_states("flow", form="gram"),
     "length": on_states("flow", form="length"),
+    "adversarial": on_states("adversarial", weight=0.1),
     # schemes
     "live": instead("the teacher beside the training", **{"from": "live_choices"}),
     "two_teachers": instead("mean of two teachers", **{"from": "pooled"}),

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from firstkd.section import Name, listed
 from firstkd.terms.adaptive_focal import AdaptiveFocal
+from firstkd.terms.adversarial import Adversarial
 from firstkd.terms.alm import Alm
 from firstkd.terms.attention import Attention
 from firstkd.terms.choice_kl import ChoiceKl
@@ -22,7 +23,7 @@ from firstkd.terms.uld import Uld
 
 KINDS = (
     *(Gold, GoldChoice, AdaptiveFocal, ChoiceKl, HardChoice, SparseKl, Alm, Uld),
-    *(Hidden, Relation, Flow, Attention, Dirichlet, CurriculumKl),
+    *(Hidden, Relation, Flow, Attention, Dirichlet, CurriculumKl, Adversarial),
 )
 
 CURVE = frozenset(
@@ -47,7 +48,8 @@ AnyTerm = Annotated[
     | Flow
     | Attention
     | Dirichlet
-    | CurriculumKl,
+    | CurriculumKl
+    | Adversarial,
     Field(discriminator="kind"),
 ]
 

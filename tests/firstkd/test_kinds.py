@@ -142,6 +142,13 @@ MADE = {
     "flow": {"from": "hidden_states"},
     "attention": {"from": "wide_states", "heads": 4, "layers": [[0, 2], [1, 1]]},
     "curriculum_kl": {"from": "choices", "recalibrate": "none", "rise": 0},
+    "adversarial": {"from": "hidden_states", "units": 5},
+    "adversarial, wide": {
+        "kind": "adversarial",
+        "from": "wide_states",
+        "layers": PAIRS,
+        "units": 5,
+    },
     "dirichlet": {"from": "ensemble", "recalibrate": "none"},
     "dirichlet, samples": {
         "kind": "dirichlet",
@@ -536,6 +543,26 @@ def dense_places(world, term):
         yield [(ours[place], theirs[other]) for place, other in pairs]
 
 
+def dense_adversarial(world, term, target):
+    total = torch.zeros((), dtype=torch.float64)
+    for places in dense_places(world, term):
+        for discriminator, (found, wanted) in zip(world.projectors, places, strict=True):
+            if found.shape[1] != wanted.shape[1]:
+                found = found @ discriminator.projector.weight.T
+            student, teacher = found.mean(0), wanted.mean(0)
+            if student.requires_grad:
+                student.register_hook(lambda gradient: -gradient)
+            first, _, second = discriminator.score
+            chances = []
+            for vector in (student, teacher):
+                vector = vector / vector.square().mean().sqrt()
+                hidden = torch.nn.functional.gelu(first.weight @ vector + first.bias)
+                chances.append((second.weight @ hidden + second.bias).sigmoid().sum())
+            right = (1 - chances[0]).log() + chances[1].log()
+            total = total - right / 2 / len(places)
+    return total
+
+
 def huber(x) -> Tensor:
     return x * x / 2 if abs(x) <= 1 else abs(x) - 0.5
 
@@ -625,6 +652,7 @@ def dense_attention(world, term, target):
 
 
 DENSE = {
+    "adversarial": dense_adversarial,
     "attention": dense_attention,
     "relation": dense_relation,
     "flow": dense_flow,

@@ -24,9 +24,16 @@ from tests.firstkd.test_kinds import TERMS, make, make_world, source_of
 from tests.firstkd.train import adapting
 from tests.firstkd.train.trainings import trained
 
-MADE = {"flow": "flow, length", "relation": "relation, similarity"}
+MADE = {
+    "flow": "flow, length",
+    "relation": "relation, similarity",
+    "adversarial": "adversarial, wide",
+}
 """What is not made as its name says: widths differ, and two questions have one distance alone."""
-NAMES = ("relation", "flow", "attention", "alm", "uld", "dirichlet", "curriculum_kl")
+NAMES = (
+    *("relation", "flow", "attention", "adversarial"),
+    *("alm", "uld", "dirichlet", "curriculum_kl"),
+)
 SHARED = {"micro_batch_size": 2, "micro_batches_per_step": 2, "learning_rate": 1e-3}
 STAGES = {"all": "0123", "on_policy": "0123", "adapting": "13"}
 

@@ -1,19 +1,22 @@
-"""Trainings beside a frozen teacher, with projectors that are trained, saved and thrown away."""
+"""Trainings beside a frozen teacher, with projectors and discriminators that are trained, saved and
+thrown away."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from firstkd.errors import ConfigError
+from firstkd.terms.adversarial import Adversarial
 from firstkd.terms.hidden import Hidden
 from tests.firstkd.train.trainings import SHARED, trained
-from tests.firstkd.train.watching import hidden, relating, watching
+from tests.firstkd.train.watching import adversarial, hidden, relating, watching
 from tests.tiny import REPOSITORY
 
 
@@ -24,32 +27,34 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
-def test_projectors_are_saved_and_go_on_bit_for_bit(tiny_model, tmp_path, zero_stage):
+@pytest.mark.parametrize(("made", "kind"), [(hidden, Hidden), (adversarial, Adversarial)])
+def test_what_is_trained_beside_is_saved_and_goes_on_bit_for_bit(
+    tiny_model, tmp_path, zero_stage, made, kind
+):
     calls = []
 
-    class Interrupted(Hidden):
+    class Interrupted(kind):
         def __call__(self, view, name, target):
             calls.append(name)
             if len(calls) == 7:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().__call__(view, name, target)
 
-    undisturbed = trained(tiny_model, tmp_path, player=watching, zero_stage=zero_stage)
+    def training(out, checkpoints=None, kind=kind):
+        player = partial(watching, term=made(kind))
+        return trained(tiny_model, out, checkpoints, player=player, zero_stage=zero_stage)
+
+    undisturbed = training(tmp_path)
     checkpoints = tmp_path / "checkpoints"
     with pytest.raises(SystemExit):
-        trained(
-            tiny_model,
-            tmp_path,
-            checkpoints,
-            player=lambda model: watching(model, hidden(Interrupted)),
-            zero_stage=zero_stage,
-        )
+        training(tmp_path, checkpoints, Interrupted)
     with safe_open(checkpoints / "step-00000007/rank-0.safetensors", "pt") as saved:
-        assert any("beside.0.1.weight|exp_avg" in key for key in saved.keys())  # noqa: SIM118
-    same(undisturbed, trained(tiny_model, tmp_path, checkpoints, player=watching,
-                              zero_stage=zero_stage))  # fmt: skip
+        keys = [*saved.keys()]
+    assert any("beside.0.1." in key and key.endswith("|exp_avg") for key in keys)
+    same(undisturbed, training(tmp_path, checkpoints))
     of_states = [point["states"] for point in undisturbed[1]]
-    assert of_states[-1] < 0.8 * of_states[0]
+    if kind is Hidden:
+        assert of_states[-1] < 0.8 * of_states[0]
 
 
 def test_the_student_is_saved_without_projectors(tiny_model, tmp_path):

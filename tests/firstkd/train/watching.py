@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from firstkd.signals.hidden_states import HiddenStates
 from firstkd.signals.live import Watched
+from firstkd.terms.adversarial import Adversarial
 from firstkd.terms.hidden import Hidden
 from firstkd.terms.relation import Relation
 from firstkd.train.distributed import join_ranks
@@ -27,6 +28,10 @@ STATES = HiddenStates(kind="hidden_states", of="teacher")
 def hidden(kind=Hidden):
     settings = {"kind": "hidden", "from": "states", "layers": PAIRS, "distance": "mse"}
     return kind.model_validate(settings)
+
+
+def adversarial(kind=Adversarial):
+    return kind.model_validate({"kind": "adversarial", "from": "states", "layers": PAIRS})
 
 
 def relation():
@@ -48,7 +53,7 @@ def teacher():
 
 
 def watching(model, term=None):
-    """Return a player that learns from gold, and from the teacher's states through projectors."""
+    """Return a player that learns from gold, and by a term (`hidden`) from the teacher's states."""
     return beside_teacher(model, {"states": term or hidden()})
 
 

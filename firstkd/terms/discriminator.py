@@ -1,0 +1,46 @@
+"""A network that tells one model's states from another's, learned against the former.
+
+Legend: T tokens, B questions, H hidden size.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from firstkd.terms.relations import pooled
+
+
+class Discriminator(nn.Module):
+    """D(f) of a question's mean state f, at length √H so that its size tells nothing."""
+
+    def __init__(self, narrow: int, wide: int, units: int) -> None:
+        super().__init__()
+        self.projector = nn.Linear(narrow, wide, bias=False) if narrow != wide else nn.Identity()
+        self.score = nn.Sequential(nn.Linear(wide, units), nn.GELU(), nn.Linear(units, 1))
+
+    def forward(self, states_TH: Tensor, question_T: Tensor, questions: int) -> Tensor:
+        """Return D [B] of another model's states."""
+        mean_BH = pooled(states_TH, question_T, questions)
+        scaled_BH = F.rms_norm(mean_BH, mean_BH.shape[-1:])
+        score_B: Tensor = self.score(scaled_BH.to(states_TH.dtype))[:, 0]
+        return score_B.to(mean_BH.dtype)
+
+    def of_student(self, states_TH: Tensor, question_T: Tensor, questions: int) -> Tensor:
+        """Return D [B] of the student's states, with the gradient that they get reversed.
+
+        What follows learns to tell them apart; what lies before, the projector included, not to be
+        told apart.
+        """
+        return self(reversed_gradient(self.projector(states_TH)), question_T, questions)
+
+
+def reversed_gradient(values: Tensor) -> Tensor:
+    """Return the same numbers, with a slope of −1 (Ganin and Lempitsky 2015, eq. 14 and 15)."""
+    return 2 * values.detach() - values
+
+
+def told_apart(ours_B: Tensor, theirs_B: Tensor) -> Tensor:
+    """Return half of −log σ(D(teacher)) − log(1 − σ(D(student))), per question [B].
+
+    log 2 where the discriminator cannot tell which is which.
+    """
+    return (F.softplus(-theirs_B) + F.softplus(ours_B)) / 2
