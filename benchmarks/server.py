@@ -34,6 +34,7 @@ from benchmarks.models import CAPTURE, memory_mb
 from firstkd.data.examples import Example, read_examples
 from firstkd.data.packing import packed_length
 from firstkd.data.prompts import Question, encode
+from firstkd.data.view import Viewer
 from firstkd.models.folders import load_model, load_tokenizer, tokenizer_ids
 from firstkd.models.init.server import ServerInit
 from firstkd.openai.gifts import what_it_gives
@@ -91,7 +92,7 @@ def ask(url: str, model: str, examples: Sequence[Example], questions: Sequence[Q
     settings = CAPTURE.model_copy(update={"shard_examples": SHARD})
     run = AskedCapture(SIGNAL, size, settings, Ranks())
     with ServedModel(init, tokenizer) as served, tempfile.TemporaryDirectory() as folder:
-        teacher = AskedTeacher(served, what_it_gives(served), size, PROMPT)
+        teacher = AskedTeacher(served, what_it_gives(served), size, Viewer(PROMPT))
         started = time.perf_counter()
         run.write(teacher, examples, questions, Path(folder), lambda: None)
         return time.perf_counter() - started

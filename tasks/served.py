@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from firstkd.data.prompts import encode
+from firstkd.data.view import Viewer
 from firstkd.errors import ArtifactError, about
 from firstkd.files import read_json
 from firstkd.models.folders import load_tokenizer, tokenizer_ids
@@ -25,8 +25,10 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def opened(root: Path, settings: Settings, of: str, share: int) -> Iterator[AskedTeacher]:
-    """Open a model behind a server, which `share` processes ask.
+def opened(
+    root: Path, settings: Settings, of: str, share: int, viewer: Viewer | None = None
+) -> Iterator[AskedTeacher]:
+    """Open a model behind a server, which `share` processes ask, by default without a view.
 
     Raises ConfigError, SourceError or UnreachableError if the server does not give what is asked,
     and ArtifactError if that is something else than when the model's folder was made.
@@ -41,13 +43,14 @@ def opened(root: Path, settings: Settings, of: str, share: int) -> Iterator[Aske
                 f"{init.url} gives {gives} now, and gave {found} when {folder} was made; change "
                 "the fingerprint if it serves other weights, or run that stage again"
             )
-        yield AskedTeacher(served, gives, size, settings.prompt)
+        yield AskedTeacher(served, gives, size, viewer or Viewer(settings.prompt))
 
 
 def ask(
     root: Path,
     settings: Settings,
     signal: CapturedSignal,
+    viewer: Viewer,
     splits: dict[str, list[Path]],
     partial: Path,
     ranks: Ranks,
@@ -55,13 +58,13 @@ def ask(
     """Write the shards of all splits to `partial`; raises as `opened` does."""
     (of,) = signal.models
     name = partial.name.rpartition("-")[0]
-    with opened(root, settings, of, ranks.world_size) as teacher:
+    with opened(root, settings, of, ranks.world_size, viewer) as teacher:
         served = teacher.served
         usage = UsageLog(log_folder(root, f"signal-{name}"), partial.name, served.init)
         run = AskedCapture(signal, teacher.vocabulary_size, settings.capture, ranks)
         for split, files in splits.items():
             for first, examples in run.parts(files):
-                questions = encode(examples, served.tokenizer, settings.prompt)
+                questions = viewer.encode(examples, served.tokenizer, signal.has_token_ids)
                 after = usage.adding(served)
                 run.write(teacher, examples, questions, partial / split, after, first=first)
     if ranks.is_first:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from firstkd.data.examples import example_key
-from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError
 from firstkd.files import replace_folder, sha256_of, write_json
 from firstkd.models.folders import load_tokenizer, precision_here, vocabulary_size
@@ -35,6 +34,7 @@ from tasks.layout import (
 )
 from tasks.partial import partial_folder
 from tasks.stage import run_stage
+from tasks.viewing import viewer_of
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +82,14 @@ def capture(
     """Run the signal's model over both splits, or ask it if it is behind a server."""
     (of,) = signal.models
     folder, splits = model_folder(root, of), files_of(root, settings)
-    tokenizer = load_tokenizer(folder)
+    tokenizer, viewer = load_tokenizer(folder), viewer_of(root, settings, signal)
     if signal.has_token_ids:
         identity = {**identity, "vocabulary": vocabulary_digest(tokenizer)}
     run: Shards
     if settings.models[of].init.is_served:
         from tasks.served import ask
 
-        run = ask(root, settings, signal, splits, partial, ranks)
+        run = ask(root, settings, signal, viewer, splits, partial, ranks)
     else:
         placement, precision = settings.machine.placement, settings.capture.precision
         with placement.running(folder, precision, ranks) as model:
@@ -98,7 +98,7 @@ def capture(
             for split, files in splits.items():
                 for first, examples in run.parts(files):
                     if run.missing(partial / split, len(examples), first):
-                        questions = encode(examples, tokenizer, settings.prompt)
+                        questions = viewer.encode(examples, tokenizer, signal.has_token_ids)
                         keys = [example_key(example) for example in examples]
                         run.write(model, questions, keys, partial / split, first)
     ranks.barrier()

@@ -29,10 +29,9 @@ SCHEMA = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("group", pa.string()),
         pa.field("history", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        pa.field("context", pa.string()),
     ]
 )
-
-LONG_PASSAGE = 200  # characters: what is shorter is a phrase or an instruction
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,8 @@ class Example:
     """What must not straddle splits: the passage or conversation that several questions are of."""
     history: tuple[Turn, ...] | None = None
     """The turns before the prompt; None if there are none."""
+    context: str | None = None
+    """What a signal with a view shows to its model, and nothing else reads (`PromptView`)."""
 
     @property
     def asked(self) -> str:
@@ -189,23 +190,6 @@ def unit_hash(text: str) -> float:
     """Return a number in [0, 1) that depends on `text` alone and is uniform over texts."""
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48  # 48 bits: exact in a float, never rounded up to 1
-
-
-def passage_of(prompt: str, choices: Sequence[str] | None) -> str | None:
-    """Return the passage that a prompt holds, if it holds one of at least LONG_PASSAGE characters.
-
-    It stands above a question's last line; of open text, it is the longest line.
-    """
-    if choices is None:
-        passage = max(prompt.split("\n"), key=len)
-    else:
-        passage, _, _ = prompt.rpartition("\n")
-    return passage if len(passage) >= LONG_PASSAGE else None
-
-
-def passage_group(passage: str) -> str:
-    """Return the group of a passage, the same in every data set."""
-    return f"passage/{hashlib.sha256(normalise(passage).encode()).hexdigest()[:16]}"
 
 
 UNLABELLED = "unlabelled"

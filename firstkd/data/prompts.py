@@ -40,7 +40,10 @@ CHUNK_TEXTS = 4096
 
 
 def encode(
-    examples: Sequence[Example], tokenizer: Tokenizer, settings: PromptSettings
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    settings: PromptSettings,
+    are_viewed: bool = False,
 ) -> list[Question]:
     """Tokenise examples as the model would meet them: prompt and response in one text.
 
@@ -53,6 +56,8 @@ def encode(
     What exceeds `max_length` loses the oldest turns of its conversation, then the start of its
     question, but never the BOS, the system prompt, what the template writes or part of a response.
     An example without an answer gives no gold; open text without one has no response.
+    What precedes the question of examples that `are_viewed` is what a view shows, and no
+    conversation.
 
     Raises DataValidationError if that leaves nothing of the question, and for turns that the chat
     template does not fit, ConfigError for more choices than letters and for a conversation in
@@ -62,7 +67,7 @@ def encode(
     is_chat = settings.format == "chat"
     start = [] if is_chat else starting_ids(tokenizer)
     questions = []
-    tokenised = split_examples(examples, tokenizer, settings)
+    tokenised = split_examples(examples, tokenizer, settings, are_viewed)
     for example, (_, split) in zip(examples, tokenised, strict=True):
         if example.choices is None and not is_chat:
             ended = [[*response, _end_of_text(tokenizer)] for response in split.responses]
@@ -73,11 +78,14 @@ def encode(
 
 
 def split_examples(
-    examples: Sequence[Example], tokenizer: Tokenizer, settings: PromptSettings
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    settings: PromptSettings,
+    are_viewed: bool = False,
 ) -> Iterator[tuple[Rendered, Split]]:
     """Render and tokenise examples, without their oldest turns if they exceed `max_length`."""
     is_chat = settings.format == "chat"
-    render = _renderer(tokenizer, settings)
+    render = _renderer(tokenizer, settings, are_viewed)
 
     def split(some: Sequence[Example]) -> list[tuple[Rendered, Split]]:
         rendered = [render(example) for example in some]
@@ -123,10 +131,12 @@ def _without_oldest_turns(example: Example) -> list[Example]:
     return [replace(example, history=(*history[:first], *history[i:]) or None) for i in starts]
 
 
-def _renderer(tokenizer: Tokenizer, settings: PromptSettings) -> Callable[[Example], Rendered]:
+def _renderer(
+    tokenizer: Tokenizer, settings: PromptSettings, are_viewed: bool
+) -> Callable[[Example], Rendered]:
     if settings.format == "chat":
         return ChatTemplate(tokenizer, settings.chat or ChatSettings()).render
-    return partial(render_plain, choice_format=settings.format)
+    return partial(render_plain, choice_format=settings.format, is_viewed=are_viewed)
 
 
 def _fitted(name: str, start: list[int], split: Split, max_length: int) -> list[int]:

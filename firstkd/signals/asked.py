@@ -12,7 +12,7 @@ from torch import Tensor
 from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
 from firstkd.data.rendering import letter_question
-from firstkd.data.settings import PromptSettings
+from firstkd.data.view import Viewer
 from firstkd.openai.answers import Answer, answer_in, answer_request
 from firstkd.openai.letters import letter_logprobs, letter_request
 from firstkd.openai.prompt_scores import Scored, score_request, scores_in
@@ -31,11 +31,11 @@ class AskedTeacher:
         served: ServedModel,
         gives: Mapping[str, Any],
         vocabulary_size: int,
-        prompt: PromptSettings,
+        viewer: Viewer,
     ) -> None:
         """`gives` is what the server was found to give."""
         self.served, self.gives, self.vocabulary_size = served, gives, vocabulary_size
-        self.prompt = prompt
+        self.viewer, self.prompt = viewer, viewer.prompt
 
     def choices(self, examples: Sequence[Example], questions: Sequence[Question]) -> Tensor:
         """Return log-probabilities [B, C] of each question's choices, −inf where it has none."""
@@ -64,8 +64,9 @@ class AskedTeacher:
         ]
 
     async def _letters(self, example: Example) -> tuple[list[float], float]:
-        text, letters = letter_question(example)
-        request = letter_request(self.served.init.model, self._turns(example, text))
+        shown = self.viewer.shown(example, asks="letter")
+        text, letters = letter_question(shown)
+        request = letter_request(self.served.init.model, self._turns(shown, text))
 
         def read(reply: Any) -> tuple[list[float], float]:
             return letter_logprobs(reply, letters)
@@ -77,7 +78,8 @@ class AskedTeacher:
         return self.served.ask_all([self._answer(e, max_tokens, top) for e in examples])
 
     async def _answer(self, example: Example, max_tokens: int, top: int) -> Answer:
-        turns = self._turns(example, example.prompt)
+        shown = self.viewer.shown(example)
+        turns = self._turns(shown, shown.prompt)
         request = answer_request(self.served.init.model, turns, max_tokens, top)
         return await self.served.ask("chat/completions", request, answer_in, example.id)
 

@@ -6,10 +6,13 @@ and what terms compare a student with.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import model_validator
 
 from firstkd.data.examples import Example
 from firstkd.data.prompts import Question
+from firstkd.data.view import PromptView
 from firstkd.errors import ArtifactError
 from firstkd.models.needs import Needs, Place
 from firstkd.section import Name, Section
@@ -150,6 +153,23 @@ class CapturedSignal(LiveSignal):
 
     live: bool = False
     """Whether to run the model in each training instead of storing what it says."""
+    view: PromptView = PromptView()
+    """What its model reads more than the student does."""
+
+    @model_validator(mode="after")
+    def _views_are_of_stored_decisions(self) -> Self:
+        if self.view.is_plain:
+            return self
+        if self.is_live:
+            raise ValueError(
+                "view: a live signal's model reads what the student reads; set live: false"
+            )
+        if self.decides == "state":
+            raise ValueError(
+                "view: states are compared token by token, so both have to read the same; choose "
+                "a signal of choices or tokens"
+            )
+        return self
 
     @property
     def is_live(self) -> bool:

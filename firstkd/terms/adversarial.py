@@ -39,12 +39,13 @@ class Adversarial(StatesTerm):
     def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         import torch
 
-        from firstkd.terms.discriminator import told_apart
+        from firstkd.terms.discriminator import Discriminator, told_apart
 
         question_T, questions = view.batch.question_T, len(view.batch.index_B)
         losses, fooled = [], []
         compared = zip(view.modules[name], self.compared(view, target), strict=True)
         for discriminator, (found_TH, wanted_TH) in compared:
+            assert isinstance(discriminator, Discriminator)
             ours_B = discriminator.of_student(found_TH, question_T, questions)
             theirs_B = discriminator(wanted_TH.to(found_TH.dtype), question_T, questions)
             losses.append(told_apart(ours_B, theirs_B).sum())

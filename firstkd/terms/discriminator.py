@@ -30,7 +30,9 @@ class Discriminator(nn.Module):
         What follows learns to tell them apart; what lies before, the projector included, not to be
         told apart.
         """
-        return self(reversed_gradient(self.projector(states_TH)), question_T, questions)
+        projected_TH = reversed_gradient(self.projector(states_TH))
+        score_B: Tensor = self(projected_TH, question_T, questions)
+        return score_B
 
 
 def reversed_gradient(values: Tensor) -> Tensor:

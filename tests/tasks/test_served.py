@@ -19,6 +19,7 @@ from transformers import PhiConfig, PhiForCausalLM
 from firstkd.data.examples import Example, read_examples
 from firstkd.data.prompts import encode
 from firstkd.data.settings import ChatSettings, PromptSettings
+from firstkd.data.view import Viewer
 from firstkd.errors import ArtifactError, ConfigError, SourceError, UnreachableError
 from firstkd.files import read_json, read_json_lines, sha256_of
 from firstkd.models.folders import load_model, load_tokenizer
@@ -182,6 +183,25 @@ def test_letters_are_what_a_chat_in_this_process_says(project, server, teacher):
     found = SignalStore(root / "data/signal/choices/train").whole().columns["logprob"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert server.most_at_once > 1
+
+
+def test_a_view_is_put_before_the_question_as_turns(project, server):
+    server.gives = frozenset({"letters"})
+    with answering(server):
+        root = project(ask="letters")
+        yaml = YAML()
+        params = yaml.load(root / "params.yaml")
+        params["signals"]["choices"]["view"] = {"instructions": "Answer by letter.", "shots": 1}
+        yaml.dump(params, root / "params.yaml")
+        model.main(root, "teacher")
+        server.asked = []
+        stage.main(root, "choices")
+    said = [body["messages"] for _, body in server.asked]
+    assert {tuple(turn["role"] for turn in turns) for turns in said} == {
+        ("system", "user", "assistant", "user")
+    }
+    assert {turns[0]["content"] for turns in said} == {"Answer by letter."}
+    assert {turns[2]["content"] for turns in said} <= {*"ABCDE"}
 
 
 def test_a_store_is_whole_and_the_same_after_the_server_has_gone_and_come_back(project, server):
@@ -386,7 +406,7 @@ def test_examples_without_choices_have_no_records(project, server):
     init = cast("ServerInit", load_settings(root / "params.yaml").models["teacher"].init)
     port = int(server.url.rsplit(":", 1)[1].partition("/")[0])
     with answering(server, port), ServedModel(init, tokenizer) as served:
-        asked = AskedTeacher(served, {"texts": "prompt_logprobs"}, 401, CLOZE)
+        asked = AskedTeacher(served, {"texts": "prompt_logprobs"}, 401, Viewer(CLOZE))
         assert CHOICES.ask(asked, [open_text], questions).counts.tolist() == [0]
         tokens = len(questions[0].responses[0])
         assert TOKENS.ask(asked, [open_text], questions).counts.tolist() == [tokens]

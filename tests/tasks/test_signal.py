@@ -6,20 +6,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from ruamel.yaml import YAML
 
-from firstkd.data.examples import example_key, read_examples
+from firstkd.data.examples import example_key, read_all, read_examples
 from firstkd.errors import ConfigError
 from firstkd.files import read_json, sha256_of, write_json
+from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.settings import load_settings
+from firstkd.signals.choices import Choices
 from firstkd.signals.store import SignalStore
 from tasks import prepare
 from tasks import signal as stage
 from tasks.graph import stages_of, write_graph
+from tasks.layout import learned_from
+from tasks.viewing import viewer_of
+from tests.firstkd.signals.stores import CHOICES, capture_into
 from tests.tiny import REPOSITORY, write_tiny_model, write_tiny_params, write_tiny_questions
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -115,6 +120,26 @@ def test_a_teacher_in_parts_gives_the_store_of_a_whole_one(project, undisturbed)
     write_params(project, processes=2, kind="spread", host_gb=1e-5)
     run(project, "choices")
     assert sha256_of(project / "data/signal/choices") == undisturbed["choices"]
+
+
+def test_a_view_is_read_by_the_teacher_and_stored_for_the_same_examples(project, undisturbed):
+    params = YAML().load(project / "params.yaml")
+    params["signals"]["choices"]["view"] = {"instructions": "Choose well.", "shots": 2}
+    YAML().dump(params, project / "params.yaml")
+    stage.main(project, "choices")
+    store = SignalStore(project / "data/signal/choices/train")
+    settings = load_settings(project / "params.yaml")
+    examples = read_all(learned_from(project, settings))
+    folder = project / "data/model/teacher"
+    viewer = viewer_of(project, settings, cast("Choices", settings.signals["choices"]))
+    questions = viewer.encode(examples, load_tokenizer(folder))
+    expected = capture_into(project / "here", CHOICES, load_model(folder, "fp32"), questions)
+    found = store.whole()
+    torch.testing.assert_close(found.columns, expected.whole().columns, rtol=0, atol=1e-5)
+    assert torch.equal(found.counts, expected.whole().counts)
+    keys, ids = [example_key(e) for e in examples], [e.id for e in examples]
+    assert store.positions(keys, ids).tolist() == [*range(len(examples))]
+    assert sha256_of(project / "data/signal/choices") != undisturbed["choices"]
 
 
 def test_shards_of_other_settings_are_dropped_and_those_of_other_signals_kept(project, undisturbed):

@@ -512,3 +512,24 @@ def test_a_chat_format_needs_a_template_that_fits(project: Path) -> None:
     file.write_text(refusing + file.read_text())
     with pytest.raises(DataValidationError, match=r"does not fit its turns .*: No system;"):
         check(project, good())
+
+
+def set_view(project: Path, **view: object) -> None:
+    change(project, lambda params: params["signals"]["choices"].update(view=view))
+
+
+def test_a_view_that_does_not_fit_is_told_of_before_anything_is_captured(project, caplog):
+    set_view(project, shots=3, max_length=40)
+    check(project, good())
+    (told,) = [r.getMessage() for r in caplog.records if "signals.choices.view" in r.getMessage()]
+    assert "20 of 20 training questions are longer than 40 tokens" in told
+    caplog.clear()
+    set_view(project, shots=3)
+    check(project, good())
+    assert not [r for r in caplog.records if "signals.choices.view" in r.getMessage()]
+
+
+def test_a_view_of_a_context_that_no_data_set_has_is_refused(project):
+    set_view(project, context=True)
+    with pytest.raises(ConfigError, match=r"signals\.choices\.view\.context: true, but no data"):
+        check(project, good())

@@ -43,6 +43,7 @@ class Entry:
     id: object = None
     group: object = None
     history: tuple[Turn, ...] | None = None
+    context: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ def text_of(record: Record, key: str) -> str:
     if not isinstance(value, str):
         raise Malformed(problem)
     return cleaned(value, key)
+
+
+def context_of(record: Record, column: str | None) -> str | None:
+    """Return what only views show, if the column is named and the record has something there."""
+    return None if column is None or is_nothing(record[column]) else text_of(record, column)
 
 
 def is_nothing(value: object) -> bool:

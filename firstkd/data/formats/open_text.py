@@ -6,7 +6,7 @@ Of an answer that is a list, as where several people have answered, the first is
 from collections.abc import Iterator
 from functools import partial
 
-from firstkd.data.formats.entry import Entry, Format, Malformed, cleaned
+from firstkd.data.formats.entry import Entry, Format, Malformed, cleaned, context_of
 from firstkd.data.formats.questions import MISSING, cell, question_of
 from firstkd.data.records import Record
 from firstkd.data.settings import DatasetSource
@@ -36,4 +36,5 @@ def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[E
         response=cleaned(answer, columns.answer),
         id=None if row[columns.id] is MISSING else row[columns.id],
         group=row[columns.group] if columns.group else None,
+        context=context_of(row, columns.context),
     )

@@ -14,6 +14,7 @@ from firstkd.data.formats.entry import (
     Reading,
     check_choices,
     cleaned,
+    context_of,
     is_nothing,
     is_number,
     labelled_choices,
@@ -62,6 +63,7 @@ def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[E
         answers=answers,
         id=None if row[columns.id] is MISSING else row[columns.id],
         group=row[columns.group] if columns.group else None,
+        context=context_of(row, columns.context),
     )
 
 

