@@ -12,9 +12,14 @@ def prepared(root: Path, split: str) -> Path:
 
 def learned_from(root: Path, settings: Settings) -> list[Path]:
     """Return the files of examples that models learn from: labelled ones, then any others."""
-    roles = {dataset.role for dataset in settings.fetch.datasets.values()}
-    splits = ["train", *(["unlabelled"] if "unlabelled" in roles else [])]
+    splits = ["train", *(["unlabelled"] if has_unlabelled(settings) else [])]
     return [prepared(root, split) for split in splits]
+
+
+def has_unlabelled(settings: Settings) -> bool:
+    """Return whether there are questions that the teacher labels alone."""
+    roles = {dataset.role for dataset in settings.fetch.datasets.values()}
+    return "unlabelled" in roles or settings.prepare.augment.any
 
 
 def model_folder(root: Path, name: str) -> Path:

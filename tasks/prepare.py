@@ -2,7 +2,8 @@
 
 Reads   data/fetch/
 Writes  data/prepare/{train,calibration,test}.parquet, data/prepare/ood_NAME.parquet for each
-        out-of-domain data set, data/prepare/unlabelled.parquet if a data set has that role,
+        out-of-domain data set, data/prepare/unlabelled.parquet if a data set has that role or
+        prepare.augment makes variants,
         data/prepare/summary.json (counts, and what was dropped)
 Run as  python -m tasks.prepare   (normally through `dvc repro prepare`)
 
@@ -21,8 +22,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from firstkd.data.augmentation import AugmentSettings, variants
 from firstkd.data.division import divide
-from firstkd.data.examples import UNLABELLED, Example, split_by_hash, write_tables
+from firstkd.data.examples import (
+    UNLABELLED,
+    Example,
+    example_chunks,
+    split_by_hash,
+    write_examples,
+    write_tables,
+)
 from firstkd.data.pool import Pool
 from firstkd.data.readers import read
 from firstkd.data.settings import DatasetSource, Fractions, SplitLimits
@@ -56,6 +65,8 @@ def main(root: Path = Path(".")) -> None:
             splits, over = write_splits(
                 pool, folder, expected(datasets), settings.prepare.max_examples
             )
+        if settings.prepare.augment.any:
+            splits[UNLABELLED] = add_variants(folder, settings.prepare.augment)
         dropped["over_max_examples"] = over
         dropped["skipped"] = {name: counts for name, counts in skipped.items() if counts}
         write_json(folder / "summary.json", {"splits": splits, "dropped": dropped})
@@ -102,6 +113,29 @@ def write_splits(
         counts[split] = {"examples": sources.total(), "sources": sources}
         over[split] = pool.count(split) - sources.total()
     return counts, over
+
+
+def add_variants(folder: Path, augment: AugmentSettings) -> dict[str, Any]:
+    """Add variants of what is learned from to the unlabelled questions; return their counts."""
+    target = folder / f"{UNLABELLED}.parquet"
+    files = [file for file in (folder / "train.parquet", target) if file.exists()]
+    sources: Counter[str] = Counter()
+    made = 0
+
+    def found() -> Iterator[Example]:
+        nonlocal made
+        for chunk in example_chunks(target) if target.exists() else ():
+            sources.update(example.source for example in chunk)
+            yield from chunk
+        for file in files:
+            for chunk in example_chunks(file):
+                for variant in variants(chunk, augment):
+                    made += 1
+                    yield variant
+
+    write_examples(target, found())
+    log.info("made %s variants of questions, for teachers to label", f"{made:,}")
+    return {"examples": sources.total() + made, "sources": sources, "variants": made}
 
 
 def _counted(tables: Iterable[pa.Table], sources: Counter[str]) -> Iterator[pa.Table]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from firstkd.data.augmentation import AugmentSettings
 from firstkd.section import Name, Positive, Section, Sha256, Share, listed
 
 ChoiceFormat = Literal["cloze", "letter"]
@@ -190,6 +191,8 @@ class SplitLimits(Section):
 class PrepareSettings(Section):
     fractions: Fractions
     max_examples: SplitLimits
+    augment: AugmentSettings = AugmentSettings()
+    """Variants of the questions of train and unlabelled, beyond `max_examples`."""
 
 
 class SplitSizes(Section):

@@ -338,3 +338,30 @@ def test_unlabelled_questions_have_a_limit_of_their_own() -> None:
     examples = [example(f"a/{i}", "unlabelled", f"Number {i}?") for i in range(9)]
     splits, dropped = divided(examples, limits)
     assert len(splits["unlabelled"]) == 3 and dropped["over_max_examples"]["unlabelled"] == 6
+
+
+def test_variants_of_what_is_learned_are_questions_for_the_teacher(project: Path) -> None:
+    prepare.main(project)
+    train, before = ids(project, "train"), sha256_of(project / "data/prepare/train.parquet")
+    yaml = YAML()
+    params = yaml.load(project / "params.yaml")
+    params["prepare"]["augment"] = {"other_choices": 2}
+    yaml.dump(params, project / "params.yaml")
+    prepare.main(project)
+    found = read_examples(project / "data/prepare/unlabelled.parquet")
+    counts = read_json(project / "data/prepare/summary.json")["splits"]["unlabelled"]
+    assert counts["examples"] == counts["variants"] == len(found) > len(train)
+    assert {example.id.partition("#")[0] for example in found} <= {*train}
+    assert all(example.answer_index is None for example in found)
+    assert sha256_of(project / "data/prepare/train.parquet") == before
+    params["fetch"]["datasets"]["elsewhere"]["role"] = "unlabelled"
+    yaml.dump(params, project / "params.yaml")
+    prepare.main(project)
+    both = ids(project, "unlabelled")
+    counts = read_json(project / "data/prepare/summary.json")["splits"]["unlabelled"]
+    assert counts["sources"] == {"elsewhere": 20}
+    assert counts["examples"] == len(both) == 20 + counts["variants"]
+    assert {*both} > {example.id for example in found}
+    again = sha256_of(project / "data/prepare")
+    prepare.main(project)
+    assert sha256_of(project / "data/prepare") == again
