@@ -13,7 +13,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
 
-from firstkd.data.settings import FetchSettings, PrepareSettings, PromptSettings, ValidateSettings
+from firstkd.data.settings import (
+    Dataset,
+    FetchSettings,
+    PrepareSettings,
+    PromptSettings,
+    ValidateSettings,
+)
+from firstkd.data.written import WRITTEN, WriteSettings, check_written
 from firstkd.errors import ConfigError
 from firstkd.explained import explain, not_yaml
 from firstkd.exports.kinds import AnyExport, check_exports
@@ -62,12 +69,19 @@ class Settings(Section):
     serve: ServeSettings
     retrain: RetrainSettings
     publish: PublishSettings
+    write: Annotated[dict[Name, WriteSettings], Field(default_factory=dict)]
+    """Data sets that a model writes, by their names."""
     exports: Annotated[dict[Name, AnyExport], Field(default_factory=dict)]
     search: SearchSettings | None = None
 
     @cached_property
     def lineage(self) -> Lineage:
         return Lineage(self.models, self.signals)
+
+    @property
+    def datasets(self) -> dict[str, Dataset]:
+        """All data sets, fetched and written."""
+        return {**self.fetch.datasets, **dict.fromkeys(self.write, WRITTEN)}
 
     @property
     def teachers(self) -> list[str]:
@@ -111,6 +125,16 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _what_is_written_comes_first(self) -> Self:
+        first = {
+            name
+            for name, model in self.models.items()
+            if name in self.lineage.roots and model.learn is None and not model.init.is_served
+        }
+        check_written(self.write, first, self.fetch.datasets)
+        return self
+
+    @model_validator(mode="after")
     def _coverage_is_of_a_policy(self) -> Self:
         if self.promote.min_coverage and self.serve.policy is None:
             raise ValueError(
@@ -144,7 +168,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _decays_are_of_data_that_is_learned(self) -> Self:
-        learned = {name for name, found in self.fetch.datasets.items() if found.is_learned}
+        learned = {name for name, found in self.datasets.items() if found.is_learned}
         for section, training in self.train.items():
             if unknown := set(training.schedule.data) - learned:
                 raise ValueError(

@@ -88,8 +88,13 @@ def check_graph(root: Path, settings: Settings) -> None:
 def stages_of(settings: Settings) -> Iterator[Stage]:
     """Yield all stages in the order in which they run."""
     yield _fetch()
-    yield _prepare()
-    validated, trained = False, set[str]()
+    writers = list(dict.fromkeys(write.by for write in settings.write.values()))
+    for name in writers:
+        yield _model(settings, [name])
+    for name in settings.write:
+        yield _write(settings, name)
+    yield _prepare(settings)
+    validated, trained = False, {*writers}
     for node in settings.lineage.order:
         if not validated and settings.lineage.reads(node):
             yield _validate(settings)
@@ -111,11 +116,31 @@ def _fetch() -> Stage:
     return Stage("fetch", what, "python -m tasks.fetch", ["fetch"], code, sources, ["data/fetch"])
 
 
-def _prepare() -> Stage:
+def _write(settings: Settings, name: str) -> Stage:
+    write = settings.write[name]
+    return Stage(
+        f"write-{name}",
+        f"Have the model “{write.by}” write questions like those of {write.like}",
+        f"python -m tasks.write {name}",
+        [
+            f"write.{name}",
+            f"fetch.datasets.{write.like}",
+            "prepare.fractions",
+            "capture",
+            "runtime",
+        ],
+        code_of(["tasks.write"]),
+        ["data/fetch", f"data/model/{write.by}"],
+        [f"data/write/{name}"],
+    )
+
+
+def _prepare(settings: Settings) -> Stage:
     what = "Bring all examples into one schema and split them"
-    params = ["prepare", "fetch.datasets"]
+    params = ["prepare", "fetch.datasets", *(["write"] if settings.write else [])]
     code, command = code_of(["tasks.prepare"]), "python -m tasks.prepare"
-    return Stage("prepare", what, command, params, code, ["data/fetch"], ["data/prepare"])
+    inputs = ["data/fetch", *(f"data/write/{name}" for name in settings.write)]
+    return Stage("prepare", what, command, params, code, inputs, ["data/prepare"])
 
 
 def _validate(settings: Settings) -> Stage:

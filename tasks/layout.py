@@ -18,8 +18,12 @@ def learned_from(root: Path, settings: Settings) -> list[Path]:
 
 def has_unlabelled(settings: Settings) -> bool:
     """Return whether there are questions that the teacher labels alone."""
-    roles = {dataset.role for dataset in settings.fetch.datasets.values()}
+    roles = {dataset.role for dataset in settings.datasets.values()}
     return "unlabelled" in roles or settings.prepare.augment.any
+
+
+def written_folder(root: Path, name: str) -> Path:
+    return root / "data/write" / name
 
 
 def model_folder(root: Path, name: str) -> Path:

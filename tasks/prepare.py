@@ -1,6 +1,6 @@
 """Bring all examples into one schema and split them by hash of their group or id.
 
-Reads   data/fetch/
+Reads   data/fetch/, and data/write/ if models write questions
 Writes  data/prepare/{train,calibration,test}.parquet, data/prepare/ood_NAME.parquet for each
         out-of-domain data set, data/prepare/unlabelled.parquet if a data set has that role or
         prepare.augment makes variants,
@@ -34,10 +34,11 @@ from firstkd.data.examples import (
 )
 from firstkd.data.pool import Pool
 from firstkd.data.readers import read
-from firstkd.data.settings import DatasetSource, Fractions, SplitLimits
+from firstkd.data.settings import Dataset, Fractions, SplitLimits
 from firstkd.errors import ArtifactError
 from firstkd.files import atomic_folder, write_json
-from firstkd.settings import load_settings
+from firstkd.settings import Settings, load_settings
+from tasks.layout import written_folder
 from tasks.stage import run_stage
 
 log = logging.getLogger(__name__)
@@ -48,12 +49,12 @@ LARGE_GROUP = 0.5  # of a data set: more is hardly a passage, and leaves a split
 
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
-    datasets, fractions = settings.fetch.datasets, settings.prepare.fractions
+    datasets, fractions = settings.datasets, settings.prepare.fractions
     skipped: dict[str, Counter[str]] = {name: Counter() for name in datasets}
     with atomic_folder(root / "data/prepare") as folder:
         with Pool(folder / "pool.duckdb") as pool:
             for name, dataset in datasets.items():
-                file = fetched(root / "data/fetch", name)
+                file = file_of(root, settings, name)
                 log.info("reading %s", file)
                 examples = read(file, dataset, name, skipped[name])
                 pool.add(assign(example, dataset, fractions) for example in examples)
@@ -72,6 +73,13 @@ def main(root: Path = Path(".")) -> None:
         write_json(folder / "summary.json", {"splits": splits, "dropped": dropped})
 
 
+def file_of(root: Path, settings: Settings, name: str) -> Path:
+    """Return the file of a data set; raises ArtifactError if it is missing."""
+    if name in settings.write:
+        return written_folder(root, name) / "questions.jsonl"
+    return fetched(root / "data/fetch", name)
+
+
 def fetched(folder: Path, name: str) -> Path:
     file = next(folder.glob(f"{name}.*"), None)
     if file is None:
@@ -79,7 +87,7 @@ def fetched(folder: Path, name: str) -> Path:
     return file
 
 
-def warn_of_large_groups(pool: Pool, folder: Path, datasets: Mapping[str, DatasetSource]) -> None:
+def warn_of_large_groups(pool: Pool, folder: Path, datasets: Mapping[str, Dataset]) -> None:
     for name, (group, size, total) in sorted(pool.largest_groups().items()):
         if datasets[name].role in ("split", "train") and size > LARGE_GROUP * total:
             log.warning(
@@ -89,7 +97,7 @@ def warn_of_large_groups(pool: Pool, folder: Path, datasets: Mapping[str, Datase
             )
 
 
-def expected(datasets: Mapping[str, DatasetSource]) -> list[str]:
+def expected(datasets: Mapping[str, Dataset]) -> list[str]:
     """Return the splits that have a file, even an empty one."""
     roles = {name: dataset.role for name, dataset in datasets.items()}
     unlabelled = [UNLABELLED] if UNLABELLED in roles.values() else []
@@ -149,7 +157,7 @@ def out_of_domain(name: str) -> str:
     return f"ood_{name}"
 
 
-def assign(example: Example, dataset: DatasetSource, fractions: Fractions) -> Example:
+def assign(example: Example, dataset: Dataset, fractions: Fractions) -> Example:
     """Give an example the split that the role of its data set and a hash decide.
 
     The hash is that of the example's group, so that a passage is in one split, or of its id.

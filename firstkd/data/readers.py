@@ -19,7 +19,7 @@ from firstkd.data.formats.open_text import open_text
 from firstkd.data.formats.questions import questions
 from firstkd.data.passages import is_long, passage_group, passage_of
 from firstkd.data.records import class_names
-from firstkd.data.settings import DatasetSource
+from firstkd.data.settings import Dataset
 from firstkd.data.survey import Survey, parsed
 
 PUBLISHED: dict[str, Format] = {
@@ -30,7 +30,7 @@ PUBLISHED: dict[str, Format] = {
 }
 """Each `format` of params.yaml that reads all files alike."""
 
-BY_SETTINGS: dict[str, Callable[[DatasetSource], Format]] = {
+BY_SETTINGS: dict[str, Callable[[Dataset], Format]] = {
     "messages": messages,
     "open_text": open_text,
     "questions": questions,
@@ -39,7 +39,7 @@ BY_SETTINGS: dict[str, Callable[[DatasetSource], Format]] = {
 
 
 def read(
-    path: Path, dataset: DatasetSource, name: str, skipped: Counter[str] | None = None
+    path: Path, dataset: Dataset, name: str, skipped: Counter[str] | None = None
 ) -> Iterator[Example]:
     """Yield the examples of a file; `name` is the data set's in params.yaml and starts their ids.
 
@@ -67,7 +67,7 @@ def read(
     survey.check_well_formed(path, name)
 
 
-def _with_class_names(dataset: DatasetSource, path: Path) -> DatasetSource:
+def _with_class_names(dataset: Dataset, path: Path) -> Dataset:
     """Return settings with the labels that a file names itself, if nothing else gives choices."""
     columns = dataset.columns
     if dataset.format != "questions" or dataset.labels or "choices" in columns.model_fields_set:
@@ -90,9 +90,7 @@ def _answer_index(entry: Entry, reading: Reading | None) -> int | None:
     return entry.answers[reading]
 
 
-def _example(
-    entry: Entry, answer_index: int | None, dataset: DatasetSource, source: str
-) -> Example:
+def _example(entry: Entry, answer_index: int | None, dataset: Dataset, source: str) -> Example:
     own = entry.prompt.removeprefix(dataset.instruction or "")  # which all records share
     passage = entry.passage or passage_of(own, entry.choices)
     if entry.context and is_long(entry.context):

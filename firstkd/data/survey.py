@@ -11,7 +11,7 @@ from typing import Self, get_args
 
 from firstkd.data.formats.entry import Entry, Format, Malformed, Reading, Unfit
 from firstkd.data.records import read_records
-from firstkd.data.settings import DatasetSource
+from firstkd.data.settings import Dataset
 from firstkd.errors import DataValidationError
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class TooLong(Malformed):
     """A record with a turn above `skip_longer_than`."""
 
 
-def parsed(path: Path, form: Format, dataset: DatasetSource) -> Iterator[tuple[str, list[Entry]]]:
+def parsed(path: Path, form: Format, dataset: Dataset) -> Iterator[tuple[str, list[Entry]]]:
     """Yield the entries of each record that is well-formed, and the record's place."""
     for place, found, _ in _records(path, form, dataset):
         if not isinstance(found, Malformed):
@@ -36,7 +36,7 @@ def parsed(path: Path, form: Format, dataset: DatasetSource) -> Iterator[tuple[s
 
 
 def _records(
-    path: Path, form: Format, dataset: DatasetSource
+    path: Path, form: Format, dataset: Dataset
 ) -> Iterator[tuple[str, list[Entry] | Malformed, object]]:
     """Yield each record's place, its entries or what is wrong with it, and its answer."""
     labelled = dataset.role != "unlabelled"
@@ -74,7 +74,7 @@ class Survey:
     """What is wrong, and the places where it is."""
 
     @classmethod
-    def of(cls, path: Path, form: Format, dataset: DatasetSource) -> Self:
+    def of(cls, path: Path, form: Format, dataset: Dataset) -> Self:
         survey, labelled = cls(), dataset.role != "unlabelled"
         for place, found, answer in _records(path, form, dataset):
             survey.ignored_answers += not labelled and answer not in (None, "")
@@ -155,7 +155,7 @@ class Survey:
                 *(path, f"{self.entities:,}", self.first_entity),
             )
 
-    def agreed_reading(self, path: Path, dataset: DatasetSource, name: str) -> Reading | None:
+    def agreed_reading(self, path: Path, dataset: Dataset, name: str) -> Reading | None:
         """Return the reading that names a choice in most entries; of equals, the first.
 
         None if no entry has an answer to read.

@@ -12,7 +12,7 @@ from typing import Any
 from firstkd.data.examples import Turn, content_id
 from firstkd.data.formats.entry import Entry, Format, Malformed, Unfit, cleaned, is_nothing, name_of
 from firstkd.data.records import Record
-from firstkd.data.settings import DatasetSource, Unwanted
+from firstkd.data.settings import Dataset, Unwanted
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "developer": "system"}
 TOOL_ROLES = {"tool", "function", "function_call", "observation", "ipython"}
@@ -21,11 +21,11 @@ MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
 NOTHING = ("", "[]", "{}", "null", "None")
 
 
-def messages(dataset: DatasetSource) -> Format:
+def messages(dataset: Dataset) -> Format:
     return Format(partial(_parse, dataset), "messages")
 
 
-def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[Entry]:
+def _parse(dataset: Dataset, record: Record, labelled: bool) -> Iterator[Entry]:
     key = "messages" if "messages" in record else "conversations"
     found = record.get(key)
     if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):

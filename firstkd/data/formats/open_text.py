@@ -9,14 +9,14 @@ from functools import partial
 from firstkd.data.formats.entry import Entry, Format, Malformed, cleaned, context_of
 from firstkd.data.formats.questions import MISSING, cell, question_of
 from firstkd.data.records import Record
-from firstkd.data.settings import DatasetSource
+from firstkd.data.settings import Dataset
 
 
-def open_text(dataset: DatasetSource) -> Format:
+def open_text(dataset: Dataset) -> Format:
     return Format(partial(_parse, dataset), dataset.columns.answer)
 
 
-def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[Entry]:
+def _parse(dataset: Dataset, record: Record, labelled: bool) -> Iterator[Entry]:
     columns = dataset.columns
     row = {name: cell(record, name) for name in {*columns.needed, columns.id, columns.answer}}
     missing = [name for name in [*columns.needed, columns.answer] if row[name] is MISSING]

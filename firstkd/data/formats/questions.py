@@ -22,14 +22,14 @@ from firstkd.data.formats.entry import (
     text_of,
 )
 from firstkd.data.records import Record
-from firstkd.data.settings import Columns, DatasetSource, listed_in
+from firstkd.data.settings import Columns, Dataset, listed_in
 
 
-def questions(dataset: DatasetSource) -> Format:
+def questions(dataset: Dataset) -> Format:
     return Format(partial(_parse, dataset), dataset.columns.answer)
 
 
-def _parse(dataset: DatasetSource, record: Record, labelled: bool) -> Iterator[Entry]:
+def _parse(dataset: Dataset, record: Record, labelled: bool) -> Iterator[Entry]:
     columns = dataset.columns
     needed = [*columns.needed, *([] if dataset.labels else listed_in(columns.choices))]
     needed += [columns.answer] if labelled else []
@@ -87,7 +87,7 @@ def question_of(row: Record, columns: Columns) -> str:
 
 
 def _named(
-    dataset: DatasetSource, answer: object, found: object, pairs: list[tuple[str, str]]
+    dataset: Dataset, answer: object, found: object, pairs: list[tuple[str, str]]
 ) -> dict[Reading, int]:
     """Return the choice that an answer names, under each reading that names one."""
     if answer in (None, ""):

@@ -1,0 +1,99 @@
+"""Questions that a model writes, after the pattern of a data set's (data-free distillation).
+
+What it writes are the question and its choices; which of them is right is what teachers say. After
+Self-Instruct (Wang et al. 2023, arXiv 2212.10560), with questions that have choices.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+
+from firstkd.data.examples import Example, normalise
+from firstkd.data.settings import Dataset
+from firstkd.section import Name, Positive, Section, listed
+
+BORDER = "\n\n"
+"""Between questions, and what ends one that is written."""
+BETWEEN = " | "
+"""Between choices."""
+QUESTION = re.compile(r"\s*(?P<question>.+)\nAnswers: (?P<choices>.+)\s*", re.DOTALL)
+
+WRITTEN = Dataset(format="questions", role="unlabelled")
+"""How a written file is read."""
+
+
+class WriteSettings(Section):
+    by: Name
+    """The model that writes: one that was made elsewhere, not behind a server."""
+    like: Name
+    """The data set whose training questions it is shown."""
+    draws: Positive
+    """Questions that it writes; what is none, or copied, is left out."""
+    shots: Annotated[int, Field(ge=1, le=16)] = 4
+    """Questions that it is shown before each of its own, drawn anew for each."""
+    temperature: Annotated[float, Field(gt=0, le=2)] = 0.8
+    max_new_tokens: Annotated[int, Field(ge=16, le=1024)] = 96
+
+
+def check_written(
+    write: Mapping[str, WriteSettings], models: set[str], datasets: Mapping[str, Dataset]
+) -> None:
+    """Raise ValueError, naming the key, for what cannot be written.
+
+    `models` are those that are there before any data set is.
+    """
+    taken = {"train", "calibration", "test", *datasets}
+    learned = {name for name, found in datasets.items() if found.is_learned}
+    for name, settings in write.items():
+        if name in taken:
+            raise ValueError(f"write.{name}: that is the name of a split or a data set")
+        if settings.by not in models:
+            raise ValueError(
+                f"write.{name}.by: {settings.by!r} is not a model that was made elsewhere, and "
+                f"here; allowed: {listed(models) or 'none, since there are none'}"
+            )
+        if settings.like not in learned:
+            raise ValueError(
+                f"write.{name}.like: {settings.like!r} is not a data set that is learned from; "
+                f"allowed: {listed(learned)}"
+            )
+
+
+class Asked(NamedTuple):
+    """A question and its choices, as a model reads and writes them."""
+
+    question: str
+    choices: tuple[str, ...]
+
+    def text(self) -> str:
+        return f"Question: {self.question}\nAnswers: {BETWEEN.join(self.choices)}"
+
+
+def shown_questions(examples: Sequence[Example]) -> list[Asked]:
+    """Return what can be shown: questions with choices, in one paragraph each."""
+    found = [Asked(e.prompt, e.choices) for e in examples if e.choices and not e.history]
+    return [each for each in found if BORDER not in each.text() and read(each.text()) == each]
+
+
+def prompt_of(shown: Sequence[Asked], shots: int, seed: int, number: int) -> str:
+    """Return what the draw of this number continues; it ends where a question begins."""
+    drawn = Random(f"{seed}/{number}").sample(shown, shots)
+    return "".join(f"{each.text()}{BORDER}" for each in drawn) + "Question:"
+
+
+def read(text: str) -> Asked | None:
+    """Return the question that a text is, of which "Question:" may be left out; None if it is none.
+
+    A question needs two choices or more, none of them empty or twice.
+    """
+    found = QUESTION.fullmatch(text.partition(BORDER)[0].removeprefix("Question:"))
+    if not found:
+        return None
+    question = found["question"].strip()
+    choices = tuple(choice.strip() for choice in found["choices"].split(BETWEEN))
+    texts = {normalise(choice) for choice in choices}
+    is_one = question and "\nAnswers:" not in question and len(texts) == len(choices) > 1
+    return Asked(question, choices) if is_one and all(choices) else None

@@ -1,0 +1,87 @@
+"""Questions as a model reads and writes them."""
+
+import pytest
+
+from firstkd.data.examples import Example, Turn
+from firstkd.data.settings import DatasetSource
+from firstkd.data.written import (
+    Asked,
+    WriteSettings,
+    check_written,
+    prompt_of,
+    read,
+    shown_questions,
+)
+
+FOX = Asked("Where is the fox?", ("in a den", "in a hive"))
+BEE = Asked("Where is\nthe bee?", ("at sea", "in a hive", "here"))
+
+
+def example(asked, **more):
+    return Example("a/1", asked.question, asked.choices[0], asked.choices, 0, "a", **more)
+
+
+@pytest.mark.parametrize("asked", [FOX, BEE])
+def test_what_is_shown_is_read_back(asked):
+    assert read(asked.text()) == asked
+    written = asked.text().removeprefix("Question:")
+    assert read(f"{written}\n\nQuestion: Where else?\nAnswers: a | b") == asked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " Where is the fox?",
+        " Where is the fox?\nAnswers: in a den",
+        " Where is the fox?\nAnswers: in a den | In a den! | here",
+        " Where is the fox?\nAnswers: in a den |  | here",
+        " Where?\nAnswers: a | b\nAnswers: c | d",
+        "\nAnswers: a | b",
+        "",
+    ],
+)
+def test_what_is_no_question_is_none(text):
+    assert read(text) is None
+
+
+def test_what_would_not_be_read_back_is_not_shown():
+    twice = Asked("One\n\nTwo?", ("a", "b"))
+    barred = Asked("Which?", ("a | b", "c"))
+    told = example(FOX, history=(Turn("user", "Hello"),))
+    assert shown_questions([example(FOX), example(twice), example(barred), told]) == [FOX]
+
+
+def test_each_draw_is_shown_others_and_the_same_every_time():
+    shown = [Asked(f"What is {i}?", ("a", "b")) for i in range(50)]
+    prompts = [prompt_of(shown, 3, seed=1, number=number) for number in range(20)]
+    assert len({*prompts}) == 20
+    assert prompts == [prompt_of(shown, 3, seed=1, number=number) for number in range(20)]
+    assert prompts[0] != prompt_of(shown, 3, seed=2, number=0)
+    for prompt in prompts:
+        *before, last = prompt.split("\n\n")
+        assert last == "Question:"
+        assert [read(text) in shown for text in before] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"by": "student"}, "write.more.by: 'student' is not a model that was made elsewhere"),
+        ({"like": "test_set"}, "write.more.like: 'test_set' is not a data set that is learned"),
+        ({}, None),
+    ],
+)
+def test_who_writes_what_is_checked(changed, problem):
+    source = {"source": "path:sources/a.jsonl", "format": "questions"}
+    datasets = {
+        "a": DatasetSource.model_validate({**source, "role": "split"}),
+        "test_set": DatasetSource.model_validate({**source, "role": "test"}),
+    }
+    write = WriteSettings.model_validate({"by": "base", "like": "a", "draws": 5, **changed})
+    if problem is None:
+        check_written({"more": write}, {"base"}, datasets)
+        with pytest.raises(ValueError, match=r"write\.a: that is the name of a split or"):
+            check_written({"a": write}, {"base"}, datasets)
+    else:
+        with pytest.raises(ValueError, match=problem):
+            check_written({"more": write}, {"base"}, datasets)
