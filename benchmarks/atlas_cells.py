@@ -92,6 +92,7 @@ CELLS: dict[str, Cell] = {
     "spread": Cell("spread of two teachers", {
         "choices": {"kind": "dirichlet", "from": "ensemble", "recalibrate": "none"}}),
     "out_of_fold": instead("teachers that have not learned it", **{"from": "unseen"}),
+    "solved": instead("of the base, shown 5 solved questions", **{"from": "solved_choices"}),
     "born_again": instead("of the plain student", **{"from": "of_plain"}),
     "mutual": Cell("of a twin that learns beside it", {
         "more": {"kind": "choice_kl", "from": "of_twin", "recalibrate": "none"}}),
@@ -108,6 +109,7 @@ SIGNALS: dict[str, dict[str, Any]] = {
     "tokens": {"kind": "tokens", "of": "teacher", "select": TOP_5},
     "top_p": {"kind": "tokens", "of": "teacher", "select": {"kind": "top_p", "p": 0.9}},
     "draws": {"kind": "tokens", "of": "teacher", "select": {"kind": "sample", "draws": 12}},
+    "solved_choices": {"kind": "choices", "of": "base", "view": {"shots": 5, "max_length": 640}},
     "other_choices": {"kind": "choices", "of": "other_teacher"},
     "pooled": {"kind": "mean", "of": ["choices", "other_choices"]},
     "ensemble": {"kind": "ensemble", "of": ["choices", "other_choices"]},
