@@ -1,13 +1,13 @@
 """Questions that a model writes, after the pattern of a data set's (data-free distillation).
 
-What it writes are the question and its choices; which of them is right is what teachers say. After
-Self-Instruct (Wang et al. 2023, arXiv 2212.10560), with questions that have choices.
+It writes a question and its choices, after Self-Instruct (Wang et al. 2023, arXiv 2212.10560), or
+puts a question in other words and leaves the choices. Which of them is right is what teachers say.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -30,10 +30,13 @@ class WriteSettings(Section):
     """The model that writes: one that was made elsewhere, not behind a server."""
     like: Name
     """The data set whose training questions it is shown."""
+    task: Literal["new", "paraphrase"] = "new"
+    """Whether it writes questions of its own, or those of the data set in other words."""
     draws: Positive
     """Questions that it writes; what is none, or copied, is left out."""
     shots: Annotated[int, Field(ge=1, le=16)] = 4
-    """Questions that it is shown before each of its own, drawn anew for each."""
+    """Questions that it is shown before each of its own, drawn anew for each; of no effect on
+    paraphrases, for which it is shown the one alone."""
     temperature: Annotated[float, Field(gt=0, le=2)] = 0.8
     max_new_tokens: Annotated[int, Field(ge=16, le=1024)] = 96
 
@@ -78,10 +81,31 @@ def shown_questions(examples: Sequence[Example]) -> list[Asked]:
     return [each for each in found if BORDER not in each.text() and read(each.text()) == each]
 
 
-def prompt_of(shown: Sequence[Asked], shots: int, seed: int, number: int) -> str:
-    """Return what the draw of this number continues; it ends where a question begins."""
-    drawn = Random(f"{seed}/{number}").sample(shown, shots)
-    return "".join(f"{each.text()}{BORDER}" for each in drawn) + "Question:"
+class Draft(NamedTuple):
+    """What a model is to continue."""
+
+    prompt: str
+    of: Asked | None = None
+    """The question that it puts in other words."""
+
+    def read(self, text: str) -> Asked | None:
+        """Return the question that the model has written; None if it is none."""
+        if self.of is None:
+            return read(text)
+        question = text.strip().partition("\n")[0].strip()
+        return Asked(question, self.of.choices) if question else None
+
+
+def drafts(shown: Sequence[Asked], settings: WriteSettings, seed: int) -> Iterator[Draft]:
+    """Yield what each draw continues; needs as many questions as `shots`."""
+    for number in range(settings.draws):
+        if settings.task == "paraphrase":
+            of = shown[number % len(shown)]
+            question = of.question.replace("\n", " ")
+            yield Draft(f"Question: {question}\nThe same question in other words:", of)
+        else:
+            drawn = Random(f"{seed}/{number}").sample(shown, settings.shots)
+            yield Draft("".join(f"{each.text()}{BORDER}" for each in drawn) + "Question:")
 
 
 def read(text: str) -> Asked | None:

@@ -119,6 +119,20 @@ def test_a_model_that_writes_none_is_told_before_anything_is_learned(inputs, tmp
         write.main(tmp_path, "less")
 
 
+def test_questions_are_put_in_other_words(inputs, tmp_path):
+    write_params(tmp_path, task="paraphrase", draws=12)
+    for folder in ("model", "fetch"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / folder).symlink_to(inputs / "data" / folder)
+    write.main(tmp_path, "more")
+    settings = load_settings(tmp_path / "params.yaml")
+    shown = write.training_questions(tmp_path, settings, settings.write["more"])
+    assert {tuple(record["choices"]) for record in questions(tmp_path)} <= {
+        asked.choices for asked in shown
+    }
+    assert all("\n" not in record["question"] for record in questions(tmp_path))
+
+
 def test_it_is_a_stage_between_its_model_and_the_splits(inputs):
     stages = [stage.name for stage in stages_of(load_settings(inputs / "params.yaml"))]
     assert stages[:4] == ["fetch", "model-base", "write-more", "prepare"]

@@ -8,7 +8,7 @@ from firstkd.data.written import (
     Asked,
     WriteSettings,
     check_written,
-    prompt_of,
+    drafts,
     read,
     shown_questions,
 )
@@ -51,16 +51,31 @@ def test_what_would_not_be_read_back_is_not_shown():
     assert shown_questions([example(FOX), example(twice), example(barred), told]) == [FOX]
 
 
+def settings(**changed):
+    return WriteSettings.model_validate({"by": "base", "like": "a", "draws": 20, **changed})
+
+
 def test_each_draw_is_shown_others_and_the_same_every_time():
     shown = [Asked(f"What is {i}?", ("a", "b")) for i in range(50)]
-    prompts = [prompt_of(shown, 3, seed=1, number=number) for number in range(20)]
-    assert len({*prompts}) == 20
-    assert prompts == [prompt_of(shown, 3, seed=1, number=number) for number in range(20)]
-    assert prompts[0] != prompt_of(shown, 3, seed=2, number=0)
-    for prompt in prompts:
-        *before, last = prompt.split("\n\n")
+    found = [*drafts(shown, settings(shots=3), seed=1)]
+    assert len({draft.prompt for draft in found}) == len(found) == 20
+    assert found == [*drafts(shown, settings(shots=3), seed=1)]
+    assert found[0] != next(drafts(shown, settings(shots=3), seed=2))
+    for draft in found:
+        *before, last = draft.prompt.split("\n\n")
         assert last == "Question:"
         assert [read(text) in shown for text in before] == [True] * 3
+        assert draft.read(FOX.text()) == FOX
+
+
+def test_a_paraphrase_keeps_its_choices_and_ends_with_its_line():
+    first, second, again = drafts([FOX, BEE], settings(task="paraphrase", draws=3), seed=1)
+    assert first == again
+    assert second.prompt == "Question: Where is the bee?\nThe same question in other words:"
+    assert first.read(" Where does it live?\nQuestion: no") == Asked(
+        "Where does it live?", FOX.choices
+    )
+    assert first.read(" \n") is None
 
 
 @pytest.mark.parametrize(
@@ -77,7 +92,7 @@ def test_who_writes_what_is_checked(changed, problem):
         "a": DatasetSource.model_validate({**source, "role": "split"}),
         "test_set": DatasetSource.model_validate({**source, "role": "test"}),
     }
-    write = WriteSettings.model_validate({"by": "base", "like": "a", "draws": 5, **changed})
+    write = settings(**changed)
     if problem is None:
         check_written({"more": write}, {"base"}, datasets)
         with pytest.raises(ValueError, match=r"write\.a: that is the name of a split or"):
