@@ -50,7 +50,7 @@ def test_what_is_trained_beside_is_saved_and_goes_on_bit_for_bit(
         training(tmp_path, checkpoints, Interrupted)
     with safe_open(checkpoints / "step-00000007/rank-0.safetensors", "pt") as saved:
         keys = [*saved.keys()]
-    assert any("beside.0.1." in key and key.endswith("|exp_avg") for key in keys)
+    assert any("beside.0.1." in key and "|exp_avg" in key for key in keys)
     same(undisturbed, training(tmp_path, checkpoints))
     of_states = [point["states"] for point in undisturbed[1]]
     if kind is Hidden:
