@@ -13,14 +13,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
 
-from firstkd.data.settings import (
-    Dataset,
-    FetchSettings,
-    PrepareSettings,
-    PromptSettings,
-    ValidateSettings,
-)
-from firstkd.data.written import WRITTEN, WriteSettings, check_written
+from firstkd.data.settings import FetchSettings, PrepareSettings, PromptSettings, ValidateSettings
+from firstkd.data.written import WriteSettings, check_written
 from firstkd.errors import ConfigError
 from firstkd.explained import explain, not_yaml
 from firstkd.exports.kinds import AnyExport, check_exports
@@ -79,11 +73,6 @@ class Settings(Section):
         return Lineage(self.models, self.signals)
 
     @property
-    def datasets(self) -> dict[str, Dataset]:
-        """All data sets, fetched and written."""
-        return {**self.fetch.datasets, **dict.fromkeys(self.write, WRITTEN)}
-
-    @property
     def teachers(self) -> list[str]:
         """Names of the models that the registered student learns from."""
         return self.lineage.teachers(self.record.student)
@@ -135,6 +124,16 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _folds_are_of_questions_as_they_are(self) -> Self:
+        folded = [name for name, model in self.models.items() if model.leave_out]
+        if folded and self.prepare.augment.is_asked_for:
+            raise ValueError(
+                f"prepare.augment: models.{folded[0]}.leave_out puts a question and its variants "
+                "into different folds, so that no teacher would be without it; use one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _coverage_is_of_a_policy(self) -> Self:
         if self.promote.min_coverage and self.serve.policy is None:
             raise ValueError(
@@ -168,7 +167,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _decays_are_of_data_that_is_learned(self) -> Self:
-        learned = {name for name, found in self.datasets.items() if found.is_learned}
+        learned = {name for name, found in self.fetch.datasets.items() if found.is_learned}
+        learned |= self.write.keys()
         for section, training in self.train.items():
             if unknown := set(training.schedule.data) - learned:
                 raise ValueError(

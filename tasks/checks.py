@@ -29,6 +29,7 @@ from tasks.preflight import (
     check_training,
     check_vocabulary,
 )
+from tasks.viewing import check_views
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Checks:
             {name: config.hidden_size for name, config in configs.items()},
         )
         check_exports(settings, configs)
+        check_views(root, settings, tokenizers, configs)
         check_own_text(settings)
         self._learned = {file.stem for file in learned_from(root, settings)}
         self._with_choices, self._open_text = set[str](), set[str]()

@@ -96,7 +96,10 @@ def origin(settings: Settings, model: str) -> Origin:
         model=model,
         source=str(root.model_dump().get("source", "")),
         teachers=settings.lineage.teachers(model),
-        data={name: data.source for name, data in settings.fetch.datasets.items()},
+        data={
+            **{name: data.source for name, data in settings.fetch.datasets.items()},
+            **{name: f"written by {write.by}" for name, write in settings.write.items()},
+        },
     )
 
 

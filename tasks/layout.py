@@ -18,8 +18,8 @@ def learned_from(root: Path, settings: Settings) -> list[Path]:
 
 def has_unlabelled(settings: Settings) -> bool:
     """Return whether there are questions that the teacher labels alone."""
-    roles = {dataset.role for dataset in settings.datasets.values()}
-    return "unlabelled" in roles or settings.prepare.augment.any
+    roles = {dataset.role for dataset in settings.fetch.datasets.values()}
+    return "unlabelled" in roles or bool(settings.write) or settings.prepare.augment.is_asked_for
 
 
 def written_folder(root: Path, name: str) -> Path:

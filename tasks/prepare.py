@@ -35,7 +35,8 @@ from firstkd.data.examples import (
 from firstkd.data.pool import Pool
 from firstkd.data.readers import read
 from firstkd.data.settings import Dataset, Fractions, SplitLimits
-from firstkd.errors import ArtifactError
+from firstkd.data.written import WRITTEN
+from firstkd.errors import ArtifactError, DataValidationError
 from firstkd.files import atomic_folder, write_json
 from firstkd.settings import Settings, load_settings
 from tasks.layout import written_folder
@@ -49,16 +50,15 @@ LARGE_GROUP = 0.5  # of a data set: more is hardly a passage, and leaves a split
 
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml")
-    datasets, fractions = settings.datasets, settings.prepare.fractions
+    datasets: dict[str, Dataset] = {
+        **settings.fetch.datasets,
+        **dict.fromkeys(settings.write, WRITTEN),
+    }
     skipped: dict[str, Counter[str]] = {name: Counter() for name in datasets}
     with atomic_folder(root / "data/prepare") as folder:
         with Pool(folder / "pool.duckdb") as pool:
-            for name, dataset in datasets.items():
-                file = file_of(root, settings, name)
-                log.info("reading %s", file)
-                examples = read(file, dataset, name, skipped[name])
-                pool.add(assign(example, dataset, fractions) for example in examples)
-            warn_of_large_groups(pool, root / "data/fetch", datasets)
+            fill(pool, root, settings, datasets, skipped)
+            warn_of_large_groups(pool, root / "data/fetch", settings.fetch.datasets)
             dropped = divide(pool)
             for reason, examples in dropped.items():
                 if examples:
@@ -66,11 +66,26 @@ def main(root: Path = Path(".")) -> None:
             splits, over = write_splits(
                 pool, folder, expected(datasets), settings.prepare.max_examples
             )
-        if settings.prepare.augment.any:
+        if settings.prepare.augment.is_asked_for:
             splits[UNLABELLED] = add_variants(folder, settings.prepare.augment)
         dropped["over_max_examples"] = over
         dropped["skipped"] = {name: counts for name, counts in skipped.items() if counts}
         write_json(folder / "summary.json", {"splits": splits, "dropped": dropped})
+
+
+def fill(
+    pool: Pool,
+    root: Path,
+    settings: Settings,
+    datasets: Mapping[str, Dataset],
+    skipped: Mapping[str, Counter[str]],
+) -> None:
+    """Put the examples of some data sets into a pool, each with its split."""
+    for name, dataset in datasets.items():
+        file = file_of(root, settings, name)
+        log.info("reading %s", file)
+        examples = read(file, dataset, name, skipped[name])
+        pool.add(assign(example, dataset, settings.prepare.fractions) for example in examples)
 
 
 def file_of(root: Path, settings: Settings, name: str) -> Path:
@@ -124,26 +139,34 @@ def write_splits(
 
 
 def add_variants(folder: Path, augment: AugmentSettings) -> dict[str, Any]:
-    """Add variants of what is learned from to the unlabelled questions; return their counts."""
-    target = folder / f"{UNLABELLED}.parquet"
-    files = [file for file in (folder / "train.parquet", target) if file.exists()]
-    sources: Counter[str] = Counter()
-    made = 0
+    """Add variants of what is learned from to the unlabelled questions; return their counts.
 
-    def found() -> Iterator[Example]:
-        nonlocal made
-        for chunk in example_chunks(target) if target.exists() else ():
-            sources.update(example.source for example in chunk)
-            yield from chunk
-        for file in files:
-            for chunk in example_chunks(file):
-                for variant in variants(chunk, augment):
-                    made += 1
-                    yield variant
+    Raises DataValidationError if there are none.
+    """
+    target, made = folder / f"{UNLABELLED}.parquet", folder / "variants.parquet"
+    unlabelled = [target] if target.exists() else []
+    write_examples(made, _variants([folder / "train.parquet", *unlabelled], augment))
+    count = sum(map(len, example_chunks(made)))
+    if not count:
+        raise DataValidationError(
+            "params.yaml: prepare.augment: no question has variants: their choices are the same "
+            "everywhere, or there are none; remove it"
+        )
+    write_examples(target, _all([*unlabelled, made]))
+    made.unlink()
+    log.info("made %s variants of questions, for teachers to label", f"{count:,}")
+    sources = Counter(example.source for example in _all([target]))
+    return {"examples": sources.total(), "sources": sources, "variants": count}
 
-    write_examples(target, found())
-    log.info("made %s variants of questions, for teachers to label", f"{made:,}")
-    return {"examples": sources.total() + made, "sources": sources, "variants": made}
+
+def _all(files: Iterable[Path]) -> Iterator[Example]:
+    return (example for file in files for part in example_chunks(file) for example in part)
+
+
+def _variants(files: Iterable[Path], augment: AugmentSettings) -> Iterator[Example]:
+    for file in files:
+        for chunk in example_chunks(file):
+            yield from variants(chunk, augment)
 
 
 def _counted(tables: Iterable[pa.Table], sources: Counter[str]) -> Iterator[pa.Table]:

@@ -26,14 +26,12 @@ from firstkd.settings import Settings, load_settings
 from tasks.checks import Checks
 from tasks.layout import log_folder, model_folder
 from tasks.stage import run_stage
-from tasks.viewing import check_views
+from tasks.viewing import UNLIMITED
 
 if TYPE_CHECKING:
     from tasks.expectations import Validation
 
 log = logging.getLogger(__name__)
-
-UNLIMITED = 2**31
 
 
 def main(root: Path = Path(".")) -> None:
@@ -45,7 +43,6 @@ def main(root: Path = Path(".")) -> None:
     tokenizers = {name: load_tokenizer(model_folder(root, name)) for name in settings.lineage.roots}
     check_tokenizers(settings, tokenizers)
     check_templates(settings.prompt, tokenizers)
-    check_views(root, settings, tokenizers)
     files = {file.stem: file for file in sorted((root / "data/prepare").glob("*.parquet"))}
     owners = Owners.of({split: example_chunks(file) for split, file in files.items()})
     docs = log_folder(root, "validate") / "data_docs"

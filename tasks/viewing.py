@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from firstkd.data.examples import example_chunks
+from firstkd.data.prompts import Question
 from firstkd.data.view import Shots, Viewer
 from firstkd.errors import ConfigError, about
 from firstkd.settings import Settings
@@ -30,10 +31,15 @@ def viewer_of(root: Path, settings: Settings, signal: CapturedSignal) -> Viewer:
     return Viewer(settings.prompt, signal.view, shots)
 
 
-def check_views(root: Path, settings: Settings, tokenizers: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a context that no data set has; warn of views that do not fit.
+def check_views(
+    root: Path, settings: Settings, tokenizers: Mapping[str, Any], configs: Mapping[str, Any]
+) -> None:
+    """Check what signals' models would read, on the first training and calibration questions.
 
-    `tokenizers` are by the models that were made elsewhere.
+    Raises ConfigError for a context that no data set has, for more tokens than a model can read
+    and for responses that the tokenizer would cut differently, DataValidationError where no room is
+    left for a question; warns of solved questions that do not fit. `tokenizers` and `configs` are
+    those of the models that were made elsewhere.
     """
     for name, signal in settings.signals.items():
         if not isinstance(signal, CapturedSignal) or signal.view.is_plain:
@@ -44,18 +50,39 @@ def check_views(root: Path, settings: Settings, tokenizers: Mapping[str, Any]) -
                 f"params.yaml: signals.{name}.view.context: true, but no data set has one; name "
                 "its column as fetch.datasets.NAME.columns.context"
             )
-        viewer = viewer_of(root, settings, signal)
-        limit = signal.view.max_length or settings.prompt.max_length
-        whole = replace(viewer, view=signal.view.model_copy(update={"max_length": UNLIMITED}))
-        train = chain.from_iterable(example_chunks(prepared(root, "train")))
-        with about(f"signals.{name}"):
-            tokenizer = tokenizers[settings.lineage.root(signal.of)]
-            questions = whole.encode([*islice(train, LOOKED_AT)], tokenizer)
-        lengths = [len(q.prompt) + max(map(len, q.responses), default=0) for q in questions]
-        if cut := sum(length > limit for length in lengths):
-            log.warning(
-                "signals.%s.view: with what it shows, %d of %d training questions are longer than "
-                "%d tokens (up to %d) and lose solved questions, then their start; raise "
-                "signals.%s.view.max_length",
-                *(name, cut, len(lengths), limit, max(lengths), name),
+        of = settings.lineage.root(signal.of)
+        with about(f"signals.{name}.view"):
+            longest = _check_view(root, settings, name, signal, tokenizers[of])
+        most = getattr(configs[of], "max_position_embeddings", None)
+        if most and longest > most and not settings.models[signal.of].init.is_served:
+            raise ConfigError(
+                f"params.yaml: signals.{name}.view: with what it shows, questions have up to "
+                f"{longest} tokens, and {signal.of} reads {most} at most; set max_length: {most}"
             )
+
+
+def _check_view(
+    root: Path, settings: Settings, name: str, signal: CapturedSignal, tokenizer: Any
+) -> int:
+    """Return the length of the longest question as the signal's model reads it."""
+    viewer = viewer_of(root, settings, signal)
+    looked_at = [
+        example
+        for split in ("train", "calibration")
+        for example in islice(chain.from_iterable(example_chunks(prepared(root, split))), LOOKED_AT)
+    ]
+    shown = viewer.encode(looked_at, tokenizer, signal.has_token_ids)
+    limit = signal.view.max_length or settings.prompt.max_length
+    unlimited = replace(viewer, view=signal.view.model_copy(update={"max_length": UNLIMITED}))
+    whole = [*map(_length, unlimited.encode(looked_at, tokenizer))]
+    if cut := sum(length > limit for length in whole):
+        log.warning(
+            "signals.%s.view: with what it shows, %d of %d questions are longer than %d tokens (up "
+            "to %d), and lose solved questions or, without any, their start; raise its max_length",
+            *(name, cut, len(whole), limit, max(whole)),
+        )
+    return max(map(_length, shown), default=0)
+
+
+def _length(question: Question) -> int:
+    return len(question.prompt) + max(map(len, question.responses), default=0)

@@ -1,39 +1,52 @@
 """Have a model write questions like those of a data set, for teachers to label.
 
-Reads   data/fetch/LIKE.EXT, data/model/BY/, as write.NAME of params.yaml says
+Reads   data/fetch/, data/model/BY/, as write.NAME of params.yaml says
 Writes  data/write/NAME/questions.jsonl, data/write/NAME/summary.json
 Run as  python -m tasks.write NAME   (normally through `dvc repro write-NAME`)
 
-Only training questions are shown to it. What it writes goes through `prepare` as unlabelled
-questions do: nothing is kept that a test set asks.
+The model sees training questions alone: what a calibration or test split keeps is left out, as
+`prepare` does it. What an interrupted run has written lies in data/.write/, from which the next one
+goes on.
 """
 
 import json
 import logging
+import shutil
 from collections import Counter
-from collections.abc import Sequence
-from heapq import nsmallest
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from firstkd.data.examples import normalise, unit_hash
-from firstkd.data.readers import read as read_dataset
+from firstkd.data.division import divide
+from firstkd.data.examples import Example, examples_in, normalise
+from firstkd.data.pool import Pool
+from firstkd.data.prompts import encode
 from firstkd.data.tokenising import starting_ids
-from firstkd.data.written import BORDER, Asked, WriteSettings, drafts, shown_questions
+from firstkd.data.written import Asked, Draft, WriteSettings, drafts, shown_questions
 from firstkd.errors import ConfigError, DataValidationError
-from firstkd.files import atomic_folder, write_json
-from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.files import atomic_folder, read_json, sha256_of, write_json
+from firstkd.models.folders import load_tokenizer, precision_here
 from firstkd.open_text.decoding import Draw, decode
 from firstkd.reproducibility import deterministic
 from firstkd.settings import Settings, load_settings
+from firstkd.train.distributed import Ranks
 from tasks.layout import model_folder, written_folder
-from tasks.prepare import assign, fetched
+from tasks.partial import partial_folder
+from tasks.prepare import fill
 from tasks.stage import run_stage
+from tasks.viewing import UNLIMITED
 
 log = logging.getLogger(__name__)
 
 SHOWN = 4096
-"""Questions that are drawn from, at most: those with the smallest hashes."""
+"""Questions that those to be shown are drawn from: those whose ids have the smallest hashes."""
+PART = 512
+"""Texts that an interrupted run loses at most."""
+
+Found = tuple[Asked | None, str]
+"""A question, or None and why it is left out."""
 
 
 def main(root: Path, name: str) -> None:
@@ -48,80 +61,148 @@ def main(root: Path, name: str) -> None:
             f"params.yaml: write.{name}.shots: {write.shots}, but {write.like} has {len(shown)} "
             "training questions with choices in one paragraph; lower it, or name another data set"
         )
-    found = written(root, settings, write, shown)
-    questions, left_out = sifted(found, shown)
+    tokenizer: Any = load_tokenizer(model_folder(root, write.by))
+    asked = [*drafts(shown, write, settings.runtime.seed)]
+    made_from = [
+        *(write.model_dump(), asked, sha256_of(model_folder(root, write.by))),
+        *(settings.runtime.seed, precision_here(settings.capture.precision)),
+    ]
+    partial = partial_folder(root / "data/.write", name, made_from, Ranks())
+    partial.mkdir(parents=True, exist_ok=True)
+    found = written(root, settings, name, asked, partial, tokenizer)
+    questions, left_out = sifted(found, shown, settings, tokenizer)
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
     if not questions:
         raise DataValidationError(
-            f"params.yaml: write.{name}.by: {write.by} wrote no new question in {len(found)} draws "
-            f"({', '.join(f'{reason}: {count}' for reason, count in left_out.items())}); name a "
-            "larger model, or give it more shots or max_new_tokens"
+            f"params.yaml: write.{name}.by: {write.by} wrote no new question in {len(found)} texts "
+            f"({reasons}); name a larger model, or raise shots or max_new_tokens"
         )
-    log.info("kept %d of %d written questions; left out: %s", len(questions), len(found), left_out)
+    log.info("kept %d of %d written questions; left out: %s", len(questions), len(found), reasons)
     with atomic_folder(written_folder(root, name)) as folder:
-        lines = [
-            json.dumps({"question": q, "choices": c}, ensure_ascii=False) for q, c in questions
-        ]
+        lines = [json.dumps(each._asdict(), ensure_ascii=False) for each in questions]
         text = "".join(f"{line}\n" for line in lines)
         (folder / "questions.jsonl").write_text(text, encoding="utf-8")
         summary = {"draws": len(found), "kept": len(questions), "left_out": dict(left_out)}
         write_json(folder / "summary.json", summary)
+    shutil.rmtree(partial)
 
 
 def training_questions(root: Path, settings: Settings, write: WriteSettings) -> list[Asked]:
-    """Return what the model may be shown: nothing of a calibration or test split."""
-    dataset = settings.fetch.datasets[write.like]
-    examples = read_dataset(fetched(root / "data/fetch", write.like), dataset, write.like)
-    placed = (assign(example, dataset, settings.prepare.fractions) for example in examples)
-    train = (example for example in placed if example.split in ("train", "unlabelled"))
-    return shown_questions(nsmallest(SHOWN, train, key=lambda example: unit_hash(example.id)))
+    """Return what the model may be shown: nothing that a calibration or test split keeps."""
+    (place := root / "data/.write").mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=place) as folder, Pool(Path(folder) / "pool.duckdb") as pool:
+        datasets = settings.fetch.datasets
+        fill(pool, root, settings, datasets, {name: Counter() for name in datasets})
+        divide(pool)
+        examples = [
+            example
+            for split in ("train", "unlabelled")
+            for example in islice(_of(pool, split, write.like), SHOWN)
+        ]
+    return shown_questions(examples[:SHOWN])
+
+
+def _of(pool: Pool, split: str, source: str) -> Iterator[Example]:
+    for table in pool.tables(split, None):
+        yield from (example for example in examples_in(table) if example.source == source)
 
 
 def written(
-    root: Path, settings: Settings, write: WriteSettings, shown: Sequence[Asked]
-) -> list[Asked | None]:
-    """Return the question of each draw, None where there is none."""
-    folder, seed = model_folder(root, write.by), settings.runtime.seed
-    tokenizer: Any = load_tokenizer(folder)
-    asked = [*drafts(shown, write, seed)]
-    start = starting_ids(tokenizer)
+    root: Path, settings: Settings, name: str, asked: Sequence[Draft], partial: Path, tokenizer: Any
+) -> list[Found]:
+    """Return the question of each draw; `partial` keeps what there is so far."""
+    files = [partial / f"{start:09}.json" for start in range(0, len(asked), PART)]
+    if missing := [number for number, file in enumerate(files) if not file.exists()]:
+        folder, precision = model_folder(root, settings.write[name].by), settings.capture.precision
+        with settings.machine.placement.running(folder, precision, Ranks()) as model:
+            for number in missing:
+                first = number * PART
+                part = asked[first : first + PART]
+                texts = _texts(settings, name, part, first, model, tokenizer)
+                write_json(files[number], texts)
+    texts = [text for file in files for text in read_json(file)]
+    return [_read(draft, text) for draft, text in zip(asked, texts, strict=True)]
+
+
+def _texts(
+    settings: Settings, name: str, asked: Sequence[Draft], first: int, model: Any, tokenizer: Any
+) -> list[str | None]:
+    """Return what the model writes, None where it was cut off; `first` numbers the draws."""
+    write, start = settings.write[name], starting_ids(tokenizer)
     prompts = tokenizer(
         [draft.prompt for draft in asked], add_special_tokens=False, split_special_tokens=True
     )["input_ids"]
+    most = getattr(model.config, "max_position_embeddings", None)
+    longest = len(start) + max(map(len, prompts)) + write.max_new_tokens
+    if most and longest > most:
+        raise ConfigError(
+            f"params.yaml: write.{name}: with its shots and max_new_tokens a text has {longest} "
+            f"tokens, and {write.by} reads {most} at most; lower either"
+        )
     draws = [
-        Draw([*start, *ids], write.temperature, number, seed) for number, ids in enumerate(prompts)
+        Draw([*start, *ids], write.temperature, number, settings.runtime.seed)
+        for number, ids in enumerate(prompts, first)
     ]
-    model = load_model(folder, settings.capture.precision)
-    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    border = BORDER if write.task == "new" else "\n"
-    stop = {i for i, text in enumerate(texts) if border in text} | {tokenizer.eos_token_id}
+    tokens = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    stop = {i for i, text in enumerate(tokens) if asked[0].border in text}
+    stop |= {tokenizer.eos_token_id} - {None}
     found = decode(
         *(model, draws, stop, write.max_new_tokens),
         *(settings.capture.micro_batch_size, settings.capture.micro_batch_tokens, "write"),
     )
-    ids = (text.ids for text in found)
-    said = (tokenizer.decode(each, skip_special_tokens=True) for each in ids)
-    return [draft.read(text) for draft, text in zip(asked, said, strict=True)]
+    texts = [tokenizer.decode(each.ids, skip_special_tokens=True) for each in found]
+    return [
+        text if each.ids[-1] in stop or draft.is_ended(text) else None
+        for draft, each, text in zip(asked, found, texts, strict=True)
+    ]
+
+
+def _read(draft: Draft, text: str | None) -> Found:
+    if text is None:
+        return None, "cut_off"
+    asked = draft.read(text)
+    return asked, "" if asked else "no_question"
 
 
 def sifted(
-    found: Sequence[Asked | None], shown: Sequence[Asked]
+    found: Sequence[Found], shown: Sequence[Asked], settings: Settings, tokenizer: Any
 ) -> tuple[list[Asked], Counter[str]]:
-    """Return the questions that are new, in the order of their draws, and why others are not."""
+    """Return the questions that are new and can be learned, in their order, and why others are not.
+
+    One that has more choices than any that was shown, or more tokens than `validate` allows, would
+    stop the pipeline.
+    """
     kept: list[Asked] = []
     known = {normalise(asked.question) for asked in shown}
-    written, left_out = set[str](), Counter[str]()
-    for asked in found:
-        key = normalise(asked.question) if asked else ""
-        if asked is None:
-            left_out["no_question"] += 1
-        elif key in known:
-            left_out["copied"] += 1
-        elif key in written:
-            left_out["written_twice"] += 1
-        else:
-            written.add(key)
-            kept.append(asked)
+    most = max(len(asked.choices) for asked in shown)
+    new, left_out = set[str](), Counter[str]()
+    for asked, why in found:
+        if asked is not None:
+            key = normalise(asked.question)
+            if key in known:
+                why = "copied"
+            elif key in new:
+                why = "written_twice"
+            elif len(asked.choices) > most or _is_long(asked, settings, tokenizer):
+                why = "too_long"
+            else:
+                new.add(key)
+                kept.append(asked)
+        if why:
+            left_out[why] += 1
     return kept, left_out
+
+
+def _is_long(asked: Asked, settings: Settings, tokenizer: Any) -> bool:
+    example = Example("", asked.question, "", asked.choices, None, "")
+    prompt = settings.prompt.model_copy(update={"max_length": UNLIMITED})
+    [question] = encode([example], tokenizer, prompt)
+    responses = max(map(len, question.responses))
+    return (
+        len(question.prompt) > settings.validate_.max_prompt_tokens
+        or responses > settings.validate_.max_response_tokens
+        or len(question.prompt) + responses > settings.prompt.max_length
+    )
 
 
 if __name__ == "__main__":

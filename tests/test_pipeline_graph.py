@@ -32,7 +32,8 @@ def everything(tmp_path: Path) -> Settings:
     yaml = YAML()
     params = yaml.load(REPOSITORY / "params.yaml")
     params["models"]["other"] = {"init": {"kind": "source", "source": "path:sources/other"}}
-    params["signals"]["others"] = {"kind": "choices", "of": "other"}
+    params["signals"]["others"] = {"kind": "choices", "of": "other", "view": {"shots": 4}}
+    params["write"] = {"more": {"by": "other", "like": "commonsenseqa", "draws": 9}}
     params["signals"]["pooled"] = {"kind": "mean", "of": ["choices", "others"]}
     params["signals"]["drawn"] = {
         "kind": "tokens",
@@ -113,6 +114,7 @@ def everything(tmp_path: Path) -> Settings:
             "edges": {"kind": "relation", "from": "states", "form": "distance"},
             "change": {"kind": "flow", "from": "states", "form": "length"},
             "attention": {"kind": "attention", "from": "states", "layers": "last", "heads": 8},
+            "adversary": {"kind": "adversarial", "from": "states"},
         },
     }
     params["models"]["rounded"] = {

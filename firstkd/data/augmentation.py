@@ -1,9 +1,10 @@
-"""More questions out of those that are there, for the teacher to label.
+"""More questions made from those that models learn from, for the teacher to label.
 
-They are made of what is learned from alone, and go to the unlabelled questions: the right answer
-among other choices is what the teacher says it is.
+They are added to the unlabelled questions: which of the new choices is right is for the teacher to
+say.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
@@ -15,64 +16,75 @@ from firstkd.data.examples import UNLABELLED, Example, normalise
 from firstkd.section import Section
 
 Count = Annotated[int, Field(ge=0, le=16)]
-TRIES = 32
-"""Draws before a variant is given up, of questions whose choices are those of all others."""
+TRIES = 8
+"""Draws of a variant that is new, before there is one less."""
 
 
 class AugmentSettings(Section):
-    """Variants of each question with choices, of which it may have fewer."""
+    """How many variants are made of each question with choices, where there are as many."""
 
     other_choices: Count = 0
-    """With half of its choices, the right one among them, and other questions' for the rest."""
+    """Half of its choices, with the right one if it is known, and choices of other questions of
+    the same data set."""
     orders: Count = 0
-    """With its choices in another order: for `format: letter`, where the place may sway a model."""
+    """Its choices in another order: for `format: letter`, where the place may sway a model."""
 
     @property
-    def any(self) -> bool:
+    def is_asked_for(self) -> bool:
         return bool(self.other_choices or self.orders)
 
 
 def variants(examples: Sequence[Example], settings: AugmentSettings) -> Iterator[Example]:
-    """Yield variants of questions; choices of others are drawn from among `examples`.
+    """Yield variants of questions; other choices are drawn from those of `examples`.
 
-    What is drawn for a question follows from its id, and from the choices of these examples.
+    What is drawn for a question follows from its id and from these choices.
     """
     asked = [example for example in examples if len(example.choices or ()) > 1]
-    choices = [choice for example in asked for choice in example.choices or ()]
+    choices: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for example in asked:
-        own = example.choices or ()
-        seen = {own}
+        for choice in example.choices or ():
+            choices[example.source].setdefault(normalise(choice), choice)
+    pools = {source: [*found.items()] for source, found in choices.items()}
+    seen = {(example.asked, example.choices) for example in asked}
+    for example in asked:
         for kind, count in (("choices", settings.other_choices), ("order", settings.orders)):
             for number in range(count):
                 name = f"{example.id}#{kind}-{number}"
-                drawn = Random(name)
-                for _ in range(TRIES):
-                    found = _others(example, choices, drawn) if kind == "choices" else [*own]
-                    drawn.shuffle(found)
-                    if len(found) == len(own) and tuple(found) not in seen:
-                        seen.add(tuple(found))
+                pool = pools[example.source] if kind == "choices" else None
+                for found in _drawn(example, pool, Random(name)):
+                    if (example.asked, found) not in seen:
+                        seen.add((example.asked, found))
                         yield _unlabelled(example, name, found)
                         break
 
 
-def _others(example: Example, choices: Sequence[str], drawn: Random) -> list[str]:
-    """Return half of an example's choices, rounded up, and others in place of the rest.
+def _drawn(
+    example: Example, pool: Sequence[tuple[str, str]] | None, drawn: Random
+) -> Iterator[tuple[str, ...]]:
+    """Yield choices for a variant, TRIES times or never; with a `pool`, half of them from there."""
+    own = example.choices or ()
+    for _ in range(TRIES):
+        found = [*own] if pool is None else _exchanged(example, pool, drawn)
+        if len(found) < len(own):
+            return
+        drawn.shuffle(found)
+        yield tuple(found)
 
-    There are fewer where none but its own were drawn.
-    """
+
+def _exchanged(example: Example, pool: Sequence[tuple[str, str]], drawn: Random) -> list[str]:
+    """Return half of the choices, rounded up, and others of the pool: fewer if it has too few."""
     own = example.choices or ()
     places = [i for i in range(len(own)) if i != example.answer_index]
     drawn.shuffle(places)
     right = [] if example.answer_index is None else [example.answer_index]
-    found = [own[i] for i in [*right, *places][: (len(own) + 1) // 2]]
+    kept = [own[i] for i in [*right, *places][: (len(own) + 1) // 2]]
     taken = {normalise(choice) for choice in own}
-    for choice in drawn.choices(choices, k=4 * len(own)):
-        if len(found) < len(own) and (text := normalise(choice)) not in taken:
-            taken.add(text)
-            found.append(choice)
-    return found
+    # at most all of its own are among those that are drawn
+    sample = drawn.sample(pool, min(len(pool), 2 * len(own)))
+    others = [choice for text, choice in sample if text not in taken]
+    return [*kept, *others[: len(own) - len(kept)]]
 
 
-def _unlabelled(example: Example, name: str, choices: Sequence[str]) -> Example:
-    asked = replace(example, id=name, choices=tuple(choices), split=UNLABELLED)
+def _unlabelled(example: Example, name: str, choices: tuple[str, ...]) -> Example:
+    asked = replace(example, id=name, choices=choices, split=UNLABELLED)
     return replace(asked, response="", answer_index=None)

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 
 from firstkd.data.control import control_tokens
 from firstkd.data.examples import Example, Turn
-from firstkd.data.rendering import Rendered, letter_question
+from firstkd.data.rendering import Rendered, asked_in_chat
 from firstkd.data.settings import ChatSettings
 from firstkd.errors import ArtifactError, DataValidationError
 
@@ -60,7 +60,7 @@ class ChatTemplate:
         The prompt is what stands before the assistant's last words, so it ends with the template's
         generation prompt. Raises DataValidationError where the template does not fit the turns.
         """
-        question, responses = self._asked(example)
+        question, responses = asked_in_chat(example, self.settings.choices)
         turns = [*(example.history or ()), Turn("user", question)]
         if self.settings.system and turns[0].role != "system":
             turns.insert(0, Turn("system", self.settings.system))
@@ -85,13 +85,6 @@ class ChatTemplate:
             answers=tuple(place for i, place in written.items() if roles[i] == "assistant"),
             is_answer=example.choices is None,
         )
-
-    def _asked(self, example: Example) -> tuple[str, list[str]]:
-        if example.choices is None:
-            return example.prompt, [example.response] if example.response else []
-        if self.settings.choices == "cloze":
-            return example.prompt, [*example.choices]
-        return letter_question(example)
 
     def _layout(self, name: str, roles: tuple[str, ...]) -> Layout:
         if roles not in self.layouts:

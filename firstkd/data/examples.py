@@ -117,7 +117,7 @@ def example_chunks(path: Path) -> Iterator[list[Example]]:
                     f"expected {_fields(SCHEMA)}; run the stage prepare again"
                 )
             for batch in file.iter_batches(CHUNK):
-                yield [_from_row(row) for row in batch.to_pylist()]
+                yield examples_in(batch)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing; run the stage prepare") from error
     except pa.ArrowInvalid as error:
@@ -129,6 +129,11 @@ def example_chunks(path: Path) -> Iterator[list[Example]]:
 def read_examples(path: Path) -> list[Example]:
     """Read a file of examples; raises ArtifactError as `example_chunks` does."""
     return [example for chunk in example_chunks(path) for example in chunk]
+
+
+def examples_in(table: pa.Table | pa.RecordBatch) -> list[Example]:
+    """Return the examples of a table with the schema."""
+    return [_from_row(row) for row in table.to_pylist()]
 
 
 def _from_row(row: dict[str, Any]) -> Example:

@@ -72,7 +72,7 @@ def encode(
         if example.choices is None and not is_chat:
             ended = [[*response, _end_of_text(tokenizer)] for response in split.responses]
             split = split._replace(responses=ended)
-        prompt = _fitted(example.id, start, split, settings.max_length)
+        prompt = _fitted(example.id, start, split, settings.max_length, are_viewed)
         questions.append(Question(example.id, prompt, split.responses, gold_of(example)))
     return questions
 
@@ -139,7 +139,9 @@ def _renderer(
     return partial(render_plain, choice_format=settings.format, is_viewed=are_viewed)
 
 
-def _fitted(name: str, start: list[int], split: Split, max_length: int) -> list[int]:
+def _fitted(
+    name: str, start: list[int], split: Split, max_length: int, is_viewed: bool
+) -> list[int]:
     """Return the prompt after its start, without the first tokens of a question that is too long.
 
     Raises DataValidationError if nothing of the question would be left.
@@ -153,10 +155,14 @@ def _fitted(name: str, start: list[int], split: Split, max_length: int) -> list[
         longest = split.length - len(split.prompt)
         has = [f"its response has {longest} tokens"] * (longest > 0)
         if kept > len(start):
-            has.append(f"the chat template and any system prompt take {kept} tokens")
+            takes = "the chat template and any system prompt take"
+            if is_viewed:
+                takes = "what the view shows takes"
+            has.append(f"{takes} {kept} tokens")
+        key = "the view's max_length" if is_viewed else "prompt.max_length"
         raise DataValidationError(
             f"example {name}: {' and '.join(has)}, which leaves no room for the question; raise "
-            "prompt.max_length in params.yaml, or shorten the example or its system prompt"
+            f"{key} in params.yaml, or shorten the example or its system prompt"
         )
     cut = len(start) + split.question.start
     return prompt[:cut] + prompt[cut + excess :]

@@ -93,7 +93,7 @@ def _answer_index(entry: Entry, reading: Reading | None) -> int | None:
 def _example(entry: Entry, answer_index: int | None, dataset: Dataset, source: str) -> Example:
     own = entry.prompt.removeprefix(dataset.instruction or "")  # which all records share
     passage = entry.passage or passage_of(own, entry.choices)
-    if entry.context and is_long(entry.context):
+    if not passage and entry.context and is_long(entry.context):
         passage = entry.context
     group = passage_group(passage) if passage else None
     if own_group := name_of(entry.group, "group"):

@@ -54,12 +54,23 @@ def render_plain(
 
 def asked_plainly(example: Example, choice_format: ChoiceFormat) -> tuple[str, list[str]]:
     """Return the question, and the responses that may follow it."""
-    if example.choices is None:
-        return example.prompt, [example.response] if example.response else []
-    if choice_format == "cloze":
-        return example.prompt, [*example.choices]
+    if example.choices is None or choice_format == "cloze":
+        return example.prompt, _responses(example)
     options, letters = lettered(example)
     return f"{example.prompt}\n{options}", letters
+
+
+def asked_in_chat(example: Example, choice_format: ChoiceFormat) -> tuple[str, list[str]]:
+    """Return what the user says, and the answers that the assistant may give."""
+    if example.choices is None or choice_format == "cloze":
+        return example.prompt, _responses(example)
+    return letter_question(example)
+
+
+def _responses(example: Example) -> list[str]:
+    if example.choices is None:
+        return [example.response] if example.response else []
+    return [*example.choices]
 
 
 def letter_question(example: Example) -> tuple[str, list[str]]:

@@ -132,6 +132,10 @@ class Dataset(Section):
     said before) are left out and counted, too; null for none."""
 
     @property
+    def has_choices(self) -> bool:
+        return self.format not in ("alpaca", "messages", "open_text")
+
+    @property
     def is_learned(self) -> bool:
         """Whether models learn from it."""
         return self.role in ("split", "train", "unlabelled")
@@ -154,7 +158,7 @@ class Dataset(Section):
 
     @model_validator(mode="after")
     def _unlabelled_questions_have_choices(self) -> Self:
-        if self.role == "unlabelled" and self.format in ("alpaca", "messages", "open_text"):
+        if self.role == "unlabelled" and not self.has_choices:
             raise ValueError(
                 "role unlabelled needs a format with choices: open text without its response "
                 "leaves nothing to learn from"

@@ -9,16 +9,16 @@ training questions have, learning with privileged information (Lopez-Paz et al. 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import nsmallest
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
-from firstkd.data.examples import Example, Turn, unit_hash
+from firstkd.data.examples import Example, Turn, normalise, unit_hash
 from firstkd.data.prompts import Question, encode
-from firstkd.data.rendering import asked_plainly, letter_question
+from firstkd.data.rendering import asked_in_chat, asked_plainly
 from firstkd.data.settings import ChatSettings, ChoiceFormat, PromptSettings
 from firstkd.data.tokenising import Tokenizer
-from firstkd.errors import ArtifactError
+from firstkd.errors import ConfigError
 from firstkd.section import Section
 
 
@@ -28,12 +28,23 @@ class PromptView(Section):
     )
     """Before everything else; in a chat the system prompt, before a conversation's own."""
     shots: Annotated[int, Field(ge=0, le=64)] = 0
-    """Training questions with their right answers before the question, of the same data set if it
-    has as many; never the question itself. What is too long loses the first of them."""
+    """Training questions with their right answers before the question, from the same data set if
+    it has enough; never the question itself, or one of its conversation or passage. Where all
+    would be too long, the first of them are left out."""
     context: bool = False
     """Whether to put the text of `columns.context` before a question that has one."""
     max_length: Annotated[int, Field(ge=8)] | None = None
-    """Tokens of prompt and response together; null for `prompt.max_length`."""
+    """Tokens of prompt and response together; null for `prompt.max_length`. What a server is asked
+    as a chat is sent whole."""
+
+    @model_validator(mode="after")
+    def _length_is_of_something(self) -> Self:
+        if self.max_length and self.is_plain:
+            raise ValueError(
+                f"max_length: {self.max_length}, but the view shows nothing; set instructions, "
+                "shots or context"
+            )
+        return self
 
     @property
     def is_plain(self) -> bool:
@@ -43,31 +54,39 @@ class PromptView(Section):
 
 @dataclass
 class Shots:
-    """The questions that a view shows as solved: one more than there are shots, so that a question
-    among them has others."""
+    """The questions that a view shows with their answers, and some more to take their places where
+    one of them is asked."""
 
     count: int = 0
-    kept: dict[tuple[str, bool], list[Example]] = field(default_factory=dict)
-    """By data set, or "" for all, and whether they have choices."""
+    kept: dict[tuple[str, bool], dict[str, Example]] = field(default_factory=dict)
+    """By data set, or "" for all, and whether they have choices: one example of each group, or one
+    with each question."""
 
     def add(self, examples: Iterable[Example]) -> None:
-        """Keep the answered ones with the smallest hashes."""
+        """Keep the answered ones whose ids have the smallest hashes."""
         for example in examples if self.count else ():
             if example.response:
                 for source in (example.source, ""):
-                    self.kept.setdefault((source, bool(example.choices)), []).append(example)
-        for key, found in self.kept.items():
-            self.kept[key] = nsmallest(self.count + 1, found, key=lambda each: unit_hash(each.id))
+                    kept = self.kept.setdefault((source, bool(example.choices)), {})
+                    key = example.group or normalise(example.asked)
+                    kept[key] = min(example, kept.get(key, example), key=_place)
+        for kind, kept in self.kept.items():
+            least = nsmallest(self.count + 1, kept.items(), key=lambda item: _place(item[1]))
+            self.kept[kind] = dict(least)
 
     def of(self, example: Example) -> list[Example]:
         """Return as many as there should be, or all that there are."""
-        found: list[Example] = []
+        asked, found = {example.group, normalise(example.asked)}, list[Example]()
         for source in (example.source, ""):
             if len(found) < self.count:
-                kept = self.kept.get((source, bool(example.choices)), ())
-                others = [e for e in kept if e.id != example.id and e.asked != example.asked]
+                kept = self.kept.get((source, bool(example.choices)), {})
+                others = [e for key, e in kept.items() if key not in asked and e.id != example.id]
                 found = others[: self.count]
         return found
+
+
+def _place(example: Example) -> tuple[float, str]:
+    return unit_hash(example.id), example.id
 
 
 @dataclass(frozen=True)
@@ -83,8 +102,8 @@ class Viewer:
     ) -> list[Question]:
         """Tokenise examples as the model reads them, and raise what `encode` raises.
 
-        With `same_tokens`, raise ArtifactError for a response whose tokens are others than the
-        student's.
+        With `same_tokens`, raise ConfigError for a response that the tokenizer cuts differently
+        for the student.
         """
         if self.view.is_plain:
             return encode(examples, tokenizer, self.prompt)
@@ -105,11 +124,11 @@ class Viewer:
             return example
         system, others = _parted(example.history or ())
         if self.view.instructions:
-            told = [self.view.instructions, *(turn.content for turn in system)]
-            system = [Turn("system", "\n\n".join(told))]
-        solved = [
-            turn for shot in self.shots.of(example) for turn in self._solved(self._with(shot), asks)
-        ]
+            own = self.prompt.chat.system if self.prompt.chat else None
+            told = [turn.content for turn in system] or ([own] if own else [])
+            system = [Turn("system", "\n\n".join([self.view.instructions, *told]))]
+        shots = [self._with(shot) for shot in self.shots.of(example)]
+        solved = [turn for shot in shots for turn in self._solved(shot, asks)]
         history = (*system, *solved, *others)
         return replace(self._with(example), history=history or None)
 
@@ -120,27 +139,27 @@ class Viewer:
         return replace(example, prompt=f"{example.context}\n{example.prompt}")
 
     def _solved(self, shot: Example, asks: ChoiceFormat | None) -> list[Turn]:
-        if asks is None and self.prompt.format == "chat":
-            asks = (self.prompt.chat or ChatSettings()).choices
-        if asks == "letter" and shot.choices is not None:
-            question, responses = letter_question(shot)
+        """Return the turns of a question and its answer, without a system prompt of its own."""
+        if asks or self.prompt.format == "chat":
+            asks = asks or (self.prompt.chat or ChatSettings()).choices
+            question, responses = asked_in_chat(shot, asks)
         else:
-            is_letter = asks is None and self.prompt.format == "letter"
-            question, responses = asked_plainly(shot, "letter" if is_letter else "cloze")
+            question, responses = asked_plainly(shot, self.prompt.format)
         right = responses[shot.answer_index or 0]
-        return [*(shot.history or ()), Turn("user", question), Turn("assistant", right)]
+        _, before = _parted(shot.history or ())
+        return [*before, Turn("user", question), Turn("assistant", right)]
 
 
 def _parted(history: Sequence[Turn]) -> tuple[list[Turn], list[Turn]]:
-    """Return the system's turns and the others."""
-    system = [turn for turn in history if turn.role == "system"]
-    return system, [turn for turn in history if turn.role != "system"]
+    """Return the system's turns that a conversation begins with, and all others."""
+    first = next((i for i, turn in enumerate(history) if turn.role != "system"), len(history))
+    return [*history[:first]], [*history[first:]]
 
 
 def _check_responses(shown: Sequence[Question], asked: Sequence[Question]) -> None:
     for ours, theirs in zip(shown, asked, strict=True):
         if ours.responses != theirs.responses:
-            raise ArtifactError(
-                f"example {ours.id}: behind what the view shows, its response has other tokens "
-                "than the student reads; learn from a signal of choices"
+            raise ConfigError(
+                f"example {ours.id}: after what the view shows, the tokenizer cuts its response "
+                "into other tokens than for the student; learn from a signal of choices"
             )

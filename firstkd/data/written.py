@@ -1,7 +1,7 @@
 """Questions that a model writes, after the pattern of a data set's (data-free distillation).
 
 It writes a question and its choices, after Self-Instruct (Wang et al. 2023, arXiv 2212.10560), or
-puts a question in other words and leaves the choices. Which of them is right is what teachers say.
+puts a question in other words and keeps the choices. Which of them is right, teachers say.
 """
 
 import re
@@ -13,13 +13,14 @@ from pydantic import Field
 
 from firstkd.data.examples import Example, normalise
 from firstkd.data.settings import Dataset
+from firstkd.data.text import is_blank
 from firstkd.section import Name, Positive, Section, listed
 
 BORDER = "\n\n"
 """Between questions, and what ends one that is written."""
 BETWEEN = " | "
 """Between choices."""
-QUESTION = re.compile(r"\s*(?P<question>.+)\nAnswers: (?P<choices>.+)\s*", re.DOTALL)
+QUESTION = re.compile(r"\s*(?P<question>.+?)\nAnswers: (?P<choices>[^\n]+)(\n.*)?", re.DOTALL)
 
 WRITTEN = Dataset(format="questions", role="unlabelled")
 """How a written file is read."""
@@ -33,10 +34,10 @@ class WriteSettings(Section):
     task: Literal["new", "paraphrase"] = "new"
     """Whether it writes questions of its own, or those of the data set in other words."""
     draws: Positive
-    """Questions that it writes; what is none, or copied, is left out."""
+    """Texts that it writes; those that are not a question, or an old one, are left out."""
     shots: Annotated[int, Field(ge=1, le=16)] = 4
-    """Questions that it is shown before each of its own, drawn anew for each; of no effect on
-    paraphrases, for which it is shown the one alone."""
+    """Questions that it sees before it writes one, others each time. To put a question in other
+    words it sees that one alone."""
     temperature: Annotated[float, Field(gt=0, le=2)] = 0.8
     max_new_tokens: Annotated[int, Field(ge=16, le=1024)] = 96
 
@@ -57,6 +58,11 @@ def check_written(
             raise ValueError(
                 f"write.{name}.by: {settings.by!r} is not a model that was made elsewhere, and "
                 f"here; allowed: {listed(models) or 'none, since there are none'}"
+            )
+        if settings.like in learned and not datasets[settings.like].has_choices:
+            raise ValueError(
+                f"write.{name}.like: {settings.like!r} is open text, and what is written has "
+                "choices; name a data set that has some"
             )
         if settings.like not in learned:
             raise ValueError(
@@ -88,11 +94,21 @@ class Draft(NamedTuple):
     of: Asked | None = None
     """The question that it puts in other words."""
 
+    @property
+    def border(self) -> str:
+        """What ends a text."""
+        return BORDER if self.of is None else "\n"
+
+    def is_ended(self, text: str) -> bool:
+        """Whether more than the question has been written, so that it is whole."""
+        rest = text.partition("\nAnswers: ")[2] if self.of is None else text.lstrip()
+        return "\n" in rest
+
     def read(self, text: str) -> Asked | None:
         """Return the question that the model has written; None if it is none."""
         if self.of is None:
             return read(text)
-        question = text.strip().partition("\n")[0].strip()
+        question = text.strip().partition(self.border)[0].strip()
         return Asked(question, self.of.choices) if question else None
 
 
@@ -109,15 +125,17 @@ def drafts(shown: Sequence[Asked], settings: WriteSettings, seed: int) -> Iterat
 
 
 def read(text: str) -> Asked | None:
-    """Return the question that a text is, of which "Question:" may be left out; None if it is none.
+    """Return the question in a text, with or without "Question:" before it; None if it has none.
 
-    A question needs two choices or more, none of them empty or twice.
+    A question needs two choices or more on one line, none of them empty or there twice.
     """
     found = QUESTION.fullmatch(text.partition(BORDER)[0].removeprefix("Question:"))
     if not found:
         return None
-    question = found["question"].strip()
-    choices = tuple(choice.strip() for choice in found["choices"].split(BETWEEN))
-    texts = {normalise(choice) for choice in choices}
-    is_one = question and "\nAnswers:" not in question and len(texts) == len(choices) > 1
-    return Asked(question, choices) if is_one and all(choices) else None
+    question, *choices = (
+        part.strip() for part in [found["question"], *found["choices"].split(BETWEEN)]
+    )
+    if not question or len(choices) < 2 or any(map(is_blank, choices)):
+        return None
+    is_new = len({normalise(choice) for choice in choices}) == len(choices)
+    return Asked(question, tuple(choices)) if is_new else None

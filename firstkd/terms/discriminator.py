@@ -3,6 +3,7 @@
 Legend: T tokens, B questions, H hidden size.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from firstkd.terms.relations import pooled
 
 
 class Discriminator(nn.Module):
-    """D(f) of a question's mean state f, at length √H so that its size tells nothing."""
+    """D(f) of a question's mean state f, scaled to length √H so that its size tells nothing."""
 
     def __init__(self, narrow: int, wide: int, units: int) -> None:
         super().__init__()
@@ -20,15 +21,15 @@ class Discriminator(nn.Module):
     def forward(self, states_TH: Tensor, question_T: Tensor, questions: int) -> Tensor:
         """Return D [B] of another model's states."""
         mean_BH = pooled(states_TH, question_T, questions)
-        scaled_BH = F.rms_norm(mean_BH, mean_BH.shape[-1:])
+        tiny = torch.finfo(mean_BH.dtype).tiny
+        scaled_BH = F.rms_norm(mean_BH, mean_BH.shape[-1:], eps=tiny)
         score_B: Tensor = self.score(scaled_BH.to(states_TH.dtype))[:, 0]
         return score_B.to(mean_BH.dtype)
 
     def of_student(self, states_TH: Tensor, question_T: Tensor, questions: int) -> Tensor:
-        """Return D [B] of the student's states, with the gradient that they get reversed.
+        """Return D [B] of the student's states, and reverse the gradient on its way to them.
 
-        What follows learns to tell them apart; what lies before, the projector included, not to be
-        told apart.
+        D learns to tell the two models apart; the student and its projector learn the opposite.
         """
         projected_TH = reversed_gradient(self.projector(states_TH))
         score_B: Tensor = self(projected_TH, question_T, questions)

@@ -14,7 +14,7 @@ from firstkd.data.division import divide
 from firstkd.data.examples import Example, normalise, read_examples
 from firstkd.data.pool import Pool
 from firstkd.data.settings import DatasetSource, Fractions, SplitLimits
-from firstkd.errors import ArtifactError, DataValidationError
+from firstkd.errors import ArtifactError, ConfigError, DataValidationError
 from firstkd.files import read_json, sha256_of
 from tasks import prepare
 from tasks.prepare import SPLITS
@@ -359,9 +359,35 @@ def test_variants_of_what_is_learned_are_questions_for_the_teacher(project: Path
     prepare.main(project)
     both = ids(project, "unlabelled")
     counts = read_json(project / "data/prepare/summary.json")["splits"]["unlabelled"]
-    assert counts["sources"] == {"elsewhere": 20}
+    assert counts["sources"].keys() == {"elsewhere", "questions"}
     assert counts["examples"] == len(both) == 20 + counts["variants"]
     assert {*both} > {example.id for example in found}
     again = sha256_of(project / "data/prepare")
     prepare.main(project)
     assert sha256_of(project / "data/prepare") == again
+
+
+def test_questions_that_have_no_variants_are_named(project: Path) -> None:
+    records = [
+        {"question": f"Is it {i}?", "choices": ["yes", "no"], "answer": "yes"} for i in range(40)
+    ]
+    for name in ("questions", "elsewhere"):
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (project / f"data/fetch/{name}.jsonl").write_text(text)
+    yaml = YAML()
+    params = yaml.load(project / "params.yaml")
+    params["prepare"]["augment"] = {"other_choices": 1}
+    yaml.dump(params, project / "params.yaml")
+    with pytest.raises(DataValidationError, match=r"prepare\.augment: no question has variants"):
+        prepare.main(project)
+    assert not (project / "data/prepare").exists()
+
+
+def test_variants_and_folds_are_refused_together(project: Path) -> None:
+    yaml = YAML()
+    params = yaml.load(project / "params.yaml")
+    params["prepare"]["augment"] = {"orders": 1}
+    params["models"]["teacher"]["leave_out"] = {"fold": 0, "of": 2}
+    yaml.dump(params, project / "params.yaml")
+    with pytest.raises(ConfigError, match=r"prepare\.augment: models\.teacher\.leave_out puts"):
+        prepare.main(project)

@@ -533,3 +533,11 @@ def test_a_view_of_a_context_that_no_data_set_has_is_refused(project):
     set_view(project, context=True)
     with pytest.raises(ConfigError, match=r"signals\.choices\.view\.context: true, but no data"):
         check(project, good())
+
+
+def test_a_view_of_more_tokens_than_the_model_reads_is_refused(project):
+    set_view(project, shots=18, max_length=2000)
+    splits = good()
+    splits["train"] = [replace(e, prompt=f"{e.prompt} {'why ' * 30}") for e in splits["train"]]
+    with pytest.raises(ConfigError, match=r"teacher reads 512 at most; set max_length: 512"):
+        check(project, splits)

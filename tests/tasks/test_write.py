@@ -8,10 +8,11 @@ import torch
 from ruamel.yaml import YAML
 
 from firstkd.data.examples import normalise, read_examples
-from firstkd.data.written import shown_questions
+from firstkd.data.written import Asked, shown_questions
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.files import read_json, sha256_of
 from firstkd.models.folders import load_model, load_tokenizer
+from firstkd.open_text.decoding import decode
 from firstkd.settings import load_settings
 from tasks import prepare, write
 from tasks.graph import stages_of
@@ -105,6 +106,70 @@ def test_only_training_questions_are_shown(inputs):
     shown = write.training_questions(inputs, settings, settings.write["more"])
     train = read_examples(inputs / "data/prepare/train.parquet")
     assert {*shown} == {*shown_questions(train)}
+
+
+def test_what_a_test_set_asks_as_well_is_not_shown(inputs, tmp_path):
+    write_params(tmp_path)
+    yaml = YAML()
+    params = yaml.load(tmp_path / "params.yaml")
+    params["fetch"]["datasets"]["elsewhere"]["role"] = "test"
+    yaml.dump(params, tmp_path / "params.yaml")
+    (tmp_path / "data/fetch").mkdir(parents=True)
+    lines = (inputs / "data/fetch/questions.jsonl").read_text(encoding="utf-8").splitlines()
+    for name, some in (("questions", lines), ("elsewhere", lines[:40])):
+        text = "".join(f"{line}\n" for line in some)
+        (tmp_path / f"data/fetch/{name}.jsonl").write_text(text, encoding="utf-8")
+    settings = load_settings(tmp_path / "params.yaml")
+    shown = {
+        each.question
+        for each in write.training_questions(tmp_path, settings, settings.write["more"])
+    }
+    assert shown
+    assert not shown & {json.loads(line)["question"] for line in lines[:40]}
+
+
+def test_an_interrupted_run_goes_on_and_writes_the_same(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "PART", 16)
+    write_params(tmp_path)
+    (tmp_path / "data").mkdir()
+    for folder in ("model", "fetch"):
+        (tmp_path / "data" / folder).symlink_to(inputs / "data" / folder)
+    decoded = []
+
+    def interrupted(*given):
+        if len(decoded) == 2:
+            raise KeyboardInterrupt
+        decoded.append(len(given[1]))
+        return decode(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(write, "decode", interrupted)
+        write.main(tmp_path, "more")
+    assert not (tmp_path / "data/write").exists()
+    write.main(tmp_path, "more")
+    assert sha256_of(tmp_path / "data/write/more") == sha256_of(inputs / "data/write/more")
+    assert not [*(tmp_path / "data/.write").iterdir()]
+
+
+def test_what_is_cut_off_or_too_long_is_no_question(inputs, tmp_path):
+    write_params(tmp_path, max_new_tokens=24)
+    (tmp_path / "data").mkdir()
+    for folder in ("model", "fetch"):
+        (tmp_path / "data" / folder).symlink_to(inputs / "data" / folder)
+    with pytest.raises(DataValidationError, match="cut_off: "):
+        write.main(tmp_path, "more")
+    settings, tokenizer = (
+        load_settings(inputs / "params.yaml"),
+        load_tokenizer(inputs / "data/model/base"),
+    )
+    shown = [Asked("Where?", ("in a den", "in a hive"))]
+    long = Asked("Where is it?", ("in a den", "where the bee lives " * 40))
+    many = Asked("Where will it be?", ("in a den", "in a hive", "at sea"))
+    good = Asked("Where was it?", ("at sea", "in a hive"))
+    found = [(long, ""), (many, ""), (good, ""), (None, "cut_off")]
+    kept, left_out = write.sifted(found, shown, settings, tokenizer)
+    assert kept == [good]
+    assert left_out == {"too_long": 2, "cut_off": 1}
 
 
 def test_a_model_that_writes_none_is_told_before_anything_is_learned(inputs, tmp_path):

@@ -63,10 +63,22 @@ def test_what_is_made_of_a_question_does_not_depend_on_its_place(order):
 
 def test_nothing_is_made_unless_asked_for():
     assert made([FOX, THINGS]) == []
-    assert not AugmentSettings().any
+    assert not AugmentSettings().is_asked_for
 
 
 @pytest.mark.parametrize("settings", [{"orders": 17}, {"other_choices": -1}])
 def test_counts_are_bounded(settings):
     with pytest.raises(ValueError, match=r"less than or equal to 16|greater than or equal to 0"):
         AugmentSettings(**settings)
+
+
+def test_each_data_set_has_choices_of_its_own():
+    other = replace(TWO, id="b/one", source="b", choices=("maybe", "never"))
+    found = made([FOX, THINGS, other], other_choices=4)
+    assert not {choice for variant in found for choice in variant.choices} & {*other.choices}
+
+
+def test_equal_questions_have_no_equal_variants():
+    turned = replace(FOX, id="a/again", choices=tuple(reversed(PLACES)), answer_index=4)
+    found = [variant.choices for variant in made([FOX, turned], orders=8)]
+    assert len({*found, FOX.choices, turned.choices}) == len(found) + 2

@@ -722,5 +722,9 @@ def test_what_only_a_teacher_reads_is_kept_beside_the_question(tmp_path, data_fo
     assert passage.strip() not in seen.asked
     assert seen.group == again.group is not None  # of one passage, and so of one split
     assert unseen.context is unseen.group is None
+    asked = {**own, "question": f"{PASSAGE}\nWho?"}
+    noted = {**asked, "question": f"{PASSAGE}\nWhere?", "told": f"{passage} Note two."}
+    first, second = read_all(tmp_path, data_format, asked, noted, columns={"context": "told"})
+    assert first.group == second.group  # of the passage that the question is about
     with pytest.raises(DataValidationError, match="line 1: there is no 'told', only"):
         read_all(tmp_path, data_format, OWN, columns={"context": "told"})

@@ -11,7 +11,7 @@ from firstkd.data.examples import Example, Turn
 from firstkd.data.prompts import encode
 from firstkd.data.settings import ChatSettings, PromptSettings
 from firstkd.data.view import PromptView, Shots, Viewer
-from firstkd.errors import ArtifactError
+from firstkd.errors import ConfigError, DataValidationError
 from firstkd.signals.hidden_states import HiddenStates
 from tests.firstkd.data.test_chat import tokenizer_of
 from tests.firstkd.data.tokenizers_of_kinds import KINDS, byte_level
@@ -101,13 +101,13 @@ def test_responses_are_the_student_s_whatever_the_tokenizer(kind):
         assert len(ours.prompt) > len(theirs.prompt)
 
 
-def test_a_tokenizer_that_reads_other_responses_behind_the_view_is_refused():
+def test_a_tokenizer_that_cuts_responses_differently_after_the_view_is_refused():
     words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"Hint[\s\S]*|\S+|\s+"), "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
     shown = viewer(instructions="Hint")
     shown.encode([FOX], tokenizer)
-    with pytest.raises(ArtifactError, match="example a/fox: behind what the view shows"):
+    with pytest.raises(ConfigError, match="example a/fox: after what the view shows"):
         shown.encode([FOX], tokenizer, same_tokens=True)
 
 
@@ -152,3 +152,41 @@ def test_only_stored_decisions_have_views():
         type(CHOICES)(kind="choices", of="teacher", live=True, view=view)
     with pytest.raises(ValidationError, match="view: states are compared token by token"):
         HiddenStates(kind="hidden_states", of="teacher", live=False, view=view)
+
+
+def test_the_prompt_s_own_system_prompt_is_read_as_well():
+    chat = PromptSettings(format="chat", max_length=400, chat=ChatSettings(system="Be kind."))
+    [system] = viewer(chat, instructions="Be brief.").shown(FOX).history
+    assert system == Turn("system", "Be brief.\n\nBe kind.")
+
+
+def test_a_conversation_shows_no_turn_of_its_own_and_no_system_prompt_of_another():
+    chat = PromptSettings(format="chat", max_length=400)
+    said = (Turn("system", "You are Ann."), Turn("user", "Hello"), Turn("assistant", "Hi"))
+    first = replace(OPEN, id="c/1", group="c/talk", history=said[:1])
+    second = replace(OPEN, id="c/2", prompt="And now?", group="c/talk", history=said)
+    other = replace(OPEN, id="c/3", prompt="Say when.", history=(Turn("system", "You are Bob."),))
+    shots = Shots(1)
+    shots.add([first, second, other])
+    shown = Viewer(chat, PromptView(shots=1), shots).shown(first)
+    assert [turn.content for turn in shown.history] == ["You are Ann.", "Say when.", "In the sea."]
+
+
+def test_questions_that_are_asked_twice_take_one_place():
+    twice = [replace(BEE, id=f"a/{i}") for i in range(9)]
+    shots = Shots(2)
+    shots.add([*twice, FOX, MOLE])
+    assert len({shot.prompt for shot in shots.of(ANT)}) == 2
+
+
+def test_a_length_of_a_view_that_shows_nothing_is_refused():
+    with pytest.raises(ValidationError, match="max_length: 40, but the view shows nothing"):
+        PromptView(max_length=40)
+
+
+def test_instructions_that_leave_no_room_name_the_view():
+    shown = viewer(instructions="Say where. " * 20, max_length=40)
+    with pytest.raises(
+        DataValidationError, match=r"shows takes \d+ tokens.* the view's max_length"
+    ):
+        shown.encode([FOX], byte_level())

@@ -26,6 +26,7 @@ def test_what_is_shown_is_read_back(asked):
     assert read(asked.text()) == asked
     written = asked.text().removeprefix("Question:")
     assert read(f"{written}\n\nQuestion: Where else?\nAnswers: a | b") == asked
+    assert read(f"{written}\nQuestion: Where else?\nAnswers: a | b") == asked
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_what_is_shown_is_read_back(asked):
         " Where is the fox?\nAnswers: in a den",
         " Where is the fox?\nAnswers: in a den | In a den! | here",
         " Where is the fox?\nAnswers: in a den |  | here",
-        " Where?\nAnswers: a | b\nAnswers: c | d",
+        " Where is the fox?\nAnswers: in a den | \u200b | here",
         "\nAnswers: a | b",
         "",
     ],
@@ -76,6 +77,14 @@ def test_a_paraphrase_keeps_its_choices_and_ends_with_its_line():
         "Where does it live?", FOX.choices
     )
     assert first.read(" \n") is None
+    assert first.is_ended(" Where?\n")
+    assert not first.is_ended(" Where")
+
+
+def test_a_question_is_whole_once_something_follows_it():
+    [draft] = drafts([FOX], settings(shots=1, draws=1), seed=1)
+    assert draft.is_ended(" Where?\nAnswers: a | b\nQ")
+    assert not draft.is_ended(" Where\nis it?\nAnswers: a | b")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +92,7 @@ def test_a_paraphrase_keeps_its_choices_and_ends_with_its_line():
     [
         ({"by": "student"}, "write.more.by: 'student' is not a model that was made elsewhere"),
         ({"like": "test_set"}, "write.more.like: 'test_set' is not a data set that is learned"),
+        ({"like": "talk"}, "write.more.like: 'talk' is open text"),
         ({}, None),
     ],
 )
@@ -90,6 +100,7 @@ def test_who_writes_what_is_checked(changed, problem):
     source = {"source": "path:sources/a.jsonl", "format": "questions"}
     datasets = {
         "a": DatasetSource.model_validate({**source, "role": "split"}),
+        "talk": DatasetSource.model_validate({**source, "format": "messages", "role": "train"}),
         "test_set": DatasetSource.model_validate({**source, "role": "test"}),
     }
     write = settings(**changed)
