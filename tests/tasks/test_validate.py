@@ -518,7 +518,7 @@ def set_view(project: Path, **view: object) -> None:
     change(project, lambda params: params["signals"]["choices"].update(view=view))
 
 
-def test_a_view_that_does_not_fit_is_told_of_before_anything_is_captured(project, caplog):
+def test_a_view_that_does_not_fit_is_reported_before_anything_is_captured(project, caplog):
     set_view(project, shots=3, max_length=40)
     check(project, good())
     (told,) = [r.getMessage() for r in caplog.records if "signals.choices.view" in r.getMessage()]

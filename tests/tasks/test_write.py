@@ -172,7 +172,7 @@ def test_what_is_cut_off_or_too_long_is_no_question(inputs, tmp_path):
     assert left_out == {"too_long": 2, "cut_off": 1}
 
 
-def test_a_model_that_writes_none_is_told_before_anything_is_learned(inputs, tmp_path):
+def test_a_model_that_writes_no_question_stops_before_anything_is_learned(inputs, tmp_path):
     write_params(tmp_path, draws=3)
     write_tiny_model(tmp_path / "data/model/base")
     (tmp_path / "data/fetch").symlink_to(inputs / "data/fetch")
