@@ -18,7 +18,7 @@ from tasks.layout import prepared
 log = logging.getLogger(__name__)
 
 LOOKED_AT = 256
-"""Training questions whose length with a view is looked at before anything is captured."""
+"""Questions of a split whose length with a view is looked at before anything is captured."""
 UNLIMITED = 2**31
 
 

@@ -9,6 +9,7 @@ training questions have, learning with privileged information (Lopez-Paz et al. 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import nsmallest
+from itertools import islice
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -76,12 +77,18 @@ class Shots:
 
     def of(self, example: Example) -> list[Example]:
         """Return as many as there should be, or all that there are."""
-        asked, found = {example.group, normalise(example.asked)}, list[Example]()
+        asked, found = normalise(example.asked), list[Example]()
         for source in (example.source, ""):
             if len(found) < self.count:
                 kept = self.kept.get((source, bool(example.choices)), {})
-                others = [e for key, e in kept.items() if key not in asked and e.id != example.id]
-                found = others[: self.count]
+                others = (
+                    shot
+                    for group, shot in kept.items()
+                    if group != example.group
+                    and shot.id != example.id
+                    and normalise(shot.asked) != asked
+                )
+                found = [*islice(others, self.count)]
         return found
 
 

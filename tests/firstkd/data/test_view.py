@@ -172,6 +172,12 @@ def test_a_conversation_shows_no_turn_of_its_own_and_no_system_prompt_of_another
     assert [turn.content for turn in shown.history] == ["You are Ann.", "Say when.", "In the sea."]
 
 
+def test_no_question_is_shown_with_its_answer_by_another_name():
+    shots = Shots(1)
+    shots.add([replace(FOX, id="a/of_a_story", group="a/story"), BEE])
+    assert shots.of(FOX) == [BEE]
+
+
 def test_questions_that_are_asked_twice_take_one_place():
     twice = [replace(BEE, id=f"a/{i}") for i in range(9)]
     shots = Shots(2)
