@@ -54,9 +54,13 @@ def import_lines(
 
     Of each position the most probable tokens are kept, as many as the signal selects; the rest
     of 1 is the tail's. Where the right token is none of those given, its probability stays unknown
-    (NaN). Raises ArtifactError naming the line that does not fit its question.
+    (NaN). Raises ArtifactError for a file that is missing, and naming the line that does not fit
+    its question.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; name a file of JSON lines") from error
     if lines[-1] == "":
         lines.pop()
     if len(lines) != len(questions):

@@ -98,3 +98,9 @@ def test_what_does_not_fit_is_named_and_leaves_nothing(tmp_path, lines, error) -
     with pytest.raises(ArtifactError, match=error):
         imported(tmp_path, lines)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"lines\.jsonl is missing; name a file of JSON lines"):
+        imported_from(tmp_path / "lines.jsonl", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
