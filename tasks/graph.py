@@ -123,11 +123,8 @@ def _write(settings: Settings, name: str) -> Stage:
         f"Have the model “{write.by}” write questions like those of {write.like}",
         f"python -m tasks.write {name}",
         [
-            f"write.{name}",
-            f"fetch.datasets.{write.like}",
-            "prepare.fractions",
-            "capture",
-            "runtime",
+            *(f"write.{name}", "fetch.datasets", "prepare.fractions", "prompt", "validate"),
+            *("capture", "runtime"),
         ],
         code_of(["tasks.write"]),
         ["data/fetch", f"data/model/{write.by}"],

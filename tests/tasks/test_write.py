@@ -205,3 +205,6 @@ def test_it_is_a_stage_between_its_model_and_the_splits(inputs):
     by_name = {s.name: s for s in stages_of(load_settings(inputs / "params.yaml"))}
     assert "data/write/more" in by_name["prepare"].inputs
     assert "data/model/base" in by_name["write-more"].inputs
+    # what decides which questions are shown, and which are kept
+    decide = {"write.more", "fetch.datasets", "prepare.fractions", "prompt", "validate"}
+    assert decide <= {*by_name["write-more"].params}
