@@ -17,11 +17,11 @@ from firstkd.section import Section
 
 Count = Annotated[int, Field(ge=0, le=16)]
 TRIES = 8
-"""Draws of a variant that is new, before there is one less."""
+"""How often a variant is drawn until it is a new one; after that it is left out."""
 
 
 class AugmentSettings(Section):
-    """How many variants are made of each question with choices, where there are as many."""
+    """Variants of each question with choices; fewer where it has no more that differ."""
 
     other_choices: Count = 0
     """Half of its choices, with the right one if it is known, and choices of other questions of
