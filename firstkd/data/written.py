@@ -28,16 +28,16 @@ WRITTEN = Dataset(format="questions", role="unlabelled")
 
 class WriteSettings(Section):
     by: Name
-    """The model that writes: one that was made elsewhere, not behind a server."""
+    """The model that writes: one that is not trained here and not behind a server."""
     like: Name
     """The data set whose training questions it is shown."""
     task: Literal["new", "paraphrase"] = "new"
     """Whether it writes questions of its own, or those of the data set in other words."""
     draws: Positive
-    """Texts that it writes; those that are not a question, or an old one, are left out."""
+    """Texts that it writes; what is no question, or not a new one, is left out."""
     shots: Annotated[int, Field(ge=1, le=16)] = 4
-    """Questions that it sees before it writes one, others each time. To put a question in other
-    words it sees that one alone."""
+    """Training questions that it sees before each text, drawn each time. For a paraphrase it sees
+    only the question itself."""
     temperature: Annotated[float, Field(gt=0, le=2)] = 0.8
     max_new_tokens: Annotated[int, Field(ge=16, le=1024)] = 96
 
@@ -56,8 +56,8 @@ def check_written(
             raise ValueError(f"write.{name}: that is the name of a split or a data set")
         if settings.by not in models:
             raise ValueError(
-                f"write.{name}.by: {settings.by!r} is not a model that was made elsewhere, and "
-                f"here; allowed: {listed(models) or 'none, since there are none'}"
+                f"write.{name}.by: {settings.by!r} does not exist, is trained here or is behind a "
+                f"server; allowed: {listed(models) or 'none, since there are none'}"
             )
         if settings.like in learned and not datasets[settings.like].has_choices:
             raise ValueError(

@@ -90,7 +90,10 @@ def test_a_question_is_whole_once_something_follows_it():
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"by": "student"}, "write.more.by: 'student' is not a model that was made elsewhere"),
+        (
+            {"by": "student"},
+            "write.more.by: 'student' does not exist, is trained here or is behind",
+        ),
         ({"like": "test_set"}, "write.more.like: 'test_set' is not a data set that is learned"),
         ({"like": "talk"}, "write.more.like: 'talk' is open text"),
         ({}, None),
