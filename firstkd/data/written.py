@@ -34,7 +34,7 @@ class WriteSettings(Section):
     task: Literal["new", "paraphrase"] = "new"
     """Whether it writes questions of its own, or those of the data set in other words."""
     draws: Positive
-    """Texts that it writes; what is no question, or not a new one, is left out."""
+    """Texts that it writes. Those that are not a question, or not a new one, are left out."""
     shots: Annotated[int, Field(ge=1, le=16)] = 4
     """Training questions that it sees before each text, drawn each time. For a paraphrase it sees
     only the question itself."""
