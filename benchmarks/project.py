@@ -32,6 +32,7 @@ def write(root: Path, params: Any) -> None:
     if not (root / ".dvc").exists():
         dvc(root, "init", "--no-scm", "--quiet")
         dvc(root, "cache", "dir", str(root.parent / "cache"))
+        dvc(root, "config", "cache.type", "hardlink,copy")  # models are kept once, not twice
 
 
 def dvc(root: Path, *arguments: str) -> None:

@@ -126,9 +126,13 @@ class Settings(Section):
     @model_validator(mode="after")
     def _folds_are_of_questions_as_they_are(self) -> Self:
         folded = [name for name, model in self.models.items() if model.leave_out]
-        if folded and self.prepare.augment.is_asked_for:
+        variants = [
+            *(["prepare.augment"] if self.prepare.augment.is_asked_for else []),
+            *(f"write.{name}.task" for name, of in self.write.items() if of.task == "paraphrase"),
+        ]
+        if folded and variants:
             raise ValueError(
-                f"prepare.augment: models.{folded[0]}.leave_out puts a question and its variants "
+                f"{variants[0]}: models.{folded[0]}.leave_out puts a question and its variants "
                 "into different folds, so that no teacher would be without it; use one of the two"
             )
         return self

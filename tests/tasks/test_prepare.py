@@ -391,3 +391,14 @@ def test_variants_and_folds_are_refused_together(project: Path) -> None:
     yaml.dump(params, project / "params.yaml")
     with pytest.raises(ConfigError, match=r"prepare\.augment: models\.teacher\.leave_out puts"):
         prepare.main(project)
+
+
+def test_paraphrases_and_folds_are_refused_together(project: Path) -> None:
+    yaml = YAML()
+    params = yaml.load(project / "params.yaml")
+    like = next(iter(params["fetch"]["datasets"]))
+    params["write"] = {"more": {"by": "base", "like": like, "task": "paraphrase", "draws": 5}}
+    params["models"]["teacher"]["leave_out"] = {"fold": 0, "of": 2}
+    yaml.dump(params, project / "params.yaml")
+    with pytest.raises(ConfigError, match=r"write\.more\.task: models\.teacher\.leave_out puts"):
+        prepare.main(project)
