@@ -128,8 +128,8 @@ class Dataset(Section):
     `messages` know `empty_turns` alone. Without `unpaired_turns`, a conversation that the assistant
     opens is kept, and its opening is context."""
     skip_longer_than: Positive | None = None
-    """Characters of a turn: records with a longer one (a question, its passage, an answer, what was
-    said before) are left out and counted, too; null for none."""
+    """Characters of a turn: records with a longer one (a question, its passage or context, an
+    answer, what was said before) are left out and counted, too; null for none."""
 
     @property
     def has_choices(self) -> bool:

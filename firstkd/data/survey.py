@@ -54,7 +54,8 @@ def _is_longer(entry: Entry, limit: int | None) -> bool:
     if limit is None:
         return False
     said = [turn.content for turn in entry.history or ()]
-    return max(map(len, [entry.prompt, entry.response, *(entry.choices or ()), *said])) > limit
+    turns = [entry.prompt, entry.context or "", entry.response, *(entry.choices or ()), *said]
+    return max(map(len, turns)) > limit
 
 
 @dataclass

@@ -12,6 +12,8 @@ from firstkd.section import Section
 if TYPE_CHECKING:
     from torch import Tensor
 
+TailPolicy = Literal["ghost", "renormalise"]
+"""What becomes of the mass outside the top-k: one bin more, or nothing (as published)."""
 FLOOR = 1e-8
 """What a target of 0 counts as in the reverse divergence, which is infinite there."""
 

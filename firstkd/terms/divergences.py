@@ -3,11 +3,13 @@
 Legend: N positions, K top-k, M scored tokens, B questions, C choices.
 """
 
+from typing import assert_never
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firstkd.terms.divergence import FORWARD, Divergence
+from firstkd.terms.divergence import FORWARD, Divergence, TailPolicy
 
 ABSENT = -1e4
 """Log-probability of what does not exist: 0 as a probability, and finite."""
@@ -71,7 +73,7 @@ def sparse_kl(
     target_tail_N: Tensor,
     logprobs_NK: Tensor,
     log_tail_N: Tensor,
-    tail_policy: str,
+    tail_policy: TailPolicy,
     divergence: Divergence = FORWARD,
 ) -> Tensor:
     """Divergence per position [N] from a teacher known by its top-k probabilities and its tail.
@@ -89,10 +91,12 @@ def sparse_kl(
         target = target_NK / target_NK.sum(-1, keepdim=True)
         student = F.log_softmax(logprobs_NK, dim=-1)
         return divergence(target, student).sum(-1)
-    # −inf: the head is the whole vocabulary, and what the target has beside it is rounding
-    is_empty = log_tail_N == -torch.inf
-    tail = divergence(target_tail_N, log_tail_N.masked_fill(is_empty, ABSENT))
-    return divergence(target_NK, logprobs_NK).sum(-1) + tail.masked_fill(is_empty, 0.0)
+    if tail_policy == "ghost":
+        # −inf: the head is the whole vocabulary, and what the target has beside it is rounding
+        is_empty = log_tail_N == -torch.inf
+        tail = divergence(target_tail_N, log_tail_N.masked_fill(is_empty, ABSENT))
+        return divergence(target_NK, logprobs_NK).sum(-1) + tail.masked_fill(is_empty, 0.0)
+    assert_never(tail_policy)
 
 
 def same_places(counts_B: Tensor, others_B: Tensor) -> tuple[Tensor, Tensor]:

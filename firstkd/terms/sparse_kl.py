@@ -8,7 +8,7 @@ from pydantic import Field
 from firstkd.data.prompts import Question
 from firstkd.signals.base import Signal
 from firstkd.terms.base import SoftTerm, Sum
-from firstkd.terms.divergence import FORWARD, AnyDivergence
+from firstkd.terms.divergence import FORWARD, AnyDivergence, TailPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +24,7 @@ class SparseKl(SoftTerm):
     decides: ClassVar[str] = "token"
     same_tokens: ClassVar[bool] = True
 
-    tail: Literal["ghost", "renormalise"] = "ghost"
-    """What becomes of the mass outside the top-k: one bin more, or nothing (as published)."""
+    tail: TailPolicy = "ghost"
     divergence: AnyDivergence = FORWARD
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each response's tokens that count, at least one: those of which the student is least

@@ -455,6 +455,7 @@ def dense_sparse_kl(world, term, target):
             if term.tail == "renormalise":
                 wanted, found = wanted / wanted.sum(), head.log_softmax(0)
             else:
+                assert term.tail == "ghost"
                 wanted = torch.cat([wanted, tail_wanted[None]])
                 found = torch.cat([head, (1 - head.exp().sum()).log()[None]])
             total = total + dense_divergence(term, wanted, found)

