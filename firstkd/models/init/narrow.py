@@ -23,6 +23,9 @@ class NarrowInit(SmallerInit):
 
     intermediate_size: Positive
     """Number of feed-forward neurons that each layer keeps."""
+    refit: bool = False
+    """Whether those that stay get new outgoing weights, which stand in for the others, too. Raise
+    `examples` with it, until they have many more tokens than a layer has neurons."""
 
     def check(self, model: Any) -> None:
         from firstkd.models.neurons import feed_forwards
@@ -38,17 +41,23 @@ class NarrowInit(SmallerInit):
     def cut(
         self, model: Any, questions: Sequence["Question"], probe_BL: "Tensor"
     ) -> tuple["Tensor", dict[str, Any]]:
-        from firstkd.models.neurons import keep_neurons, logits_of_neurons, neuron_influence
+        from firstkd.models.neurons import (
+            choose_neurons,
+            keep_neurons,
+            logits_of_neurons,
+            refit_neurons,
+        )
 
         self.check(model)
         answered = [question.gold_only() for question in questions]
-        influence = neuron_influence(
-            model, answered, self.micro_batch_size, self.micro_batch_tokens
+        chosen = choose_neurons(
+            model, self.intermediate_size, answered, self.micro_batch_size, self.micro_batch_tokens
         )
-        kept = [layer.topk(self.intermediate_size).indices.sort().values for layer in influence]
+        measured = {"kept_share_of_influence": [layer.share_of_influence for layer in chosen]}
+        if self.refit:
+            refit_neurons(model, chosen)
+            measured["unexplained_share_of_output"] = [layer.unexplained for layer in chosen]
+        kept = [layer.kept_K for layer in chosen]
         expected = logits_of_neurons(model, kept, probe_BL)
         keep_neurons(model, kept)
-        share = [
-            float(layer[k].sum() / layer.sum()) for layer, k in zip(influence, kept, strict=True)
-        ]
-        return expected, {"kept_share_of_influence": share}
+        return expected, measured

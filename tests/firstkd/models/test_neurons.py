@@ -3,12 +3,18 @@ import torch
 
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
+from firstkd.models import neurons
 from firstkd.models.folders import load_model
 from firstkd.models.neurons import (
+    DAMPING,
+    activation_products,
+    choose_neurons,
     feed_forwards,
     keep_neurons,
     logits_of_neurons,
     neuron_influence,
+    refit_neurons,
+    refitted,
 )
 from firstkd.models.pruning import check_same_logits
 from tests.firstkd.models.families import FAMILIES, tiny_model
@@ -29,12 +35,14 @@ def test_a_family_is_narrowed_right_or_refused_by_name(family, tmp_path):
             feed_forwards(model)
         return
     before = model.num_parameters()
-    influence = neuron_influence(model, QUESTIONS, 3)
-    kept = [layer[:-1].topk(9).indices.sort().values for layer in influence]
+    chosen = choose_neurons(model, 9, QUESTIONS, 3)
+    refit_neurons(model, chosen)
+    kept = [layer.kept_K for layer in chosen]
     probe = torch.tensor([[5, 9, 12, 33, 7]])
     model.double()  # in float32, sums over fewer neurons in another order differ
     expected = logits_of_neurons(model, kept, probe).float()
-    of_others = logits_of_neurons(model, [neurons + 1 for neurons in kept], probe)
+    width = model.config.intermediate_size
+    of_others = logits_of_neurons(model, [(places + 1) % width for places in kept], probe)
     keep_neurons(model, kept)
     model.float().save_pretrained(tmp_path)
     again = load_model(tmp_path, "fp32").eval()
@@ -46,24 +54,65 @@ def test_a_family_is_narrowed_right_or_refused_by_name(family, tmp_path):
         check_same_logits(of_others, found, family)
 
 
-def test_influence_is_what_a_neuron_adds_whatever_the_padding(tiny_model):
-    model = load_model(tiny_model, "fp32").eval()
-    texts = [[*q.prompt, *q.responses[0]] for q in QUESTIONS]
-    questions = [q.gold_only() for q in QUESTIONS]
-    added = []
-    block = feed_forwards(model)[1]
-    hook = block.down_proj.register_forward_pre_hook(lambda _, given: added.append(given[0][0]))
-    for text in texts:
+def activations(model, layer: int) -> torch.Tensor:
+    """What enters the last matrix of a layer's block, for each token of the questions."""
+    found = []
+    block = feed_forwards(model)[layer]
+    hook = block.down_proj.register_forward_pre_hook(lambda _, given: found.append(given[0][0]))
+    for question in QUESTIONS:
+        text = [*question.prompt, *question.responses[0]]
         model(input_ids=torch.tensor([text]), use_cache=False)
     hook.remove()
-    outputs = torch.cat(added)[:, :, None] * block.down_proj.weight.T  # tokens, neurons, hidden
-    expected = outputs.double().square().sum(-1).mean(0).sqrt()
-    for size in (1, 3):
-        found = neuron_influence(model, questions, size)[1]
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+    return torch.cat(found).detach()
 
 
-def test_a_neuron_that_says_nothing_goes_first(tiny_model):
+@pytest.mark.parametrize("size", [1, 3])
+def test_influence_is_what_a_neuron_adds_whatever_the_padding(tiny_model, size):
+    model = load_model(tiny_model, "fp32").eval()
+    block = feed_forwards(model)[1]
+    added = activations(model, 1)[:, :, None] * block.down_proj.weight.T  # tokens, neurons, hidden
+    expected = added.double().square().sum(-1).mean(0).sqrt()
+    questions = [q.gold_only() for q in QUESTIONS]
+    [products] = activation_products(model, [block], questions, size)
+    found = neuron_influence(products, block.down_proj.weight.double())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_neurons_that_stay_stand_in_for_the_others_as_well_as_they_can(tiny_model):
+    """Compared with the least squares fit over the activations themselves."""
+    model = load_model(tiny_model, "fp32").eval()
+    x, block = activations(model, 1).double(), feed_forwards(model)[1]
+    weights, kept = block.down_proj.weight.detach().double(), torch.tensor([0, 3, 4, 11])
+    found, unexplained = refitted(x.T @ x / len(x), weights, kept)
+    ridge = (DAMPING * x[:, kept].square().mean() * len(x)).sqrt() * torch.eye(len(kept)).double()
+    output = x @ weights.T
+    expected = torch.linalg.lstsq(
+        torch.cat([x[:, kept], ridge]), torch.cat([output, ridge @ weights[:, kept].T])
+    ).solution.T
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    missing = (output - x[:, kept] @ found.T).square().sum() / output.square().sum()
+    assert unexplained == pytest.approx(float(missing))
+    before = (output - x[:, kept] @ weights[:, kept].T).square().sum() / output.square().sum()
+    assert missing < before
+
+
+def test_what_does_not_fit_into_memory_takes_several_passes(tiny_model, monkeypatch):
     model = load_model(tiny_model, "fp32")
-    feed_forwards(model)[0].down_proj.weight.data[:, 5] = 0
-    assert int(neuron_influence(model, QUESTIONS, 3)[0].argmin()) == 5
+    at_once = choose_neurons(model, 9, QUESTIONS, 3)
+    monkeypatch.setattr(neurons, "PRODUCTS_BYTES", 1)
+    for found, expected in zip(choose_neurons(model, 9, QUESTIONS, 3), at_once, strict=True):
+        assert torch.equal(found.kept_K, expected.kept_K)
+        assert torch.equal(found.weights_HK, expected.weights_HK)
+
+
+def test_a_neuron_that_says_nothing_goes_first_and_a_block_that_says_nothing_stays_so(tiny_model):
+    model = load_model(tiny_model, "fp32")
+    first, second = feed_forwards(model)
+    first.down_proj.weight.data[:, 5] = 0
+    second.up_proj.weight.data.zero_()
+    chosen = choose_neurons(model, model.config.intermediate_size - 1, QUESTIONS, 3)
+    assert 5 not in chosen[0].kept_K
+    assert chosen[0].unexplained == pytest.approx(0, abs=1e-9)
+    old = second.down_proj.weight.detach().double()[:, chosen[1].kept_K]
+    assert torch.equal(chosen[1].weights_HK, old)
+    assert chosen[1].unexplained == 0
