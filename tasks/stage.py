@@ -18,7 +18,7 @@ from firstkd.launchers.base import Job
 from firstkd.launchers.host import is_host, run_host
 from firstkd.launchers.torchrun import end_with_parent, is_rank, take_gpu, tell
 from firstkd.settings import load_settings
-from firstkd.train.distributed import leave_ranks, present_ranks
+from firstkd.train.distributed import present_ranks
 from firstkd.train.settings import MachineSettings
 from tasks.costs import asking_cost, training_cost
 from tasks.graph import check_graph
@@ -91,7 +91,9 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
             take_gpu()
         main(Path("."), *values)
         if is_rank():
-            leave_ranks()
+            logging.shutdown()
+            # what libraries do at the end once aborted: a thread of theirs was still running
+            os._exit(0)
     except Exception as error:
         known = error if isinstance(error, PipelineError) else disk_refusal(error)
         if is_rank():

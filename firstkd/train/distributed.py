@@ -65,14 +65,3 @@ def join_ranks() -> Ranks:
         else:
             torch.distributed.init_process_group(backend)
     return ranks
-
-
-def leave_ranks() -> None:
-    """Leave the group of processes, if this one has joined it.
-
-    Without this, a process that was done once aborted while it ended, by a thread still running.
-    """
-    import torch
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
