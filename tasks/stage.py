@@ -92,7 +92,7 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
         main(Path("."), *values)
         if is_rank():
             logging.shutdown()
-            # what libraries do at the end once aborted: a thread of theirs was still running
+            # not through the libraries' destructors: one aborted, since its thread still ran
             os._exit(0)
     except Exception as error:
         known = error if isinstance(error, PipelineError) else disk_refusal(error)
