@@ -19,6 +19,7 @@ from firstkd.train.distributed import Ranks
 from tasks.layout import learned_from, model_folder
 from tasks.preflight import (
     check_adapting,
+    check_averages,
     check_exports,
     check_layers,
     check_measured,
@@ -38,9 +39,11 @@ class Checks:
     """Keeps of the questions no more than the checks need, 4 bytes a question and model."""
 
     def __init__(self, root: Path, settings: Settings, tokenizers: Mapping[str, Any]) -> None:
-        """Raises ConfigError for layers that do not exist; `tokenizers` are by model."""
+        """Raises ConfigError for layers that do not exist, and for averages of what did not start
+        as one; `tokenizers` are by model."""
         self._root, self._settings, self._tokenizers = root, settings, tokenizers
         configs = {name: read_config(model_folder(root, name)) for name in tokenizers}
+        check_averages(settings)
         check_layers(
             settings,
             {name: config.num_hidden_layers for name, config in configs.items()},

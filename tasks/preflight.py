@@ -165,6 +165,23 @@ def check_own_text(settings: Settings) -> None:
             )
 
 
+def check_averages(settings: Settings) -> None:
+    """Raise ConfigError for models that are averaged but have not started as one."""
+
+    def start(name: str) -> str:
+        init = settings.models[name].init
+        return start(init.models[0]) if init.can_learn else name
+
+    for name, model in settings.models.items():
+        first, *others = model.init.models or (name,)
+        for other in others:
+            if start(other) != start(first):
+                raise ConfigError(
+                    f"params.yaml: models.{name}.init.of: {first!r} starts as {start(first)!r}, "
+                    f"{other!r} as {start(other)!r}; name models that start as one"
+                )
+
+
 def check_layers(settings: Settings, layers: Mapping[str, int], widths: Mapping[str, int]) -> None:
     """Raise ConfigError for layers that a start needs, or a term compares, and that do not exist.
 

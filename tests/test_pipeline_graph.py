@@ -46,6 +46,7 @@ def everything(tmp_path: Path) -> Settings:
     params["models"]["narrow"] = {
         "init": {"kind": "narrow", "of": "shallow", "intermediate_size": 1024}
     }
+    params["models"]["averaged"] = {"init": {"kind": "average", "of": ["sft", "first"]}}
     params["models"]["random"] = {
         "init": {"kind": "scratch", "of": "base", "hidden_size": 192, "base_width": 576}
     }

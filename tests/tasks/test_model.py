@@ -137,6 +137,43 @@ def test_a_narrow_start_keeps_layers_and_loses_neurons(project: Path, refit: boo
     assert sha256_of(project / "data/model/start") == made
 
 
+def test_an_average_has_the_mean_of_each_weight(project: Path) -> None:
+    parts = {
+        "same": {"kind": "copy"},
+        "eight": {"kind": "quantise", "weights": "q8_0"},
+        "four": {"kind": "quantise", "weights": "q4_0"},
+    }
+    for name, init in parts.items():
+        change(project, "models", name, to={"init": {**init, "of": "base"}})
+    change(project, "models", "mean", to={"init": {"kind": "average", "of": [*parts]}})
+    for name in ("base", *parts, "mean"):
+        model.main(project, name)
+    found, *others = (
+        load_model(project / f"data/model/{name}", "fp32").state_dict() for name in ("mean", *parts)
+    )
+    assert any(not torch.equal(others[0][name], others[2][name]) for name in found)
+    for name, weights in found.items():
+        expected = torch.stack([other[name].double() for other in others]).mean(0)
+        torch.testing.assert_close(weights.double(), expected, rtol=2**-8, atol=0)
+    made = sha256_of(project / "data/model/mean")
+    model.main(project, "mean")
+    assert sha256_of(project / "data/model/mean") == made
+
+
+@pytest.mark.parametrize(
+    ("of", "wrong"),
+    [
+        (["base"], "at least 2 items"),
+        (["base", "base"], "names a model twice: base, base"),
+        (["base", "none"], "there is no 'none' among models"),
+    ],
+)
+def test_an_average_is_of_several_models(project: Path, of: list[str], wrong: str) -> None:
+    change(project, "models", "mean", to={"init": {"kind": "average", "of": of}})
+    with pytest.raises(ConfigError, match=wrong):
+        load_settings(project / "params.yaml")
+
+
 @pytest.mark.parametrize(
     "smaller", [{"kind": "prune", "layers": 1}, NARROW, {**NARROW, "refit": True}]
 )

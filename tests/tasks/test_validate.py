@@ -225,6 +225,19 @@ def test_more_tokens_than_the_vocabulary_has_are_refused(project: Path) -> None:
         check_vocabulary(settings, "base", 5)
 
 
+def test_an_average_of_what_did_not_start_as_one_is_refused_before_any_training(
+    project: Path,
+) -> None:
+    def average(params: Any) -> None:
+        params["models"]["mean"] = {"init": {"kind": "average", "of": ["first", "teacher"]}}
+
+    change(project, average)
+    with pytest.raises(
+        ConfigError, match=r"models\.mean\.init\.of: 'first' starts as 'start', 'teacher' as 'base'"
+    ):
+        validate.main(project)
+
+
 def test_layers_are_counted_along_the_models_that_are_made_from_each_other(project: Path) -> None:
     def add(params: Any) -> None:
         params["models"]["small"] = {"init": {"kind": "prune", "of": "base", "layers": 1}}
