@@ -6,6 +6,7 @@ grow with the questions. Four fifths of them are test questions; 100 bootstrap s
 Prints one JSON line; seconds are processor time, which a busy machine does not change.
 
 Run as  python -m benchmarks.data [QUESTIONS [STAGE …]]   (default: 100,000, all three)
+`validate` reads what `prepare` writes, so name both: `1000000 prepare validate`.
 """
 
 import json

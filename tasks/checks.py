@@ -39,8 +39,8 @@ class Checks:
     """Keeps of the questions no more than the checks need, 4 bytes a question and model."""
 
     def __init__(self, root: Path, settings: Settings, tokenizers: Mapping[str, Any]) -> None:
-        """Raises ConfigError for layers that do not exist, and for averages of what did not start
-        as one; `tokenizers` are by model."""
+        """Raises ConfigError for layers that do not exist, and for averages of models that were
+        not trained from the same start; `tokenizers` are by model."""
         self._root, self._settings, self._tokenizers = root, settings, tokenizers
         configs = {name: read_config(model_folder(root, name)) for name in tokenizers}
         check_averages(settings)

@@ -166,19 +166,19 @@ def check_own_text(settings: Settings) -> None:
 
 
 def check_averages(settings: Settings) -> None:
-    """Raise ConfigError for models that are averaged but have not started as one."""
+    """Raise ConfigError for averages of models that were not trained from the same start."""
 
     def start(name: str) -> str:
         init = settings.models[name].init
         return start(init.models[0]) if init.can_learn else name
 
     for name, model in settings.models.items():
-        first, *others = model.init.models or (name,)
-        for other in others:
+        for other in model.init.models[1:]:
+            first = model.init.models[0]
             if start(other) != start(first):
                 raise ConfigError(
                     f"params.yaml: models.{name}.init.of: {first!r} starts as {start(first)!r}, "
-                    f"{other!r} as {start(other)!r}; name models that start as one"
+                    f"{other!r} as {start(other)!r}; name models trained from the same start"
                 )
 
 

@@ -1,4 +1,4 @@
-"""A model whose weights are the mean of others' that started as one model."""
+"""A model whose weights are the mean of those of models that started as one."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,12 +10,12 @@ from firstkd.section import Name
 
 
 class AverageInit(Init):
-    """A uniform soup (Wortsman et al. 2022): as large and fast as one of them."""
+    """A uniform soup (Wortsman et al. 2022), which costs no more to run than one of them."""
 
     kind: Literal["average"]
 
     of: Annotated[list[Name], Field(min_length=2)]
-    """Models that start as one, and so have one shape."""
+    """Models trained from the same start, and so of the same shape."""
 
     @field_validator("of")
     @classmethod
