@@ -60,9 +60,14 @@ class Checks:
         self._decided: Counter[str] = Counter()
         self._calibration = 0
 
-    def read(self, split: str, examples: Sequence[Example]) -> None:
-        """Raises DataValidationError for a response or a system prompt that leaves no room for the
-        question."""
+    def read(
+        self, split: str, examples: Sequence[Example], uncut: Mapping[str, Sequence[Question]]
+    ) -> None:
+        """Read valid examples; `uncut` are the same as questions of unlimited length, by model.
+
+        Raises DataValidationError for a response or a system prompt that leaves no room for the
+        question.
+        """
         if any(example.choices for example in examples):
             self._with_choices.add(split)
         if any(not example.choices for example in examples):
@@ -71,13 +76,23 @@ class Checks:
             self._calibration += len(examples)
         for root, tokenizer in self._tokenizers.items():
             with about(f"models.{root}"):
-                questions = encode(examples, tokenizer, self._settings.prompt)
+                questions = self._cut(examples, uncut[root], tokenizer)
                 self._ask(root, split, examples)
             self._probes[root] = probes([*self._probes[root], *questions])
             if split in self._learned:
                 self._learn(root, questions)
             if split == "calibration":
                 self._recalibrate(root, questions)
+
+    def _cut(
+        self, examples: Sequence[Example], uncut: Sequence[Question], tokenizer: Any
+    ) -> list[Question]:
+        """Tokenise again what is longer than prompt.max_length; most is not."""
+        prompt = self._settings.prompt
+        pairs = [*zip(examples, uncut, strict=True)]
+        long = [example for example, question in pairs if question.length > prompt.max_length]
+        again = iter(encode(long, tokenizer, prompt))
+        return [next(again) if q.length > prompt.max_length else q for q in uncut]
 
     def _ask(self, root: str, split: str, examples: Sequence[Example]) -> None:
         """Put open text to the models as what they answer in their own words, with less room."""

@@ -141,9 +141,11 @@ class Validation:
         self._definitions: dict[str, gx.ValidationDefinition] = {}
         self._found: dict[str, dict[str, Outcome]] = {}
 
-    def rows(self, split: str, frame: pd.DataFrame) -> None:
-        """Validate some rows of a split."""
+    def rows(self, split: str, frame: pd.DataFrame) -> bool:
+        """Validate some rows of a split; return whether none has failed yet, warnings apart."""
         self._run(split, split, frame, lambda: expected_of_rows(split, self._settings))
+        found = self._found[split].values()
+        return all(outcome["success"] or outcome["severity"] == "warning" for outcome in found)
 
     def split(self, split: str, places: pd.DataFrame) -> None:
         """Validate what only a whole split shows; a row of `places` for each of its questions."""

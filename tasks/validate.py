@@ -8,15 +8,15 @@ Warnings (choices given twice) are counted and logged.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from firstkd.data.examples import Example, example_chunks
+from firstkd.data.examples import example_chunks
 from firstkd.data.frames import Owners, answer_places, flat_frame
-from firstkd.data.prompts import encode
+from firstkd.data.prompts import Question, encode
 from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError, DataValidationError, about
 from firstkd.files import atomic_folder, write_json
@@ -46,16 +46,12 @@ def main(root: Path = Path(".")) -> None:
     files = {file.stem: file for file in sorted((root / "data/prepare").glob("*.parquet"))}
     owners = Owners.of({split: example_chunks(file) for split, file in files.items()})
     docs = log_folder(root, "validate") / "data_docs"
-    validation = Validation(settings.validate_, docs)
+    validation, checks = Validation(settings.validate_, docs), Checks(root, settings, tokenizers)
     for split, file in files.items():
         log.info("validating %s examples of %s", f"{owners.examples(split):,}", file)
-        validate_split(validation, split, file, owners, tokenizers, settings.prompt)
+        validate_split(validation, checks, split, file, owners, tokenizers, settings.prompt)
     outcomes = validation.finish()
     report(outcomes, docs / "index.html")
-    checks = Checks(root, settings, tokenizers)
-    for split, file in files.items():
-        for examples in example_chunks(file):
-            checks.read(split, examples)
     checks.finish()
     with atomic_folder(root / "data/validate") as folder:
         write_json(folder / "summary.json", summary(owners, outcomes))
@@ -63,6 +59,7 @@ def main(root: Path = Path(".")) -> None:
 
 def validate_split(
     validation: "Validation",
+    checks: Checks,
     split: str,
     file: Path,
     owners: Owners,
@@ -70,11 +67,17 @@ def validate_split(
     prompt: PromptSettings,
 ) -> None:
     """Validate a file's examples, some at a time, and warn of those that will be cut."""
+    unlimited = prompt.model_copy(update={"max_length": UNLIMITED})
     places, cut = [], 0
     for examples in example_chunks(file):
-        lengths = token_lengths(examples, tokenizers, prompt)
+        uncut = {}
+        for name, tokenizer in tokenizers.items():
+            with about(f"models.{name}"):
+                uncut[name] = encode(examples, tokenizer, unlimited)
+        lengths = token_lengths(uncut.values())
         cut += sum(asked + response > prompt.max_length for asked, response in lengths)
-        validation.rows(split, flat_frame(split, examples, lengths, owners))
+        if validation.rows(split, flat_frame(split, examples, lengths, owners)):
+            checks.read(split, examples, uncut)
         places.append(answer_places(examples))
     if not places:
         validation.rows(split, flat_frame(split, [], [], owners))
@@ -116,23 +119,18 @@ def check_templates(prompt: PromptSettings, tokenizers: Mapping[str, Any]) -> No
             )
 
 
-def token_lengths(
-    examples: Sequence[Example], tokenizers: Mapping[str, Any], prompt: PromptSettings
-) -> list[tuple[int, int]]:
+def token_lengths(uncut: Iterable[Sequence[Question]]) -> list[tuple[int, int]]:
     """Count the tokens of prompt and longest response, by the tokenizer that makes most.
 
-    As the models will be given them, but not cut.
+    `uncut` are the same questions by each tokenizer.
     """
-    whole = prompt.model_copy(update={"max_length": UNLIMITED})
-    found = [(0, 0)] * len(examples)
-    for name, tokenizer in tokenizers.items():
-        with about(f"models.{name}"):
-            questions = encode(examples, tokenizer, whole)
-        found = [
-            (max(prompt, len(q.prompt)), max([response, *map(len, q.responses)]))
-            for (prompt, response), q in zip(found, questions, strict=True)
-        ]
-    return found
+    return [
+        (
+            max(len(q.prompt) for q in same),
+            max((len(r) for q in same for r in q.responses), default=0),
+        )
+        for same in zip(*uncut, strict=True)
+    ]
 
 
 def report(outcomes: dict[str, dict[str, Any]], docs: Path) -> None:

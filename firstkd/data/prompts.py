@@ -28,6 +28,11 @@ class Question:
     gold: int | None
     """Index of the right response; None when it is unknown."""
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and its longest response."""
+        return len(self.prompt) + max(map(len, self.responses), default=0)
+
     def gold_only(self) -> Self:
         """Leave out the wrong choices, of which cross-entropy makes no use."""
         if self.gold is None:
