@@ -1,4 +1,4 @@
-"""Width pruning: which feed-forward neurons matter least, and the model without them."""
+"""Width pruning: which feed-forward neurons the others can stand in for, and the model without."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ PRODUCTS_BYTES = 2**30
 """Memory for products of activations at a time."""
 DAMPING = 0.01
 """Ridge, as a share of the neurons' mean square."""
+ROUNDS = 16
+"""In which neurons go: more choose hardly better."""
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -55,9 +57,8 @@ class Chosen(NamedTuple):
     """Their places, ascending."""
     weights_HK: Tensor
     """Their outgoing weights, which stand in for the others, too."""
-    share_of_influence: float
     unexplained: float
-    """Share of the square of the layer's output that these weights leave out."""
+    """Share of the output W x that they leave out, E‖W x − W' x_K‖² / E‖W x‖²."""
 
 
 @memory_explained("while the activations of neurons were measured")
@@ -69,7 +70,7 @@ def choose_neurons(
     batch_size: int,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[Chosen]:
-    """Choose each layer's most influential neurons, and outgoing weights for them.
+    """Choose neurons of each layer that can stand in for all, and outgoing weights for them.
 
     Layers whose products of activations do not fit `PRODUCTS_BYTES` take several passes.
     """
@@ -80,12 +81,7 @@ def choose_neurons(
         some = blocks[first : first + at_once]
         products = activation_products(model, some, questions, batch_size, batch_tokens)
         for block, products_II in zip(some, products, strict=True):
-            weights_HI = block.down_proj.weight.double().cpu()
-            influence_I = neuron_influence(products_II, weights_HI)
-            kept_K = influence_I.topk(size).indices.sort().values
-            weights_HK, unexplained = refitted(products_II, weights_HI, kept_K)
-            share = float(influence_I[kept_K].sum() / influence_I.sum())
-            chosen.append(Chosen(kept_K, weights_HK, share, unexplained))
+            chosen.append(stand_ins(products_II, block.down_proj.weight.double().cpu(), size))
     return chosen
 
 
@@ -121,39 +117,30 @@ def activation_products(
         yield sums_II.double().cpu() / tokens
 
 
-def neuron_influence(products_II: Tensor, weights_HI: Tensor) -> Tensor:
-    """Return [I]: the root mean square of what each neuron adds to the hidden states.
+def stand_ins(products_II: Tensor, weights_HI: Tensor, size: int) -> Chosen:
+    """Choose K neurons and the outgoing weights with which they stand in for all.
 
-    That is ‖a‖ ‖w‖ / √T over T tokens, of activation a and outgoing weights w: Wanda's criterion
-    (Sun et al. 2024, eq. 1) for a whole column.
+    This is the optimal brain surgeon (Hassibi and Stork 1993) for whole columns of the weights, as
+    in ZipLM (Kurtić et al. 2023, eqs. 2 and 3), damped as in SparseGPT (Frantar and Alistarh 2023):
+    with C the inverse of the products, leaving out neuron i costs ‖w_i‖² / C_ii after the others
+    are fitted to stand in for it. The cheapest go, the others are fitted, and so on, in `ROUNDS`.
     """
-    influence_I: Tensor = products_II.diagonal().sqrt() * weights_HI.norm(dim=0)
-    return influence_I
-
-
-def refitted(products_II: Tensor, weights_HI: Tensor, kept_K: Tensor) -> tuple[Tensor, float]:
-    """Return outgoing weights [H, K] of the kept neurons that stand in for all, and the share of
-    the output that they leave out, E‖W x − W' x_K‖² / E‖W x‖².
-
-    They are the least squares fit over tokens of W x by W' x_K, with a ridge towards W_K: the
-    compensation of the optimal brain surgeon (Hassibi and Stork 1993) for whole columns, damped as
-    in SparseGPT (Frantar and Alistarh 2023).
-    """
-    silent_I = torch.ones(len(products_II), dtype=torch.bool)
-    silent_I[kept_K] = False
-    products_KK = products_II[kept_K][:, kept_K]
-    ridge = (DAMPING * products_KK.diagonal().mean()).clamp_min(TINY)
-    missed_KH = products_II[kept_K][:, silent_I] @ weights_HI[:, silent_I].T
-    weights_HK = (
-        weights_HI[:, kept_K]
-        + torch.linalg.solve(
-            products_KK + ridge * torch.eye(len(kept_K), dtype=ridge.dtype), missed_KH
-        ).T
-    )
-    error_HI = weights_HI.clone()
-    error_HI[:, kept_K] -= weights_HK
+    ridge = (DAMPING * products_II.diagonal().mean()).clamp_min(TINY)
+    damped_II = products_II + ridge * torch.eye(len(products_II), dtype=ridge.dtype)
+    inverse_KK = torch.cholesky_inverse(torch.linalg.cholesky(damped_II))
+    kept_K, weights_HK = torch.arange(len(products_II)), weights_HI
+    for left in torch.linspace(len(kept_K), size, ROUNDS + 1).round().long().tolist()[1:]:
+        costs_K = weights_HK.square().sum(0) / inverse_KK.diagonal()
+        stays_K = torch.zeros(len(kept_K), dtype=torch.bool)
+        stays_K[costs_K.topk(left).indices] = True
+        inverse_GK = inverse_KK[~stays_K]
+        shares_GS = torch.linalg.solve(inverse_GK[:, ~stays_K], inverse_GK[:, stays_K])
+        weights_HK = weights_HK[:, stays_K] - weights_HK[:, ~stays_K] @ shares_GS
+        inverse_KK = inverse_KK[stays_K][:, stays_K] - inverse_GK[:, stays_K].T @ shares_GS
+        kept_K = kept_K[stays_K]
+    error_HI = weights_HI.index_add(1, kept_K, weights_HK, alpha=-1)
     missing, whole = ((of @ products_II * of).sum() for of in (error_HI, weights_HI))
-    return weights_HK, float(missing / whole.clamp_min(TINY))
+    return Chosen(kept_K, weights_HK, float(missing / whole.clamp_min(TINY)))
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""A model that starts as another without the feed-forward neurons that matter least.
+"""A model that starts as another with fewer feed-forward neurons, which stand in for all.
 
 This is width pruning: the layers stay, and so do the hidden states' places and width.
 """
@@ -23,9 +23,9 @@ class NarrowInit(SmallerInit):
 
     intermediate_size: Positive
     """Number of feed-forward neurons that each layer keeps."""
-    refit: bool = False
-    """Whether those that stay get new outgoing weights, which stand in for the others, too. Raise
-    `examples` with it, until they have many more tokens than a layer has neurons."""
+    examples: Positive = 2048
+    """Training examples on which they are fitted to stand in for all, the labelled ones first; they
+    should have many more tokens than a layer has neurons."""
 
     def check(self, model: Any) -> None:
         from firstkd.models.neurons import feed_forwards
@@ -53,11 +53,8 @@ class NarrowInit(SmallerInit):
         chosen = choose_neurons(
             model, self.intermediate_size, answered, self.micro_batch_size, self.micro_batch_tokens
         )
-        measured = {"kept_share_of_influence": [layer.share_of_influence for layer in chosen]}
-        if self.refit:
-            refit_neurons(model, chosen)
-            measured["unexplained_share_of_output"] = [layer.unexplained for layer in chosen]
+        refit_neurons(model, chosen)
         kept = [layer.kept_K for layer in chosen]
         expected = logits_of_neurons(model, kept, probe_BL)
         keep_neurons(model, kept)
-        return expected, measured
+        return expected, {"unexplained_share_of_output": [layer.unexplained for layer in chosen]}

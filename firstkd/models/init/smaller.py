@@ -1,6 +1,7 @@
 """What every start that is another model with something left out has in common."""
 
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +21,7 @@ class SmallerInit(Init):
 
     of: Name
     examples: Positive = 128
-    """Training examples on which it is measured what matters least."""
+    """Training examples on which it is measured what matters least, the labelled ones first."""
     micro_batch_size: Positive = 32
     """Examples per forward pass, at most."""
     micro_batch_tokens: Positive = 8192
@@ -58,7 +59,9 @@ class SmallerInit(Init):
         # bfloat16 sums in another order change them as much as a fault would.
         rounded: Any = load_model(base, "bf16")
         model = rounded.float()
-        examples = read_examples(given.examples[0])[: self.examples]
+        examples = list(
+            islice(chain.from_iterable(map(read_examples, given.examples)), self.examples)
+        )
         questions = encode(examples, tokenizer, given.prompt)
         probe_BL = torch.tensor([questions[0].prompt], device=model.device)
         expected, measured = self.cut(model, questions, probe_BL)

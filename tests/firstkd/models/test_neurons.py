@@ -12,9 +12,8 @@ from firstkd.models.neurons import (
     feed_forwards,
     keep_neurons,
     logits_of_neurons,
-    neuron_influence,
     refit_neurons,
-    refitted,
+    stand_ins,
 )
 from firstkd.models.pruning import check_same_logits
 from tests.firstkd.models.families import FAMILIES, tiny_model
@@ -67,33 +66,51 @@ def activations(model, layer: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_influence_is_what_a_neuron_adds_whatever_the_padding(tiny_model, size):
+def test_products_are_averages_over_tokens_whatever_the_padding(tiny_model, size):
     model = load_model(tiny_model, "fp32").eval()
-    block = feed_forwards(model)[1]
-    added = activations(model, 1)[:, :, None] * block.down_proj.weight.T  # tokens, neurons, hidden
-    expected = added.double().square().sum(-1).mean(0).sqrt()
+    x = activations(model, 1).double()
     questions = [q.gold_only() for q in QUESTIONS]
-    [products] = activation_products(model, [block], questions, size)
-    found = neuron_influence(products, block.down_proj.weight.double())
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+    [products] = activation_products(model, [feed_forwards(model)[1]], questions, size)
+    torch.testing.assert_close(products, x.T @ x / len(x), rtol=1e-5, atol=1e-8)
+
+
+def fitted(x: torch.Tensor, weights: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Outgoing weights of the kept neurons by least squares over the activations themselves."""
+    output, damping = x @ weights.T, (DAMPING * x.square().mean() * len(x)).sqrt()
+    ridge = damping * torch.eye(len(kept)).double()
+    return torch.linalg.lstsq(
+        torch.cat([x[:, kept], ridge]), torch.cat([output, ridge @ weights[:, kept].T])
+    ).solution.T
 
 
 def test_neurons_that_stay_stand_in_for_the_others_as_well_as_they_can(tiny_model):
-    """Compared with the least squares fit over the activations themselves."""
     model = load_model(tiny_model, "fp32").eval()
-    x, block = activations(model, 1).double(), feed_forwards(model)[1]
-    weights, kept = block.down_proj.weight.detach().double(), torch.tensor([0, 3, 4, 11])
-    found, unexplained = refitted(x.T @ x / len(x), weights, kept)
-    ridge = (DAMPING * x[:, kept].square().mean() * len(x)).sqrt() * torch.eye(len(kept)).double()
+    x = activations(model, 1).double()
+    weights = feed_forwards(model)[1].down_proj.weight.detach().double()
+    found = stand_ins(x.T @ x / len(x), weights, 9)
+    assert found.kept_K.tolist() == sorted(set(found.kept_K.tolist()))
+    expected = fitted(x, weights, found.kept_K)
+    torch.testing.assert_close(found.weights_HK, expected, rtol=1e-9, atol=1e-12)
     output = x @ weights.T
-    expected = torch.linalg.lstsq(
-        torch.cat([x[:, kept], ridge]), torch.cat([output, ridge @ weights[:, kept].T])
-    ).solution.T
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    missing = (output - x[:, kept] @ found.T).square().sum() / output.square().sum()
-    assert unexplained == pytest.approx(float(missing))
-    before = (output - x[:, kept] @ weights[:, kept].T).square().sum() / output.square().sum()
-    assert missing < before
+    missing = (output - x[:, found.kept_K] @ found.weights_HK.T).square().sum()
+    assert found.unexplained == pytest.approx(float(missing / output.square().sum()))
+
+
+def test_the_neuron_goes_that_the_others_can_best_do_without(tiny_model):
+    """Compared with every other choice, each fitted by least squares."""
+    model = load_model(tiny_model, "fp32").eval()
+    x = activations(model, 1).double()
+    weights = feed_forwards(model)[1].down_proj.weight.detach().double()
+    width = weights.shape[1]
+    costs = []
+    for gone in range(width):
+        kept = torch.tensor([i for i in range(width) if i != gone])
+        change = weights.clone()
+        change[:, kept] -= fitted(x, weights, kept)
+        ridge = DAMPING * x.square().mean() * len(x)
+        costs.append(float((x @ change.T).square().sum() + ridge * change.square().sum()))
+    found = stand_ins(x.T @ x / len(x), weights, width - 1)
+    assert costs.index(min(costs)) not in found.kept_K
 
 
 def test_what_does_not_fit_into_memory_takes_several_passes(tiny_model, monkeypatch):
