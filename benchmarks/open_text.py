@@ -157,7 +157,7 @@ def write_project(root: Path, name: str, seed: int, examples: int) -> None:
     }
     for training in params["train"].values():  # of texts each has tens of decisions, not one
         training.update(micro_batch_size=8, micro_batch_tokens=4096, micro_batches_per_step=1)
-    params["evaluate"]["models"] = ["teacher", *STUDENTS]
+    params["evaluate"]["models"], params["record"]["student"] = ["teacher", *STUDENTS], "first"
     params["evaluate"]["open_text"].update(JUDGED[name])
     project.write(root, params)
 

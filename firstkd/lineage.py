@@ -90,10 +90,18 @@ class Lineage:
     def teachers(self, model: str) -> list[str]:
         """Return the models whose signals a model learns from, also those that were pooled.
 
-        Those that learn beside it are not its teachers.
+        Those that learn beside it are not its teachers. A model that is made of others has theirs.
         """
+        if (settings := self._models[model]).learn is None:
+            of_parts = [name for part in settings.init.models for name in self.teachers(part)]
+            return list(dict.fromkeys(of_parts))
         peers = self.peers(model)
-        return [name for name in self._run_for(self._models[model].signals) if name not in peers]
+        return [name for name in self._run_for(settings.signals) if name not in peers]
+
+    def learns(self, model: str) -> bool:
+        """Whether a model, or one that it is made of, learns something."""
+        settings = self._models[model]
+        return settings.learn is not None or any(map(self.learns, settings.init.models))
 
     def read_with(self, signal: str) -> str:
         """Return the model whose tokenizer the examples of a signal are read with."""
@@ -175,23 +183,8 @@ class Lineage:
             for key, problem in model.misfits(self._signals, peers):
                 yield f"models.{name}.{key}", problem
             for other in peers:
-                yield from self._misfit_of_peers(name, other)
-
-    def _misfit_of_peers(self, name: str, other: str) -> Iterator[tuple[str, str]]:
-        ours, theirs = self._models[name], self._models[other]
-        for key in ("train", "leave_out", "order", "keep"):
-            if getattr(ours, key) != getattr(theirs, key):
-                yield (
-                    f"models.{name}.{key}",
-                    f"not what models.{other} has, which learns in the same training, since each "
-                    "learns from a live signal of the other; set both to the same",
-                )
-        if name != other and ours.init == theirs.init and _alike(ours, theirs):
-            yield (
-                f"models.{name}",
-                f"starts and learns as models.{other} does, from which it learns, so both stay the "
-                "same and have nothing to tell each other; start one of them from another model",
-            )
+                for key, problem in model.misfits_beside(other, self._models[other]):
+                    yield f"models.{name}{key}", problem
 
     def _sorted(self) -> list[Node]:
         """Return all nodes, each after those it reads: sources first, and what trains last.
@@ -239,12 +232,3 @@ class Lineage:
         if node.section == "models" and self._models[node.name].learn is not None:
             return 2
         return int(bool(self.reads(node)))
-
-
-def _alike(model: ModelSettings, other: ModelSettings) -> bool:
-    """Whether two models have the same terms, whosever signals they learn from."""
-    ours, theirs = (
-        [term.model_dump(exclude={"from_"}) for term in (each.learn or {}).values()]
-        for each in (model, other)
-    )
-    return ours == theirs

@@ -206,7 +206,7 @@ class Settings(Section):
                 f"record.student: {student!r} is not evaluated; add it to evaluate.models or "
                 f"choose one of them: {listed(set(self.measured_models))}"
             )
-        if self.models[student].learn is None:
+        if not self.lineage.learns(student):
             raise ValueError(f"record.student: {student!r} learns nothing (models.{student})")
         return self
 

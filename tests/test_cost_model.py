@@ -74,6 +74,6 @@ def test_a_record_is_as_large_as_the_page_says(vocabulary: int, tail_nodes: int,
 def test_a_recipe_costs_its_trainings_and_passes() -> None:
     sizes = {"large": 7e9, "small": 1e9, "examples": 1e4, "tokens": 100, "teraflops": 400}
     trained = 2 * 6 * (7e9 + 1e9 + 1e9)  # two epochs of the teacher, `sft` and `first`
-    asked = 2 * 2 * 7e9 / CAPTURE_SHARE  # of the teacher: its choices, and its last hidden state
+    asked = 2 * 7e9 / CAPTURE_SHARE  # of the teacher: its choices
     shipped = load_settings(REPOSITORY / "params.yaml")
     assert minutes(shipped, sizes) == pytest.approx((trained + asked) * 1e6 / 400e12 / 60)

@@ -64,6 +64,8 @@ def test_an_example_differs_from_the_shipped_settings_only_where_it_says(path: P
             settings["promote"].pop("max_export_drop", None)  # which needs exports
         if path.stem == CONVERSATIONS:
             del settings["prompt"], settings["fetch"], settings["evaluate"]["open_text"]
+            for key in ("micro_batch_size", "micro_batch_tokens", "micro_batches_per_step"):
+                del settings["train"][key]  # its texts are longer
             limits = ("max_prompt_tokens", "max_response_tokens")
             settings["validate"] = {
                 k: v for k, v in settings["validate"].items() if k not in limits

@@ -144,7 +144,7 @@ def test_our_own_server_answers_as_the_terminal_does_and_stops_in_order(project)
 
 
 def test_a_pickle_planted_in_the_registry_is_refused(project):
-    [weights] = (project.root / "mlflow/artifacts").rglob("artifacts/first/model.safetensors")
+    [weights] = (project.root / "mlflow/artifacts").rglob("artifacts/average/model.safetensors")
     planted, proof = weights.with_name("pytorch_model.bin"), project.root / "it ran"
     planted.write_bytes(f"cos\nsystem\n(S'touch \"{proof}\"'\ntR.".encode())
     try:
@@ -153,7 +153,7 @@ def test_a_pickle_planted_in_the_registry_is_refused(project):
         planted.unlink()
     assert done.returncode == 1
     assert done.stderr.startswith(
-        "error: firstkd-student v1 holds first/pytorch_model.bin, which no student consists of"
+        "error: firstkd-student v1 holds average/pytorch_model.bin, which no student consists of"
     )
     assert len(done.stderr.splitlines()) == 1
     assert not proof.exists()

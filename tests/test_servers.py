@@ -140,6 +140,7 @@ def operated(servers: Servers, tmp_path: Path) -> Operated:
         "fetch.datasets.questions": question,
         "fetch.datasets.asked": asked,
         "evaluate.models": ["first"],
+        "record.student": "first",
         "promote.require_reproducible": True,
         "promote.max_accuracy_drop": 0.05,
         "promote.max_nll_increase": 10.0,

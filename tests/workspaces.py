@@ -47,7 +47,7 @@ def _shorten(params: Path) -> None:
     yaml = YAML()
     settings = yaml.load(params)
     settings["publish"]["push"] = True
-    settings["evaluate"]["models"] = ["first"]
-    del settings["signals"]["tokens"], settings["models"]["sft"]
+    settings["evaluate"]["models"], settings["record"]["student"] = ["first"], "first"
+    del settings["signals"]["tokens"], settings["models"]["sft"], settings["models"]["average"]
     del settings["models"]["first"]["learn"]["tokens"]
     yaml.dump(settings, params)

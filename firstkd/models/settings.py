@@ -1,7 +1,7 @@
 """Settings of models."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -97,6 +97,27 @@ class ModelSettings(Section):
             yield from self.on_policy.misfits(self.learn or {}, signals, peers)
         if self.bandit is not None:
             yield from (("bandit", why) for why in self.bandit.misfits(self.learn or {}, peers))
+
+    def misfits_beside(self, name: str, peer: "ModelSettings") -> Iterator[tuple[str, str]]:
+        """Yield each key, with its dot, that bars it from learning in one training with a model of
+        that name, and why."""
+        for key in ("train", "leave_out", "order", "keep"):
+            if getattr(self, key) != getattr(peer, key):
+                yield (
+                    f".{key}",
+                    f"not what models.{name} has, which learns in the same training, since each "
+                    "learns from a live signal of the other; set both to the same",
+                )
+        if self is not peer and self.init == peer.init and self._terms() == peer._terms():
+            yield (
+                "",
+                f"starts and learns as models.{name} does, from which it learns, so both stay the "
+                "same and have nothing to tell each other; start one of them from another model",
+            )
+
+    def _terms(self) -> list[dict[str, Any]]:
+        """Settings of its terms, whosever signals it learns from."""
+        return [term.model_dump(exclude={"from_"}) for term in (self.learn or {}).values()]
 
     def learns_from(self, question: Question) -> bool:
         """Whether any of its terms has something to say about a question, as it will be asked."""

@@ -271,15 +271,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a start of a model that is not there": (
         {"models.first.init.of": "begin"},
-        r"models.first.init.of: there is no 'begin' among models; allowed: base, first, sft, ",
+        r"models.first.init.of: there is no 'begin' among models; allowed: average, base, first, ",
     ),
     "a signal of a model that is not there": (
         {"signals.tokens.of": "professor"},
-        r"signals.tokens.of: there is no 'professor' among models; allowed: base, .*teacher",
+        r"signals.tokens.of: there is no 'professor' among models; allowed: average, .*teacher",
     ),
     "a term from a signal that is not there": (
         {"models.first.learn.choices.from": "choice"},
-        r"models.first.learn.choices.from: there is no 'choice' among signals; allowed: choices, s",
+        r"models.first.learn.choices.from: there is no 'choice' among signals; allowed: choices, t",
     ),
     "no signals at all": (
         {"signals": {}},
@@ -386,7 +386,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a student that is not evaluated": (
         {"evaluate.models": ["teacher", "sft"]},
-        r"record.student: 'first' is not evaluated; add it to evaluate.models or choose one of "
+        r"record.student: 'average' is not evaluated; add it to evaluate.models or choose one of "
         r"them: sft, teacher",
     ),
     "a student that learns nothing": (
@@ -396,7 +396,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an evaluated model that is not there": (
         {"evaluate.models": ["first", "frist"]},
         r"evaluate.models.1: 'frist' is not among models, exports or evaluate.ensembles; allowed: "
-        r"base, first, ",
+        r"average, base, first, ",
     ),
 }
 
@@ -448,16 +448,18 @@ def test_sources_come_first_and_trainings_last(tmp_path):
         "models.teacher",
         "models.start",
         "signals.choices",
-        "signals.states",
         "signals.tokens",
         "signals.pooled",
         "models.sft",
         "models.first",
+        "models.average",
         "models.pupil",
     ]
     assert lineage.roots == ["base", "judge"]
     assert lineage.teachers("pupil") == ["teacher", "judge"]
     assert lineage.teachers("first") == ["teacher"] and lineage.teachers("sft") == []
+    assert lineage.teachers("average") == ["teacher"] and lineage.teachers("start") == []
+    assert lineage.learns("average") and not lineage.learns("base")
     assert lineage.read_with("pooled") == "teacher" and lineage.read_with("judged") == "judge"
     assert lineage.root("pupil") == "base" and lineage.root("judge") == "judge"
 

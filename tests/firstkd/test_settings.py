@@ -54,7 +54,7 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         (
             ("promote", "max_export_drop"),
             0.02,
-            r"promote.max_export_drop: 0.02 is allowed, but no export .* \(first\) is measured",
+            r"promote.max_export_drop: 0.02 is allowed, but no export .* \(average\) is measured",
         ),
         (("models", "first", "init", "of"), 3, "models.first.init.of: 3 is not allowed"),
         (
@@ -84,8 +84,8 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         ),
         (("models", "Bad"), {"init": {"kind": "copy", "of": "base"}}, "models.Bad: 'Bad' is"),
         (
-            ("models", "first", "learn", "states", "distance"),
-            "cut",
+            ("models", "first", "learn", "states"),
+            {"kind": "hidden", "from": "choices", "distance": "cut"},
             "models.first.learn.states.distance: 'cut' is not allowed",
         ),
         (

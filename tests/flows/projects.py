@@ -72,7 +72,7 @@ def make_project(root: Path) -> None:
     shutil.copy(REPOSITORY / "params.yaml", root)
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
-    params["evaluate"]["models"] = ["first"]
+    params["evaluate"]["models"], params["record"]["student"] = ["first"], "first"
     params["train"]["distill"]["epochs"] = 4
     params["promote"]["require_reproducible"] = False  # the project is outside git
     yaml.dump(params, root / "params.yaml")

@@ -30,6 +30,7 @@ def champion(
     params = yaml.load(root / "params.yaml")
     params["serve"]["policy"] = {"max_error": 0.4, "confidence": 0.9}
     params["evaluate"]["open_text"].update(max_new_tokens=12, right_from=0.9)
+    params["record"]["student"] = "first"
     yaml.dump(params, root / "params.yaml")
     shutil.copytree(talker, root / "data/model/first")
     (root / "data/prepare").mkdir()

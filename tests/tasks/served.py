@@ -125,7 +125,7 @@ def write_project(
     }
     params["signals"] = {"choices": {"kind": "choices", "of": "teacher"}, **tokens}
     del params["train"]["finetune"]
-    params["evaluate"]["models"] = ["first"]
+    params["evaluate"]["models"], params["record"]["student"] = ["first"], "first"
     yaml.dump(params, root / "params.yaml")
     write_graph(root, load_settings(root / "params.yaml"))
     for name, seed in (("questions", 1), ("elsewhere", 2)):

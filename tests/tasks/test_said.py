@@ -97,7 +97,7 @@ def write_params(root: Path, url: str) -> None:
     said = {"kind": "answers", "of": "teacher", "select": select, "max_new_tokens": LONGEST}
     params["signals"] = {"said": said}
     del params["train"]["finetune"]
-    params["evaluate"]["models"] = ["first"]
+    params["evaluate"]["models"], params["record"]["student"] = ["first"], "first"
     YAML().dump(params, root / "params.yaml")
 
 

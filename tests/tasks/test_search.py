@@ -73,7 +73,7 @@ def test_interrupted_it_goes_on_to_the_same_result(project, tmp_path_factory, mo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"of": "techer"}, r"search.of: 'techer'; allowed: base, first,"),
+        ({"of": "techer"}, r"search.of: 'techer'; allowed: average, base, first,"),
         ({"like": "start"}, r"search.like: 'start'; allowed: first, sft, teacher"),
         ({"train": "heal"}, r"search.train: 'heal'; allowed: distill, finetune"),
     ],

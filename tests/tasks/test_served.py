@@ -123,7 +123,7 @@ def project(inputs: Path, tmp_path: Path, server: OpenAIServer):
         if init["ask"] == "letters":
             del params["signals"]["tokens"], params["models"]["first"]["learn"]["tokens"]
         del params["train"]["finetune"]
-        params["evaluate"]["models"] = ["first"]
+        params["evaluate"]["models"], params["record"]["student"] = ["first"], "first"
         yaml.dump(params, tmp_path / "params.yaml")
         write_graph(tmp_path, load_settings(tmp_path / "params.yaml"))
         return tmp_path
