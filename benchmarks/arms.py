@@ -130,7 +130,7 @@ def write_project(root: Path, seed: int, given: argparse.Namespace) -> None:
     }
     params["prompt"]["max_length"] = 1280  # BoolQ's passages; the others' questions are short
     for training in params["train"].values():
-        training["micro_batch_tokens"] = 8192
+        training["micro_batch_tokens"] = 8192  # several passages
     params["validate"]["max_prompt_tokens"] = 1200
     params["validate"]["max_response_tokens"] = 400  # PIQA's longest choice has 300
     params["runtime"].update(seed=seed, threads=given.threads)

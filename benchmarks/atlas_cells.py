@@ -52,7 +52,7 @@ CELLS: dict[str, Cell] = {
     "adaptive_focal": beside("+ right choice, AdaFocal", kind="adaptive_focal", weight=0.5),
     "gold_share": instead("half of each target the answer", gold_share=0.5),
     "gold_alone": Cell("right choice alone", {"choices": {"kind": "gold_choice"}}),
-    "average": Cell("mean of the weights of the last and of + right choice", model={
+    "average": Cell("right choice alone and + right choice, weights averaged", model={
         "init": {"kind": "average", "of": ["gold", "gold_alone"]}, "train": None, "learn": None}),
     # response
     "hard": Cell("the teacher's answers as labels", {

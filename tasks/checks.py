@@ -42,15 +42,14 @@ class Checks:
         """Raises ConfigError for layers that do not exist, and for averages of models that were
         not trained from the same start; `tokenizers` are by model."""
         self._root, self._settings, self._tokenizers = root, settings, tokenizers
-        configs = {name: read_config(model_folder(root, name)) for name in tokenizers}
+        self._configs = {name: read_config(model_folder(root, name)) for name in tokenizers}
         check_averages(settings)
         check_layers(
             settings,
-            {name: config.num_hidden_layers for name, config in configs.items()},
-            {name: config.hidden_size for name, config in configs.items()},
+            {name: config.num_hidden_layers for name, config in self._configs.items()},
+            {name: config.hidden_size for name, config in self._configs.items()},
         )
-        check_exports(settings, configs)
-        check_views(root, settings, tokenizers, configs)
+        check_exports(settings, self._configs)
         check_own_text(settings)
         self._learned = {file.stem for file in learned_from(root, settings)}
         self._with_choices, self._open_text = set[str](), set[str]()
@@ -136,6 +135,7 @@ class Checks:
     def finish(self) -> None:
         """Raise ConfigError, DataValidationError or ArtifactError for what cannot be served."""
         settings = self._settings
+        check_views(self._root, settings, self._tokenizers, self._configs)
         check_measured(settings, self._root / "data/prepare", self._with_choices, self._open_text)
         check_adapting(settings, self._with_choices)
         for name, model in settings.models.items():
