@@ -554,3 +554,12 @@ def test_a_view_of_more_tokens_than_the_model_reads_is_refused(project):
     splits["train"] = [replace(e, prompt=f"{e.prompt} {'why ' * 30}") for e in splits["train"]]
     with pytest.raises(ConfigError, match=r"teacher reads 512 at most; set max_length: 512"):
         check(project, splits)
+
+
+def test_wrong_questions_are_named_before_a_view_reads_them(project):
+    set_view(project, shots=18, max_length=2000)
+    splits = good()
+    splits["train"] = [replace(e, prompt=f"{e.prompt} {'why ' * 30}") for e in splits["train"]]
+    splits["test"][3] = replace(splits["test"][3], split="train")
+    with pytest.raises(DataValidationError, match="split_as_file: 1 rows: a/test3"):
+        check(project, splits)
