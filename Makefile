@@ -69,6 +69,7 @@ $(VLLM)/.installed: constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement constraints-vllm.txt
 	touch $@
 
-clean: ## forget the installation and everything that can be rebuilt
+clean: ## forget the installation and everything that can be rebuilt; logged traffic stays
 	rm -rf $(VENV) $(VLLM) data/fetch data/prepare data/validate data/model data/signal data/calibrate \
-		data/evaluate data/report data/.signal data/.train logs
+		data/evaluate data/report data/.signal data/.train \
+		$(filter-out logs/traffic,$(wildcard logs/* logs/.[!.]*))
