@@ -28,9 +28,9 @@ class Answer:
     confidence: float
     """Calibrated probability that the answer is right."""
     probabilities: list[float]
-    """One for each choice; none if the answer is in the student's own words."""
+    """One per choice; empty if the answer is in the student's own words."""
     threshold: Threshold
-    """That the confidence is held against."""
+    """The threshold that the confidence is compared with."""
 
     @property
     def abstain(self) -> bool:
@@ -67,21 +67,21 @@ class OwnWords:
 
 @dataclass(frozen=True)
 class Answerer:
-    """A model with what was fitted to it, and the prompt it was trained with."""
+    """A model, what was fitted to it, and the prompt it was trained with."""
 
     model: PreTrainedModel
     tokenizer: Any
     prompt: PromptSettings
     temperature: float | None
-    """At which it chooses; None if it has been calibrated on open text alone."""
+    """Temperature of its choices; None if it was calibrated on open text alone."""
     common_choices: Sequence[str] | None = None
-    """Choices of a question that names none: what all calibration questions shared, if any."""
+    """Default choices of a question: those that all calibration questions share, if any."""
     threshold: Threshold = field(default_factory=Threshold)
-    """For choices."""
+    """The threshold for choices."""
     own_words: OwnWords | None = None
-    """For a question that has no choices at all; None if it was not calibrated on open text."""
+    """Answers questions without choices; None if it was not calibrated on open text."""
     reference: Reference | None = None
-    """What its calibration questions with choices were like; None for an earlier release's."""
+    """What its calibration questions with choices were like; None in files of earlier releases."""
 
     @classmethod
     def load(
@@ -89,7 +89,7 @@ class Answerer:
     ) -> Self:
         """Open a model folder and the calibration.json that `evaluate` wrote for it.
 
-        A number for `abstain_below` takes the place of the threshold that was found there.
+        A number for `abstain_below` replaces the threshold stored there.
         """
         calibration = read_json(calibration_file)
         reference = calibration.get("reference")
@@ -109,7 +109,7 @@ class Answerer:
 
     @property
     def thresholds(self) -> list[Threshold]:
-        """Those in force: of choices, if it was calibrated on any, and of open text, likewise."""
+        """The thresholds in force: for choices and for open text, if it was calibrated on them."""
         found = [self.threshold] if self.temperature is not None else []
         return [*found, *([self.own_words.threshold] if self.own_words else [])]
 
@@ -121,7 +121,7 @@ class Answerer:
     ) -> list[Answer]:
         """Answer each question with one of its choices.
 
-        None stands for `common_choices`, or else asks for an answer in the student's own words.
+        Choices of None mean `common_choices` or else an answer in the student's own words.
 
         Raises DataValidationError as `examples` does.
         """
@@ -139,9 +139,9 @@ class Answerer:
         ]
 
     def answer_examples(self, examples: Sequence[Example], batch_size: int = 32) -> list[Answer]:
-        """Answer examples, those with choices and those without at once.
+        """Answer examples with and without choices together.
 
-        Raises DataValidationError for a kind of them that the student was not calibrated on.
+        Raises DataValidationError for a kind that the student was not calibrated on.
         """
         by_kind = {
             kind: [i for i, example in enumerate(examples) if bool(example.choices) == kind]
@@ -191,7 +191,7 @@ class Answerer:
                     "differ: name two or more"
                 )
             return Example(prompt, prompt, "", None, None, "")
-        # a text is a sequence too, of its characters
+        # a str is a sequence too, of characters
         if not isinstance(options, list | tuple):
             raise DataValidationError(f"{where}: choices must be a list of texts, not {options!r}")
         if len(options) < 2:

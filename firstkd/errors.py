@@ -9,10 +9,10 @@ from typing import ClassVar
 
 
 class PipelineError(Exception):
-    """A mistake in input, settings or environment: shown to people as one line, no traceback."""
+    """A mistake in input, settings or environment, shown as one line without a traceback."""
 
     exit_code: ClassVar[int] = 2
-    """Exit code of a stage that ends with it; a crash exits with 1 or a signal."""
+    """Exit code of a stage that ends with this error; a crash exits with 1 or a signal."""
 
 
 class ConfigError(PipelineError):
@@ -26,7 +26,7 @@ class SourceError(PipelineError):
 class UnreachableError(SourceError):
     """A hub or package index does not answer, or refuses."""
 
-    exit_code = 3  # it may pass the next time
+    exit_code = 3  # the next attempt may succeed
 
 
 class DataValidationError(PipelineError):
@@ -47,7 +47,7 @@ class OutOfMemoryError(PipelineError):
 
 @contextmanager
 def about(key: str) -> Iterator[None]:
-    """Put the key that a PipelineError in the body concerns before its message."""
+    """Prefix the message of a PipelineError from the body with the key that it concerns."""
     try:
         yield
     except PipelineError as error:

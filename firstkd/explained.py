@@ -1,4 +1,4 @@
-"""What is wrong with a file of settings, in one line that names the key."""
+"""Explain what is wrong with a settings file, in one line that names the key."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 
 def not_yaml(path: Path, error: MarkedYAMLError) -> str:
-    """Say in one line what ruamel, which counts lines from 0, says in many."""
+    """Condense an error of ruamel, which counts lines from 0, to one line."""
     mark = error.problem_mark or error.context_mark
     line = f", line {mark.line + 1}" if mark else ""
     hint = "; indent with spaces" if "\\t" in str(error.problem) else ""
@@ -34,8 +34,8 @@ def explain(path: Path, values: Any, problem: Any) -> str:
 def _key(values: Any, location: tuple[int | str, ...], is_missing: bool) -> str:
     """Return the dotted key of an error in params.yaml.
 
-    Pydantic also names, between the keys or at the end, which alternative of a union it has tried:
-    that is not a key there, or it is the `kind` of the section before a key of the same name.
+    Between the keys or at the end, Pydantic also names the alternative of a union that it tried:
+    it is not a key there, or it is the section's `kind` before a key of the same name.
     """
     key: list[str] = []
     found, kind = values, None

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, and hashes of files and folders."""
+"""Files that are either complete or absent: atomic writes, and hashes of files and folders."""
 
 import errno
 import hashlib
@@ -58,7 +58,7 @@ def _make_parent(path: Path) -> None:
 
 
 def replace_folder(finished: Path, path: Path) -> None:
-    """Move a finished folder to where `path` is or was, be that a folder, a file or a link."""
+    """Move a finished folder to `path`, replacing any folder, file or link there."""
     _make_parent(path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -87,9 +87,9 @@ def one_line_if_refused(path: Path) -> Iterator[None]:
 
 
 def disk_refusal(error: Exception, path: Path | None = None) -> ArtifactError | None:
-    """Return what a person can do about a disk that refuses, None if that is not the error.
+    """Return an error that says what to do if the disk refused a write; None for other errors.
 
-    `path` is what was to be written; without it, it is the file that the system names.
+    `path` is what was to be written; without it, the message names the file that the system names.
     """
     if not isinstance(error, OSError):
         # safetensors wraps the system's error in its own class and keeps only the text

@@ -10,13 +10,13 @@ from firstkd.errors import PipelineError
 
 REASONS = ("fatal: ", "error: ", " ! ")
 SECONDS = 600.0
-"""After which git is given up: nobody may be there when a remote does not answer."""
+"""Timeout of a git command: nobody may be watching when a remote does not answer."""
 SHOWN_CHANGES = 3
-"""Uncommitted files that are named."""
+"""Uncommitted files named in the message."""
 
 
 class GitError(PipelineError):
-    """Git refused; the message is its own first line."""
+    """Git refused; the message is the line in which it says why."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class GitState:
     commit: str | None
     """None outside git and before the first commit."""
     problem: str | None
-    """Why the commit alone does not rebuild this; dvc.lock, the result, does not count."""
+    """Why the commit alone does not rebuild this; changes to dvc.lock, the result, do not count."""
 
 
 def git(root: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-    """Run git and return what it says; raises GitError with its own words."""
+    """Run git and return its output; raises GitError with git's own message."""
     environment = {**os.environ, **(env or {})}
     try:
         done = subprocess.run(
@@ -46,14 +46,14 @@ def git(root: Path, *arguments: str, env: Mapping[str, str] | None = None) -> st
         raise GitError(f"git {arguments[0]} took more than {SECONDS:.0f} s") from error
     if done.returncode:
         lines = (done.stderr.strip() or f"git {arguments[0]} failed").splitlines()
-        # a refused push begins with the address
+        # the output of a refused push begins with the address
         reason = next((line for line in lines if line.startswith(REASONS)), lines[0])
         raise GitError(reason.strip().removeprefix("fatal: ").removeprefix("error: "))
     return done.stdout.strip()
 
 
 def git_or_none(root: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str | None:
-    """Return what git says, or None if it exits with an error: its way to say no."""
+    """Return git's output, or None if it exits with an error, which is how it says no."""
     try:
         return git(root, *arguments, env=env)
     except GitError:
@@ -61,7 +61,7 @@ def git_or_none(root: Path, *arguments: str, env: Mapping[str, str] | None = Non
 
 
 def git_state(root: Path) -> GitState:
-    """Return what git says of this folder; a folder without git is a state, not an error."""
+    """Return the git state of this folder; being outside git is a state, not an error."""
     try:
         commit = git(root, "rev-parse", "--verify", "HEAD")
         git(root, "ls-files", "--error-unmatch", "dvc.yaml", "params.yaml")

@@ -1,4 +1,4 @@
-"""Imports without what nobody asked for."""
+"""Imports without the optional packages that libraries pull in."""
 
 import sys
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def unimportable(name: str) -> Iterator[None]:
-    """Make `import name` fail inside, for libraries that import it where they find it."""
+    """Make `import name` fail in the body, for libraries that import it if it is installed."""
     imported = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]  # which the import system documents
+    sys.modules[name] = None  # type: ignore[assignment]  # documented by the import system
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Which models and signals are made from which, as params.yaml says: checked, and in an order."""
+"""Which models and signals of params.yaml are made from which: checked and sorted."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -19,7 +19,7 @@ class Lineage:
     def __init__(
         self, models: Mapping[str, ModelSettings], signals: Mapping[str, AnySignal]
     ) -> None:
-        """Raises ValueError, naming the key, for what does not exist or does not fit."""
+        """Raises ValueError, naming the key, for anything that does not exist or does not fit."""
         self._models, self._signals = models, signals
         for key, section, name in self._mentions():
             known = models if section == "models" else signals
@@ -51,9 +51,9 @@ class Lineage:
         ]
 
     def peers(self, model: str) -> list[str]:
-        """Return the models that learn in one training with a model, itself included.
+        """Return the models that are trained together with a model, itself included.
 
-        Those are the models that learn from one another's live signals, directly or in a ring.
+        They learn from one another's live signals, directly or in a ring.
         """
         return [
             name
@@ -62,7 +62,7 @@ class Lineage:
         ]
 
     def _watches(self, model: str) -> set[str]:
-        """Return the models that run beside the training of a model, or beside one of theirs."""
+        """Return the models that run beside a model's training and, in turn, beside theirs."""
         found: set[str] = set()
         waiting = [model]
         while waiting:
@@ -74,7 +74,7 @@ class Lineage:
 
     @property
     def stored(self) -> dict[str, AnySignal]:
-        """Return the signals that have a stage, and a store: all but live ones."""
+        """Return the signals that have a stage and a store: all except live ones."""
         return {name: signal for name, signal in self._signals.items() if not signal.is_live}
 
     @property
@@ -84,13 +84,13 @@ class Lineage:
 
     @property
     def roots(self) -> list[str]:
-        """Return the models that are made from no other."""
+        """Return the models that are not made from others."""
         return [name for name, model in self._models.items() if not model.init.models]
 
     def teachers(self, model: str) -> list[str]:
-        """Return the models whose signals a model learns from, also those that were pooled.
+        """Return the models whose signals a model learns from, pooled signals included.
 
-        Those that learn beside it are not its teachers. A model that is made of others has theirs.
+        Its peers are not its teachers. A model made of others without learning has theirs.
         """
         if (settings := self._models[model]).learn is None:
             of_parts = [name for part in settings.init.models for name in self.teachers(part)]
@@ -99,22 +99,22 @@ class Lineage:
         return [name for name in self._run_for(settings.signals) if name not in peers]
 
     def learns(self, model: str) -> bool:
-        """Whether a model, or one that it is made of, learns something."""
+        """Whether a model, or one that it is made from, learns something."""
         settings = self._models[model]
         return settings.learn is not None or any(map(self.learns, settings.init.models))
 
     def read_with(self, signal: str) -> str:
-        """Return the model whose tokenizer the examples of a signal are read with."""
+        """Return the model whose tokenizer encodes the examples of a signal."""
         return self._run_for([signal])[0]
 
     def root(self, model: str) -> str:
-        """Return the model, made elsewhere, that a model goes back to: they share a tokenizer."""
+        """Return the model, made elsewhere, that a model descends from: they share a tokenizer."""
         return self._line(model)[-1]
 
     def cuts(self, model: str, other: str) -> list[str] | None:
-        """Return the models in which `model` has lost layers that `other` still has, first to last.
+        """Return the models at which `model` lost layers that `other` still has, first to last.
 
-        None if they do not go back to one model, or `other` has lost layers since.
+        None if the two have no common ancestor, or if `other` has lost layers since.
         """
         ours, theirs = (self._line(name, of_weights=True) for name in (model, other))
         shared = next((name for name in ours if name in theirs), None)
@@ -123,7 +123,7 @@ class Lineage:
         return [name for name in reversed(ours[: ours.index(shared)]) if self._is_cut(name)]
 
     def _line(self, model: str, of_weights: bool = False) -> list[str]:
-        """Return a model and those that it goes back to, or that its weights go back to."""
+        """Return a model and its ancestors, or only those that its weights come from."""
         line = [model]
         while origins := self._models[line[-1]].init.models:
             if of_weights and self._models[line[-1]].init.starts_anew:
@@ -144,7 +144,7 @@ class Lineage:
         return list(dict.fromkeys(found))
 
     def _mentions(self) -> Iterator[tuple[str, str, str]]:
-        """Yield key, section and name of everything that is referred to."""
+        """Yield the key, section and name of every reference."""
         for name, model in self._models.items():
             for other in model.init.models:
                 yield f"models.{name}.init.{model.init.origin}", "models", other
@@ -187,9 +187,9 @@ class Lineage:
                     yield f"models.{name}{key}", problem
 
     def _sorted(self) -> list[Node]:
-        """Return all nodes, each after those it reads: sources first, and what trains last.
+        """Return all nodes, each after those it reads: sources first, trainings last.
 
-        So whatever is wrong with a source or a start shows before the first long training.
+        So a problem with a source or an initial model shows before the first long training.
         """
         nodes = [
             *(Node("models", name) for name in self._models),
@@ -210,7 +210,7 @@ class Lineage:
         return order
 
     def _waits_for(self, node: Node) -> list[Node]:
-        """Return what must be there before: models that learn together wait for what any reads."""
+        """Return what must exist first: models that learn together wait for each other's inputs."""
         if node.section == "signals":
             return self.reads(node)
         peers = self.peers(node.name)
@@ -222,13 +222,13 @@ class Lineage:
         ]
 
     def _is_between(self, node: Node, peers: Sequence[str]) -> bool:
-        """Whether it is a live signal of one of the peers."""
+        """Whether a node is a live signal of one of the peers."""
         if node.section == "models" or not self._signals[node.name].is_live:
             return False
         return all(of in peers for of in self._signals[node.name].models)
 
     def _effort(self, node: Node) -> int:
-        """Return 0 for sources, 2 for trainings, 1 for everything between."""
+        """Return 0 for sources, 2 for trainings, 1 for everything in between."""
         if node.section == "models" and self._models[node.name].learn is not None:
             return 2
         return int(bool(self.reads(node)))

@@ -1,4 +1,4 @@
-"""Running out of memory, explained: which settings to lower."""
+"""Explain running out of memory: which settings to lower."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 from firstkd.errors import OutOfMemoryError
 
 BATCH_SETTINGS = "lower the stage's micro_batch_size or micro_batch_tokens in params.yaml"
-"""The remedy of a stage that only reads a model."""
+"""The remedy for a stage that only runs a model, without training it."""
 
 NO_MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory")
-"""What torch's plain RuntimeErrors say where it could not allocate, or map a file of weights."""
+"""What torch's plain RuntimeErrors say if it cannot allocate memory or map a weight file."""
 
 
 @contextmanager

@@ -19,9 +19,9 @@ def notify(
     event: Literal["failed", "promoted", "rolled back", "drift"],
     text: str,
 ) -> None:
-    """POST a small JSON to the webhook, if there is one; trouble with it is only logged.
+    """POST a small JSON object to the webhook, if there is one; failures are only logged.
 
-    FIRSTKD_WEBHOOK in the environment takes precedence over `webhook`, that of the settings: many
+    FIRSTKD_WEBHOOK in the environment takes precedence over `webhook` from the settings: many
     such addresses are secrets.
     """
     url = os.environ.get("FIRSTKD_WEBHOOK") or webhook
@@ -30,7 +30,7 @@ def notify(
     message = {"event": event, "project": str(root), "host": socket.gethostname(), "text": text}
     try:
         httpx.post(url, json=message, timeout=TIMEOUT_SECONDS).raise_for_status()
-    except httpx.HTTPStatusError as error:  # whose own words repeat the address
+    except httpx.HTTPStatusError as error:  # its own message repeats the address
         log.warning("the webhook answered with status %d", error.response.status_code)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         log.warning("the webhook cannot be reached: %s", error)

@@ -18,21 +18,21 @@ class PromoteSettings(Section):
     max_nll_increase: Weight
     max_brier_increase: Share
     max_aurc_increase: Share
-    """Increase of the error rate averaged over all shares of questions answered, surest first."""
+    """Increase in the error rate averaged over all shares of questions answered, surest first."""
     max_out_of_domain_drop: Share
-    """Drop of the accuracy on each out-of-domain set."""
+    """Drop in accuracy on each out-of-domain set."""
     min_share_of_teacher: Share
     """Share of the teacher's accuracy that a first champion must keep."""
     require_better_than_guessing: bool
-    """Whether a first champion's accuracy must exceed, beyond its interval, that of guessing at
-    random and of always giving the most frequent answer."""
+    """Whether the interval of a first champion's accuracy must lie above guessing at random and
+    always giving the most frequent answer."""
     max_risk: Annotated[float, Field(gt=0, le=1)]
     """Share of the paired bootstrap's resamples that may exceed a limit: 0.05 asks for proof."""
     min_coverage: Share
-    """Share of the test questions that it must answer under serve.policy; 0 asks for nothing."""
+    """Share of the test questions that it must answer under serve.policy; 0 requires nothing."""
     max_export_drop: Share | None = None
-    """Drop of the accuracy, against the student itself, of each export of it that is measured; null
-    asks for nothing."""
+    """Drop in accuracy of each measured export, relative to the student itself; null requires
+    nothing."""
     bootstrap_samples: Annotated[int, Field(ge=100)]
     require_reproducible: bool
     """Whether a version needs a commit that rebuilds it: a git tree without uncommitted changes."""
@@ -40,19 +40,19 @@ class PromoteSettings(Section):
 
 class RetrainSettings(Section):
     stage_timeout_minutes: Positive
-    """A stage that takes longer is ended, with everything it started."""
+    """A stage that takes longer is stopped, along with everything it started."""
     stage_retries: Annotated[int, Field(ge=0)]
-    """How often a stage is tried again that crashed, or could not fetch its sources. An error of
-    the stage's own would only come again."""
+    """Retries of a stage that crashed or could not fetch its sources. An error that the stage
+    itself reports would only recur."""
     retry_delay_seconds: Annotated[float, Field(ge=0)]
     stop_seconds: Annotated[float, Field(gt=0)]
-    """Between SIGTERM and SIGKILL for a stage that is ended early, e.g. to save a checkpoint."""
+    """Time from SIGTERM to SIGKILL for a stage that is stopped early, e.g. to save a checkpoint."""
     webhook: Annotated[str, Field(pattern=r"^https?://.+")] | None
-    """Gets a POST on failure and promotion; FIRSTKD_WEBHOOK in the environment takes precedence."""
+    """Gets failures, promotions, rollbacks and drift alarms; $FIRSTKD_WEBHOOK takes precedence."""
 
 
 class PublishSettings(Section):
-    """What a retraining makes available elsewhere."""
+    """What retraining makes available elsewhere."""
 
     push: bool
     """Whether to `dvc push` to the default remote."""

@@ -1,4 +1,4 @@
-"""Standard outputs that neither a reader who leaves nor a narrow encoding can break."""
+"""Standard output streams that survive a closed pipe and a narrow encoding."""
 
 import io
 import sys
@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 
 class _Unbroken(io.FileIO):
-    """An output whose reader may leave (`firstkd run | head`) without ending this process."""
+    """An output whose reader may quit (`firstkd run | head`) without ending this process."""
 
     def write(self, data: Any) -> int:
         try:
@@ -16,7 +16,7 @@ class _Unbroken(io.FileIO):
 
 
 def tolerant(stream: TextIO) -> TextIO:
-    """Return an output that shows `?` for what its encoding does not have."""
+    """Return an output that writes `?` for characters that its encoding lacks."""
     buffer = io.BufferedWriter(_Unbroken(stream.fileno(), "w", closefd=False))
     shows_lines = stream.isatty() or stream is sys.stderr
     return io.TextIOWrapper(buffer, stream.encoding, "replace", line_buffering=shows_lines)

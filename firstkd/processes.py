@@ -1,4 +1,4 @@
-"""Run a command as a group of processes that ends as a whole, with its output streamed."""
+"""Run a command as a process group that ends as a whole, and stream its output."""
 
 import codecs
 import os
@@ -18,18 +18,18 @@ left=$(($2 * 10))
 while kill -s 0 -- "-$1" && [ "$left" -gt 0 ]; do sleep 0.1; left=$((left - 1)); done
 kill -s KILL -- "-$1"
 """
-"""A shell that ends a group of processes once its input ends: closed by this process, or by the
-system when this process is killed."""
+"""A shell that ends a process group once its input closes, by this process or, if this process is
+killed, by the system."""
 
 
 class OutputSink(Protocol):
-    """Takes the output of a stage while it runs."""
+    """Receives the output of a stage while it runs."""
 
     def line(self, text: str) -> None:
-        """One whole line; of a progress bar, its last state."""
+        """Receive a whole line; of a progress bar, its last state."""
 
     def progress(self, text: str) -> None:
-        """The state of a progress bar, to be overwritten by what comes next."""
+        """Receive the state of a progress bar, to be overwritten by what comes next."""
 
 
 @contextmanager
@@ -70,9 +70,9 @@ def group(
 
 
 def _wait(guardian: subprocess.Popen[bytes], process: subprocess.Popen[bytes]) -> None:
-    """Wait until the guardian is done; a process must not block on output that nobody reads."""
+    """Wait for the guardian, and drain the output so that the process does not block on it."""
     while guardian.poll() is None:
-        process.poll()  # a dead leader would count as alive
+        process.poll()  # reap it: a zombie leader would count as alive
         if process.stdout and select.select([process.stdout], [], [], 0.05)[0]:
             os.read(process.stdout.fileno(), 65536)
         time.sleep(0.01)
@@ -81,7 +81,7 @@ def _wait(guardian: subprocess.Popen[bytes], process: subprocess.Popen[bytes]) -
 def run_group(
     command: list[str], cwd: Path, env: Mapping[str, str], sink: OutputSink, stop_seconds: float
 ) -> int:
-    """Run to the end and return the exit code, stdout and stderr going to `sink`."""
+    """Run a command to its end with stdout and stderr going to `sink`; return the exit code."""
     options = {"cwd": cwd, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with group(command, stop_seconds, **options) as process:
         assert process.stdout is not None
@@ -95,7 +95,7 @@ def run_group(
 def _chunks(pipe: IO[bytes]) -> Iterator[bytes]:
     """Yield output until every process that holds the pipe is gone."""
     while True:
-        # waking up twice a second, so that an exception sent to this thread is raised in time
+        # wake up twice a second, so that an exception sent to this thread is raised in time
         if select.select([pipe], [], [], 0.5)[0]:
             chunk = os.read(pipe.fileno(), 65536)
             if not chunk:
@@ -104,7 +104,7 @@ def _chunks(pipe: IO[bytes]) -> Iterator[bytes]:
 
 
 class LineSplitter:
-    """Cuts raw output into lines and states of progress bars, which rewrite their line with CR."""
+    """Splits raw output into lines and states of progress bars, which rewrite a line with CR."""
 
     def __init__(self, sink: OutputSink) -> None:
         self._sink = sink

@@ -1,7 +1,7 @@
-"""The proxies that the environment names: never for this machine's own servers, and none broken.
+"""Proxies from the environment: bypassed for this machine's own servers, and checked.
 
-httpx, which Prefect and the hub's client use too, reads all of them for whatever address it is to
-ask, and crashes over one that it does not understand.
+httpx, which Prefect and the hub's client also use, reads all of them whatever address it requests,
+and crashes on one that it does not understand.
 """
 
 import os
@@ -12,7 +12,7 @@ VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 def bypass_for_this_machine() -> None:
-    """Let requests to 127.0.0.1 and localhost go direct: no proxy could answer them."""
+    """Let requests to 127.0.0.1 and localhost go direct, since no proxy could answer them."""
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = [host.strip() for host in given.split(",") if host.strip()]
     if "*" not in hosts:
@@ -21,13 +21,13 @@ def bypass_for_this_machine() -> None:
 
 
 def check_proxies() -> None:
-    """Raise ConfigError naming the variables if httpx could not make a single request with them."""
+    """Raise ConfigError naming the variables if httpx cannot make any request with them."""
     import httpx
 
     try:
         httpx.Client().close()
     except (ValueError, httpx.InvalidURL) as error:
-        # not their values, which may hold a password
+        # not their values, which may contain a password
         names = ", ".join(sorted(name for name in os.environ if name.lower() in VARIABLES))
         raise ConfigError(
             f"the environment variables {names} cannot be used: a proxy's address starts "

@@ -11,5 +11,5 @@ def deterministic(seed: int, threads: int) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
-    # nobody reads memory before writing it; filling it first takes 5 % of a training step
+    # nothing reads memory before writing it; filling it first takes 5 % of a training step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
-"""Becomes a file's name, and part of others."""
+"""Becomes a file name, and part of others."""
 
 
 RegisteredName = Annotated[str, Field(pattern=r"^[^/:.%\"']+$")]
@@ -25,7 +25,7 @@ RegisteredName = Annotated[str, Field(pattern=r"^[^/:.%\"']+$")]
 
 
 Precision = Literal["auto", "bf16", "fp32"]
-"""`auto`: bf16 on a GPU and on a processor with instructions for it, else fp32."""
+"""`auto`: bf16 on a GPU, or on a CPU with instructions for it, else fp32."""
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -1,7 +1,7 @@
 """The settings of params.yaml: every key, its type, its range and its meaning, in one place.
 
-`load_settings` is the only reader. Stages hand a section (`settings.capture`) to the functions
-that need it, never the whole.
+`load_settings` is the only reader. Stages pass a section (`settings.capture`) to the functions of
+firstkd/ that need it, never the whole.
 """
 
 from functools import cached_property
@@ -34,7 +34,7 @@ from firstkd.train.settings import MachineSettings, TrainingSettings
 class RuntimeSettings(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     threads: Positive
-    """CPU threads. Sums are split by thread, so another number gives other last digits."""
+    """CPU threads. Sums are split by thread, so another number changes the last digits."""
 
 
 class RecordSettings(Section):
@@ -42,7 +42,7 @@ class RecordSettings(Section):
     tracking_uri: Annotated[str, Field(min_length=1)]
     registered_model: RegisteredName
     student: Name
-    """The model that is registered; one of `models` that learns, and is evaluated."""
+    """The model to register: one of `models` that learns and is evaluated."""
 
 
 class Settings(Section):
@@ -64,7 +64,7 @@ class Settings(Section):
     retrain: RetrainSettings
     publish: PublishSettings
     write: Annotated[dict[Name, WriteSettings], Field(default_factory=dict)]
-    """Data sets that a model writes, by their names."""
+    """Data sets that a model writes, by name."""
     exports: Annotated[dict[Name, AnyExport], Field(default_factory=dict)]
     search: SearchSettings | None = None
 
@@ -79,7 +79,7 @@ class Settings(Section):
 
     @property
     def measured_models(self) -> list[str]:
-        """Names of the models that are evaluated, without exports of them."""
+        """Names of the models that are evaluated, without exports or ensembles."""
         return [name for name in self.evaluate.models if name in self.models]
 
     @property
@@ -183,7 +183,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        _ = self.lineage  # which checks itself
+        _ = self.lineage  # checks itself
         for name, model in self.models.items():
             if model.train is not None and model.train not in self.train:
                 raise ValueError(

@@ -2,6 +2,6 @@
 
 import gc
 
-# Importing torch and transformers makes a million objects that stay; at the usual threshold of
-# 700, looking through them again and again takes a third of the imports' time.
+# Importing torch and transformers creates a million long-lived objects; at the default threshold
+# of 700, scanning them again and again takes a third of the import time.
 gc.set_threshold(100_000, 50, 50)

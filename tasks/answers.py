@@ -1,6 +1,6 @@
-"""Which questions a model is measured on, and how each of its ways to answer takes its share.
+"""Which questions a model is measured on, and which of its ways of answering takes which.
 
-A model chooses between given choices (tasks/choosing.py) or writes (tasks/writing.py).
+A model picks one of the choices (tasks/choosing.py) or writes (tasks/writing.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,13 @@ class Way(Protocol):
     def promise(self) -> Promise | None: ...
 
     def decide(self, file: Path) -> Decided | None:
-        """Answer the file's questions of this kind; None where it has none."""
+        """Answer the file's questions of this kind; None if it has none."""
 
 
 def decide_all(ways: Sequence[Way], prepared: Path) -> dict[str, tuple[Way, Decided]]:
-    """Answer each test set in each way it can be, by the set's name.
+    """Answer each test set in every way that applies; return the answers by the set's name.
 
-    Open text beside questions with choices is a separate set: what is right is decided otherwise.
+    Open text beside questions with choices is a separate set, since it is judged differently.
     """
     found: dict[str, tuple[Way, Decided]] = {}
     for file in test_files(prepared):
@@ -39,7 +39,7 @@ def decide_all(ways: Sequence[Way], prepared: Path) -> dict[str, tuple[Way, Deci
 
 @dataclass(frozen=True)
 class Asked:
-    """A file's questions with choices, or those without: lists of some, as often as iterated."""
+    """A file's questions with choices, or those without, in chunks; can be iterated repeatedly."""
 
     file: Path
     has_choices: bool
@@ -53,7 +53,7 @@ class Asked:
 
 
 def test_files(prepared: Path) -> list[Path]:
-    """The test set's questions, then those of each set out of domain."""
+    """The test set's questions, then those of each out-of-domain set."""
     return [prepared / "test.parquet", *sorted(prepared.glob("ood_*.parquet"))]
 
 

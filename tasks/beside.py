@@ -1,4 +1,4 @@
-"""Who learns in a training, and the models of live signals that run beside it."""
+"""The models that learn in a training, and those of live signals that run beside it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,21 +23,21 @@ from tasks.layout import before_training, model_folder
 
 
 class Live(NamedTuple):
-    """What a term that learns from a live signal works with."""
+    """What a term needs to learn from a live signal."""
 
     signal: LiveSignal
     pairs: Pairs
-    """Places at which hidden states are compared: the learner's, and the signal's model's."""
+    """Places whose hidden states are compared: the learner's and the signal model's."""
     modules: nn.ModuleList
-    """Trained for the term, beside the model."""
+    """Modules trained for the term, alongside the model."""
 
 
 LiveTerms = dict[str, Live]
-"""By the term's name."""
+"""By term name."""
 
 
 def live_signals(settings: Settings, name: str) -> dict[str, tuple[Term, LiveSignal]]:
-    """Return the terms of a model that learn from live signals, with these, by the term's name."""
+    """Return a model's terms that learn from live signals, with those signals, by term name."""
     terms = settings.models[name].learn or {}
     return {
         term_name: (term, signal)
@@ -56,9 +56,9 @@ def make_player(
     tokenizer: Any,
     precision: Precision,
 ) -> Player | Players:
-    """Return who learns: one model, or several that learn from one another as well.
+    """Return what learns: one model, or several that also learn from one another.
 
-    `stored` holds, by model and term, what stored signals give. Raises ConfigError for hidden
+    `stored` contains what stored signals give, by model and term. Raises ConfigError for hidden
     states that cannot be compared, or tokens of another tokenizer.
     """
     live = {name: open_live(root, settings, name, tokenizer) for name in networks}
@@ -93,7 +93,7 @@ def make_player(
 
 
 def open_live(root: Path, settings: Settings, name: str, tokenizer: Any) -> LiveTerms:
-    """Return what a model's live terms work with.
+    """Return what a model's live terms need.
 
     Raises ConfigError for hidden states that cannot be compared, or tokens of another tokenizer.
     """
@@ -117,7 +117,7 @@ def open_live(root: Path, settings: Settings, name: str, tokenizer: Any) -> Live
 def fresh_modules(
     settings: Settings, term: Term, pairs: int, widths: tuple[int, int]
 ) -> nn.ModuleList:
-    """Return what is trained for a term: the same, whatever was drawn while models were loaded."""
+    """Return the modules to train for a term: the same, whatever was drawn while models loaded."""
     with torch.random.fork_rng():
         torch.manual_seed(settings.runtime.seed)
         return term.modules(pairs, widths)
@@ -151,7 +151,7 @@ def load_frozen(
 
 
 def seen(live: Mapping[str, LiveTerms], of: str) -> dict[Place, None]:
-    """Return the places at which terms look at a model that they learn from, each once."""
+    """Return the places that terms read in a model that they learn from, each once."""
     found = [found for terms in live.values() for found in terms.values()]
     return dict.fromkeys(
         theirs for each in found if each.signal.of == of for _, theirs in each.pairs
@@ -159,7 +159,7 @@ def seen(live: Mapping[str, LiveTerms], of: str) -> dict[Place, None]:
 
 
 def sources_from(running: Mapping[str, Peer | Watched], terms: LiveTerms) -> dict[str, Source]:
-    """Return what terms are to match of these models, by the term's name."""
+    """Return what terms match from these models, by term name."""
     return {
         name: found.signal.source(running[found.signal.of], found.pairs)
         for name, found in terms.items()

@@ -91,7 +91,7 @@ class Decisions:
     is_right: Tensor
     """[R, K], True at the right candidates."""
     groups: list[str]
-    """[R] what each is drawn with: its conversation or passage, or else its example."""
+    """[R] the group of each: its conversation or passage, or else its example."""
 
     def __getitem__(self, rows: Tensor) -> Self:
         groups = [self.groups[row] for row in rows.tolist()]
@@ -104,7 +104,7 @@ class Decisions:
 
 
 def load_decisions(root: Path, settings: Settings, name: str) -> Decisions:
-    """Return the decisions of a signal; raises ArtifactError if it is of other examples."""
+    """Return a signal's decisions; raises ArtifactError if it belongs to other examples."""
     signal = settings.signals[name]
     tokenizer = load_tokenizer(model_folder(root, settings.lineage.read_with(name)))
     examples = read_examples(prepared(root, "calibration"))
@@ -124,10 +124,10 @@ def load_decisions(root: Path, settings: Settings, name: str) -> Decisions:
 def cross_fitted(
     recalibration: type[Recalibration], decisions: Decisions, settings: CalibrateSettings
 ) -> Predictions:
-    """Return predictions on each fold by what was fitted to the others.
+    """Return predictions on each fold from a recalibration fitted to the others.
 
-    In-sample numbers favour whatever bends most: a step function of 175 decisions fits their
-    chance, too.
+    In-sample numbers favour the most flexible fit: a step function of 175 decisions also fits
+    their noise.
     """
     fold_R = folds(decisions.groups)
     if fold_R.max() == 0:

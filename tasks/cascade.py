@@ -1,4 +1,4 @@
-"""The student and its teacher as a pair, and what is promised of the student alone."""
+"""The student and its teacher as a pair, and what the student alone promises."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,14 +13,14 @@ from tasks.evaluated import Evaluated, teacher_name
 from tasks.page import inline
 
 KEPT = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Shares that the student keeps, in the table."""
+"""Shares of questions that the student keeps, in the table."""
 
 
 def cascade(models: Mapping[str, Evaluated], settings: Settings) -> dict[str, Any]:
-    """Return what the report says of passing questions on: the same for people and programs.
+    """Return what the report says about passing questions on, for people and programs alike.
 
-    `pair` is None if no teacher of the student was evaluated, and costs are None unless
-    serve.cost gives them.
+    `pair` is None if no teacher of the student was evaluated, and costs are None without
+    serve.cost.
     """
     student, teacher = models[settings.record.student], teacher_name(settings)
     pair = None if teacher is None else _pair(student, models[teacher], settings)
@@ -87,7 +87,7 @@ def cascade_figure(models: Mapping[str, Evaluated], settings: Settings) -> str |
 
 
 def cascade_words(root: Path) -> list[str]:
-    """Return the report's sentences on passing questions on; none before there is a report."""
+    """Return the report's sentences on passing questions on; empty if there is no report yet."""
     path = root / "data/report/cascade.json"
     if not path.exists():
         return []

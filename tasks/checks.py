@@ -1,4 +1,4 @@
-"""Check what the settings ask of the data and of the models, a part of the data at a time."""
+"""Check what the settings require of the data and the models, one chunk of data at a time."""
 
 import logging
 from array import array
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Checks:
-    """Keeps of the questions no more than the checks need, 4 bytes a question and model."""
+    """Keeps only what the checks need of the questions: 4 bytes per question and model."""
 
     def __init__(self, root: Path, settings: Settings, tokenizers: Mapping[str, Any]) -> None:
         """Raises ConfigError for layers that do not exist, and for averages of models that were
@@ -62,7 +62,7 @@ class Checks:
     def read(
         self, split: str, examples: Sequence[Example], uncut: Mapping[str, Sequence[Question]]
     ) -> None:
-        """Read valid examples; `uncut` are the same as questions of unlimited length, by model.
+        """Read valid examples; `uncut` has them as questions of unlimited length, by model.
 
         Raises DataValidationError for a response or a system prompt that leaves no room for the
         question.
@@ -86,7 +86,7 @@ class Checks:
     def _cut(
         self, examples: Sequence[Example], uncut: Sequence[Question], tokenizer: Any
     ) -> list[Question]:
-        """Tokenise again what is longer than prompt.max_length; most is not."""
+        """Tokenise again only the questions longer than prompt.max_length; most are not."""
         prompt = self._settings.prompt
         pairs = [*zip(examples, uncut, strict=True)]
         long = [example for example, question in pairs if question.length > prompt.max_length]
@@ -94,7 +94,7 @@ class Checks:
         return [next(again) if q.length > prompt.max_length else q for q in uncut]
 
     def _ask(self, root: str, split: str, examples: Sequence[Example]) -> None:
-        """Put open text to the models as what they answer in their own words, with less room."""
+        """Encode open text as prompts for written answers, which leave the question less room."""
         settings, prompt = self._settings, self._settings.prompt
         lengths = []
         if split not in ("train", "unlabelled"):
@@ -106,12 +106,12 @@ class Checks:
                 if model.on_policy and settings.lineage.root(name) == root
             ]
         fitting = [length for length in lengths if length <= prompt.max_length // 2]
-        if fitting:  # of what does not fit, check_measured and the setting itself say so
+        if fitting:  # check_measured and the setting itself report lengths that do not fit
             open_text = [example for example in examples if not example.choices]
             open_questions(open_text, self._tokenizers[root], prompt, max(fitting))
 
     def _learn(self, root: str, questions: Sequence[Question]) -> None:
-        """Note what the terms of the models that descend from `root` count."""
+        """Note what the terms of models descended from `root` apply to, and the lengths."""
         for name, model in self._settings.models.items():
             if self._settings.lineage.root(name) != root:
                 continue
@@ -133,7 +133,7 @@ class Checks:
                 self._decided[name] += sum(signal.decisions_of(q) > 0 for q in questions)
 
     def finish(self) -> None:
-        """Raise ConfigError, DataValidationError or ArtifactError for what cannot be served."""
+        """Raise ConfigError, DataValidationError or ArtifactError for unmet requirements."""
         settings = self._settings
         check_views(self._root, settings, self._tokenizers, self._configs)
         check_measured(settings, self._root / "data/prepare", self._with_choices, self._open_text)

@@ -17,7 +17,7 @@ from tasks.scores import Chunks, Decided, Scored, own_temperature, promised
 
 
 class Chooser(Protocol):
-    """A model in whatever runtime scores the choices of questions."""
+    """A model, in whatever runtime, that scores the choices of questions."""
 
     @property
     def name(self) -> str: ...
@@ -33,7 +33,7 @@ class Choosing:
     subject: Chooser
     temperature: float
     common_choices: list[str] | None = None
-    """What all calibration questions could be answered by, if they shared it."""
+    """The choices that all calibration questions share, if they do."""
     at_bound: bool = False
     promise: Promise | None = None
     reference: Reference | None = None
@@ -41,7 +41,7 @@ class Choosing:
 
     @classmethod
     def fit(cls, subject: Chooser, calibration: Path, settings: Settings) -> Self | None:
-        """Fit the temperature; None without questions that have choices."""
+        """Fit the temperature; None if no question has choices."""
         asked = Asked(calibration, has_choices=True)
         if not asked:
             return None
@@ -77,5 +77,5 @@ class Choosing:
 
 
 def score_all(subject: Chooser, asked: Chunks, title: str) -> Scored:
-    """Score the choices of questions, some at a time."""
+    """Score the choices of questions, a chunk at a time."""
     return Scored.concatenate([subject.score(examples, title) for examples in asked])

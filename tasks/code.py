@@ -9,7 +9,7 @@ from pathlib import Path
 from firstkd.files import sha256_of
 
 CODE = Path(__file__).parents[1]
-"""The folder of firstkd/ and tasks/."""
+"""The folder that contains firstkd/ and tasks/."""
 PACKAGES = ("firstkd", "tasks")
 NOT_RESULTS = {
     "firstkd/errors.py",
@@ -25,14 +25,14 @@ NOT_RESULTS = {
     "tasks/signal_graph.py",
     "tasks/stage.py",
 }
-"""What these change shows in errors, paths or the graph itself, not in results."""
+"""Changes to these show in errors, paths or the graph itself, not in results."""
 
 
 def code_of(modules: Iterable[str], without: Iterable[str] = ()) -> list[str]:
-    """Return the files of these modules and all that they import, directly or through others.
+    """Return the files of these modules and of all that they import, directly or indirectly.
 
-    Settings are left out: what they change is in the settings themselves. So is what is imported
-    through `without` alone.
+    Settings modules are left out: their effect is in the settings themselves. So are modules that
+    are imported only through `without`.
     """
     found: set[str] = set()
     waiting = {_file(module) for module in modules}
@@ -47,7 +47,7 @@ def code_of(modules: Iterable[str], without: Iterable[str] = ()) -> list[str]:
 
 
 def code_sha256() -> str:
-    """Return the hash of all modules: what one version of the code began, no other continues."""
+    """Return the hash of all modules: no version of the code resumes what another one began."""
     digest = hashlib.sha256()
     for package in PACKAGES:
         for file in sorted((CODE / package).rglob("*.py")):
@@ -60,7 +60,7 @@ def _is_no_result(file: str) -> bool:
 
 
 def _file(module: str) -> str | None:
-    """Return a module's file, relative to the code; None for what is not the project's."""
+    """Return a module's file, relative to CODE; None for modules outside the project."""
     if module.partition(".")[0] not in PACKAGES:
         return None
     path = module.replace(".", "/")
@@ -83,7 +83,7 @@ def _imported(file: str) -> frozenset[str | None]:
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes but those that only type checkers see."""
+    """Yield all nodes except those that only type checkers see."""
     yield node
     for child in ast.iter_child_nodes(node):
         types_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)

@@ -1,9 +1,9 @@
-"""Served questions as a data set of role `unlabelled`: what `firstkd collect` does.
+"""`firstkd collect`: served questions become a data set of role `unlabelled`.
 
-With corrections, the corrected ones as a data set of role `calibration` too: tasks/corrections.py.
+With corrections, the corrected ones also become one of role `calibration`: tasks/corrections.py.
 
 Reads   logs/traffic/*.parquet, as `firstkd serve` writes them with serve.traffic
-Writes  sources/traffic.jsonl, a question a line, each once
+Writes  sources/traffic.jsonl, one question per line, without duplicates
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ NEEDED = ("question", "choices")
 
 
 def collect(root: Path) -> tuple[Path, int]:
-    """Return the file and how many questions it has.
+    """Write the file; return its path and how many questions it has.
 
-    What was collected before is replaced. Raises ArtifactError if there is no traffic, or its
+    It replaces an earlier collection. Raises ArtifactError if there is no traffic, or its
     questions were dropped or hashed.
     """
     found = {
@@ -35,7 +35,7 @@ def collect(root: Path) -> tuple[Path, int]:
 
 
 def traffic(root: Path) -> Iterator[dict[str, Any]]:
-    """Yield what was logged of questions with choices, the oldest first.
+    """Yield what was logged about questions with choices, oldest first.
 
     Raises ArtifactError as `collect` does.
     """
@@ -51,7 +51,7 @@ def traffic(root: Path) -> Iterator[dict[str, Any]]:
             )
         readable = [name for name in schema.names if name not in hashed]
         for row in pq.read_table(file, columns=readable).to_pylist():
-            if row["choices"]:  # of open text nothing could be learned without its answer
+            if row["choices"]:  # nothing could be learned from open text without its answer
                 found = True
                 yield row
     if not found:

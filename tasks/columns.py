@@ -1,4 +1,4 @@
-"""What is shown of each model, in the report, on the terminal and in the comparison of two."""
+"""What is shown for each model in the report, on the terminal and in comparisons of two."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +15,7 @@ class Column:
     explanation: str
 
     def of(self, found: dict[str, Any]) -> dict[str, float]:
-        """Return value, low and high of what was measured on a test set."""
+        """Return value, low and high of the metric on a test set."""
         cell: dict[str, float] = found[self.reading][self.metric]
         return cell
 

@@ -1,11 +1,11 @@
-"""Answers that people have corrected: calibration data, and a check of what was promised.
+"""Answers corrected by people: calibration data, and a check of what was promised.
 
 A correction names a served question by the `id` that came with its answer, and gives the right
-answer: its text, or its letter. Questions that were right may be among them and should be: a
-calibration on nothing but errors would know of nothing else.
+answer: its text, or its letter. Answers that were right should be among them: a calibration
+on errors alone would know nothing else.
 
 Reads   the traffic, and a file of `id` and `answer` (JSON lines, CSV, …)
-Writes  sources/corrected.jsonl, labelled questions, to which each time adds
+Writes  sources/corrected.jsonl, labelled questions; each run adds to them
 """
 
 import string
@@ -33,18 +33,18 @@ CORRECTED = Path("sources/corrected.jsonl")
 class Corrected:
     path: Path
     questions: int
-    """In the file now."""
+    """Questions in the file now."""
     unknown: int
     """Corrections whose question is neither in the traffic nor in the file."""
     promise: str | None
-    """What the corrections say of the promise; None without any of an answer that was given."""
+    """What the corrections say about the promise; None if they cover no answer that was given."""
 
 
 def collect_corrected(root: Path, file: Path, policy: PolicySettings | None) -> Corrected:
     """Add the corrected questions to sources/corrected.jsonl; the newest answer counts.
 
-    Raises DataValidationError, naming the place, for a row that is not a correction, or that names
-    none of the choices.
+    Raises DataValidationError, naming the place, for a row that is not a correction, or whose
+    answer is not one of the choices.
     """
     rows, path = list(traffic(root)), root / CORRECTED
     kept = {_id(row): row for row in (read_json_lines(path) if path.exists() else [])}
@@ -93,7 +93,7 @@ def _choice(choices: Sequence[str], answer: str, where: str) -> str:
 def promise_words(
     rows: Iterable[dict[str, Any]], answers: dict[str, str], policy: PolicySettings | None
 ) -> str | None:
-    """Say how many of the given answers whose right ones are known were wrong.
+    """Say how many of the answers given were wrong, among those whose right answer is known.
 
     Only the version that answered last counts, since each has its own promise.
     """
@@ -108,7 +108,7 @@ def promise_words(
 
 
 def kept_words(error: Estimate, answers: int, most: float) -> str:
-    """Say whether a promise of at most a share of wrong answers still holds, by their interval."""
+    """Say whether a promise of at most `most` wrong answers still holds, by their interval."""
     said = "it holds" if error.high <= most else "nothing speaks against it"
     if error.value > most:
         said = "it may be broken"
@@ -119,7 +119,7 @@ def kept_words(error: Estimate, answers: int, most: float) -> str:
 
 
 def recalibration_words(who: str, measured: dict[str, Any]) -> str:
-    """Say what was fitted, and whether what was promised before held on the same questions."""
+    """Say what was fitted, and whether the earlier promise held on the same questions."""
     newer = measured["recalibrated"]
     words = (
         f"fitted to {newer['questions']:,} questions: {who}'s temperature of "

@@ -1,4 +1,4 @@
-"""What a stage cost beside its time, from its logs."""
+"""What a stage cost besides its time, from its logs."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from firstkd.files import read_json_lines
 
 USAGE = "usage.jsonl"
-"""In a stage's logs, a line for each shard that was asked of a server."""
+"""A file in a stage's logs, with a line for each shard that was requested from a server."""
 
 
 def training_cost(live_curve: Path) -> dict[str, float]:
-    """Return the tokens a training stage saw, and how many a second; nothing for other stages."""
+    """Return a training stage's tokens, in all and per second; nothing for other stages."""
     if not live_curve.exists():
         return {}
     points = [json.loads(line) for line in live_curve.read_text(encoding="utf-8").splitlines()]
@@ -22,7 +22,7 @@ def training_cost(live_curve: Path) -> dict[str, float]:
 def asking_cost(logs: Path) -> dict[str, float]:
     """Return requests, retries, tokens and cost of all that the stage last asked a server for.
 
-    Nothing for stages that ask none.
+    Empty for stages that use no server.
     """
     if not (logs / USAGE).exists():
         return {}

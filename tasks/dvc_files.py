@@ -1,4 +1,4 @@
-"""What DVC says of files of its own that it cannot read, and how to repair each."""
+"""What DVC says about its own files when it cannot read them, and how to repair each."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ GONE = re.compile(r"No such file or directory: '([^']+)'")
 
 
 def check_readable(root: Path, dvc_says: str) -> None:
-    """Raise ArtifactError, with what to do, if such a file is what DVC complains of."""
+    """Raise ArtifactError, saying what to do, if DVC complains about such a file."""
     if broken := BROKEN.search(dvc_says):
         name, problem = broken.groups()
         raise ArtifactError(

@@ -1,4 +1,4 @@
-"""A stage as dvc.yaml has it, and what several kinds of stages depend on."""
+"""A stage as it is in dvc.yaml, and what several kinds of stages depend on."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,11 +1,11 @@
-"""Measure one model: how often it is right, and whether it knows.
+"""Measure one model: how often it is right, and whether it knows when.
 
-What makes its confidence honest is fitted on the calibration split, and goes with it wherever it is
+What calibrates its confidence is fitted on the calibration split and goes with it wherever it is
 served; so does the threshold that keeps the promise of `serve.policy`. Questions with choices are
-answered by choosing, open text by writing; of open text every token is measured, too, given those
+answered by choosing, open text by writing; every token of open text is also measured, given those
 before it.
 
-If machine.placement shares the model out over several processes, it starts itself as these.
+If machine.placement splits the model over several processes, the stage starts them itself.
 
 Reads   data/model/MODEL/,
         data/prepare/{calibration,test}.parquet, data/prepare/ood_*.parquet
@@ -73,7 +73,7 @@ def measure(root: Path, subject: Subject, settings: Settings) -> None:
 def token_metrics(
     subject: Subject, files: Sequence[Path], samples: int, seed: int
 ) -> dict[str, Any]:
-    """Return the metrics of each test set's tokens, where it has examples without choices."""
+    """Return the token metrics of each test set that has examples without choices."""
     found = {}
     for file in files:
         if asked := Asked(file, has_choices=False):
@@ -95,7 +95,7 @@ def token_metrics(
 
 
 def token_predictions(tokens: TokenScores) -> Predictions:
-    """One decision per token, whose only candidate is what the model finds most probable."""
+    """One decision per token, whose only candidate is the model's most probable token."""
     return Predictions.of(
         probabilities=tokens.confidence_T.double().numpy()[:, None],
         is_right=tokens.correct_T.numpy()[:, None],

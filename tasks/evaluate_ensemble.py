@@ -1,8 +1,8 @@
-"""Measure several models together, or several guesses at one: firstkd/ensembles/ has the kinds.
+"""Measure several models, or several variants of one, as an ensemble: kinds in firstkd/ensembles/.
 
-The probabilities of the choices are averaged over the passes, then the temperature is fitted, since
-the mean of calibrated models is under-confident (Rahaman and Thiery 2021). It costs all of the
-passes, which is what a single student has to compare with; nothing of it is registered or served.
+The probabilities of the choices are averaged over the passes before the temperature is fitted,
+since the mean of calibrated models is under-confident (Rahaman and Thiery 2021). It costs all of
+its passes and is a yardstick for a single student: it is neither registered nor served.
 
 Reads   data/model/MEMBER/,
         data/prepare/{train,calibration,test}.parquet, data/prepare/ood_*.parquet
@@ -69,7 +69,7 @@ class Together:
     members: Sequence[Subject]
     prompt: PromptSettings
     fitted: Tensor | None
-    """What training questions say about the ensemble."""
+    """What the ensemble fitted to training questions, if anything."""
     seed: int
 
     def score(self, examples: Sequence[Example], title: str) -> Scored:

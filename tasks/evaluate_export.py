@@ -1,7 +1,7 @@
-"""Measure an export in the runtime that serves it: right how often, and does it still know?
+"""Measure an export in the runtime that serves it: how often is it right, and does it know when?
 
-What `raw` is in the metrics is the exported file as it is; its temperature is fitted again, since
-quantised weights are another model. What that took is not an output: `python -m benchmarks.edge`.
+In the metrics, `raw` is the exported file as it is; its temperature is fitted again, since
+quantised weights are another model. Speed and memory are not outputs: `python -m benchmarks.edge`.
 
 Reads   data/export/NAME/, data/prepare/{calibration,test}.parquet, data/prepare/ood_*.parquet
 Writes  data/evaluate/NAME/metrics.json, predictions.parquet, calibration.json

@@ -1,6 +1,6 @@
-"""Measure a model behind a server: it is asked the questions of the test sets once.
+"""Measure a model behind a server, which is asked each question once.
 
-What it has answered lies in data/.evaluate/ until all is measured, and an interrupted run goes on
+Its answers are kept in data/.evaluate/ until everything is measured; an interrupted run resumes
 from there.
 """
 
@@ -59,7 +59,7 @@ class Subject:
     after_shard: Callable[[], None]
 
     def score(self, examples: Sequence[Example], title: str) -> Scored:
-        """Ask for the choices of questions, or read what it has answered already."""
+        """Score the choices of questions: ask the server, or read what it has answered already."""
         questions = encode(examples, self.teacher.served.tokenizer, self.prompt)
         keys = str([example_key(example) for example in examples])
         folder = self.partial / hashlib.sha256(keys.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What evaluate found out about each model, as the report reads it."""
+"""What evaluate measured for each model, as the report reads it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ def teacher_name(settings: Settings) -> str | None:
 class Evaluated:
     name: str
     is_student: bool
-    """Whether it could be registered: the registered student's teachers could not."""
+    """Whether it could be registered; the registered student's teachers could not."""
     metrics: dict[str, Any]
     predictions: Path
     """predictions.parquet: one row per question of each set."""
     promise: Promise | None = None
-    """What serve.policy promises of it."""
+    """What it promises under serve.policy, if anything."""
 
     @property
     def sets(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Evaluated:
 
     @property
     def temperature(self) -> float | None:
-        """Its own, at which it chooses; None if there was nothing to choose from."""
+        """Its own temperature, for choices; None if there was nothing to choose from."""
         found: float | None = self.metrics["temperature"]
         return found
 
@@ -57,28 +57,28 @@ class Evaluated:
         return f"at its own temperature of {self.temperature:.2f}"
 
     def of_set(self, name: str, columns: Sequence[str]) -> pa.Table:
-        """Return some columns of a test set's rows, which is all that is read of the file."""
+        """Return some columns of a test set's rows; nothing else is read from the file."""
         wanted = pc.field("set") == name
         return pq.read_table(self.predictions, columns=[*columns], filters=wanted)
 
     def column(self, test_set: str, name: str) -> NDArray[Any]:
-        """Return a column of a test set [E], or [E, C] where it holds lists."""
+        """Return a column of a test set [E], or [E, C] if it contains lists."""
         return predictions.array_of(self.of_set(test_set, [name])[name])
 
     def groups(self, test_set: str) -> NDArray[np.int64]:
-        """The number of what a bootstrap draws each question with, as its conversation."""
+        """The number of the group that a bootstrap draws each question with: a conversation."""
         return predictions.numbered(self.of_set(test_set, ["group"])["group"])
 
     def raw(self, test_set: str) -> Predictions:
-        """As the model is."""
+        """Predictions of the raw model."""
         return predictions.raw(self._columns(test_set))
 
     def calibrated(self, test_set: str) -> Predictions:
-        """As it is served."""
+        """Predictions of the model as it is served."""
         return predictions.served(self._columns(test_set), self.temperature)
 
     def text(self, test_set: str) -> Statistic | None:
-        """Return what measures its words, where it has answered in its own."""
+        """Return the statistic of its words, if it answered in its own."""
         if "text" not in self.sets[test_set]:
             return None
         rows = self.of_set(test_set, ["given", "answer"])
@@ -90,7 +90,7 @@ class Evaluated:
 
 
 def load_evaluated(root: Path, settings: Settings) -> dict[str, Evaluated]:
-    """Read the models of `evaluate.models`, in that order; other folders there are of old ones.
+    """Read the models of `evaluate.models`, in that order; other folders are left from old ones.
 
     Raises ArtifactError when one is missing or was measured on other questions than the rest.
     """

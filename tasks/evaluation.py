@@ -1,4 +1,4 @@
-"""From a model in whatever runtime to what evaluate writes of it."""
+"""Evaluate a model, in whatever runtime, and write the results."""
 
 import logging
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def write_evaluation(
 ) -> None:
     """Fit a temperature on the calibration split, measure on the test sets, and write both.
 
-    `facts` go into metrics.json as they are. Raises DataValidationError as `fitted` does.
+    `facts` go into metrics.json unchanged. Raises DataValidationError as `fitted` does.
     """
     prepared = root / "data/prepare"
     choosing = Choosing.fit(subject, prepared / "calibration.parquet", settings)

@@ -1,4 +1,4 @@
-"""What was measured of a registered version: all that the gate knows of it."""
+"""What was measured of a registered version: all that the gate knows about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,19 +23,19 @@ class Evidence:
     version: str
     test_digest: str
     sets: dict[str, Any]
-    """Metrics per test set, as evaluate wrote them; a served student's are the calibrated ones."""
+    """Metrics per test set, as evaluate wrote them; `calibrated` is the student as it is served."""
     temperature: float | None
-    """Its own, at which it chooses where it is served; None if it answers open text alone."""
+    """Its own temperature, for served choices; None if it answers open text alone."""
     predictions: pd.DataFrame
     """One row per question of every test set."""
     teacher_accuracy: float | None = None
-    """On the same test questions; None if there was no teacher to measure."""
+    """On the same test questions; None if no teacher was measured."""
     not_reproducible: str | None = None
-    """Why its commit does not rebuild it, if so."""
+    """Why its commit does not rebuild it; None if it does."""
     exports: Mapping[str, "Evidence"] = field(default_factory=dict)
-    """The same of its exports, measured in their runtimes, by name."""
+    """The same for its exports, measured in their runtimes, by name."""
     measured_anew: bool = False
-    """Whether this was measured for the comparison, since it was tested on other questions."""
+    """Whether it was measured again for the comparison, since it was tested on other questions."""
 
     @classmethod
     def read(
@@ -62,12 +62,12 @@ class Evidence:
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is all that is compared; versions of earlier releases have less."""
+        """Whether all that is compared is there; versions of earlier releases lack some of it."""
         present = set(COLUMNS) <= set(self.predictions.columns)
         return present and not self.predictions[[*COLUMNS]].isna().to_numpy().any()
 
     def measured_again(self, folder: Path, test_digest: str) -> "Evidence":
-        """Return this with what tasks/remeasure.py wrote to `folder` in place of its sets."""
+        """Return this with its sets replaced by those that tasks/remeasure.py wrote to `folder`."""
         found = read_json(folder / "metrics.json")
         predictions = pd.read_parquet(folder / "predictions.parquet")
         gone = self.predictions[~self.predictions["set"].isin(found["sets"])]
@@ -85,14 +85,14 @@ class Evidence:
         return rows.sort_values("id", ignore_index=True)
 
     def groups(self, name: str) -> list[str] | None:
-        """What a bootstrap draws together; None for a version that did not record it."""
+        """The groups that a bootstrap draws; None for a version that did not record them."""
         rows = self.of_set(name)
         if "group" not in rows or rows["group"].isna().any():
             return None
         return list(rows["group"])
 
     def served(self, name: str) -> Predictions:
-        """Return the predictions on a test set as the version is served, by id."""
+        """Return the predictions on a test set as the version is served, sorted by id."""
         rows = self.of_set(name)
         found = {name: np.array(rows[name].tolist()) for name in READ if name in rows}
         return served(found, self.temperature)

@@ -1,4 +1,4 @@
-"""What is expected of the examples, and its validation by Great Expectations."""
+"""What is expected of the examples, validated with Great Expectations."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ import pandas as pd
 from firstkd.data.examples import UNLABELLED
 from firstkd.data.settings import ValidateSettings
 
-os.environ["GX_ANALYTICS_ENABLED"] = "false"  # decided when it is imported
+os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read on import
 
 import great_expectations as gx
 import great_expectations.expectations as gxe
@@ -21,7 +21,7 @@ from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 
-# It sets its own level when imported, and talks of a temporary folder that is never used.
+# It sets its own level on import, and mentions a temporary folder that is never used.
 logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
 
 NOT_NULL = ("id", "prompt", "response", "source", "split")
@@ -30,7 +30,7 @@ WARNING = FailureSeverity.WARNING
 MAX_IDS = 20  # named per failed expectation
 
 DATA = "fetch.datasets"
-"""What governs an expectation that has no limit: the data themselves, their format and columns."""
+"""What governs an expectation without a limit: the data sets, their format and columns."""
 
 Expected = Iterator[tuple[str, str, Expectation]]
 """Name, the setting of params.yaml that governs it, and expectation."""
@@ -63,7 +63,7 @@ def expected_of_rows(split: str, settings: ValidateSettings) -> Expected:
 
 
 def expected_of_split(split: str, places: pd.DataFrame, settings: ValidateSettings) -> Expected:
-    """Yield what is expected of a split as a whole; `places` are of `answer_places`."""
+    """Yield what is expected of a split as a whole; `places` come from `answer_places`."""
     yield _enough(split, settings)
     if split == UNLABELLED:
         return
@@ -132,7 +132,7 @@ def _of_answers() -> Expected:
 
 
 class Validation:
-    """Validates frames, as many of a split as there are, and writes Data Docs to a folder."""
+    """Validates frames, any number per split, and writes Data Docs to a folder."""
 
     def __init__(self, settings: ValidateSettings, docs: Path) -> None:
         self._settings = settings
@@ -142,13 +142,13 @@ class Validation:
         self._found: dict[str, dict[str, Outcome]] = {}
 
     def rows(self, split: str, frame: pd.DataFrame) -> bool:
-        """Validate some rows of a split; return whether none has failed yet, warnings apart."""
+        """Validate some rows of a split; return whether only warnings have failed so far."""
         self._run(split, split, frame, lambda: expected_of_rows(split, self._settings))
         found = self._found[split].values()
         return all(outcome["success"] or outcome["severity"] == "warning" for outcome in found)
 
     def split(self, split: str, places: pd.DataFrame) -> None:
-        """Validate what only a whole split shows; a row of `places` for each of its questions."""
+        """Validate what only a whole split shows; `places` has a row for each of its questions."""
         whole = f"{split}, as a whole"
         self._run(split, whole, places, lambda: expected_of_split(split, places, self._settings))
 
@@ -231,7 +231,7 @@ def _outcome(result: dict[str, Any]) -> tuple[str, Outcome]:
 
 
 def _together(before: Outcome, more: Outcome) -> Outcome:
-    """Return the outcome for the rows of two frames."""
+    """Merge the outcomes for the rows of two frames."""
     return {
         **before,
         "success": before["success"] and more["success"],

@@ -1,7 +1,7 @@
-"""Write a model as one file for another runtime, with its temperature and how it is asked.
+"""Write a model as one file for another runtime, with its temperature and prompt.
 
-Where every answer is a single token, the temperature is folded into the weights; elsewhere it lies
-beside them (docs/edge.md).
+If every answer is a single token, the temperature is folded into the weights; otherwise it is
+stored beside them (docs/edge.md).
 
 Reads   data/model/MODEL/, data/evaluate/MODEL/
 Writes  data/export/NAME/ (the file, firstkd.json, the tokenizer, README.md and answer.py)
@@ -63,7 +63,7 @@ def main(root: Path, name: str) -> None:
 def facts_of(
     model: Any, tokenizer: Any, measured: dict[str, Any], calibration: dict[str, Any]
 ) -> dict[str, Any]:
-    """Fold the temperature into the model if that says all; return what must travel with it.
+    """Fold the temperature into the model if that is exact; return what must travel with it.
 
     Raises ConfigError for a model that was measured on open text alone.
     """
@@ -73,7 +73,7 @@ def facts_of(
             "the model has no temperature, since the calibration split has no questions with "
             "choices; add such questions to fetch.datasets, or remove the export"
         )
-    # scores of several tokens are means of log-probabilities, which no weight divides by T
+    # scores of several tokens are means of log-probabilities, which no weight can divide by T
     by_one_token = all("vocabulary" in found for found in measured["sets"].values())
     folded = by_one_token and fold_temperature(model, temperature)
     log.info("T = %.3f is %s", temperature, "in the weights" if folded else "beside the weights")

@@ -21,13 +21,13 @@ from tasks.stage import run_stage
 def main(root: Path = Path(".")) -> None:
     settings = load_settings(root / "params.yaml").fetch
     datasets = tqdm(settings.datasets.items(), desc="data sets")
-    with atomic_folder(root / "data/fetch") as folder, datasets:  # which an error closes, too
+    with atomic_folder(root / "data/fetch") as folder, datasets:  # closed on errors, too
         for name, dataset in datasets:
             fetch_dataset(name, dataset, folder, root)
 
 
 def fetch_dataset(name: str, dataset: DatasetSource, folder: Path, project: Path) -> None:
-    """Bring one data set to `folder` under its name in params.yaml, keeping the file's suffix."""
+    """Fetch one data set to `folder` under its name in params.yaml, keeping the file's suffix."""
     suffix = Path(file_name(dataset.source)).suffix.lower()
     if suffix not in SUFFIXES:
         raise SourceError(

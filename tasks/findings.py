@@ -1,6 +1,6 @@
 """What the numbers say, in words: the student against the other models, with intervals.
 
-A difference counts only where its 95 % interval leaves 0 out; words never claim more.
+A difference counts only if its 95 % interval excludes 0; the words never claim more.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ from tasks.page import signed
 
 @dataclass(frozen=True)
 class Comparison:
-    """The student less another model on one test set."""
+    """The student minus another model on one test set."""
 
     model: str
     test_set: str
     differences: dict[str, Estimate]
-    """By the titles of COLUMNS, and of TEXT where both answered in their own words."""
+    """By the titles of COLUMNS, and of TEXT if both answered in their own words."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Findings:
 
     @property
     def has_text(self) -> bool:
-        """Whether any compares answers in the models' own words."""
+        """Whether any comparison is of answers in the models' own words."""
         return any(TEXT[0].title in found.differences for found in self.comparisons)
 
 
 def compare_student(models: Mapping[str, Evaluated], settings: Settings) -> Findings:
-    """Compare the student that is registered with every other model, in words with some."""
+    """Compare the registered student with every other model, and with some in words."""
     student = models[settings.record.student]
     others = [model for model in models.values() if model is not student]
     comparisons = [
@@ -75,7 +75,7 @@ def compare(student: Evaluated, other: Evaluated, test_set: str, settings: Setti
 
 
 def _references(others: list[Evaluated], settings: Settings) -> dict[str, str]:
-    """Return whom the headline compares with, by what they are and not by their names."""
+    """Return the models that the headline compares with, each with its role in words."""
     found = {}
     for model in others:
         named = settings.models.get(model.name)  # None: an export

@@ -1,6 +1,6 @@
-"""What is fitted to a model on labelled questions, and what it is then measured to be.
+"""What is fitted to a model on labelled questions, and the metrics measured with it.
 
-Of the stage `evaluate`, and of a registered student that is recalibrated.
+For the stage `evaluate`, and for recalibrating a registered student.
 """
 
 import logging
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Fitted:
     metrics: dict[str, Any]
-    """The temperature, and the metrics of each test set at it."""
+    """The temperature, and the metrics of each test set at that temperature."""
     calibration: dict[str, Any]
     """What goes with the model wherever it is served."""
     decided: Mapping[str, Decided]
     """The answers to each test set."""
 
     def write(self, folder: Path, metrics: dict[str, Any]) -> None:
-        """Write the files of an evaluation; `metrics` may hold more than were measured here."""
+        """Write the files of an evaluation; `metrics` may contain more than was measured here."""
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "calibration.json", self.calibration)
         write_predictions(folder / "predictions.parquet", self.decided)
@@ -44,7 +44,7 @@ def fitted(
     prepared: Path,
     settings: Settings,
 ) -> Fitted:
-    """Measure the test sets in each way the model answers, and say what it needs elsewhere.
+    """Measure the test sets in each way the model answers, and return what it needs elsewhere.
 
     Raises DataValidationError unless the test set has questions of a kind that it answers.
     """

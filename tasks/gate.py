@@ -1,6 +1,6 @@
 """The gate between a challenger and the champion: a pure function of evidence about versions.
 
-A challenger that does not pass is a verdict, not an error.
+If a challenger does not pass, that is a verdict, not an error.
 """
 
 from collections.abc import Iterator
@@ -49,9 +49,9 @@ def decide(challenger: Evidence, champion: Evidence | None, limits: PromoteSetti
     """Judge whether the challenger may take the champion's place.
 
     Both are compared on the same questions, at their own temperatures, as they are served. A
-    change holds when the observed one is within its limit and the risk that it is not, by paired
-    bootstrap, is at most `limits.max_risk`. Calibration error has a ceiling only: that of a sample
-    is biased, the more the better calibrated a model is, and so is a difference of two.
+    change passes if the observed one is within its limit and the risk that it is not, by paired
+    bootstrap, is at most `limits.max_risk`. Calibration error only has a ceiling: a sample's ECE is
+    biased, the more so the better calibrated the model is, and so is the difference of two.
     """
     checks = [
         _ece_ceiling(challenger, limits),
@@ -86,7 +86,7 @@ def decide(challenger: Evidence, champion: Evidence | None, limits: PromoteSetti
 
 
 def answered_alike(challenger: Evidence, champion: Evidence) -> bool:
-    """Whether it is recorded how the champion answered every question the challenger did."""
+    """Whether the champion's answers to all of the challenger's questions are recorded."""
     if challenger.test_digest != champion.test_digest or not champion.is_complete:
         return False
     ours, theirs = _ids(challenger), _ids(champion)
@@ -103,7 +103,7 @@ def _ece_ceiling(challenger: Evidence, limits: PromoteSettings) -> Check:
 
 
 def _coverage(challenger: Evidence, limits: PromoteSettings) -> Iterator[Check]:
-    """Under a policy, how much is answered; a share that is not asked for is stated alone."""
+    """Check the share answered under a policy; if none is required, only state it."""
     found = challenger.sets["test"].get("policy")
     if found is None:
         if limits.min_coverage:
@@ -127,7 +127,7 @@ def _reproducible(challenger: Evidence, limits: PromoteSettings) -> list[Check]:
 
 
 def _exports(challenger: Evidence, limits: PromoteSettings) -> Iterator[Check]:
-    """Whether what runs elsewhere still answers as the student that is judged."""
+    """Check that the exports still answer as well as the student that is judged."""
     if (limit := limits.max_export_drop) is None:
         return
     if not challenger.exports:
@@ -141,7 +141,7 @@ def _exports(challenger: Evidence, limits: PromoteSettings) -> Iterator[Check]:
 
 
 def _worth_starting_with(challenger: Evidence, limits: PromoteSettings) -> Iterator[Check]:
-    """Without a champion to beat, a student must beat guessing and keep some of its teacher."""
+    """Without a champion, a student must beat guessing and keep some of its teacher's accuracy."""
     accuracy = challenger.metric("accuracy")
     if limits.require_better_than_guessing:
         low = challenger.metric("accuracy", "low")
@@ -161,10 +161,10 @@ def _worth_starting_with(challenger: Evidence, limits: PromoteSettings) -> Itera
 
 
 def _guesses(rows: pd.DataFrame) -> dict[str, float]:
-    """Return how often one is right who does not read the questions."""
+    """Return how often someone who does not read the questions is right."""
     always = {"always giving the most frequent answer": _most_frequent(rows["answer"])}
     scores = np.array(rows["scores"].tolist(), dtype=np.float64)
-    if not scores.shape[-1]:  # of open text nobody can guess
+    if not scores.shape[-1]:  # nobody can guess open text
         return always
     right = np.array(rows["is_right"].tolist()).sum(-1)
     return {
@@ -182,7 +182,7 @@ def _comparisons(
     challenger: Evidence, champion: Evidence, limits: PromoteSettings
 ) -> Iterator[Check]:
     ours, theirs = _ids(challenger), _ids(champion)
-    # a set that is new has nothing to be compared with
+    # a new set has nothing to be compared with
     for name in sorted(theirs, key=lambda name: (name != "test", name)):
         if name not in ours:
             yield False, f"it was not tested on {name}, as champion v{champion.version} was"
@@ -224,7 +224,7 @@ def _changes(
 def _loss(
     what: str, change: Resampled, before: str, limit: float, max_risk: float, falls: bool
 ) -> Check:
-    """Whether a number does not fall, or else rise, by more than a limit."""
+    """Check that a number does not fall (or, unless `falls`, rise) by more than a limit."""
     loss = Resampled(-change.value, -change.samples) if falls else change
     risk = loss.risk_above(limit)
     words = (

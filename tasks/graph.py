@@ -1,7 +1,7 @@
 """The stage graph: dvc.yaml as it follows from params.yaml.
 
-DVC cannot expand a list into the dependencies of a stage, so a graph whose stages depend on what
-params.yaml names is written out in full, in the order in which the stages run.
+DVC cannot expand a list into a stage's dependencies, and here they depend on the names in
+params.yaml. So the graph is written out in full, in the order in which the stages run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ from tasks.signal_graph import signal_stages
 
 HEAD = "# Written by `firstkd graph` from params.yaml and the imports of tasks/: edit those.\n"
 LEARNING = "tasks.training"
-"""What only the stages of models that learn depend on."""
+"""Only the stages of models that learn depend on this."""
 CODE_OF = {
     "keep": "tasks.chosen",
     "on_policy": "tasks.own_text",
     "adapts": "tasks.rounds",
     "bandit": "firstkd.terms.exp3",
 }
-"""The code of settings that few models have: only their stages depend on it."""
+"""The code behind settings that few models have: only their stages depend on it."""
 
 
 def render(settings: Settings) -> str:
@@ -55,11 +55,11 @@ PLOTS = {
         _plot("training", "step", "loss"),
     ],
 }
-"""For `dvc metrics diff`, `dvc plots diff` and `dvc exp show`: files that report writes."""
+"""Files that report writes for `dvc metrics diff`, `dvc plots diff` and `dvc exp show`."""
 
 
 def write_graph(root: Path, settings: Settings) -> bool:
-    """Write dvc.yaml if it is not what it should be; return whether it was not."""
+    """Write dvc.yaml if it is out of date; return whether it was."""
     text, file = render(settings), root / "dvc.yaml"
     if file.exists() and file.read_text(encoding="utf-8") == text:
         return False
@@ -69,14 +69,14 @@ def write_graph(root: Path, settings: Settings) -> bool:
 
 
 def refresh_graph(root: Path, settings: Settings) -> None:
-    """Write dvc.yaml, unless there is one without our first line: it was written by hand."""
+    """Write dvc.yaml, unless one exists without our first line: it was written by hand."""
     file = root / "dvc.yaml"
     if not file.exists() or file.read_text(encoding="utf-8").startswith(HEAD):
         write_graph(root, settings)
 
 
 def check_graph(root: Path, settings: Settings) -> None:
-    """Raise ConfigError unless dvc.yaml is what params.yaml and the code make of it."""
+    """Raise ConfigError unless dvc.yaml follows from params.yaml and the code."""
     file = root / "dvc.yaml"
     if not file.exists() or file.read_text(encoding="utf-8") != render(settings):
         raise ConfigError(
@@ -111,7 +111,7 @@ def stages_of(settings: Settings) -> Iterator[Stage]:
 
 
 def _fetch() -> Stage:
-    what, sources = "Fetch the data sets, pinned by SHA-256", ["sources"]  # perhaps one's own files
+    what, sources = "Fetch the data sets, pinned by SHA-256", ["sources"]  # perhaps your own files
     code = code_of(["tasks.fetch"])
     return Stage("fetch", what, "python -m tasks.fetch", ["fetch"], code, sources, ["data/fetch"])
 
@@ -153,7 +153,7 @@ def _validate(settings: Settings) -> Stage:
 
 
 def _model(settings: Settings, names: Sequence[str]) -> Stage:
-    """One model, or those that learn from one another in one training."""
+    """The stage of one model, or of several that learn from one another in one training."""
     parts = [_model_reads(settings, name) for name in names]
     params, kinds, inputs = ([x for part in parts for x in part[i]] for i in range(3))
     learns = settings.models[names[0]].learn is not None

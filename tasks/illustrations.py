@@ -1,4 +1,4 @@
-"""The report's figures and what stands beside them, from the models, curves and knowledge."""
+"""The report's figures and the numbers beside them, from models, curves and knowledge."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ ANSWERED = {
     "75 %": "accuracy_at_75",
     "100 %": "accuracy",
 }
-"""Metrics of the shares of the questions at which the page gives the accuracy."""
+"""Metrics that give the accuracy at each share of the questions shown on the page."""
 
 
 def reliability_figures(models: Models) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def histograms(models: Models) -> list[dict[str, Any]]:
 def knowledge(root: Path, settings: Settings) -> dict[str, Any] | None:
     """How concentrated the teacher's probability is, and what keeping only its top-k saves.
 
-    Of the first signal of tokens; None if there is none.
+    Describes the first signal of tokens; None if there is none.
     """
     described = (
         read_json(signal_folder(root, name) / "metrics.json") for name in settings.lineage.stored

@@ -1,4 +1,4 @@
-"""What the record keeps of the registered student and of its exports, and where a run has it."""
+"""What the record keeps of the registered student and its exports, and where a run has it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ EVIDENCE = ("metrics.json", "predictions.parquet", "calibration.json")
 def kept(root: Path, settings: Settings) -> dict[str, Path]:
     """Return the files and folders of a project that a run keeps, by their place there.
 
-    `evaluation/` holds what the gate reads, also of exports; `exports/NAME` is the export itself.
+    `evaluation/` has what the gate reads, also for exports; `exports/NAME` is the export itself.
     """
     student, exports = settings.record.student, settings.student_exports
     places = {"evaluation": student}
@@ -28,7 +28,7 @@ def kept(root: Path, settings: Settings) -> dict[str, Path]:
 
 
 def export_hashes(root: Path, settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield, as tags of a version, the SHA-256 of the file of each export."""
+    """Yield the SHA-256 of each export's file, as tags of a version."""
     for name in settings.student_exports:
         facts = read_json(export_folder(root, name) / FACTS)
         yield f"export_{name}_sha256", facts["sha256"][facts["file"]]

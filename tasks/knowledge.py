@@ -1,6 +1,6 @@
-"""A signal of tokens from or to a file of JSON lines: what other tools have captured.
+"""Import a signal of tokens from JSON lines, as other tools capture it, or export it to them.
 
-No stage: `dvc commit --force signal-NAME` makes what was imported that stage's result.
+Not a stage: `dvc commit --force signal-NAME` makes what was imported that stage's result.
 """
 
 from pathlib import Path
@@ -19,14 +19,14 @@ from tasks.signal import files_of, identity_of
 
 
 def export_split(root: Path, name: str, split: str, path: Path) -> SignalStore:
-    """Write the split of a signal to `path`; return the store that it is in."""
+    """Write a split of a signal to `path`; return its store."""
     store = SignalStore(signal_folder(root, name, split))
     export_lines(store, path)
     return store
 
 
 def import_split(root: Path, name: str, split: str, path: Path) -> SignalStore:
-    """Replace the split of a signal of tokens by the lines of `path`; return the new store.
+    """Replace a split of a signal of tokens with the lines of `path`; return the new store.
 
     Raises ConfigError for another kind of signal, ArtifactError for lines that do not fit.
     """

@@ -1,4 +1,4 @@
-"""Where everything lies under data/: one folder a stage, named as in params.yaml."""
+"""Where everything is under data/: one folder per stage, named as in params.yaml."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def learned_from(root: Path, settings: Settings) -> list[Path]:
 
 
 def has_unlabelled(settings: Settings) -> bool:
-    """Return whether there are questions that the teacher labels alone."""
+    """Return whether there are questions that only the teacher labels."""
     roles = {dataset.role for dataset in settings.fetch.datasets.values()}
     return "unlabelled" in roles or bool(settings.write) or settings.prepare.augment.is_asked_for
 
@@ -31,10 +31,10 @@ def model_folder(root: Path, name: str) -> Path:
 
 
 def run_beside(root: Path, settings: Settings, name: str, signal: str) -> list[Path]:
-    """Return the folders that the training of a model reads of a live signal.
+    """Return the folders that the training of a model reads for a live signal.
 
-    Those of the signal's models, which run beside it, and of those in which it has lost layers. A
-    model that learns in the same training has none yet: it is read where it starts.
+    They are those of the signal's models, which run beside it, and of the models at which it lost
+    layers. A model that learns in the same training has none yet: its initial model is read.
     """
     models = settings.signals[signal].models
     cuts = [cut for of in models for cut in settings.lineage.cuts(name, of) or ()]
@@ -43,7 +43,7 @@ def run_beside(root: Path, settings: Settings, name: str, signal: str) -> list[P
 
 
 def before_training(root: Path, settings: Settings, name: str, other: str) -> Path:
-    """Return the folder of a model as it is when the training of `name` begins."""
+    """Return the folder of `other` as it is when the training of `name` begins."""
     if other in settings.lineage.peers(name):
         (other,) = settings.models[other].init.models
     return model_folder(root, other)
@@ -59,7 +59,7 @@ def recalibration_file(root: Path, signal: str, kind: str) -> Path:
 
 
 def temperature_files(root: Path, signal: Signal) -> list[Path]:
-    """Return the files of the temperatures that decide what a signal is: those of its members."""
+    """Return the files of the temperatures that a signal is computed with: its members'."""
     members = signal.signals if signal.tempers else ()
     return [recalibration_file(root, member, "temperature") for member in members]
 

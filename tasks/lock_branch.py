@@ -1,4 +1,4 @@
-"""dvc.lock on a git branch of its own, so that another machine can go on from it.
+"""dvc.lock on a separate git branch, so that another machine can continue from it.
 
 The checked-out branch, its index and its files are not touched.
 """
@@ -16,11 +16,11 @@ IDENTITY = {
     for who in ("AUTHOR", "COMMITTER")
     for what, value in (("NAME", "firstkd"), ("EMAIL", "firstkd@localhost"))
 }
-"""Author of the pipeline's own commits: a fresh worker has no other."""
+"""Author of the pipeline's own commits: a fresh worker has none configured."""
 
 
 def publish_lock(root: Path, branch: str, remote: str | None) -> list[str]:
-    """Commit dvc.lock to a branch, and push that to a remote if one is named; say what was done.
+    """Commit dvc.lock to a branch, and push it to a remote if one is named; say what was done.
 
     Raises ConfigError for a branch that is checked out, or an unknown remote.
     """
@@ -32,11 +32,11 @@ def publish_lock(root: Path, branch: str, remote: str | None) -> list[str]:
         raise ConfigError(
             f"publish.git_remote: {remote!r} is not a remote of this repository; allowed: {known}"
         )
-    # neither git nor ssh, as it is configured, may ask anybody
+    # neither git nor ssh, however it is configured, may prompt
     configured = git_or_none(root, "config", "core.sshCommand")
     ssh = os.environ.get("GIT_SSH_COMMAND") or configured or "ssh"
     alone = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": f"{ssh} -o BatchMode=yes"}
-    # what other machines have published; the first one finds no such branch there
+    # what other machines have published; the first machine finds no such branch
     theirs = f"refs/remotes/{remote}/{branch}"
     git_or_none(root, "fetch", remote, f"+{reference}:{theirs}", env=alone)
     done = _commit_lock(root, branch, [reference, theirs])
@@ -45,10 +45,10 @@ def publish_lock(root: Path, branch: str, remote: str | None) -> list[str]:
 
 
 def _commit_lock(root: Path, branch: str, references: list[str]) -> str:
-    """Commit the present commit's files with the present dvc.lock to a branch; say what was done.
+    """Commit the files of HEAD with the current dvc.lock to a branch; say what was done.
 
-    The commit follows all of `references` that there are. Nothing is committed if the latest of
-    them holds the same already.
+    The commit descends from all `references` that exist. Nothing is committed if the latest of
+    them has the same content already.
     """
     reference = references[0]
     if git_or_none(root, "symbolic-ref", "HEAD") == reference:

@@ -19,7 +19,7 @@ from firstkd.settings import RuntimeSettings
 
 PYTHON = (3, 11)
 ANSWER_SECONDS = 5.0
-"""Within which a server answers."""
+"""Time within which a server must answer."""
 FREE_DISK = 10 * 10**9
 """Bytes: the environment, the default model several times, and DVC's cache of it."""
 FREE_MEMORY = 6 * 10**9
@@ -30,7 +30,7 @@ FREE_MEMORY = 6 * 10**9
 class Check:
     name: str
     verdict: Literal["ok", "warn", "wrong"]
-    """`warn`: a run works, but something may surprise."""
+    """`warn`: a run works, but something may surprise you."""
     found: str
     fix: str = ""
 
@@ -50,9 +50,9 @@ def examine_machine(root: Path) -> Iterator[Check]:
 
 
 def check_place(database: Path) -> None:
-    """Raise ConfigError for a place of MLflow's database from which it could load no model.
+    """Raise ConfigError for a path of MLflow's database from which it could not load models.
 
-    It takes a ? for the start of a query and %20 for an escape, also in plain paths.
+    MLflow takes a ? for the start of a query and %20 for an escape, even in plain paths.
     """
     if re.search(r"\?|%[0-9A-Fa-f]{2}", str(database)):
         raise ConfigError(
@@ -102,7 +102,7 @@ def _packages(root: Path) -> Check:
 
 
 def _device() -> Check:
-    """Ask the driver and the installed torch; importing torch takes seconds."""
+    """Ask the driver and torch's metadata, since importing torch takes seconds."""
     built = version("torch")
     if shutil.which("nvidia-smi") is None:
         return Check("device", "ok", f"CPU, {os.cpu_count()} cores; torch {built}")
@@ -116,7 +116,7 @@ def _device() -> Check:
 
 
 def server_answers(name: str, url: str, fix: str) -> Check:
-    """Return whether a GET succeeds; what is shown of its address has no password."""
+    """Check that a GET succeeds; the address is shown without its password."""
     try:
         httpx.get(url, timeout=ANSWER_SECONDS).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -1,4 +1,4 @@
-"""Open what the terms of a model are to match of stored signals."""
+"""Open what the terms of a model match in stored signals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,20 +24,20 @@ from tasks.layout import before_training, model_folder, recalibration_file, sign
 
 @dataclass(frozen=True)
 class Matched:
-    """What stored signals say of the questions that a model learns from."""
+    """What stored signals say about the questions that a model learns from."""
 
     root: Path
     settings: Settings
     examples: Sequence[Example]
     questions: Sequence[Question]
-    """The examples, as the model's tokenizer cuts them."""
+    """The examples as the model's tokenizer encodes them."""
     tokenizer: Any
 
     def of_terms(self, name: str) -> dict[str, Source]:
-        """Return what each term of a model is to match, by the term's name.
+        """Return what each term of a model matches, by term name.
 
         Raises ConfigError if ids of another tokenizer would be compared, and ArtifactError for a
-        store of other examples, or that lacks what a term needs.
+        store that has other examples or lacks what a term needs.
         """
         return {
             term_name: self.source(name, term_name, term, term.signal)
@@ -74,11 +74,11 @@ class Matched:
 
     @cached_property
     def spans(self) -> list[Spans]:
-        """Where the tokens of the right responses lie."""
+        """Where the tokens of the right responses are."""
         return right_spans(self.examples, self.tokenizer, self.settings.prompt)
 
     def spans_of(self, signal: str) -> list[Spans]:
-        """Where those lie that a signal is of."""
+        """The same with the tokenizer of a signal."""
         reader = self.settings.lineage.read_with(signal)
         tokenizer = load_tokenizer(model_folder(self.root, reader))
         return right_spans(self.examples, tokenizer, self.settings.prompt)

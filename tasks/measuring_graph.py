@@ -1,4 +1,4 @@
-"""The stages that measure: models, ensembles of them, and exports, which are written first."""
+"""The stages that measure models, ensembles and exports, and those that write the exports."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from tasks.dvc_stage import EVALUATE_PARAMS, Stage
 PASSES = ["evaluate.micro_batch_size", "evaluate.micro_batch_tokens"]
 """Settings of forward passes."""
 ASKING = "tasks.evaluate_served"
-"""What only the stages depend on that measure models behind a server."""
+"""Only the stages that measure models behind a server depend on this."""
 
 
 def measuring_stages(settings: Settings) -> Iterator[Stage]:

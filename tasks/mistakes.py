@@ -12,7 +12,7 @@ from firstkd.data.examples import Example, example_chunks
 from tasks.evaluated import Evaluated
 
 SHOWN = 25
-"""Mistakes shown of each model and test set."""
+"""Mistakes shown per model and test set."""
 COLUMNS = ("set", "id", "answer", "given", "calibrated_confidence", "correct")
 SUREST = [("calibrated_confidence", "descending"), ("id", "ascending")]
 
@@ -26,13 +26,13 @@ class Mistake:
     right: str
     given: str
     confidence: float
-    """As it is served."""
+    """The confidence as it is served."""
 
 
 def confident_mistakes(models: Sequence[Evaluated], prepared: Sequence[Path]) -> list[Mistake]:
     """Return the surest wrong answers of each model on each set, each model's surest first.
 
-    `prepared` are the files of the questions.
+    `prepared` are the files with the questions.
     """
     wrong = [[row for name in model.sets for row in _wrong(model, name)] for model in models]
     shown = {row["id"] for rows in wrong for row in rows}

@@ -1,4 +1,4 @@
-"""Make a named model: how it starts, and what it learns.
+"""Make a named model: initialise it, and train it if it learns.
 
 Models that learn from one another are trained together and named together, as A-B.
 
@@ -7,7 +7,7 @@ Reads   what models.NAME of params.yaml names: data/model/OTHER/, data/signal/SI
 Writes  data/model/NAME/ (a model folder, with training.jsonl if it learns)
 Run as  python -m tasks.model NAME   (normally through `dvc repro model-NAME`)
 
-It starts itself as several processes if machine.processes asks for them.
+It starts several processes itself if machine.processes says so.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a student writes itself and learns on, if `on_policy` says so."""
+"""The text that a student writes itself and learns from, if `on_policy` says so."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def own_text(
     tokenizer: Any,
     examples: Sequence[Example],
 ) -> OwnText:
-    """Return what writes the responses to a model's training examples."""
+    """Return the writer of a model's own responses to its training examples."""
     model, prompt = settings.models[name], settings.prompt
     assert model.on_policy is not None and model.train is not None
     training = settings.train[model.train]

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: tables, figures, style and script inside."""
+"""The report as one self-contained HTML file, with tables, figures, style and script inside."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from tasks.evaluated import Evaluated
 def table_rows(
     models: Mapping[str, Evaluated], test_set: str, columns: Sequence[Column]
 ) -> list[dict[str, Any]]:
-    """One row per model with its cells; the best student of each column is marked."""
+    """Return one row of cells per model; the best student in each column is marked."""
     rows: list[dict[str, Any]] = []
     for model in models.values():
         found = model.sets[test_set]
@@ -31,9 +31,9 @@ def table_rows(
 
 
 def inline(svg: str, name: str, label: str) -> Markup:
-    """Return a figure for the page: with unique ids and a label for those who cannot see it.
+    """Return a figure for the page, with unique ids and a label for those who cannot see it.
 
-    Several figures in one page must not share ids.
+    Figures on one page must not share ids.
     """
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
@@ -47,7 +47,7 @@ def figure_id(*words: str) -> str:
 
 
 def templates_of(package: str) -> Environment:
-    """Return the package's templates: escaped, and an error where a value is missing."""
+    """Return the package's templates: values are escaped, and a missing one is an error."""
     return Environment(
         loader=PackageLoader(package, "templates"),
         autoescape=select_autoescape(),
@@ -64,12 +64,12 @@ def render(**content: Any) -> str:
 
 
 def signed(number: float, digits: int) -> str:
-    rounded = round(number, digits) + 0.0  # which makes 0 of −0
+    rounded = round(number, digits) + 0.0  # turns −0 into 0
     return f"{rounded:+.{digits}f}".replace("-", "−")
 
 
 def size(number: float | None, unit: str) -> str:
-    """Return a number of things with four digits at most: 134.5 M, 269.1 MB; – if it is unknown."""
+    """Return a quantity with at most four digits: 134.5 M, 269.1 MB; – if it is unknown."""
     if number is None:
         return "–"
     for power, prefix in ((9, "G"), (6, "M"), (3, "k")):

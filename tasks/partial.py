@@ -1,4 +1,4 @@
-"""Where what was captured or asked so far waits, until all of it is there."""
+"""Folders that keep partial results of a stage until all of them are there."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def partial_folder(place: Path, name: str, made_from: Any, ranks: Ranks) -> Path:
-    """Return the folder in `place` of what there is so far of exactly this, and drop all other."""
+    """Return the folder in `place` for partial results of exactly this, and drop the stale ones."""
     text = json.dumps([made_from, code_sha256()], sort_keys=True)
     folder = place / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if ranks.is_first and place.exists():

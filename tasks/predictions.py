@@ -1,4 +1,4 @@
-"""The rows of predictions.parquet as decisions again, for the report and the gate."""
+"""Turn the rows of predictions.parquet back into decisions, for the report and the gate."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 from firstkd.measure.metrics import Predictions
 
 READ = ("is_right", "scores", "confidence", "calibrated_confidence", "correct")
-"""Columns that are read; of choices the first two are enough."""
+"""Columns that are read; for choices, the first two are enough."""
 Columns = Mapping[str, NDArray[Any]]
-"""Columns of one test set [E], lists [E, C], by the names in READ."""
+"""Columns of one test set [E], or [E, C] for lists, by the names in READ."""
 
 
 def raw(columns: Columns) -> Predictions:
-    """Return a test set's predictions of the model as it is."""
+    """Return the raw model's predictions on a test set."""
     return _predictions(columns, 1.0, "confidence")
 
 
 def served(columns: Columns, temperature: float | None) -> Predictions:
-    """Return them as it is served: choices at its temperature, own words as calibrated."""
+    """Return the served model's predictions: choices at its temperature, own words calibrated."""
     return _predictions(columns, temperature, "calibrated_confidence")
 
 
 def _predictions(columns: Columns, temperature: float | None, confidence: str) -> Predictions:
-    scores = columns["scores"]  # −inf where there is no such choice
+    scores = columns["scores"]  # −inf where a question has no such choice
     if not scores.shape[-1]:  # it answered in its own words
         return Predictions.of_answers(columns[confidence], columns["correct"])
     assert temperature is not None
@@ -35,7 +35,7 @@ def _predictions(columns: Columns, temperature: float | None, confidence: str) -
 
 
 def array_of(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Return a column's values [E], or its lists [E, C], which are equally long."""
+    """Return a column's values [E], or its lists [E, C], which must be equally long."""
     whole = column.combine_chunks()
     if not pa.types.is_list(whole.type):
         return np.asarray(whole.to_numpy(zero_copy_only=False))
@@ -44,6 +44,6 @@ def array_of(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def numbered(names: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Return the number of each name in the order of the distinct ones, from 0."""
+    """Return the rank of each name among the distinct names, from 0."""
     ranks = pc.rank(names, tiebreaker="dense")
     return np.asarray(ranks.to_numpy(zero_copy_only=False), np.int64) - 1

@@ -1,7 +1,7 @@
-"""What the settings ask of the data and of the models: checked before the first long stage.
+"""Check that the data and the models meet the settings, before the first long stage.
 
-Reads nothing itself: `validate` hands over what it has read, for all models at once; a training
-checks its own terms again, on the very questions that it learns from.
+Nothing is read here: `validate` passes what it has read, for all models at once. A training checks
+its own terms again, on the very questions that it learns from.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MIN_DECIDED = 2
-"""Calibration examples that a signal must have decisions on: with fewer, nothing can be
+"""The fewest calibration examples that a signal must have decisions on: fewer cannot be
 cross-fitted."""
 SPLITS = ("calibration", "test")
-"""On which models are calibrated and measured."""
+"""The splits on which models are calibrated and measured."""
 
 
 def check_terms(name: str, model: ModelSettings, questions: Sequence[Question]) -> None:
-    """Raise ConfigError for a term that no training question has anything for."""
+    """Raise ConfigError for a term that applies to no training question."""
     for term_name, term in (model.learn or {}).items():
         if not any(map(term.count, questions)):
             raise ConfigError(
@@ -38,10 +38,10 @@ def check_terms(name: str, model: ModelSettings, questions: Sequence[Question]) 
 
 
 def check_training(settings: Settings, name: str, lengths: Sequence[int]) -> None:
-    """Raise ConfigError if a training asks more than the questions hold.
+    """Raise ConfigError if the questions make no step, or processes cannot share one evenly.
 
-    `lengths` are those, in tokens, of the questions that the model, or one it learns together
-    with, learns from.
+    `lengths` are the lengths, in tokens, of the questions that the model, or one trained together
+    with it, learns from.
     """
     model = settings.models[name]
     if model.learn is None or model.train is None:
@@ -64,8 +64,8 @@ def check_adapting(settings: Settings, with_choices: Collection[str]) -> None:
 
 
 def check_shown(settings: Settings, root: str, model: "PreTrainedModel") -> None:
-    """Raise ConfigError or ArtifactError for a model made elsewhere of which, or of what is made of
-    it, terms compare something that it cannot show."""
+    """Raise ConfigError or ArtifactError if terms compare something that a model made elsewhere, or
+    one derived from it, cannot show."""
     for name, learner in settings.models.items():
         for term_name, term in (learner.learn or {}).items():
             if term.signal is None:
@@ -87,7 +87,7 @@ def check_vocabulary(settings: Settings, model: str, size: int) -> None:
 def check_signals(settings: Settings, decided: Mapping[str, int], questions: int) -> None:
     """Raise ConfigError for a signal that cannot be recalibrated on the calibration questions.
 
-    `decided` is how many of the `questions` have what the signal decides, by its name.
+    `decided` is how many of the `questions` have what a signal decides, by the signal's name.
     """
     for name, signal in settings.lineage.recalibrated.items():
         if decided[name] < MIN_DECIDED:
@@ -105,10 +105,10 @@ def check_measured(
     with_choices: Collection[str],
     open_text: Collection[str],
 ) -> None:
-    """Raise an error for a test split that has none of the kinds that calibration has.
+    """Raise DataValidationError if calibration and test have no kind of question in common.
 
-    That is a DataValidationError. Raises ConfigError if prompt.max_length leaves no room for open
-    text that is to be answered, and for exports where there is nothing else.
+    Raises ConfigError if prompt.max_length leaves no room to answer open text, and for exports if
+    either split has only open text.
     """
     has_choices, is_open = (
         [split in kind for split in SPLITS] for kind in (with_choices, open_text)
@@ -135,8 +135,8 @@ def check_measured(
 
 
 def check_exports(settings: Settings, configs: Mapping[str, Any]) -> None:
-    """Raise ConfigError for an export that has no place for a model made elsewhere, or that is
-    measured through a package that is not installed."""
+    """Raise ConfigError for an export whose format cannot hold the model, or that is measured
+    through a package that is not installed."""
     for name, export in settings.exports.items():
         with about(f"params.yaml: exports.{name}"):
             export.check(configs[settings.lineage.root(export.of)])
@@ -148,7 +148,7 @@ def check_exports(settings: Settings, configs: Mapping[str, Any]) -> None:
 
 
 def check_own_text(settings: Settings) -> None:
-    """Raise ConfigError for answers of a model that are learned beside others, or do not fit."""
+    """Raise ConfigError for own answers learned beside other signals, or not in chat format."""
     for name, signal in settings.signals.items():
         if signal.is_own_text and settings.prompt.format != "chat":
             raise ConfigError(
@@ -183,7 +183,7 @@ def check_averages(settings: Settings) -> None:
 
 
 def check_layers(settings: Settings, layers: Mapping[str, int], widths: Mapping[str, int]) -> None:
-    """Raise ConfigError for layers that a start needs, or a term compares, and that do not exist.
+    """Raise ConfigError if a start needs, or a term compares, layers that do not exist.
 
     `layers` and `widths` are those of the models that were made elsewhere.
     """

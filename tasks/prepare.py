@@ -1,4 +1,4 @@
-"""Bring all examples into one schema and split them by hash of their group or id.
+"""Bring all examples into one schema and split them by the hash of their group or id.
 
 Reads   data/fetch/, and data/write/ if models write questions
 Writes  data/prepare/{train,calibration,test}.parquet, data/prepare/ood_NAME.parquet for each
@@ -45,7 +45,7 @@ from tasks.stage import run_stage
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "calibration", "test")
-LARGE_GROUP = 0.5  # of a data set: more is hardly a passage, and leaves a split empty
+LARGE_GROUP = 0.5  # share of a data set: a larger one is hardly a passage, and empties a split
 
 
 def main(root: Path = Path(".")) -> None:
@@ -80,7 +80,7 @@ def fill(
     datasets: Mapping[str, Dataset],
     skipped: Mapping[str, Counter[str]],
 ) -> None:
-    """Put the examples of some data sets into a pool, each with its split."""
+    """Add the examples of some data sets to a pool, each with its split."""
     for name, dataset in datasets.items():
         file = file_of(root, settings, name)
         log.info("reading %s", file)
@@ -125,8 +125,8 @@ def write_splits(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Write a file for each split; return the counts, and how many are over `max_examples`.
 
-    Order within a split is that of the ids' hashes: shuffled, yet the same every time, so that
-    the start of a file is a fair sample of it.
+    Examples are ordered by the hash of their ids: shuffled, yet the same every time, so that the
+    start of a file is a fair sample of it.
     """
     counts, over = {}, {}
     for split in splits:
@@ -139,7 +139,7 @@ def write_splits(
 
 
 def add_variants(folder: Path, augment: AugmentSettings) -> dict[str, Any]:
-    """Add variants of what is learned from to the unlabelled questions; return their counts.
+    """Add variants of the train and unlabelled questions to the latter; return their counts.
 
     Raises DataValidationError if there are none.
     """
@@ -176,14 +176,14 @@ def _counted(tables: Iterable[pa.Table], sources: Counter[str]) -> Iterator[pa.T
 
 
 def out_of_domain(name: str) -> str:
-    """Return the name of the split that an out-of-domain data set is."""
+    """Return the name of an out-of-domain data set's split."""
     return f"ood_{name}"
 
 
 def assign(example: Example, dataset: Dataset, fractions: Fractions) -> Example:
-    """Give an example the split that the role of its data set and a hash decide.
+    """Assign an example to a split, by the role of its data set and a hash.
 
-    The hash is that of the example's group, so that a passage is in one split, or of its id.
+    The hash is of the example's group, so that a passage stays in one split, or else of its id.
     """
     train, calibration = ("train", fractions.train), ("calibration", fractions.calibration)
     match dataset.role:

@@ -1,9 +1,9 @@
-"""Fit a registered student's temperature and threshold to newer labelled questions, untrained.
+"""Refit a registered student's temperature and threshold on newer labelled questions.
 
-No stage: the student comes from the registry, and what is written goes back there, through the
-gate. Questions that the present splits learn from or test on are left out.
+This is not a stage: the student comes from the registry and is not trained; the result goes back
+there, through the gate. Questions that the current splits learn from or test on are left out.
 
-Reads   MODEL/ (a student's folder), EVALUATION/ (what was measured of it), QUESTIONS (a file),
+Reads   MODEL/ (a student's folder), EVALUATION/ (its evaluation), QUESTIONS (a file),
         data/prepare/*.parquet
 Writes  OUTPUT/metrics.json, predictions.parquet, calibration.json, as `evaluate` does
 Run as  python -m tasks.recalibrate MODEL EVALUATION QUESTIONS OUTPUT   (by flows/recalibrate.py)
@@ -69,7 +69,7 @@ def main(root: Path, model: str, evaluation: str, questions: str, output: str) -
 
 
 def read_questions(file: Path) -> list[Example]:
-    """Read labelled questions, each once; raises DataValidationError as other data sets do."""
+    """Read labelled questions, each once; raises DataValidationError as for other data sets."""
     if not file.is_file():
         raise DataValidationError(f"{file} is missing: name a file of labelled questions")
     dataset = DatasetSource(
@@ -82,9 +82,9 @@ def read_questions(file: Path) -> list[Example]:
 
 
 def without_seen(examples: Iterable[Example], prepared: Path) -> Iterable[Example]:
-    """Yield what shares no question and no passage with a split that is learned from or tested on.
+    """Yield examples that share no question or passage with a split learned from or tested on.
 
-    Its own calibration questions may come again: nothing was learned from them.
+    The student's calibration questions may come again: it learned nothing from them.
     """
     asked, groups = set[str](), set[str | None]()
     for file in sorted(prepared.glob("*.parquet")):

@@ -1,4 +1,4 @@
-"""Where the record is: the address of an MLflow server, or of a local database."""
+"""Where the record is kept: the address of an MLflow server or of a local database."""
 
 import os
 from pathlib import Path
@@ -13,9 +13,9 @@ from tasks.machine import check_place
 
 
 def place_of(root: Path, settings: RecordSettings) -> tuple[URL, Path | None]:
-    """Return where MLflow is, and its SQLite database if it is one.
+    """Return MLflow's address, and the path of its SQLite database if it uses one.
 
-    Raises ConfigError for a place that params.yaml, which others write, must not name.
+    Raises ConfigError for a place that params.yaml, which others may write, must not name.
     """
     url = address_of(settings)
     database = database_at(root, url)
@@ -34,7 +34,7 @@ def place_of(root: Path, settings: RecordSettings) -> tuple[URL, Path | None]:
 
 
 def address_of(settings: RecordSettings) -> URL:
-    """Return where MLflow is; raises ConfigError for what cannot be a place for the record."""
+    """Return MLflow's address; raises ConfigError for one that cannot keep the record."""
     given = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
     if urlsplit(given).scheme in ("", "file"):
         raise ConfigError(
@@ -52,7 +52,7 @@ def address_of(settings: RecordSettings) -> URL:
 def database_at(root: Path, url: URL) -> Path | None:
     """Return the absolute path of an SQLite database; a relative one lies in the project.
 
-    Raises ConfigError for one from beside which MLflow would load nothing.
+    Raises ConfigError for one in a folder from which MLflow could not load models.
     """
     if url.get_backend_name() != "sqlite" or not url.database:
         return None

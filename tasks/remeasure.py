@@ -1,7 +1,7 @@
-"""Measure a registered student on the present test questions, as it is served.
+"""Measure a registered student on the current test questions, as it is served.
 
-No stage: the student comes from the registry, for the comparison with a challenger that was tested
-on other questions than the student was.
+This is not a stage: the student comes from the registry, to be compared with a challenger that was
+tested on other questions.
 
 Reads   MODEL/ (a student's folder), CALIBRATION (the calibration.json of its evaluation),
         data/prepare/{test,ood_*}.parquet
@@ -33,7 +33,7 @@ def main(root: Path, model: str, calibration: str, output: str) -> None:
     ways: list[Way] = []
     if (temperature := kept["temperature"]) is not None:
         ways.append(Choosing(subject, temperature))
-    if (words := kept.get("open_text")) is not None:  # which earlier versions do not have
+    if (words := kept.get("open_text")) is not None:  # earlier versions have none
         ways.append(Writing.of_kept(subject, words))
     decided = decide_all(ways, root / "data/prepare")
     answers = {name: answered for name, (_, answered) in decided.items()}

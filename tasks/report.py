@@ -1,4 +1,4 @@
-"""Put the models side by side: one page that a person looks at, and the numbers for DVC's plots.
+"""Put the models side by side: one page for people, and the numbers for DVC's plots.
 
 Reads   data/evaluate/MODEL/ and data/model/MODEL/training.jsonl of every model in evaluate.models,
         data/signal/NAME/metrics.json, data/prepare/
@@ -7,8 +7,8 @@ Writes  data/report/index.html (self-contained), metrics.json, table.json, diffe
         plots/{reliability,coverage,training}/MODEL.csv
 Run as  python -m tasks.report   (normally through `dvc repro report`)
 
-Nothing here depends on a clock: what a run cost and where it was recorded is in the page that
-`firstkd report` makes of this one.
+Nothing here depends on a clock: `firstkd report` makes a page from this one that adds what the
+run cost and where it was recorded.
 """
 
 from pathlib import Path
@@ -109,7 +109,7 @@ def build_page(
 
 
 def training_curves(root: Path, settings: Settings) -> Curves:
-    """Return the training of each evaluated model that learned anything."""
+    """Return the training curve of each evaluated model that was trained."""
     return {
         name: read_json_lines(model_folder(root, name) / "training.jsonl")
         for name in settings.measured_models

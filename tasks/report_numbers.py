@@ -1,4 +1,4 @@
-"""The report's numbers for programs: tables, and the points of DVC's metrics and plots."""
+"""The report's numbers for programs: tables, and DVC's metrics and plots."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ Point = Mapping[str, float]
 
 
 def table(models: Models) -> list[dict[str, Any]]:
-    """One row per model, test set and reading of its confidence."""
+    """Return one row per model, test set and reading of its confidence."""
     return [
         {
             "model": name,
@@ -47,7 +47,7 @@ HEADLINE = {
 
 
 def headline_metrics(models: Models) -> dict[str, Any]:
-    """The few numbers that `dvc metrics diff` and `dvc exp show` put side by side."""
+    """Return the few numbers that `dvc metrics diff` and `dvc exp show` compare."""
     return {
         name: {
             title: model.sets["test"][reading][metric]["value"]
@@ -58,14 +58,14 @@ def headline_metrics(models: Models) -> dict[str, Any]:
 
 
 def differences(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """The student less each other model, on each test set, by the titles of the columns."""
+    """Return the student minus each other model, on each test set, by column title."""
     return [asdict(comparison) for comparison in comparisons]
 
 
 def write_plots(folder: Path, models: Models, curves: Curves) -> None:
-    """Write the points of each plot, one file a model: `dvc plots diff` draws one line a revision.
+    """Write each plot's points, one file per model; `dvc plots diff` draws one line per revision.
 
-    Folders of files, since the models' names are not known where the plots are declared.
+    A plot is a folder of files, since the models' names are not known where it is declared.
     """
     for name, model in models.items():
         for reading in ("raw", "calibrated"):

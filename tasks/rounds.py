@@ -1,4 +1,4 @@
-"""The calibration questions that a training asks between its steps, if something adapts to them."""
+"""The calibration questions asked between training steps, if something adapts to the answers."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
-"""predictions.parquet, written a row group at a time.
+"""Write predictions.parquet, one row group at a time.
 
-Texts are read again from the prepared file as they are written, so memory never holds them all.
+Texts are read again from the prepared file during writing, so memory never holds them all.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ PREDICTIONS = pa.schema(
         ("scores", pa.list_(pa.float64())),
     ]
 )
-"""Answers in a model's own words have no scores, and the indices are −1."""
+"""Answers in a model's own words have no scores, and their indices are −1."""
 
 
 def write_predictions(path: Path, decided: Mapping[str, Decided]) -> None:

@@ -1,4 +1,4 @@
-"""What a model that learns from its teacher's own answers reads in place of right ones."""
+"""The teacher's own answers, for models that learn from them in place of right ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,14 +24,14 @@ def as_said(
 ) -> list[Question]:
     """Tokenise the examples that models learn from.
 
-    If they learn from their teacher's answers, these are the responses; an example that it has not
-    answered has none. Raises as `encode` does, and ArtifactError for a store of other examples.
+    If they learn from their teacher's answers, these are the responses; an example without an
+    answer has none. Raises as `encode` does, and ArtifactError for a store of other examples.
     """
     names = {name for model in models.values() for name in model.signals}
     own = [name for name in names if settings.signals[name].is_own_text]
     if not own:
         return encode(examples, tokenizer, settings.prompt)
-    (name,) = own  # nothing else is learned with it
+    (name,) = own  # no other signal is learned with it
     store = SignalStore(signal_folder(root, name, "train"))
     keys, ids = [example_key(e) for e in examples], [e.id for e in examples]
     records = store.of_examples(store.positions(keys, ids))

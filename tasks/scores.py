@@ -1,7 +1,7 @@
-"""From a model's answers to what is measured of it, whatever runtime gave them.
+"""From a model's answers to its metrics, whatever runtime gave the answers.
 
-`own_temperature` of the calibration split's scores and what is `promised` there, then what is
-`measured` of the test sets. Answers in a model's own words are tasks/writing.py's.
+`own_temperature` and `promised` use the calibration split, `measured` the test sets. For answers in
+a model's own words, see tasks/writing.py.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,28 +29,28 @@ from firstkd.signals.knowledge import Knowledge
 from tasks.predictions import numbered
 
 Chunks = Iterable[Sequence[Example]]
-"""Questions, some at a time; can be iterated again."""
+"""Questions in chunks; can be iterated more than once."""
 
 
 @dataclass(frozen=True)
 class Decided:
     """A split's questions with a model's answers, its confidence in them, and which are right.
 
-    The questions themselves stay in their file: of each, memory holds its numbers.
+    The questions themselves stay in their file; memory holds only numbers for each.
     """
 
     asked: Chunks
     readings: Mapping[str, Predictions]
-    """`raw`, as the model is; `calibrated`, as it is served; perhaps others."""
+    """`raw`, the model as it is; `calibrated`, as it is served; perhaps others."""
     columns: Mapping[str, NDArray[Any]]
-    """Columns of predictions.parquet, [E] or [E, C], those that depend on how it answered."""
+    """The columns of predictions.parquet, [E] or [E, C], that depend on how it answered."""
     given: Sequence[str] | None = None
-    """Answers in its own words; None where it chose."""
+    """Answers in its own words; None if it chose."""
     text: Statistic | None = None
-    """What measures the answers' words, where they are the model's own."""
+    """The statistic of the answers' words, if they are the model's own."""
 
     def answers(self, examples: Sequence[Example], part: slice) -> Sequence[str]:
-        """Return the answers to the examples that are this part of all."""
+        """Return the answers to `examples`, which are this part of all questions."""
         if self.given is not None:
             return self.given[part]
         chosen = zip(examples, self.columns["predicted_index"][part].tolist(), strict=True)
@@ -59,16 +59,16 @@ class Decided:
 
 @dataclass(frozen=True)
 class Scored:
-    """A model's scores [E, C] of the choices of a split's questions, and which are right."""
+    """A model's scores [E, C] for the choices of a split's questions, and which are right."""
 
     scores: Tensor
     """−inf where a question has fewer choices than another."""
     is_right: Bools
-    """[E, C]; several may be, if their texts are the same."""
+    """[E, C]; several may be right, if their texts are the same."""
     answer_index: Tensor
     """[E]"""
     by_one_token: bool
-    """Whether every choice is a single token, so that its score is its probability's logarithm."""
+    """Whether every choice is a single token, so that its score is its log-probability."""
 
     @classmethod
     def of(cls, examples: Sequence[Example], scores: Tensor, by_one_token: bool) -> Self:
@@ -98,16 +98,16 @@ class Scored:
         )
 
     def _parts(self) -> Iterator[tuple[Tensor, Bools]]:
-        """Yield some scores at a time: in float64, all would take the most memory."""
+        """Yield the scores in chunks: all of them in float64 would take the most memory."""
         for start in range(0, len(self.scores), CHUNK):
             part = slice(start, start + CHUNK)
             yield self.scores[part], self.is_right[part]
 
     def at(self, temperature: float, asked: Chunks) -> Decided:
-        """Return what the model chooses, with confidence over the choices.
+        """Return what the model chooses, with its confidence over the choices.
 
-        Where each choice is one token, the reading `vocabulary` has it over the whole vocabulary,
-        as published evaluations do.
+        If each choice is one token, the reading `vocabulary` has the confidence over the whole
+        vocabulary, as in published evaluations.
         """
         raw = self.predictions()
         readings = {"raw": raw, "calibrated": self.predictions(temperature)}
@@ -129,7 +129,7 @@ class Scored:
 
 
 def own_temperature(split: Scored, settings: CalibrateSettings) -> Temperature:
-    """Fit the temperature that goes with a model, on the calibration split's scores."""
+    """Fit a model's own temperature on the calibration split's scores."""
     decisions = Knowledge.of_choices(split.scores.log_softmax(-1), split.answer_index)
     return Temperature.fit(decisions, torch.from_numpy(split.is_right), settings)
 
@@ -143,7 +143,7 @@ def measured(
 
 
 def promised(split: Decided, policy: PolicySettings | None) -> Promise | None:
-    """Return what can be promised of a model as it is served, on the calibration split."""
+    """Return what can be promised of a model as it is served, from the calibration split."""
     if policy is None:
         return None
     decisions = split.readings["calibrated"]
@@ -151,7 +151,7 @@ def promised(split: Decided, policy: PolicySettings | None) -> Promise | None:
 
 
 def under(kept: Promise, split: Decided) -> dict[str, Any]:
-    """Return the share of a test set that is answered, and the share of that which is wrong."""
+    """Return the share of a test set that is answered, and the share of answers that are wrong."""
     decisions = split.readings["calibrated"]
     answered = decisions.confidence >= kept.abstain_below
     wrong = answered & ~decisions.correct
@@ -164,12 +164,12 @@ def under(kept: Promise, split: Decided) -> dict[str, Any]:
 
 
 def plain(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
-    """Return what is written of metrics with their intervals."""
+    """Return metrics with their intervals as plain dictionaries."""
     return {name: asdict(estimate) for name, estimate in estimates.items()}
 
 
 def drawn_with(example: Example) -> str:
-    """Return what a bootstrap draws an example with: its conversation or passage, if it has one.
+    """Return the unit that a bootstrap draws: an example's conversation or passage, or itself.
 
     Another test set would have other conversations, not other turns of the same ones.
     """
@@ -177,14 +177,14 @@ def drawn_with(example: Example) -> str:
 
 
 def group_numbers(asked: Chunks) -> NDArray[np.int64]:
-    """Return the number [E] of what each example is drawn with."""
+    """Return the number [E] of the unit that each example is drawn with."""
     return numbered(
         pa.chunked_array(([*map(drawn_with, examples)] for examples in asked), pa.string())
     )
 
 
 def _summarise(split: Decided, samples: int, seed: int) -> dict[str, Any]:
-    """Return the metrics of each reading of the confidence, and of the words (`text`)."""
+    """Return the metrics of each reading of the confidence, and of own words (`text`) if any."""
     groups = group_numbers(split.asked)
     found: dict[str, Any] = {"examples": len(groups)}
     for reading, predictions in split.readings.items():

@@ -1,14 +1,14 @@
-"""Search the shape of a student under a budget of parameters: how many layers, and how wide.
+"""Search for a student's shape under a parameter budget: how many layers, and how wide.
 
-Each candidate is a cut of `search.of`, as wide as the budget allows at its number of layers, which
-learns as `search.like` does by a short section of `train`. Candidates are ranked by their NLL on
+Each candidate is `search.of` cut down, as wide as the budget allows at its number of layers. It
+learns as `search.like` does, with a short section of `train`. Candidates are ranked by their NLL on
 the calibration split at their own temperature; the test split is not read. Optuna chooses the
-numbers of layers that are tried (TPE: Bergstra et al. 2011) and remembers them, so an interrupted
-search goes on, and gives the same result.
+numbers of layers to try (TPE: Bergstra et al. 2011) and remembers them, so an interrupted search
+resumes and gives the same result.
 
 Reads   data/prepare/, and what `search.like` reads of data/model/, data/signal/, data/calibrate/
-Writes  data/search/candidates.json, the best first
-Run as  python -m tasks.search   (after the models and signals that `search.like` reads were made)
+Writes  data/search/candidates.json, best first
+Run as  python -m tasks.search   (once the models and signals that `search.like` reads exist)
 """
 
 import logging
@@ -37,7 +37,7 @@ from tasks.subject import Subject
 
 log = logging.getLogger(__name__)
 CUT, START, CANDIDATE = "searched_cut", "searched_start", "searched"
-"""Names of the models that a candidate is made by."""
+"""Names of the models made for a candidate."""
 MADE = ("prepare", "signal", "calibrate")
 
 
@@ -63,7 +63,7 @@ def main(root: Path) -> None:
         "layers": optuna.distributions.IntDistribution(fewest, most)
     }
     for number in range(len(done), search.trials):
-        # a sampler for each trial: what is tried next follows from the trials before alone
+        # a sampler per trial: what is tried next depends only on the trials before
         study.sampler = optuna.samplers.TPESampler(seed=settings.runtime.seed + number)
         trial = study.ask(depths)
         layers = trial.params["layers"]
@@ -81,9 +81,9 @@ def main(root: Path) -> None:
 
 
 def identity(root: Path, settings: Settings) -> Any:
-    """Return what decides all candidates, whichever are tried."""
+    """Return everything that decides the candidates, whichever are tried."""
     values = settings.model_dump(exclude={"machine", "record", "promote", "serve", "publish"})
-    del values["search"]["trials"]  # more of them go on from fewer
+    del values["search"]["trials"]  # a search with more trials resumes from one with fewer
     paths = [prepared(root, split) for split in ("train", "calibration")]
     return [values, [sha256_of(path) for path in paths]]
 
@@ -91,7 +91,7 @@ def identity(root: Path, settings: Settings) -> Any:
 def candidate(
     root: Path, folder: Path, settings: Settings, search: SearchSettings, layers: int, width: int
 ) -> dict[str, Any]:
-    """Make, heal and measure one candidate, in a project beside the others."""
+    """Make, train and measure one candidate, in its own project folder."""
     project = folder / f"{layers}"
     (project / "data/model").mkdir(parents=True, exist_ok=True)
     made = [Path("data", name) for name in MADE]
@@ -120,7 +120,7 @@ def candidate(
     temperature = own_temperature(scored, settings.calibrate).temperature
     values = scored.predictions(temperature).values()
     parameters = subject.network.num_parameters()
-    shutil.rmtree(project)  # gigabytes: what it has shown is all that counts
+    shutil.rmtree(project)  # gigabytes; only the results count
     return {
         "layers": layers,
         "intermediate_size": width,

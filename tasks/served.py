@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 def opened(
     root: Path, settings: Settings, of: str, share: int, viewer: Viewer | None = None
 ) -> Iterator[AskedTeacher]:
-    """Open a model behind a server, which `share` processes ask, by default without a view.
+    """Open a model behind a server that `share` processes query, by default without a view.
 
-    Raises ConfigError, SourceError or UnreachableError if the server does not give what is asked,
-    and ArtifactError if that is something else than when the model's folder was made.
+    Raises ConfigError, SourceError or UnreachableError if the server does not give what is
+    requested, and ArtifactError if that has changed since the model's folder was made.
     """
     init, folder = cast("ServerInit", settings.models[of].init), model_folder(root, of)
     tokenizer, size = load_tokenizer(folder), tokenizer_ids(folder)

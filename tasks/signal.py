@@ -1,4 +1,4 @@
-"""Keep what is known of a model, or of several, on the examples.
+"""Store a signal: what one or more models say about the examples.
 
 Reads   data/model/OF/ or data/signal/OTHER/, as signals.NAME of params.yaml says,
         data/prepare/{train,unlabelled,calibration}.parquet
@@ -6,8 +6,8 @@ Writes  data/signal/NAME/{train,calibration}/ (stores), data/signal/NAME/metrics
 Run as  python -m tasks.signal NAME   (normally through `dvc repro signal-NAME`)
 
 It starts itself as several processes if machine.processes asks for them and machine.placement
-leaves each something to do. What an interrupted run has captured lies in data/.signal/, from which
-the next run goes on.
+leaves each something to do. An interrupted run leaves what it has captured in data/.signal/, and
+the next run resumes from there.
 """
 
 import logging
@@ -45,7 +45,7 @@ def main(root: Path, name: str) -> None:
         raise ConfigError(f"there is no signals.{name}; there are {', '.join(settings.signals)}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     ranks, signal = join_ranks(), settings.signals[name]
-    # a large teacher takes long to hash: one process does it for all
+    # a large teacher takes long to hash, so one process does it for all
     identity = ranks.from_first(lambda: identity_of(root, settings, name))
     made_from = [identity, settings.capture.model_dump()]
     partial = partial_folder(root / "data/.signal", name, made_from, ranks)
@@ -79,7 +79,7 @@ def capture(
     identity: dict[str, Any],
     ranks: Ranks,
 ) -> None:
-    """Run the signal's model over both splits, or ask it if it is behind a server."""
+    """Run the signal's model over both splits, or query it if it is behind a server."""
     (of,) = signal.models
     folder, splits = model_folder(root, of), files_of(root, settings)
     tokenizer, viewer = load_tokenizer(folder), viewer_of(root, settings, signal)
@@ -108,7 +108,7 @@ def capture(
 
 
 def files_of(root: Path, settings: Settings) -> dict[str, list[Path]]:
-    """Return the files of examples that each split of a signal is about."""
+    """Return the files of examples that each split of a signal covers."""
     return {
         "train": learned_from(root, settings),
         "calibration": [prepared(root, "calibration")],

@@ -1,4 +1,4 @@
-"""The stages of a signal: it is kept and, if it has decisions, recalibrated."""
+"""The stages of a signal: store it and, if it has decisions, recalibrate it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +9,9 @@ from tasks.dvc_stage import Stage
 from tasks.layout import learned_from, temperature_files
 
 ASKING = "tasks.served"
-"""What only the stages of signals depend on whose model is behind a server."""
+"""The module that only signals of a model behind a server depend on."""
 COMBINING = "tasks.combine"
-"""What only those depend on that are computed from others."""
+"""The module that only signals computed from other signals depend on."""
 
 
 def signal_stages(settings: Settings, name: str) -> Iterator[Stage]:

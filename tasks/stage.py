@@ -1,4 +1,4 @@
-"""What every stage does around its work: logging, errors for people, reproducibility, cost."""
+"""What every stage does around its work: logging, readable errors, reproducibility, cost."""
 
 import argparse
 import atexit
@@ -36,7 +36,7 @@ def run_stage(
     """Run `main(root)` or `main(root, value)` for `python -m tasks.NAME [value]`, then exit.
 
     The stage's wall time and peak memory go to logs/STAGE/cost.json, which is not tracked: they
-    differ from run to run. Where `in_all` says so of the machine, it runs in all of
+    differ from run to run. If `in_all` returns True for the machine, the stage runs in all
     `machine.processes`, on all hosts of `machine.launcher`.
     """
 
@@ -51,7 +51,7 @@ def run_stage(
                 run_host(job)
                 return
             if machine.processes > 1 or not machine.launcher.is_here:
-                machine.launcher.launch(job)  # the first of the processes writes the cost
+                machine.launcher.launch(job)  # the first process writes the cost
                 return
         started = time.monotonic()
         main(root, *values)
@@ -62,12 +62,12 @@ def run_stage(
 
 
 def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) -> None:
-    """Run `main(root, *values)` with the values that the command line gives the arguments.
+    """Run `main(root, *values)` with the values of the arguments on the command line.
 
-    A PipelineError, or a disk that refuses, becomes one line on stderr and its exit code; anything
-    else is a crash, with a traceback and exit code 1.
+    A PipelineError, or a failed write to disk, becomes one line on stderr and its exit code;
+    anything else is a crash, with a traceback and exit code 1.
     """
-    atexit.register(gc.freeze)  # else ending looks through all imported modules, for a second
+    atexit.register(gc.freeze)  # else exiting scans all imported modules, for a second
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}")
     for argument in arguments:
         parser.add_argument(argument)
@@ -82,7 +82,7 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs every request
     os.environ["DO_NOT_TRACK"] = "true"  # what a stage imports must not phone home
-    # end through the context managers, which leave nothing half-written
+    # exit through the context managers, which leave nothing half-written
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if is_rank():
         end_with_parent()
@@ -92,13 +92,13 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
         main(Path("."), *values)
         if is_rank():
             logging.shutdown()
-            # not through the libraries' destructors: one aborted, since its thread still ran
+            # skip the libraries' destructors: one aborted because its thread was still running
             os._exit(0)
     except Exception as error:
         known = error if isinstance(error, PipelineError) else disk_refusal(error)
         if is_rank():
             tell(known or error)
-            os._exit(1)  # what libraries do at the end waits for ranks that may be gone
+            os._exit(1)  # the libraries' cleanup waits for ranks that may be gone
         if known is None:
             raise
         # on a new line: a progress bar may still be open

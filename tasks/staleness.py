@@ -1,4 +1,4 @@
-"""Why a stage would run: what DVC says has changed, in words, and which stages wait for which."""
+"""Why a stage would run: what DVC says has changed, in words, and which stages it waits for."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ def stage_states(
 def explain(
     changes: list[Any], before: Mapping[str, Any], params: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Put what `dvc status --json` says of a stage into words.
+    """Put what `dvc status --json` says about a stage into words.
 
-    It names whole sections of params.yaml; the settings that the stage last ran with (`before`, of
-    dvc.lock) and the present ones say which keys of them differ.
+    DVC names whole sections of params.yaml; comparing the settings that the stage last ran with
+    (`before`, from dvc.lock) with the current ones shows which keys differ.
     """
     for change in changes:
         if isinstance(change, str):  # "changed command", "always changed"

@@ -1,4 +1,4 @@
-"""What `firstkd run` says at the end: the models side by side, the verdict, where to look next."""
+"""What `firstkd run` prints last: the models side by side, the verdict, where to look next."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tasks.tables import load_differences, load_metrics, print_comparison, recal
 def print_summary(
     root: Path, settings: Settings, version: str, verdict: Verdict, champion: str | None
 ) -> None:
-    """Say what became of the version that a run has registered, and who is in charge now."""
+    """Print what became of the version that a run registered, and which is the champion now."""
     name, measured = settings.record.registered_model, load_metrics(root, settings)
     print_comparison(measured, "test", settings.record.student, load_differences(root))
     said = [

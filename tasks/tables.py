@@ -1,4 +1,4 @@
-"""The models side by side: tables of what evaluate measured, for the terminal and as markdown."""
+"""Tables of the models side by side, from evaluate's metrics, for the terminal and as markdown."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,17 +14,17 @@ from tasks.columns import CORRECTNESS, RANKING, TEXT, Column
 
 DIFFERENCES = ("accuracy", "NLL at T", "Brier at T", "AURC", "ECE at T")
 Cell = tuple[str, str]
-"""The thing itself, and a detail: a number and its interval."""
+"""A value and its detail: a number and its interval."""
 
 
 def load_metrics(root: Path, settings: Settings) -> dict[str, Any]:
-    """Return what evaluate measured of each model of the settings."""
+    """Return evaluate's metrics of each model in the settings."""
     folder = root / "data" / "evaluate"
     return {name: read_json(folder / name / "metrics.json") for name in settings.evaluate.models}
 
 
 def load_differences(root: Path) -> list[dict[str, Any]]:
-    """Return the student less each other model on each test set; none before there is a report."""
+    """Return the student minus each other model on each test set; empty before the first report."""
     path = root / "data" / "report" / "differences.json"
     return [*read_json(path)] if path.exists() else []
 
@@ -66,7 +66,7 @@ def markdown_table(measured: Mapping[str, Any]) -> str:
             [f"{value} ({detail})" if detail else value for value, detail in row]
             for row in rows("test", measured, columns)
         ]
-        if not cells:  # of own words, where there were only choices
+        if not cells:  # e.g. for own words, if there are only choices
             continue
         titles = headings(columns)
         lines = [titles, ["---"] * len(titles), *cells]
@@ -77,7 +77,7 @@ def markdown_table(measured: Mapping[str, Any]) -> str:
 def print_comparison(
     measured: Mapping[str, Any], test_set: str, student: str, differences: list[dict[str, Any]]
 ) -> None:
-    """Print each model on a test set, and what the student is less each other one there."""
+    """Print each model's results on a test set, and the student minus each other model there."""
     console = Console()
     _print_tables(console, test_set, measured)
     _print_differences(console, test_set, student, differences)

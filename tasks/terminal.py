@@ -1,4 +1,4 @@
-"""What a person sees of the stages while they run."""
+"""What the user sees of the stages while they run."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from typing import TextIO
 
 CLEAR = "\r\x1b[K"
 PROGRESS_SECONDS = 30.0
-"""Between two states of a progress bar where they cannot overwrite each other (a log file)."""
+"""Seconds between states of a progress bar if they cannot overwrite each other (a log file)."""
 DVC_CHATTER = (
     "Running stage '",
     "Stage '",
@@ -25,10 +25,10 @@ DVC_CHATTER = (
 
 @dataclass
 class Terminal:
-    """Shows stages and their output on `stream`: bars live on a terminal, now and then in a log.
+    """Shows stages and their output on `stream`: live bars on a terminal, occasional ones in a log.
 
     Without a stream it shows nothing: a scheduled run leaves everything to Prefect's log.
-    The error of a failed stage is left out: whoever runs the flow tells it, once.
+    The error of a failed stage is left out: the caller of the flow reports it, once.
     """
 
     stream: TextIO | None = field(default_factory=lambda: sys.stderr)
@@ -50,7 +50,7 @@ class Terminal:
             self._write(f"{text}\n")
 
     def progress(self, text: str) -> None:
-        if text.startswith(DVC_CHATTER):  # a line of which the end has not come yet
+        if text.startswith(DVC_CHATTER):  # a line that is not complete yet
             return
         if self.stream and self.stream.isatty():
             self._write(text)
@@ -70,5 +70,5 @@ terminal = ContextVar("terminal", default=SILENT)
 
 
 def is_error_line(stage: str, line: str) -> bool:
-    """Whether a line of a stage's output is its error message, or DVC's word on the failure."""
+    """Whether a line of a stage's output is its error message, or DVC's about the failure."""
     return line.startswith((f"{stage.partition('-')[0]}: ", "ERROR: failed to reproduce "))

@@ -1,7 +1,7 @@
-"""Let a model learn its terms, or several models together, from one another as well.
+"""Train a model on its terms, or several together, which may also learn from one another.
 
-Checkpoints lie in data/.train/STAGE-DIGEST, where DVC does not look, and are gone when the stage
-is done. The digest is of everything that decides the result, so that nothing else goes on there.
+Checkpoints are kept in data/.train/STAGE-DIGEST, where DVC does not look, and removed when the
+stage is done. The digest covers all that decides the result, so that nothing else resumes there.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
     assert section is not None
     training, machine = settings.train[section], settings.machine
     starts = {name: given.models[model.init.models[0]] for name, model in models.items()}
-    # live signals of one another have checked that they share a tokenizer
+    # models that learn from one another share a tokenizer (tasks/beside.py checks it)
     tokenizer = load_tokenizer(starts[names[0]])
     examples, questions = material(settings, models, given, tokenizer)
     matched = Matched(root, settings, examples, questions, tokenizer)
@@ -59,7 +59,7 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
     networks = {name: load_to_train(starts[name], training, machine, ranks) for name in names}
     tuned = [add_lora(network, training.lora) for network in networks.values() if training.lora]
     writes = None
-    if models[names[0]].on_policy:  # which only a model has that learns alone
+    if models[names[0]].on_policy:  # only for a model that learns alone
         from tasks.own_text import own_text
 
         writes = own_text(settings, names[0], networks[names[0]], tokenizer, examples)
@@ -68,7 +68,7 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
         from tasks.rounds import calibration_rounds
 
         rounds = calibration_rounds(root, settings, training, tokenizer)
-    # of the whole questions, whatever a model needs of them: all models see the same batches
+    # planned on whole questions, whatever a model needs, so that all models see the same batches
     sources = [example.source for example in examples]
     (order,) = {model.order for model in models.values()}
     whole = writes.at_their_longest(questions) if writes else questions
@@ -95,7 +95,7 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
         with atomic_folder(model_folder(root, name)) as folder:
             save_model(network, tokenizer, folder)
             write_json_lines(folder / "training.jsonl", player.curve_of(name, curve))
-    # of this machine, so it is logged and not an output
+    # depends on this machine, so it is logged and not an output
     write_json(logs / "deepspeed.json", deepspeed_config(training, machine, ranks.world_size))
     shutil.rmtree(checkpoints, ignore_errors=True)  # there may be none
 
@@ -103,7 +103,7 @@ def learn(root: Path, settings: Settings, names: Sequence[str], given: Given) ->
 def material(
     settings: Settings, models: Mapping[str, ModelSettings], given: Given, tokenizer: Any
 ) -> tuple[list[Example], list[Question]]:
-    """Return the examples that any of the models learns from, and how they are asked."""
+    """Return the examples that any of the models learns from, and their tokenised questions."""
     examples = read_all(given.examples)
     for model in models.values():
         if model.leave_out:
@@ -121,13 +121,13 @@ def material(
 
 
 def needs_choices(settings: Settings, model: ModelSettings) -> bool:
-    """Whether its terms compare choices, or learn from states stored of the whole questions."""
+    """Whether its terms compare choices, or learn from stored states of whole questions."""
     signals = [settings.signals[name] for name in model.signals]
     return model.needs.choices or any(s.needs.choices for s in signals if not s.is_live)
 
 
 def decided_by(settings: Settings, models: Mapping[str, ModelSettings]) -> list[Any]:
-    """Return the settings that decide what models become."""
+    """Return the settings that decide the result of a training."""
     (section,) = {model.train for model in models.values()}
     training = settings.train[str(section)]
     parts = [*models.values(), training, settings.prompt, settings.runtime]
@@ -137,7 +137,7 @@ def decided_by(settings: Settings, models: Mapping[str, ModelSettings]) -> list[
 
 
 def inputs_of(root: Path, settings: Settings, name: str) -> Iterable[Path]:
-    """Yield what of its signals decides what a model becomes."""
+    """Yield the other files and folders that decide a model's training, such as its signals."""
     if settings.models[name].adapts:
         yield prepared(root, "calibration")
     if keep := settings.models[name].keep:
@@ -157,7 +157,7 @@ def inputs_of(root: Path, settings: Settings, name: str) -> Iterable[Path]:
 def checkpoint_folder(
     root: Path, stage: str, made_from: Any, inputs: Sequence[Path], ranks: Ranks
 ) -> Path:
-    """Return the folder for checkpoints of exactly this, and drop the stage's others."""
+    """Return the folder for checkpoints of exactly this training, and drop the stage's others."""
 
     def folder() -> Path:
         hashes = {str(path): sha256_of(path) for path in inputs}

@@ -1,4 +1,4 @@
-"""What is asked of a server, counted shard by shard in the logs of a stage."""
+"""Count what a stage asks of a server, shard by shard, in its logs."""
 
 import json
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from tasks.costs import USAGE, asking_cost
 
 
 class UsageLog:
-    """What a stage has asked for, in this run and in those that were interrupted."""
+    """What a stage has asked for, in this run and in interrupted ones before it."""
 
     def __init__(self, logs: Path, of: str, init: ServerInit) -> None:
-        """`of` names exactly what is asked for: when that changes, counting starts again."""
+        """`of` identifies exactly what is asked for; when it changes, counting starts over."""
         self._logs, self._of, self._price = logs, of, init.price
         logs.mkdir(parents=True, exist_ok=True)
 
     def adding(self, served: ServedModel) -> Callable[[], None]:
-        """Return what adds to the log all that was asked since it was last called."""
+        """Return a function that logs everything asked since its last call."""
 
         def add() -> None:
             line: dict[str, str | float] = {"of": self._of, **vars(served.usage)}

@@ -4,7 +4,7 @@ Reads   data/prepare/*.parquet, the tokenizers of the models that were made else
 Writes  data/validate/summary.json; Data Docs as HTML, untracked, in logs/validate/data_docs/
 Run as  python -m tasks.validate   (normally through `dvc repro validate`)
 
-Warnings (choices given twice) are counted and logged.
+Warnings (duplicate choices) are counted and logged.
 """
 
 import logging
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def main(root: Path = Path(".")) -> None:
-    # Great Expectations takes seconds to import and logs hundreds of lines meanwhile.
+    # Great Expectations takes seconds to import and logs hundreds of lines as it does.
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     from tasks.expectations import Validation
 
@@ -66,7 +66,7 @@ def validate_split(
     tokenizers: Mapping[str, Any],
     prompt: PromptSettings,
 ) -> None:
-    """Validate a file's examples, some at a time, and warn of those that will be cut."""
+    """Validate a file's examples in chunks, and warn of those that will be cut."""
     unlimited = prompt.model_copy(update={"max_length": UNLIMITED})
     places, cut = [], 0
     for examples in example_chunks(file):
@@ -91,7 +91,7 @@ def validate_split(
 
 
 def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Any]) -> None:
-    """Raise ConfigError where ids of two tokenizers would be compared."""
+    """Raise ConfigError if token ids of two tokenizers would be compared."""
     for name, model in settings.models.items():
         own = settings.lineage.root(name)
         for term_name, term in (model.learn or {}).items():
@@ -110,7 +110,7 @@ def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Any]) -> None:
 
 
 def check_templates(prompt: PromptSettings, tokenizers: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a model that is asked in its chat template and has none."""
+    """Raise ConfigError for a model that is prompted in its chat template but has none."""
     for name, tokenizer in tokenizers.items():
         if prompt.format == "chat" and not tokenizer.chat_template:
             raise ConfigError(
@@ -120,9 +120,9 @@ def check_templates(prompt: PromptSettings, tokenizers: Mapping[str, Any]) -> No
 
 
 def token_lengths(uncut: Iterable[Sequence[Question]]) -> list[tuple[int, int]]:
-    """Count the tokens of prompt and longest response, by the tokenizer that makes most.
+    """Count the tokens of prompt and longest response, by the tokenizer that makes the most.
 
-    `uncut` are the same questions by each tokenizer.
+    `uncut` are the same questions, as encoded with each tokenizer.
     """
     return [
         (
@@ -134,7 +134,7 @@ def token_lengths(uncut: Iterable[Sequence[Question]]) -> list[tuple[int, int]]:
 
 
 def report(outcomes: dict[str, dict[str, Any]], docs: Path) -> None:
-    """Log what only warns; raise DataValidationError naming all that failed, with their rows."""
+    """Log the warnings; raise DataValidationError naming all failed expectations and their rows."""
     failures = []
     for split, expectations in outcomes.items():
         for name, outcome in sorted(expectations.items()):

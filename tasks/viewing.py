@@ -1,4 +1,4 @@
-"""What signals' models read more than the student, and whether it fits."""
+"""What the models of signals read beyond what the student reads, and whether it fits."""
 
 import logging
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ from tasks.layout import prepared
 log = logging.getLogger(__name__)
 
 LOOKED_AT = 256
-"""Questions of a split whose length with a view is looked at before anything is captured."""
+"""Questions per split whose length with a view is checked before anything is captured."""
 UNLIMITED = 2**31
 
 
 def viewer_of(root: Path, settings: Settings, signal: CapturedSignal) -> Viewer:
-    """Return what puts examples to the signal's model."""
+    """Return the viewer that puts examples to the signal's model."""
     shots = Shots(signal.view.shots)
     if shots.count:
         for examples in example_chunks(prepared(root, "train")):
@@ -34,12 +34,12 @@ def viewer_of(root: Path, settings: Settings, signal: CapturedSignal) -> Viewer:
 def check_views(
     root: Path, settings: Settings, tokenizers: Mapping[str, Any], configs: Mapping[str, Any]
 ) -> None:
-    """Check what signals' models would read, on the first training and calibration questions.
+    """Check what the models of signals would read, on the first training and calibration questions.
 
     Raises ConfigError for a context that no data set has, for more tokens than a model can read
-    and for responses that the tokenizer would cut differently, DataValidationError where no room is
-    left for a question; warns of solved questions that do not fit. `tokenizers` and `configs` are
-    those of the models that were made elsewhere.
+    and for responses that the tokenizer would split differently, and DataValidationError if no
+    room is left for a question; warns of solved questions that do not fit. `tokenizers` and
+    `configs` are those of the models that were made elsewhere.
     """
     for name, signal in settings.signals.items():
         if not isinstance(signal, CapturedSignal) or signal.view.is_plain:

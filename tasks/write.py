@@ -4,9 +4,9 @@ Reads   data/fetch/, data/model/BY/, as write.NAME of params.yaml says
 Writes  data/write/NAME/questions.jsonl, data/write/NAME/summary.json
 Run as  python -m tasks.write NAME   (normally through `dvc repro write-NAME`)
 
-The model sees training questions alone: what a calibration or test split keeps is left out, as
-`prepare` does it. What an interrupted run has written lies in data/.write/, from which the next one
-goes on.
+The model sees only training questions: as in `prepare`, what a calibration or test split keeps is
+left out. An interrupted run leaves what it has written in data/.write/, and the next one resumes
+from there.
 """
 
 import json
@@ -41,12 +41,12 @@ from tasks.viewing import UNLIMITED
 log = logging.getLogger(__name__)
 
 SHOWN = 4096
-"""Questions that those to be shown are drawn from: those whose ids have the smallest hashes."""
+"""Questions to draw the shown ones from: those whose ids have the smallest hashes."""
 PART = 512
-"""Texts that an interrupted run loses at most."""
+"""The most texts that an interrupted run can lose."""
 
 Found = tuple[Asked | None, str]
-"""A question, or None and why it is left out."""
+"""A question, or None and the reason why it is left out."""
 
 
 def main(root: Path, name: str) -> None:
@@ -88,7 +88,7 @@ def main(root: Path, name: str) -> None:
 
 
 def training_questions(root: Path, settings: Settings, write: WriteSettings) -> list[Asked]:
-    """Return what the model may be shown: nothing that a calibration or test split keeps."""
+    """Return the questions the model may be shown: none that a calibration or test split keeps."""
     (place := root / "data/.write").mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=place) as folder, Pool(Path(folder) / "pool.duckdb") as pool:
         datasets = settings.fetch.datasets
@@ -110,7 +110,7 @@ def _of(pool: Pool, split: str, source: str) -> Iterator[Example]:
 def written(
     root: Path, settings: Settings, name: str, asked: Sequence[Draft], partial: Path, tokenizer: Any
 ) -> list[Found]:
-    """Return the question of each draw; `partial` keeps what there is so far."""
+    """Return the question written in each draw; `partial` keeps the texts so far."""
     files = [partial / f"{start:09}.json" for start in range(0, len(asked), PART)]
     if missing := [number for number, file in enumerate(files) if not file.exists()]:
         folder, precision = model_folder(root, settings.write[name].by), settings.capture.precision
@@ -127,7 +127,7 @@ def written(
 def _texts(
     settings: Settings, name: str, asked: Sequence[Draft], first: int, model: Any, tokenizer: Any
 ) -> list[str | None]:
-    """Return what the model writes, None where it was cut off; `first` numbers the draws."""
+    """Return the texts that the model writes, None if cut off; draws are numbered from `first`."""
     write, start = settings.write[name], starting_ids(tokenizer)
     prompts = tokenizer(
         [draft.prompt for draft in asked], add_special_tokens=False, split_special_tokens=True
@@ -167,9 +167,9 @@ def _read(draft: Draft, text: str | None) -> Found:
 def sifted(
     found: Sequence[Found], shown: Sequence[Asked], settings: Settings, tokenizer: Any
 ) -> tuple[list[Asked], Counter[str]]:
-    """Return the questions that are new and can be learned, in their order, and why others are not.
+    """Return the new questions that can be learned from, in order, and why others were left out.
 
-    One that has more choices than any that was shown, or more tokens than `validate` allows, would
+    A question with more choices than any shown one, or more tokens than `validate` allows, would
     stop the pipeline.
     """
     kept: list[Asked] = []

@@ -1,4 +1,4 @@
-"""A model that answers in its own words, its confidence calibrated on the calibration split."""
+"""A model that answers in its own words, with confidence calibrated on the calibration split."""
 
 import logging
 from collections.abc import Mapping
@@ -92,7 +92,7 @@ class Writing:
 
     @classmethod
     def of_kept(cls, subject: Subject, kept: Mapping[str, Any]) -> Self:
-        """Return what `kept` says, as it was written to a calibration.json."""
+        """Rebuild it from what `kept()` returned, as written to a calibration.json."""
         settings = OpenTextSettings.model_validate(kept["settings"])
         writer = subject.writer(settings, kept["seed"])
         return cls(
@@ -103,7 +103,7 @@ class Writing:
         )
 
     def kept(self) -> dict[str, Any]:
-        """Return what a student needs to answer as this does."""
+        """Return what a student needs to answer in the same way."""
         return {
             "settings": self.writer.settings.model_dump(),
             "seed": self.writer.seed,

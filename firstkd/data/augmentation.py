@@ -1,7 +1,6 @@
-"""More questions made from those that models learn from, for the teacher to label.
+"""Make more questions from those that models learn from, for the teacher to label.
 
-They are added to the unlabelled questions: which of the new choices is right is for the teacher to
-say.
+They are added to the unlabelled questions: the teacher decides which of the new choices is right.
 """
 
 from collections import defaultdict
@@ -17,17 +16,17 @@ from firstkd.section import Section
 
 Count = Annotated[int, Field(ge=0, le=16)]
 TRIES = 8
-"""How often a variant is drawn until it is a new one; after that it is left out."""
+"""Attempts to draw a variant that is new; if none is, the variant is left out."""
 
 
 class AugmentSettings(Section):
-    """Variants of each question with choices; fewer where it has no more that differ."""
+    """Variants of each question with choices; fewer if not enough distinct ones are found."""
 
     other_choices: Count = 0
-    """Half of its choices, with the right one if it is known, and choices of other questions of
-    the same data set."""
+    """Variants that keep half of the choices, including the right one if it is known, and take
+    the rest from other questions of the same data set."""
     orders: Count = 0
-    """Its choices in another order: for `format: letter`, where the place may sway a model."""
+    """Variants with reordered choices: for `format: letter`, where position may sway a model."""
 
     @property
     def is_asked_for(self) -> bool:
@@ -37,7 +36,7 @@ class AugmentSettings(Section):
 def variants(examples: Sequence[Example], settings: AugmentSettings) -> Iterator[Example]:
     """Yield variants of questions; other choices are drawn from those of `examples`.
 
-    What is drawn for a question follows from its id and from these choices.
+    A question's id and these choices determine what is drawn for it.
     """
     asked = [example for example in examples if len(example.choices or ()) > 1]
     choices: defaultdict[str, dict[str, str]] = defaultdict(dict)
@@ -61,7 +60,7 @@ def variants(examples: Sequence[Example], settings: AugmentSettings) -> Iterator
 def _drawn(
     example: Example, pool: Sequence[tuple[str, str]] | None, drawn: Random
 ) -> Iterator[tuple[str, ...]]:
-    """Yield choices for a variant, TRIES times or never; with a `pool`, half of them from there."""
+    """Yield TRIES sets of choices, half of each from any `pool`; none if that has too few."""
     own = example.choices or ()
     for _ in range(TRIES):
         found = [*own] if pool is None else _exchanged(example, pool, drawn)
@@ -72,14 +71,14 @@ def _drawn(
 
 
 def _exchanged(example: Example, pool: Sequence[tuple[str, str]], drawn: Random) -> list[str]:
-    """Return half of the choices, rounded up, and others of the pool: fewer if it has too few."""
+    """Return half of the choices, rounded up, and others from the pool; fewer if it has too few."""
     own = example.choices or ()
     places = [i for i in range(len(own)) if i != example.answer_index]
     drawn.shuffle(places)
     right = [] if example.answer_index is None else [example.answer_index]
     kept = [own[i] for i in [*right, *places][: (len(own) + 1) // 2]]
     taken = {normalise(choice) for choice in own}
-    # at most all of its own are among those that are drawn
+    # at worst, the sample includes all of the question's own choices
     sample = drawn.sample(pool, min(len(pool), 2 * len(own)))
     others = [choice for text, choice in sample if text not in taken]
     return [*kept, *others[: len(own) - len(kept)]]

@@ -1,9 +1,9 @@
-"""Examples in a model's own chat template, as transformers applies it (in a sandbox).
+"""Render examples in a model's own chat template, as transformers applies it (in a sandbox).
 
-Where the template's text ends and others' begins is found by rendering the turns once with marks
-in place of their contents. What is asked and answered never passes through the template, so nobody
-can write a control token into it; that the template would have rendered the very same text is
-checked for every example.
+Rendering the turns once with marks in place of their contents shows where the template's text ends
+and other text begins. Questions and answers are then inserted without passing through the template,
+so nobody can write a control token into it. Every example is checked against what the template
+itself would have rendered.
 """
 
 import re
@@ -20,25 +20,25 @@ from firstkd.errors import ArtifactError, DataValidationError
 
 MARK = re.compile("\ue000(\\d+)\ue001")
 DATE = "26 Jul 2024"
-"""Date for templates that print today's, as Llama 3.1 and 3.2 do without a clock: the same
-settings give the same tokens on every day."""
+"""Date for templates that print today's, so that the same settings give the same tokens every day.
+The templates of Llama 3.1 and 3.2 print it, too, if they have no clock."""
 
 
 class Layout(NamedTuple):
-    """What a template writes around turns: texts, and between them the numbers of the turns."""
+    """What a template writes around turns: texts, with the numbers of the turns in between."""
 
     whole: list[str]
     """The conversation with its answer."""
     asked: list[str]
     """The prompt alone."""
     lead: str
-    """White space between prompt and answer, which the model has to give, too (Mistral's)."""
+    """White space between prompt and answer that the model must generate, too (Mistral's)."""
     has_own_prompt: bool
-    """Whether the prompt is not the start of the whole, as with Mistral's system prompt."""
+    """Whether the prompt is not a prefix of the whole, as with Mistral's system prompt."""
 
 
 class ChatTemplate:
-    """Raises ArtifactError for a tokenizer without a template."""
+    """A tokenizer's chat template; raises ArtifactError if it has none."""
 
     def __init__(self, tokenizer: Any, settings: ChatSettings) -> None:
         if not tokenizer.chat_template:
@@ -55,10 +55,10 @@ class ChatTemplate:
         self.layouts: dict[tuple[str, ...], Layout] = {}
 
     def render(self, example: Example) -> Rendered:
-        """Return the text of an example; open text ends with the template's end of a turn.
+        """Render an example; open text ends with the template's end-of-turn marker.
 
-        The prompt is what stands before the assistant's last words, so it ends with the template's
-        generation prompt. Raises DataValidationError where the template does not fit the turns.
+        The prompt is everything before the assistant's last turn, so it ends with the template's
+        generation prompt. Raises DataValidationError if the template does not fit the turns.
         """
         question, responses = asked_in_chat(example, self.settings.choices)
         turns = [*(example.history or ()), Turn("user", question)]
@@ -96,7 +96,7 @@ class ChatTemplate:
             lead = header.removeprefix(asked[-1]) if header.startswith(asked[-1]) else ""
             lead = lead if lead.isspace() else ""
             start = [*whole[:-3], header.removesuffix(lead)]
-            # Mistral v0.3's writes the system prompt only while the user's turn is the last
+            # Mistral v0.3 writes the system prompt only while the user's turn is the last
             has_own_prompt = not _has_all(start, count)
             if has_own_prompt and _has_all(asked, count) and asked[-1] + lead == header:
                 start = asked
@@ -121,7 +121,7 @@ class ChatTemplate:
         return text
 
     def _end(self, tail: str) -> str:
-        """Return what ends an assistant's turn: up to the first control token behind it."""
+        """Return what ends an assistant's turn: all up to the first control token after it."""
         ends = [tail.index(token) + len(token) for token in self.control if token in tail]
         if not ends:
             raise ArtifactError(
@@ -136,7 +136,7 @@ def _has_all(pieces: Sequence[str], count: int) -> bool:
 
 
 def _filled(pieces: Sequence[str], turns: Sequence[Turn]) -> tuple[str, dict[int, tuple[int, int]]]:
-    """Return a text with its turns, and the character range of each by its number."""
+    """Return the text with its turns filled in, and each turn's character range by number."""
     text, written = pieces[0], {}
     for number, behind in zip(map(int, pieces[1::2]), pieces[2::2], strict=True):
         said = turns[number].content

@@ -1,4 +1,4 @@
-"""Control tokens: a chat template alone may write them; in anybody else's text they stay text."""
+"""Control tokens: only a chat template may write them; in anybody else's text they stay text."""
 
 import json
 import re
@@ -11,19 +11,19 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 Characters = list[tuple[int, int]]
-"""For each token, the characters that it stands for: the first, and the one after the last."""
+"""For each token, its characters in the text: the first, and the one after the last."""
 Encoded = tuple[list[int], Characters]
-"""Ids, and the characters that each stands for."""
+"""Token ids, and the characters of each."""
 
 MARKER = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
 ANCHOR = "\ue002firstkd\ue002"
-"""A text that nobody writes."""
+"""Text that nobody would write."""
 
 
 def control_tokens(tokenizer: Any) -> dict[int, Any]:
     """Return the added tokens that are not plain text, by id.
 
-    Those are the special ones, and others that stand in brackets or bars: Qwen 3's `<think>` and
+    Those are the special ones, and others in brackets or bars: Qwen 3's `<think>` and
     DeepSeek's `<｜User｜>` are not special. Runs of spaces and words that somebody added are text.
     """
     return {
@@ -43,10 +43,10 @@ def written_as_text(
 ) -> Encoded:
     """Tokenise what the template did not write as if there were no control tokens.
 
-    `written` are its character ranges. In those of them that are `answers` only special tokens are
-    text: what a model thinks stands between tokens of its own (`<think>`). Tokenizers split a text
-    at control tokens, so only the stretches between two that stay, in which somebody wrote one that
-    does not, are tokenised again.
+    `written` are the character ranges of that text. In those that are `answers`, only special
+    tokens become text: a model marks its thoughts with its own tokens (`<think>`). Tokenizers split
+    a text at control tokens, so only the stretches that lie between two genuine ones and contain a
+    written one are tokenised again.
     """
     ids, offsets = tokens
     places = [n for n, i in enumerate(ids) if i in control]
@@ -67,7 +67,7 @@ def written_as_text(
             first, last = 0, len(text)
             if left >= 0:
                 first = offsets[left][1]
-                if control[ids[left]].rstrip:  # it takes the white space behind it
+                if control[ids[left]].rstrip:  # it absorbs the white space after it
                     first += len(text[first:]) - len(text[first:].lstrip())
             if right < len(ids):
                 last = offsets[right][0]
@@ -92,7 +92,7 @@ def _plain(text: str, first: int, last: int, tokenizer: Any) -> Encoded:
 
 @lru_cache(maxsize=8)
 def _without_control(tokenizer: Any) -> tuple[Backend, int | None]:
-    """Return a tokenizer that reads all control tokens as text, except the anchor, and its id."""
+    """Return a tokenizer that reads control tokens except the anchor as text, and that one's id."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     control = control_tokens(tokenizer)
     for token in state["added_tokens"]:

@@ -1,6 +1,6 @@
-"""What a division into splits drops, so that nothing is both learned and tested.
+"""Choose what a division into splits drops, so that nothing is both learned and tested.
 
-A question is in one split, and so is a group; of equal questions with equal choices one is kept.
+A question is in one split, and so is a group; equal questions with equal choices are kept once.
 """
 
 from array import array
@@ -20,9 +20,9 @@ Dropped = dict[str, Any]
 
 
 def divide(pool: Pool) -> Dropped:
-    """Remove from the pool what is empty, a duplicate or in two splits; return the ids by reason.
+    """Remove examples that are empty, duplicates or in two splits; return their ids by reason.
 
-    `kept` is the id that a duplicate repeats, or the split that has the question or group.
+    `kept` is the id that a duplicate repeats, or the split that keeps the question or group.
     """
     drops = [*_drops(pool.facts, pool.splits)]
     repeated = [kept for reason, _, kept in drops if reason == "duplicate"]
@@ -40,7 +40,7 @@ def divide(pool: Pool) -> Dropped:
 
 
 def _drops(facts: Facts, splits: list[str]) -> Iterator[tuple[str, int, int]]:
-    """Yield reason, number and who has the question: an example or a split, by its number."""
+    """Yield the reason, the number, and that of the example or split that it gives way to."""
     sides = [
         splits.index(side) if (side := side_of(s)) in splits else i for i, s in enumerate(splits)
     ]
@@ -65,7 +65,7 @@ def _drops(facts: Facts, splits: list[str]) -> Iterator[tuple[str, int, int]]:
 def _in_order(facts: Facts, splits: list[str]) -> Iterator[tuple[int, ...]]:
     """Yield number, split, answered, question, content and group of each example, tests first.
 
-    Equal texts have equal small numbers; without a group it is NOBODY.
+    Equal texts have equal small numbers; an example without a group has NOBODY.
     """
     precedence = np.array([_precedence(split) for split in splits], np.int16)
     order = precedence[facts["split"]].argsort(kind="stable")
@@ -82,5 +82,5 @@ def _ranks(keys: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _precedence(split: str) -> int:
-    """First come the tests, whose questions must not be learned from; stable, so files' order."""
+    """Tests come first: their questions must not be learned from. Ties keep the files' order."""
     return {"test": 0, "calibration": 2, "train": 3, UNLABELLED: 4}.get(split, 1)

@@ -1,4 +1,4 @@
-"""The one schema of all examples, their parquet files, and the splits an example's id decides."""
+"""The one schema of all examples, their parquet files, and how ids decide their splits."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What was said in a conversation before the last question."""
+    """One turn of a conversation, before its last question."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -49,7 +49,7 @@ class Example:
     id: str
     """`SOURCE/ID`, with the author's id if there is one, else a hash of the content."""
     prompt: str
-    """The question; where it is about a passage, that comes first, on separate lines."""
+    """The question; if it is about a passage, the passage comes first, on separate lines."""
     response: str
     """The right answer's text; empty if the question is unlabelled."""
     choices: tuple[str, ...] | None
@@ -61,24 +61,24 @@ class Example:
     split: str = ""
     """train, calibration, test, ood_SOURCE or unlabelled; empty until `prepare` decides."""
     group: str | None = None
-    """What must not straddle splits: the passage or conversation that several questions are of."""
+    """The passage or conversation that several questions share, which must not straddle splits."""
     history: tuple[Turn, ...] | None = None
     """The turns before the prompt; None if there are none."""
     context: str | None = None
-    """What a signal with a view shows to its model, and nothing else reads (`PromptView`)."""
+    """What a signal with a view shows to its model; nothing else reads it (`PromptView`)."""
 
     @property
     def asked(self) -> str:
-        """All that the answer depends on: what was said before, then the prompt."""
+        """Everything that the answer depends on: the earlier turns, then the prompt."""
         return "\n".join([*(turn.content for turn in self.history or ()), self.prompt])
 
 
 CHUNK = 2**15
-"""Examples that are Python objects, or a row group of a file, at a time."""
+"""Examples held as Python objects, or written as a row group of a file, at a time."""
 
 
 def chunks(examples: Iterable[Example], size: int | None = None) -> Iterator[list[Example]]:
-    """Yield lists of `size` examples, or else CHUNK, and of what remains."""
+    """Yield lists of `size` examples, CHUNK by default; the last has what remains."""
     remaining = iter(examples)
     while chunk := [*islice(remaining, size or CHUNK)]:
         yield chunk
@@ -150,7 +150,7 @@ def read_all(paths: Iterable[Path]) -> list[Example]:
 def right_choices(examples: Sequence[Example], num_choices: int) -> NDArray[np.bool_]:
     """Return [E, C], True at each choice whose text is the right answer's.
 
-    Some published questions list a choice twice: giving either is giving the answer.
+    Some published questions list a choice twice; either one counts as the right answer.
     """
     is_right = np.zeros((len(examples), num_choices), dtype=bool)
     for row, example in zip(is_right, examples, strict=True):
@@ -160,9 +160,9 @@ def right_choices(examples: Sequence[Example], num_choices: int) -> NDArray[np.b
 
 
 def common_choices(examples: Iterable[Example]) -> list[str] | None:
-    """Return the choices that all questions share, in any order, as where all are yes or no.
+    """Return the choices that all questions share, in any order, such as yes and no.
 
-    None where they differ. Open text, which has none, does not count.
+    None if they differ. Open text, which has none, does not count.
     """
     listed = (example.choices for example in examples if example.choices is not None)
     if (first := next(listed, None)) is None:
@@ -172,9 +172,9 @@ def common_choices(examples: Iterable[Example]) -> list[str] | None:
 
 
 def example_key(example: Example) -> int:
-    """Return 64 bits that name an example by what is asked and what may be answered.
+    """Return 64 bits that identify an example by its question and its possible answers.
 
-    Whatever tokenizer reads it, and wherever it stands, it is the same example.
+    They do not depend on the tokenizer or on where the example is stored.
     """
     content: list[object] = [example.prompt, example.choices, example.response]
     content += [asdict(turn) for turn in example.history or ()]
@@ -198,18 +198,18 @@ def unit_hash(text: str) -> float:
 
 
 UNLABELLED = "unlabelled"
-"""The split of questions without answers: learned from, as those of train are."""
+"""The split of questions without answers; models learn from it as they do from train."""
 
 
 def side_of(split: str) -> str:
-    """Return the split itself, but train for unlabelled: nothing leaks from one to the other."""
+    """Return the split itself, but train for unlabelled: between these two nothing can leak."""
     return "train" if split == UNLABELLED else split
 
 
 def split_by_hash(identity: str, shares: Sequence[tuple[str, float]]) -> str:
-    """Return the split of the example with this id or group, from (split, share) in a fixed order.
+    """Return the split for an example's id or group; `shares` lists (split, share) in fixed order.
 
-    Each example is decided alone, so that adding or removing data moves no other.
+    Each example is decided independently, so adding or removing data does not move any other.
     """
     position = unit_hash(identity) * sum(share for _, share in shares)
     for split, share in shares:
@@ -219,21 +219,21 @@ def split_by_hash(identity: str, shares: Sequence[tuple[str, float]]) -> str:
     return shares[-1][0]
 
 
-# Prose punctuation is left out; what changes the meaning of a formula is not.
+# Leaves out prose punctuation, but not signs that change the meaning of a formula.
 WORDS_AND_SIGNS = re.compile(r"\w+|[^\w\s\"'‘’“”„`.,;:?!()…]")
 
 
 def normalise(text: str) -> str:
     """Return what makes two questions the same: words and signs, not case, spacing or commas.
 
-    Where nothing would be left, the text itself.
+    If nothing would be left, return the text itself.
     """
     words = WORDS_AND_SIGNS.findall(unicodedata.normalize("NFKC", text).casefold())
     return " ".join(words) or text.strip()
 
 
 def content_id(source: str, prompt: str, choices: Sequence[str] | None) -> str:
-    """Return the id of what was asked, where its author gave it none."""
+    """Return an id derived from the question itself, for when its author gave it none."""
     content = [normalise(prompt), choices and [normalise(choice) for choice in choices]]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return f"{source}/{digest[:16]}"

@@ -1,8 +1,8 @@
-"""Examples as flat frames of scalars, ready to be validated.
+"""Examples as flat frames of scalars, ready for validation.
 
 Great Expectations hashes the whole frame at each validation and is quadratic on lists (200,000
-rows with one list column: 3.6 s a call, 0.08 s without). So what concerns choices or other
-examples becomes a separate column, and many examples are put into several frames.
+rows with one list column: 3.6 s a call, 0.08 s without). So facts about choices or other examples
+become separate columns, and many examples are spread over several frames.
 """
 
 from collections import defaultdict
@@ -25,19 +25,19 @@ SHARED: dict[str, Callable[[Example], str | None]] = {
     "question": lambda example: normalise(example.asked),
     "group": lambda example: example.group,
 }
-"""What two splits may not share, as far as an example has it."""
+"""What two splits may not share; None if an example does not have it."""
 
 
 @dataclass(frozen=True)
 class Owners:
-    """Which splits have an id, a question or a group: 16 bytes for each."""
+    """Which splits have an id, a question or a group, in 16 bytes for each."""
 
     sets: Mapping[str, Mapping[str, KeySet]]
     """By what is shared, then by split."""
 
     @classmethod
     def of(cls, splits: Mapping[str, Iterable[Sequence[Example]]]) -> "Owners":
-        """Survey the splits, of each one some examples after the other."""
+        """Survey the splits, each as chunks of examples."""
         sets: dict[str, dict[str, KeySet]] = {name: {} for name in SHARED}
         for split, chunks in splits.items():
             keys = defaultdict(list)
@@ -53,7 +53,7 @@ class Owners:
         return int(self.sets["id"][split].counts.sum())
 
     def others(self, name: str, split: str, examples: Sequence[Example]) -> list[str | None]:
-        """Return for each example the other splits that have the same, None if there are none.
+        """Return, for each example, the other splits with the same `name`, None if there are none.
 
         Train and the unlabelled questions may share a group: they are one side of the division.
         """
@@ -80,7 +80,7 @@ def _values(name: str, examples: Sequence[Example]) -> list[str]:
 def flat_frame(
     split: str, examples: Sequence[Example], lengths: Sequence[tuple[int, int]], owners: Owners
 ) -> pd.DataFrame:
-    """Return a frame of scalars; `lengths` are tokens of prompt and response."""
+    """Return a frame of scalars; `lengths` are the token counts of prompt and response."""
     rows = [_scalars(example) for example in examples]
     frame = pd.DataFrame(rows, columns=[*FLAT, *OF_CHOICES])
     frame["rows_of_id"] = owners.rows_of_id(split, examples)
@@ -106,9 +106,9 @@ def _scalars(example: Example) -> dict[str, Any]:
 
 
 def answer_places(examples: Sequence[Example]) -> pd.DataFrame:
-    """Return a column `answer_at_I` for each place of a choice: 1 where that is the answer, else 0.
+    """Return a column `answer_at_I` per position of a choice: 1 if the answer is there, else 0.
 
-    It is null for a question without a choice at the place.
+    It is null for a question without a choice at that position.
     """
     places = [
         {f"answer_at_{i}": example.answer_index == i for i in range(len(example.choices or ()))}

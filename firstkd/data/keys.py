@@ -1,4 +1,4 @@
-"""Texts as keys of 64 bits, of which memory holds many millions."""
+"""Texts as 64-bit keys, many millions of which fit in memory."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ Bools = NDArray[np.bool_]
 
 
 def keys_of(texts: Iterable[str]) -> Keys:
-    """Return a key for each text; two of five million texts share one once in a million times."""
+    """Return a key for each text; the odds of a clash among five million are one in a million."""
     digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), "<i8")
 
 
 @dataclass(frozen=True)
 class KeySet:
-    """Distinct keys in order, and how often each was given."""
+    """Distinct keys in order, and how often each occurred."""
 
     keys: Keys
     counts: NDArray[np.int64]
@@ -32,7 +32,7 @@ class KeySet:
         return len(self.keys)
 
     def count(self, keys: Keys) -> NDArray[np.int64]:
-        """Return how often each of some keys is in the set."""
+        """Return how often each of these keys occurred."""
         if not len(self):
             return np.zeros(len(keys), np.int64)
         places = np.searchsorted(self.keys, keys) % len(self)

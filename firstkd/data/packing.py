@@ -1,8 +1,8 @@
-"""Several responses behind one prompt, in one pass.
+"""Pack several responses after one prompt, for a single pass.
 
-The sequence of a question is its prompt followed by all its responses. Each response sees the
-prompt and itself, and its positions go on from the prompt's, so its scores are those of the
-prompt and that response alone, while the prompt is computed once.
+A question's sequence is its prompt followed by all its responses. Each response sees the prompt
+and itself, and its positions continue from the prompt's, so its scores are those of the prompt
+and that response alone, while the prompt is computed once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from torch import Tensor
 from firstkd.data.prompts import Question
 
 BATCH_TOKENS = 8192
-"""Most tokens of a forward pass, unless a setting says otherwise."""
+"""Maximum tokens per forward pass, unless a setting says otherwise."""
 PROMPT, PADDING = -1, -2
-"""Segments that are not a response's: what all see, and what only padding sees."""
+"""Segments other than responses: the prompt, which all see; padding, which only padding sees."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Batch:
     """Indices of the questions in the sequence they were taken from."""
     input_ids_BL: Tensor
     position_ids_BL: Tensor
-    """Those of each response go on from the prompt's."""
+    """Those of each response continue from the prompt's."""
     segment_BL: Tensor
     """Number of the response that a token is in; −1: prompt, −2: padding."""
     positions_N: Tensor
@@ -46,13 +46,13 @@ class Batch:
     is_gold_M: Tensor
     """True for the tokens of right responses."""
     choice_mask_BC: Tensor
-    """True where the question has such a response."""
+    """True where the question has that response."""
     gold_B: Tensor
     """Index of the right response, −1 where unknown."""
 
     @property
     def is_packed(self) -> bool:
-        """Whether a question has several responses; plain causal attention does if none has."""
+        """Whether any question has several responses; if not, plain causal attention will do."""
         return self.choice_mask_BC.shape[1] > 1
 
     @property
@@ -62,7 +62,7 @@ class Batch:
 
     @property
     def question_T(self) -> Tensor:
-        """[T] index in the batch of the question that each token is of; without padding."""
+        """[T] index in the batch of each token's question, without padding."""
         return self.is_token_BL.nonzero()[:, 0]
 
     @property
@@ -88,8 +88,8 @@ def packed_length(question: Question) -> int:
 def pack(questions: Sequence[Question] | Mapping[int, Question], index: Sequence[int]) -> Batch:
     """Pack `questions[i] for i in index` into one batch; padding is token 0, which is masked out.
 
-    Where no question has several responses, the positions of padding go on: restarting ones make
-    transformers take the row for several sequences and leave the fast path of attention.
+    If no question has several responses, positions keep counting through the padding: a restart
+    makes transformers take the row for several sequences and leave attention's fast path.
     """
     chosen = [questions[i] for i in index]
     length = max(map(packed_length, chosen))
@@ -142,8 +142,8 @@ def pack(questions: Sequence[Question] | Mapping[int, Question], index: Sequence
 def unpack(batch: Batch) -> tuple[Tensor, Tensor]:
     """Return rows [R, L'] of prompt and one response each, and where in them each token is.
 
-    The places [B·L] are into the flattened rows, those of padding anywhere. For models that cannot
-    pack: the prompt is computed as often as it has responses, and once if it has none.
+    The positions [B·L] index the flattened rows; those of padding are arbitrary. For models that
+    cannot pack: the prompt is computed once per response, and once if it has none.
     """
     has_row_BC = batch.choice_mask_BC.clone()
     has_row_BC[:, 0] |= ~has_row_BC.any(-1)
@@ -154,7 +154,7 @@ def unpack(batch: Batch) -> tuple[Tensor, Tensor]:
     order_RL = (~kept_RL).to(torch.uint8).argsort(dim=-1, stable=True)[:, :length]
     input_ids_RL = batch.input_ids_BL[question_R].gather(1, order_RL)
     input_ids_RL = input_ids_RL.masked_fill(~kept_RL.gather(1, order_RL), 0)
-    # the first row of a question stands for its prompt, which is the same in all
+    # a prompt's tokens are taken from the question's first row; they are the same in all its rows
     row_BC = (has_row_BC.flatten().cumsum(0) - 1).view_as(has_row_BC)
     row_BL = row_BC.gather(1, batch.segment_BL.clamp_min(0))
     return input_ids_RL, (row_BL * length + batch.position_ids_BL).flatten()
@@ -163,7 +163,7 @@ def unpack(batch: Batch) -> tuple[Tensor, Tensor]:
 def batches_by_length(
     questions: Sequence[Question], batch_size: int, batch_tokens: int = BATCH_TOKENS
 ) -> list[list[int]]:
-    """Indices of all questions in batches of similar length, longest first.
+    """Return the indices of all questions in batches of similar length, longest first.
 
     A batch has at most `batch_size` questions and `batch_tokens` tokens, padding included; a
     question longer than that is a batch by itself. The longest come first, so running out of memory
@@ -189,7 +189,7 @@ def shuffled_batches(
     batch_tokens: int,
     generator: np.random.Generator,
 ) -> list[list[int]]:
-    """Indices of all questions, each once, in random batches of similar (packed) length.
+    """Return the indices of all questions, each once, in random batches of similar packed length.
 
     A batch has at most `batch_size` questions and `batch_tokens` tokens, padding included; a
     question longer than that is a batch by itself.
@@ -202,7 +202,7 @@ def shuffled_batches(
     for start in range(0, len(order), BUCKET * batch_size):
         bucket = sorted(order[start : start + BUCKET * batch_size], key=lengths.__getitem__)
         batch: list[int] = []
-        for i in bucket:  # each as long as those before it, or longer
+        for i in bucket:  # each at least as long as those before it
             if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[i] > batch_tokens):
                 batches.append(batch)
                 batch = []

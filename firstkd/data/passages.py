@@ -1,11 +1,11 @@
-"""Passages that several questions are about: what must not straddle splits."""
+"""Passages that several questions share, which must not straddle splits."""
 
 import hashlib
 from collections.abc import Sequence
 
 from firstkd.data.examples import normalise
 
-LONG_PASSAGE = 200  # characters: what is shorter is a phrase or an instruction
+LONG_PASSAGE = 200  # characters; anything shorter is a phrase or an instruction
 
 
 def is_long(text: str) -> bool:
@@ -13,9 +13,9 @@ def is_long(text: str) -> bool:
 
 
 def passage_of(prompt: str, choices: Sequence[str] | None) -> str | None:
-    """Return the passage that a prompt holds, if it holds one of at least LONG_PASSAGE characters.
+    """Return the passage in a prompt, or None if it has fewer than LONG_PASSAGE characters.
 
-    It stands above a question's last line; of open text, it is the longest line.
+    In a question with choices it is all but the last line; in open text, the longest line.
     """
     if choices is None:
         passage = max(prompt.split("\n"), key=len)
@@ -25,5 +25,5 @@ def passage_of(prompt: str, choices: Sequence[str] | None) -> str | None:
 
 
 def passage_group(passage: str) -> str:
-    """Return the group of a passage, the same in every data set."""
+    """Return a passage's group, which is the same in every data set."""
     return f"passage/{hashlib.sha256(normalise(passage).encode()).hexdigest()[:16]}"

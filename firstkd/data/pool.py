@@ -1,6 +1,6 @@
-"""All examples, on disk, while they are divided into splits.
+"""All examples, kept on disk while they are divided into splits.
 
-DuckDB keeps the texts, and sorts more of them than memory holds. In memory are 28 bytes of each.
+DuckDB stores the texts and sorts more than fit in memory; 28 bytes of each stay in memory.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -24,22 +24,22 @@ FACTS = np.dtype(
         *(("group", np.int64), ("grouped", bool)),
     ]
 )
-"""Facts of an example: `split` is an index into `Pool.splits`; `question`, `content` (question and
-choices) and `group` are keys of texts."""
+"""Facts about an example: `split` is an index into `Pool.splits`; `question`, `content` (question
+and choices) and `group` are keys of texts."""
 
 STORED = SCHEMA.append(pa.field("number", pa.int64())).append(pa.field("place", pa.float64()))
 CONFIG: dict[str, Any] = {"memory_limit": "600MB", "preserve_insertion_order": False}
 
 
 class Pool:
-    """Examples, numbered in the order in which they are added."""
+    """Examples, numbered in the order they are added."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._database = duckdb.connect(str(file), config=CONFIG)
         self._database.from_arrow(STORED.empty_table()).create("pool")
         self.splits: list[str] = []
-        """Names, in the order in which they came up."""
+        """Names, in order of first appearance."""
         self._facts: list[Facts] = []
 
     def __enter__(self) -> Self:
@@ -51,7 +51,7 @@ class Pool:
 
     @property
     def facts(self) -> Facts:
-        """FACTS of each example."""
+        """FACTS about each example."""
         return np.concatenate([np.empty(0, FACTS), *self._facts])
 
     def add(self, examples: Iterable[Example]) -> None:
@@ -81,7 +81,7 @@ class Pool:
         return facts
 
     def largest_groups(self) -> dict[str, tuple[str, int, int]]:
-        """Return of each source with groups the largest one, its size and the source's."""
+        """Return, for each source with groups, the largest one, its size and the source's."""
         found = self._database.sql(
             'SELECT source, arg_max("group", size), max(size), any_value(total) FROM ('
             'SELECT source, "group", count(*) AS size, sum(count(*)) OVER (PARTITION BY source) '
@@ -92,7 +92,7 @@ class Pool:
         }
 
     def ids(self, numbers: Collection[int]) -> dict[int, str]:
-        """Return the ids of some examples by their numbers."""
+        """Return the ids of the examples with these numbers, by number."""
         found = self._of(numbers, "SELECT number, id FROM pool SEMI JOIN wanted USING (number)")
         return dict(found.fetchall())
 
@@ -111,7 +111,7 @@ class Pool:
         return int(count)
 
     def tables(self, split: str, limit: int | None) -> Iterator[pa.Table]:
-        """Yield the examples of a split, those with the smallest hashes of their ids, in order."""
+        """Yield a split's examples in the order of their ids' hashes, at most `limit` of them."""
         columns = ", ".join(f'"{name}"' for name in SCHEMA.names)
         rows = self._database.sql(
             f"SELECT {columns} FROM pool WHERE split = ? ORDER BY place, id, number LIMIT ?",

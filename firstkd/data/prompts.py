@@ -18,7 +18,7 @@ from firstkd.errors import ArtifactError, DataValidationError
 class Question:
     """One example as token ids. Open text has one response, ended by the end-of-text token.
 
-    A question that nobody has answered has no gold; if it is of open text, it has no response.
+    An unanswered question has no gold; if it is open text, it has no response either.
     """
 
     id: str
@@ -26,7 +26,7 @@ class Question:
     responses: list[list[int]]
     """What may follow the prompt: the choices, or the one response."""
     gold: int | None
-    """Index of the right response; None when it is unknown."""
+    """Index of the right response; None if it is unknown."""
 
     @property
     def length(self) -> int:
@@ -34,14 +34,14 @@ class Question:
         return len(self.prompt) + max(map(len, self.responses), default=0)
 
     def gold_only(self) -> Self:
-        """Leave out the wrong choices, of which cross-entropy makes no use."""
+        """Leave out the wrong choices, which cross-entropy does not use."""
         if self.gold is None:
             return replace(self, responses=[])
         return replace(self, responses=[self.responses[self.gold]], gold=0)
 
 
 CHUNK_TEXTS = 4096
-"""Tokenised at a time, a text for each choice: offsets take far more memory than ids."""
+"""Texts tokenised at a time, one per choice: offsets take far more memory than ids."""
 
 
 def encode(
@@ -50,24 +50,23 @@ def encode(
     settings: PromptSettings,
     are_viewed: bool = False,
 ) -> list[Question]:
-    """Tokenise examples as the model would meet them: prompt and response in one text.
+    """Tokenise examples as the model would see them: prompt and response in one text.
 
-    The text is split where the response begins; a token that spans the border, or that depends on
-    the response, counts to the response, so all responses of a question share one prompt. Plain
-    text starts with what the tokenizer puts in front of every text (BOS), if anything; a chat
-    template writes its own. Special tokens that users write ("</s>") stay text, in chats
-    all control tokens.
+    The text is split where the response begins; a token that spans the border or depends on the
+    response belongs to the response, so all responses of a question share one prompt. Plain text
+    starts with what the tokenizer puts in front of every text (BOS), if anything; a chat template
+    writes its own. Special tokens that users write ("</s>") stay text, and in chats so do all
+    control tokens.
 
-    What exceeds `max_length` loses the oldest turns of its conversation, then the start of its
-    question, but never the BOS, the system prompt, what the template writes or part of a response.
-    An example without an answer gives no gold; open text without one has no response.
-    What precedes the question of examples that `are_viewed` is what a view shows, and no
-    conversation.
+    An example longer than `max_length` loses the oldest turns of its conversation, then the start
+    of its question, but never the BOS, the system prompt, the template's text or part of a
+    response. An example without an answer has no gold; open text without one has no response.
+    If examples `are_viewed`, what precedes their question is what a view shows, not a conversation.
 
-    Raises DataValidationError if that leaves nothing of the question, and for turns that the chat
-    template does not fit, ConfigError for more choices than letters and for a conversation in
-    plain text, ArtifactError for a tokenizer that cannot tell where tokens lie, has no chat
-    template or, with open text, no end-of-text token.
+    Raises DataValidationError if that leaves nothing of the question or the chat template does not
+    fit the turns, ConfigError for more choices than letters and for a conversation in plain text,
+    ArtifactError for a tokenizer that cannot tell where tokens lie, has no chat template or, with
+    open text, no end-of-text token.
     """
     is_chat = settings.format == "chat"
     start = [] if is_chat else starting_ids(tokenizer)
@@ -88,7 +87,7 @@ def split_examples(
     settings: PromptSettings,
     are_viewed: bool = False,
 ) -> Iterator[tuple[Rendered, Split]]:
-    """Render and tokenise examples, without their oldest turns if they exceed `max_length`."""
+    """Render and tokenise examples, dropping the oldest turns of those beyond `max_length`."""
     is_chat = settings.format == "chat"
     render = _renderer(tokenizer, settings, are_viewed)
 
@@ -109,7 +108,7 @@ def split_examples(
 
 
 def in_chunks(examples: Sequence[Example]) -> Iterator[list[Example]]:
-    """Yield successive examples whose texts are at most CHUNK_TEXTS, or a single one."""
+    """Yield runs of examples with at most CHUNK_TEXTS texts, or a single larger example."""
     chunk: list[Example] = []
     texts = 0
     for example in examples:
@@ -124,9 +123,9 @@ def in_chunks(examples: Sequence[Example]) -> Iterator[list[Example]]:
 
 
 def _without_oldest_turns(example: Example) -> list[Example]:
-    """Return an example with ever fewer turns before its question, but with its system prompt.
+    """Return versions of an example with ever fewer turns, but always with its system prompt.
 
-    What is left begins with a turn of the user, as templates want it, or is the question alone.
+    What is left begins with a user turn, as templates require, or is the question alone.
     """
     history = example.history or ()
     first = next((i for i, turn in enumerate(history) if turn.role != "system"), len(history))
@@ -147,7 +146,7 @@ def _renderer(
 def _fitted(
     name: str, start: list[int], split: Split, max_length: int, is_viewed: bool
 ) -> list[int]:
-    """Return the prompt after its start, without the first tokens of a question that is too long.
+    """Return `start` and the prompt, without the first tokens of a question that is too long.
 
     Raises DataValidationError if nothing of the question would be left.
     """
@@ -174,7 +173,7 @@ def _fitted(
 
 
 def gold_of(example: Example) -> int | None:
-    """Return the index of the right response among all; None where it is unknown."""
+    """Return the index of the right response; None if it is unknown."""
     if example.choices is None:
         return 0 if example.response else None
     return example.answer_index

@@ -1,7 +1,7 @@
-"""Data sets read into examples: as published, or with columns that params.yaml names.
+"""Read data sets into examples: as published, or with columns that params.yaml names.
 
-Every record of a file becomes an example. What is malformed raises DataValidationError naming
-file and line; an empty response of open text is passed on, for `prepare` to drop and count.
+Every record of a file becomes an example. A malformed one raises DataValidationError naming file
+and line; an empty response of open text is passed on for `prepare` to drop and count.
 """
 
 from collections import Counter
@@ -28,27 +28,27 @@ PUBLISHED: dict[str, Format] = {
     "boolq": BOOLQ,
     "alpaca": ALPACA,
 }
-"""Each `format` of params.yaml that reads all files alike."""
+"""Each `format` of params.yaml that reads every file the same way."""
 
 BY_SETTINGS: dict[str, Callable[[Dataset], Format]] = {
     "messages": messages,
     "open_text": open_text,
     "questions": questions,
 }
-"""Those that read a file as the other settings of its data set say."""
+"""Each `format` whose reading depends on the data set's other settings."""
 
 
 def read(
     path: Path, dataset: Dataset, name: str, skipped: Counter[str] | None = None
 ) -> Iterator[Example]:
-    """Yield the examples of a file; `name` is the data set's in params.yaml and starts their ids.
+    """Yield the examples of a file; `name`, the data set's in params.yaml, is their ids' prefix.
 
-    `skipped` gets the number of records that `dataset.skip` and `skip_longer_than` leave out, by
-    what they hold.
+    `skipped` counts the records that `dataset.skip` and `skip_longer_than` leave out, by what they
+    contain.
 
-    All answers of a file are read in one way: as the text, label, letter or index of a choice,
-    whichever most of its rows agree with. To know which, the file is read twice. Raises
-    DataValidationError naming all malformed records, once the others have been yielded.
+    All answers of a file are read the same way: as the text, label, letter or index of a choice,
+    whichever fits most rows. To find out which, the file is read twice. Raises DataValidationError
+    naming all malformed records, once the others have been yielded.
     """
     dataset = _with_class_names(dataset, path)
     form = PUBLISHED.get(dataset.format) or BY_SETTINGS[dataset.format](dataset)
@@ -68,7 +68,7 @@ def read(
 
 
 def _with_class_names(dataset: Dataset, path: Path) -> Dataset:
-    """Return settings with the labels that a file names itself, if nothing else gives choices."""
+    """Return settings with the file's own class names as labels, if nothing else gives choices."""
     columns = dataset.columns
     if dataset.format != "questions" or dataset.labels or "choices" in columns.model_fields_set:
         return dataset
@@ -91,7 +91,7 @@ def _answer_index(entry: Entry, reading: Reading | None) -> int | None:
 
 
 def _example(entry: Entry, answer_index: int | None, dataset: Dataset, source: str) -> Example:
-    own = entry.prompt.removeprefix(dataset.instruction or "")  # which all records share
+    own = entry.prompt.removeprefix(dataset.instruction or "")  # all records share it
     passage = entry.passage or passage_of(own, entry.choices)
     if not passage and entry.context and is_long(entry.context):
         passage = entry.context

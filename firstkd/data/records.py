@@ -1,6 +1,6 @@
-"""Files of records: JSON lines, a JSON list, a table of comma-separated values, or Parquet.
+"""Read files of records: JSON lines, a JSON list, a CSV or TSV table, or Parquet.
 
-Any other file raises DataValidationError naming file, place and what to do.
+Any other file raises DataValidationError naming the file, the place in it and what to do.
 """
 
 import csv
@@ -19,14 +19,14 @@ Record = dict[str, Any]
 
 TABLES = {".csv", ".tsv"}
 SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", *TABLES}
-csv.field_size_limit(2**31 - 1)  # by default 131,072 characters, less than many a passage
+csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is too small for many passages
 
 DELIMITERS = ",;\t"
-"""Where decimals have commas, spreadsheets separate cells by semicolons."""
+"""In locales with decimal commas, spreadsheets separate cells with semicolons."""
 
 
 def read_records(path: Path) -> Iterator[tuple[str, Record]]:
-    """Yield each record of a file and its place in it.
+    """Yield the place and the content of each record in a file.
 
     A place is `line 7`, `item 7` of a JSON list, or `row 7` of Parquet.
     """
@@ -76,7 +76,7 @@ def _json_list(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def _parsed(text: bytes) -> Any:
-    """Raise ValueError for an object that has a key twice: either value might be meant."""
+    """Parse JSON; raises ValueError for a repeated key, since either value might be meant."""
 
     def once(pairs: list[tuple[str, Any]]) -> Record:
         if twice := _repeated([key for key, _ in pairs]):
@@ -124,10 +124,10 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def class_names(path: Path, column: str) -> tuple[str, ...] | None:
-    """Return the names of a column's classes as Hugging Face's `datasets` keeps them in Parquet.
+    """Return a column's class names, as Hugging Face's `datasets` stores them in Parquet.
 
-    (A feature of type ClassLabel.) None for another column or file, and for a file that has a
-    column of choices. Raises DataValidationError as `read_records` does.
+    Only a feature of type ClassLabel has them. None for any other column or file, and for a file
+    with a column of choices. Raises DataValidationError as `read_records` does.
     """
     if path.suffix.lower() != ".parquet":
         return None
@@ -139,13 +139,13 @@ def class_names(path: Path, column: str) -> tuple[str, ...] | None:
         raise _unreadable(str(path), f"not a whole Parquet file ({error})") from error
     if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
         return None
-    if "choices" in schema.names:  # MMLU's classes, A to D, are not what its questions offer
+    if "choices" in schema.names:  # MMLU's classes are A to D, not the texts of its choices
         return None
     return tuple(feature.get("names", ())) or None
 
 
 def _delimiter(path: Path) -> str:
-    """Return what separates the cells of the head: with any other it has fewer of them."""
+    """Return the delimiter that splits the header into the most cells."""
 
     def cells(delimiter: str) -> int:
         with path.open(encoding="utf-8-sig", newline="") as lines:

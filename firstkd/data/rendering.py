@@ -1,6 +1,6 @@
-"""How an example reads: the text of its prompt and of what may follow it.
+"""Render examples: the text of the prompt and of the responses that may follow it.
 
-`cloze` scores every choice as text behind the question, `letter` lists the choices and asks for an
+`cloze` scores every choice as text after the question, `letter` lists the choices and asks for an
 option's letter (the paper's format, for models large enough to use letters).
 """
 
@@ -16,27 +16,27 @@ from firstkd.errors import ConfigError
 class Rendered:
     prompt: str
     responses: list[str]
-    """The choices, or the one response; none where nobody has answered open text."""
+    """The choices, or the one response; empty for unanswered open text."""
     end: str = ""
     """What the template puts after each response."""
     question: tuple[int, int] | None = None
-    """Character range of the prompt that loses its start if all is too long; None: all of it."""
+    """Character range of the prompt whose start is cut if the text is too long; None: all of it."""
     written: tuple[tuple[int, int], ...] = ()
-    """Character ranges of the prompt that others wrote, not the template."""
+    """Character ranges of the prompt that the template did not write."""
     answers: tuple[tuple[int, int], ...] = ()
-    """Those of them that a model wrote, which thinks and calls tools by tokens of its own."""
+    """Those that a model wrote, which may contain its own tokens for thinking and tool calls."""
     is_answer: bool = False
-    """Whether the response is one, and no choice of a question."""
+    """Whether the response is an answer rather than one of a question's choices."""
 
 
 PLAIN = {"system": "{}\n\n", "user": "Question: {}\nAnswer:", "assistant": " {}\n\n"}
-"""How turns read in plain text."""
+"""How turns are written in plain text, by role."""
 
 
 def render_plain(
     example: Example, choice_format: ChoiceFormat, is_viewed: bool = False
 ) -> Rendered:
-    """Return an example as plain text, behind the turns of a view if it `is_viewed`.
+    """Render an example as plain text, after the turns of a view if it `is_viewed`.
 
     Raises ConfigError for a conversation, and for more choices than letters.
     """
@@ -53,7 +53,7 @@ def render_plain(
 
 
 def asked_plainly(example: Example, choice_format: ChoiceFormat) -> tuple[str, list[str]]:
-    """Return the question, and the responses that may follow it."""
+    """Return the question and the responses that may follow it."""
     if example.choices is None or choice_format == "cloze":
         return example.prompt, _responses(example)
     options, letters = lettered(example)
@@ -61,7 +61,7 @@ def asked_plainly(example: Example, choice_format: ChoiceFormat) -> tuple[str, l
 
 
 def asked_in_chat(example: Example, choice_format: ChoiceFormat) -> tuple[str, list[str]]:
-    """Return what the user says, and the answers that the assistant may give."""
+    """Return what the user says and the answers that the assistant may give."""
     if example.choices is None or choice_format == "cloze":
         return example.prompt, _responses(example)
     return letter_question(example)
@@ -83,7 +83,7 @@ def letter_question(example: Example) -> tuple[str, list[str]]:
 
 
 def lettered(example: Example) -> tuple[str, list[str]]:
-    """Return the options, a line each, and their letters."""
+    """Return the options, one per line, and their letters."""
     choices = example.choices or ()
     letters = list(string.ascii_uppercase[: len(choices)])
     if len(choices) > len(letters):

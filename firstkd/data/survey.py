@@ -1,4 +1,4 @@
-"""A first pass over a file's records: how its answers are read, and what is wrong with it."""
+"""A first pass over a file's records: how to read its answers, and what is wrong with it."""
 
 import logging
 import re
@@ -21,15 +21,15 @@ READINGS: tuple[Reading, ...] = get_args(Reading)
 
 MAX_PROBLEMS = 10
 MAX_PLACES = 3
-"""Named in an error, of each problem."""
+"""Places of each problem that an error names."""
 
 
 class TooLong(Malformed):
-    """A record with a turn above `skip_longer_than`."""
+    """A record with a turn longer than `skip_longer_than`."""
 
 
 def parsed(path: Path, form: Format, dataset: Dataset) -> Iterator[tuple[str, list[Entry]]]:
-    """Yield the entries of each record that is well-formed, and the record's place."""
+    """Yield the place and the entries of each well-formed record."""
     for place, found, _ in _records(path, form, dataset):
         if not isinstance(found, Malformed):
             yield place, found
@@ -60,19 +60,19 @@ def _is_longer(entry: Entry, limit: int | None) -> bool:
 
 @dataclass
 class Survey:
-    """What the records of a file have in common; takes no more memory for more of them."""
+    """What the records of a file have in common; its memory does not grow with their number."""
 
     entries: int = 0
     readings: Counter[Reading] = field(default_factory=Counter)
-    """Entries whose answer names a choice under each reading."""
+    """Number of entries whose answer names a choice, by reading."""
     differing: Counter[tuple[Reading, Reading]] = field(default_factory=Counter)
-    """Entries whose answer names another choice under one reading than under the other."""
+    """Number of entries whose answer names different choices under the two readings."""
     ignored_answers: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     entities: int = 0
     first_entity: str = ""
     problems: dict[str, list[str]] = field(default_factory=dict)
-    """What is wrong, and the places where it is."""
+    """What is wrong, and the places where it occurs."""
 
     @classmethod
     def of(cls, path: Path, form: Format, dataset: Dataset) -> Self:
@@ -104,7 +104,7 @@ class Survey:
         self.problems.setdefault(str(error), []).append(place)
 
     def check_any(self, path: Path, name: str) -> None:
-        """Raise DataValidationError for a file without records, or if all are left out."""
+        """Raise DataValidationError if the file has no records or all are left out."""
         if self.entries or self.problems:
             return
         if self.skipped:
@@ -118,7 +118,7 @@ class Survey:
         )
 
     def _left_out(self) -> str:
-        """Return how many records are left out, for what, and by which setting."""
+        """Return how many records are left out, why, and by which setting."""
         told = {"too_long": "too long (skip_longer_than)"}
         return ", ".join(
             f"{count:,} {told.get(kind) or f'with {kind} (skip)'.replace('_', ' ')}"
@@ -143,7 +143,7 @@ class Survey:
         )
 
     def log(self, path: Path) -> None:
-        """Tell what was left out, and warn of texts as HTML has them, which models see as such."""
+        """Log what was left out, and warn of HTML entities, which models would see as they are."""
         if self.ignored_answers:
             count = f"{self.ignored_answers:,}"
             log.info("%s: role unlabelled, so %s answers are ignored", path, count)
@@ -157,7 +157,7 @@ class Survey:
             )
 
     def agreed_reading(self, path: Path, dataset: Dataset, name: str) -> Reading | None:
-        """Return the reading that names a choice in most entries; of equals, the first.
+        """Return the reading that names a choice in most entries; the first if there is a tie.
 
         None if no entry has an answer to read.
         """

@@ -1,10 +1,10 @@
-"""One text policy for every path into a model: data sets, served questions and logs of them."""
+"""One text policy for every path into a model: data sets, served questions and their logs."""
 
 import unicodedata
 
 
 def clean(text: str) -> str:
-    """Return the text as models see it: no white space around it, the inside unchanged.
+    """Return the text as models see it: stripped of surrounding white space, otherwise unchanged.
 
     Line breaks inside are kept because they separate a passage from its question. Raises
     ValueError for a lone surrogate (`"\\ud83d"` in JSON), which cannot be encoded as UTF-8.
@@ -20,5 +20,5 @@ def clean(text: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text would be seen: white space and zero-width characters alone."""
+    """Whether a text is invisible: only white space and zero-width characters."""
     return all(each.isspace() or unicodedata.category(each) == "Cf" for each in text)

@@ -34,14 +34,14 @@ def starting_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 class Split(NamedTuple):
-    """A prompt and its responses, as tokenised together."""
+    """A prompt and its responses, tokenised together."""
 
     prompt: list[int]
     question: range
-    """The prompt's tokens that may be cut, from the first on; the template's may not."""
+    """The prompt's tokens that may be cut, from the first one on; the template's may not."""
     responses: list[list[int]]
     places: list[Characters]
-    """In the text of the prompt and each response, the characters of the response's tokens."""
+    """Character ranges of each response's tokens in the text of the prompt and the response."""
 
     @property
     def length(self) -> int:
@@ -52,7 +52,7 @@ class Split(NamedTuple):
 def tokenise(rendered: Sequence[Rendered], tokenizer: Tokenizer, has_control: bool) -> list[Split]:
     """Split each example where its responses begin.
 
-    With `has_control`, what the template wrote may hold control tokens, and nothing else may.
+    With `has_control`, the template's text may contain control tokens; no other text may.
     """
     if not tokenizer.is_fast:
         raise ArtifactError(
@@ -64,7 +64,7 @@ def tokenise(rendered: Sequence[Rendered], tokenizer: Tokenizer, has_control: bo
         texts,
         add_special_tokens=False,
         return_offsets_mapping=True,
-        return_attention_mask=False,  # a sixth of the time, for ones alone
+        return_attention_mask=False,  # it takes a sixth of the time and is all ones
         split_special_tokens=not has_control,
     )
     encoded = zip(texts, zip(found["input_ids"], found["offset_mapping"], strict=True), strict=True)
@@ -88,21 +88,21 @@ def tokenise(rendered: Sequence[Rendered], tokenizer: Tokenizer, has_control: bo
 
 
 def _tokens_of(characters: tuple[int, int], offsets: Characters) -> range:
-    """Return the tokens that hold a range of characters, and what they share with others."""
+    """Return the tokens that overlap a range of characters."""
     first, last = characters
     before = sum(end <= first for _, end in offsets) if first else 0
     return range(before, len(offsets) - sum(start >= last for start, _ in offsets))
 
 
 def _shared_tokens(joint: Sequence[Encoded], border: int) -> int:
-    """How many first tokens lie before the character `border` in all texts, and are the same."""
+    """Return how many leading tokens, all before character `border`, are the same in all texts."""
     (first, _), *others = joint
     shared = len(first)
     for ids, offsets in joint:
         end = len(ids)
         while end and offsets[end - 1][1] > border:
             end -= 1
-        # a token of no width, as trimmed white space has, belongs to what follows it
+        # a zero-width token, as for trimmed white space, belongs to what follows it
         while end and offsets[end - 1][0] >= border:
             end -= 1
         shared = min(shared, end)

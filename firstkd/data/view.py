@@ -1,8 +1,8 @@
-"""What a signal's model reads more than the student: instructions, solved questions, a passage.
+"""What a signal's model reads and the student does not: instructions, solved questions, a passage.
 
 A student that learns from it comes to answer as if it had read that, too: context distillation
-(Askell et al. 2021, arXiv 2112.00861; Snell et al. 2022, arXiv 2209.15189), and with what only the
-training questions have, learning with privileged information (Lopez-Paz et al. 2016, arXiv
+(Askell et al. 2021, arXiv 2112.00861; Snell et al. 2022, arXiv 2209.15189). If only the training
+questions have it, that is learning with privileged information (Lopez-Paz et al. 2016, arXiv
 1511.03643).
 """
 
@@ -27,16 +27,16 @@ class PromptView(Section):
     instructions: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None = (
         None
     )
-    """Before everything else; in a chat the system prompt, before a conversation's own."""
+    """Text before everything else; in a chat the system prompt, before a conversation's own."""
     shots: Annotated[int, Field(ge=0, le=64)] = 0
-    """Training questions with their right answers before the question, from the same data set if
-    it has enough; never the question itself, or one of its conversation or passage. Where all
-    would be too long, the first of them are left out."""
+    """Training questions to show with their right answers before the question, from the same data
+    set if it has enough; never the question itself, or one from its conversation or passage. If
+    they are too long together, the first of them are left out."""
     context: bool = False
     """Whether to put the text of `columns.context` before a question that has one."""
     max_length: Annotated[int, Field(ge=8)] | None = None
-    """Tokens of prompt and response together; null for `prompt.max_length`. What a server is asked
-    as a chat is sent whole."""
+    """Tokens of prompt and response together; null for `prompt.max_length`. Chats are sent to a
+    server whole."""
 
     @model_validator(mode="after")
     def _length_is_of_something(self) -> Self:
@@ -55,16 +55,16 @@ class PromptView(Section):
 
 @dataclass
 class Shots:
-    """The questions that a view shows with their answers, and some more to take their places where
-    one of them is asked."""
+    """The questions that a view shows with their answers, and spares for when one of them is the
+    question asked."""
 
     count: int = 0
     kept: dict[tuple[str, bool], dict[str, Example]] = field(default_factory=dict)
-    """By data set, or "" for all, and whether they have choices: one example of each group, or one
-    with each question."""
+    """By data set, or "" for all, and whether they have choices: one example per group or, without
+    groups, per question."""
 
     def add(self, examples: Iterable[Example]) -> None:
-        """Keep the answered ones whose ids have the smallest hashes."""
+        """Keep the answered examples whose ids have the smallest hashes."""
         for example in examples if self.count else ():
             if example.response:
                 for source in (example.source, ""):
@@ -76,7 +76,7 @@ class Shots:
             self.kept[kind] = dict(least)
 
     def of(self, example: Example) -> list[Example]:
-        """Return as many as there should be, or all that there are."""
+        """Return `count` questions to show before an example, or as many as there are."""
         asked, found = normalise(example.asked), list[Example]()
         for source in (example.source, ""):
             if len(found) < self.count:
@@ -98,7 +98,7 @@ def _place(example: Example) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class Viewer:
-    """Puts examples to a signal's model, as its view says."""
+    """Shows examples to a signal's model as its view says."""
 
     prompt: PromptSettings
     view: PromptView = field(default_factory=PromptView)
@@ -107,10 +107,10 @@ class Viewer:
     def encode(
         self, examples: Sequence[Example], tokenizer: Tokenizer, same_tokens: bool = False
     ) -> list[Question]:
-        """Tokenise examples as the model reads them, and raise what `encode` raises.
+        """Tokenise examples as the model reads them; raises as `prompts.encode` does.
 
-        With `same_tokens`, raise ConfigError for a response that the tokenizer cuts differently
-        for the student.
+        With `same_tokens`, also raises ConfigError for a response that the tokenizer cuts
+        differently for the student.
         """
         if self.view.is_plain:
             return encode(examples, tokenizer, self.prompt)
@@ -125,7 +125,7 @@ class Viewer:
     def shown(self, example: Example, asks: ChoiceFormat | None = None) -> Example:
         """Return an example with the turns and the passage that the view puts before it.
 
-        `asks` is how its choices are asked for in a chat, if not as the prompt's settings say.
+        `asks` is how choices are asked for in a chat, if not as the prompt's settings say.
         """
         if self.view.is_plain:
             return example
@@ -140,13 +140,13 @@ class Viewer:
         return replace(self._with(example), history=history or None)
 
     def _with(self, example: Example) -> Example:
-        """Return an example behind its context, if the view shows one."""
+        """Return an example with its context in front, if the view shows one."""
         if not self.view.context or not example.context:
             return example
         return replace(example, prompt=f"{example.context}\n{example.prompt}")
 
     def _solved(self, shot: Example, asks: ChoiceFormat | None) -> list[Turn]:
-        """Return the turns of a question and its answer, without a system prompt of its own."""
+        """Return the turns of a question and its answer, without its own system prompt."""
         if asks or self.prompt.format == "chat":
             asks = asks or (self.prompt.chat or ChatSettings()).choices
             question, responses = asked_in_chat(shot, asks)
@@ -158,7 +158,7 @@ class Viewer:
 
 
 def _parted(history: Sequence[Turn]) -> tuple[list[Turn], list[Turn]]:
-    """Return the system's turns that a conversation begins with, and all others."""
+    """Return the system turns that a conversation begins with, and all others."""
     first = next((i for i, turn in enumerate(history) if turn.role != "system"), len(history))
     return [*history[:first]], [*history[first:]]
 

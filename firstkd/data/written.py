@@ -1,7 +1,7 @@
-"""Questions that a model writes, after the pattern of a data set's (data-free distillation).
+"""Questions that a model writes in the style of a data set's (data-free distillation).
 
 It writes a question and its choices, after Self-Instruct (Wang et al. 2023, arXiv 2212.10560), or
-puts a question in other words and keeps the choices. Which of them is right, teachers say.
+rephrases a question and keeps the choices. Teachers decide which of them is right.
 """
 
 import re
@@ -17,9 +17,9 @@ from firstkd.data.text import is_blank
 from firstkd.section import Name, Positive, Section, listed
 
 BORDER = "\n\n"
-"""Between questions, and what ends one that is written."""
+"""Separates questions, and ends a written one."""
 BETWEEN = " | "
-"""Between choices."""
+"""Separates choices."""
 QUESTION = re.compile(r"\s*(?P<question>.+?)\nAnswers: (?P<choices>[^\n]+)(\n.*)?", re.DOTALL)
 
 WRITTEN = Dataset(format="questions", role="unlabelled")
@@ -28,16 +28,16 @@ WRITTEN = Dataset(format="questions", role="unlabelled")
 
 class WriteSettings(Section):
     by: Name
-    """The model that writes: one that is not trained here and not behind a server."""
+    """The model that writes; it must not be trained here or be behind a server."""
     like: Name
     """The data set whose training questions it is shown."""
     task: Literal["new", "paraphrase"] = "new"
-    """Whether it writes questions of its own, or those of the data set in other words."""
+    """Whether it writes new questions or rephrases those of the data set."""
     draws: Positive
-    """Texts that it writes. Those that are not a question, or not a new one, are left out."""
+    """Texts that it writes. Any that is not a question, or not a new one, is left out."""
     shots: Annotated[int, Field(ge=1, le=16)] = 4
-    """Training questions that it sees before each text, drawn each time. For a paraphrase it sees
-    only the question itself."""
+    """Training questions that it sees before each text, redrawn each time. For a paraphrase it
+    sees only the question itself."""
     temperature: Annotated[float, Field(gt=0, le=2)] = 0.8
     max_new_tokens: Annotated[int, Field(ge=16, le=1024)] = 96
 
@@ -45,9 +45,9 @@ class WriteSettings(Section):
 def check_written(
     write: Mapping[str, WriteSettings], models: set[str], datasets: Mapping[str, Dataset]
 ) -> None:
-    """Raise ValueError, naming the key, for what cannot be written.
+    """Raise ValueError, naming the key, for settings that cannot work.
 
-    `models` are those that are there before any data set is.
+    `models` are those that exist before any data set does.
     """
     taken = {"train", "calibration", "test", *datasets}
     learned = {name for name, found in datasets.items() if found.is_learned}
@@ -82,30 +82,30 @@ class Asked(NamedTuple):
 
 
 def shown_questions(examples: Sequence[Example]) -> list[Asked]:
-    """Return what can be shown: questions with choices, in one paragraph each."""
+    """Return the questions that can be shown: those with choices, in one paragraph each."""
     found = [Asked(e.prompt, e.choices) for e in examples if e.choices and not e.history]
     return [each for each in found if BORDER not in each.text() and read(each.text()) == each]
 
 
 class Draft(NamedTuple):
-    """What a model is to continue."""
+    """A text for a model to continue."""
 
     prompt: str
     of: Asked | None = None
-    """The question that it puts in other words."""
+    """The question to rephrase."""
 
     @property
     def border(self) -> str:
-        """What ends a text."""
+        """What ends the written text."""
         return BORDER if self.of is None else "\n"
 
     def is_ended(self, text: str) -> bool:
-        """Whether more than the question has been written, so that it is whole."""
+        """Whether anything follows the question, so that it is complete."""
         rest = text.partition("\nAnswers: ")[2] if self.of is None else text.lstrip()
         return "\n" in rest
 
     def read(self, text: str) -> Asked | None:
-        """Return the question that the model has written; None if it is none."""
+        """Return the question that the model has written; None if the text is not one."""
         if self.of is None:
             return read(text)
         question = text.strip().partition(self.border)[0].strip()
@@ -113,7 +113,7 @@ class Draft(NamedTuple):
 
 
 def drafts(shown: Sequence[Asked], settings: WriteSettings, seed: int) -> Iterator[Draft]:
-    """Yield what each draw continues; needs as many questions as `shots`."""
+    """Yield a draft for each draw; needs at least `shots` questions."""
     for number in range(settings.draws):
         if settings.task == "paraphrase":
             of = shown[number % len(shown)]
@@ -127,7 +127,7 @@ def drafts(shown: Sequence[Asked], settings: WriteSettings, seed: int) -> Iterat
 def read(text: str) -> Asked | None:
     """Return the question in a text, with or without "Question:" before it; None if it has none.
 
-    A question needs two choices or more on one line, none of them empty or there twice.
+    A question needs two or more choices on one line, none of them empty or repeated.
     """
     found = QUESTION.fullmatch(text.partition(BORDER)[0].removeprefix("Question:"))
     if not found:

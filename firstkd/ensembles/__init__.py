@@ -1,1 +1,1 @@
-"""Several models, or several guesses at one, that answer together."""
+"""Ensembles: several models, or several draws of one, that answer together."""

@@ -1,7 +1,7 @@
 """What an ensemble is: passes of one or several networks whose probabilities are averaged.
 
-A kind of ensemble is its own settings, in a separate module. Free of torch, since settings are read
-without it.
+Each kind of ensemble is a settings class in a separate module. This module does not import torch,
+since settings are read without it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,15 +23,15 @@ Draws = Annotated[int, Field(ge=2)]
 class Ensemble(Section):
     kind: str
     is_fitted: ClassVar[bool] = False
-    """Whether training questions decide what it is."""
+    """Whether it is fitted on training questions."""
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of the models that it is of."""
+        """Names of the models that it is made of."""
         raise NotImplementedError
 
     def check(self, networks: "Sequence[PreTrainedModel]") -> None:
-        """Raise ConfigError for models that it cannot be of."""
+        """Raise ConfigError for models that it cannot be made of."""
 
     def fit(
         self,
@@ -39,14 +39,14 @@ class Ensemble(Section):
         questions: "Sequence[Question]",
         batch_size: int,
     ) -> "Tensor | None":
-        """Return what training questions with a right choice say about it, if anything."""
+        """Return what is fitted on training questions with a right choice, if anything."""
         return None
 
     def passes(
         self, networks: "Sequence[PreTrainedModel]", fitted: "Tensor | None", seed: int
     ) -> Iterator[int]:
-        """Yield, for each pass, which network is to make it, and keep it in that state meanwhile.
+        """Yield, for each pass, the index of the network to run, keeping it in that pass's state.
 
-        The same seed gives the same passes. Afterwards the networks are as before.
+        The same seed gives the same passes. The networks are restored afterwards.
         """
         raise NotImplementedError

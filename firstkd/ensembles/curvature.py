@@ -1,4 +1,4 @@
-"""How sharply training questions fix the gains of the last hidden state's dimensions."""
+"""How tightly training questions constrain the gains of the last hidden state's dimensions."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def curvature(
     model: PreTrainedModel, questions: Sequence[Question], batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues [H] and eigenvectors [H, H] of the generalised Gauss-Newton matrix of
-    the right choices' cross-entropy, by a gain of each dimension; in float64."""
+    the right choices' cross-entropy with respect to each dimension's gain, in float64."""
     scorer = ResponseScorer(model, exact=True).eval().requires_grad_(False)
     deciding = [q for q in questions if q.gold is not None and len(q.responses) > 1]
     total_HH = torch.zeros(scorer.width, scorer.width, dtype=torch.float64)
@@ -35,7 +35,7 @@ def curvature(
             scaled_NH, batch.rows_M, batch.targets_M, none, none[:, None]
         ).logprobs_M
         scores_BC = choice_scores(logprobs_M, batch.response_of_M, batch.choice_mask_BC)
-        # a question's scores depend on its own gains alone, so one pass gives a column of each J
+        # a question's scores depend only on its own gains, so one pass per choice serves them all
         jacobian_CBH = torch.stack(
             [
                 torch.autograd.grad(
@@ -55,10 +55,10 @@ def curvature(
 
 
 def precision_of_most_evidence(values_H: Tensor) -> Tensor:
-    """Return the τ of the prior N(0, 1/τ) of H gains, all 1, of the largest evidence.
+    """Return the τ that maximises the evidence under the prior N(0, 1/τ) of H gains, all 1.
 
-    log τ-terms of the evidence: ½ (H log τ − τ H − Σ log(λ + τ)); at its largest, τ = mean of
-    λ / (λ + τ) (MacKay 1992, eq. 2.22), by bisection, since the right side falls with τ.
+    The log evidence depends on τ by ½ (H log τ − τ H − Σ log(λ + τ)); at its maximum, τ = mean of
+    λ / (λ + τ) (MacKay 1992, eq. 2.22), found by bisection, since the right side falls with τ.
     """
     low, high = values_H.new_tensor(1e-12), values_H.new_tensor(1.0)
     for _ in range(200):

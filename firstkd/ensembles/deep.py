@@ -1,4 +1,4 @@
-"""A deep ensemble: models that were trained separately (Lakshminarayanan et al. 2017)."""
+"""A deep ensemble: models trained separately (Lakshminarayanan et al. 2017)."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal

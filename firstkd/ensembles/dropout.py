@@ -1,4 +1,4 @@
-"""MC dropout: one model, some of whose activations each pass leaves out at random."""
+"""MC dropout: one model, with random activations dropped in each pass."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 class Dropout(Ensemble):
     """Dropout before every weight matrix of the layers (Gal and Ghahramani 2016, sec. 3).
 
-    Models of today are trained without it, so it comes in at the end (Loquercio et al. 2020): keep
-    `rate` small.
+    Today's models are trained without it, so it is only added afterwards (Loquercio et al. 2020):
+    keep `rate` small.
     """
 
     kind: Literal["dropout"]
     of: Name
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the activations that are left out; the others grow by as much."""
+    """Share of the activations that are dropped; the others are scaled up to compensate."""
     draws: Draws = 10
 
     @property

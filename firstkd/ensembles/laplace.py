@@ -1,4 +1,4 @@
-"""Laplace: how far the last layer could differ without the training questions' objection."""
+"""Laplace: variations of the last layer that the training questions do not rule out."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class Laplace(Ensemble):
     """Gains g of the last hidden state's H dimensions, drawn from N(1, (GGN + τ I)⁻¹).
 
-    A Laplace approximation of a subnetwork (Daxberger et al. 2021, arXiv 2010.14689) behind the
-    last layer, in which logits are linear: the head itself has V · H weights, tied to the
-    embedding. GGN = Σ over questions of Jᵀ (diag p − p pᵀ) J, J the derivatives [C, H] of the
-    choices' scores. The prior is N(0, 1/τ), and τ where the evidence is largest (MacKay 1992;
+    A Laplace approximation of a subnetwork (Daxberger et al. 2021, arXiv 2010.14689) after the
+    last layer, in which the logits are linear; the head itself has V · H weights, tied to the
+    embedding. GGN = Σ over questions of Jᵀ (diag p − p pᵀ) J, with J the derivatives [C, H] of the
+    choices' scores. The prior is N(0, 1/τ), with the τ that maximises the evidence (MacKay 1992;
     Immer et al. 2021).
     """
 
@@ -38,7 +38,7 @@ class Laplace(Ensemble):
         questions: "Sequence[Question]",
         batch_size: int,
     ) -> "Tensor":
-        """Return the root [H, H] of the covariance: R with R Rᵀ = (GGN + τ I)⁻¹."""
+        """Return a root R [H, H] of the covariance: R Rᵀ = (GGN + τ I)⁻¹."""
         from firstkd.ensembles.curvature import curvature, precision_of_most_evidence
 
         values_H, vectors_HH = curvature(networks[0], questions, batch_size)

@@ -1,4 +1,4 @@
-"""SWAG: weights drawn from a normal distribution that several models of one training suggest."""
+"""SWAG: weights drawn from a normal distribution fitted to snapshots of one training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,7 +19,7 @@ class Swag(Ensemble):
     eq. 1).
 
     θ̄ is the mean of the K models' weights, D their deviations from it, Σ_diag the mean squares of
-    these. The models are snapshots of one training: averages of unrelated ones are of no use.
+    D. The models must be snapshots of one training: averages of unrelated ones are useless.
     """
 
     kind: Literal["swag"]
@@ -61,7 +61,7 @@ class Swag(Ensemble):
 
 
 def _drawn(weights_K: "Tensor", shares_K: "Tensor", generator: "Generator") -> "Tensor":
-    """Return a draw of one weight, of which there are K."""
+    """Return a draw of one weight tensor from its K versions."""
     import torch
 
     mean = weights_K.mean(0)

@@ -1,1 +1,1 @@
-"""A student as one file for a runtime without torch, with its calibration inside."""
+"""Exports of a student: one file, calibration included, for a runtime without torch."""

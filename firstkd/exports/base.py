@@ -1,4 +1,4 @@
-"""What every kind of export has in common. An export is its own settings."""
+"""What all kinds of export have in common. An export is also its own settings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,39 +11,39 @@ from firstkd.section import Name, Section
 
 @dataclass(frozen=True)
 class Exported:
-    """What is written to a file."""
+    """What an export writes to its file."""
 
     model: Any
-    """In float32, its temperature folded in if that is exact."""
+    """In float32, with its temperature folded into the weights if that is exact."""
     tokenizer: Any
     facts: str
-    """JSON that travels in the file's own metadata: temperature, prompt, threshold."""
+    """JSON stored in the file's own metadata: temperature, prompt, threshold."""
 
 
 class Export(Section):
     kind: str
     file_name: ClassVar[str]
     runtime: ClassVar[str]
-    """The package through which firstkd/exports/reader.py, shipped as answer.py, asks it."""
+    """The package with which firstkd/exports/reader.py, shipped as answer.py, runs it."""
     beside: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
-    """Further files whose hash is checked when it is opened."""
+    """Other files whose hashes are checked when the export is opened."""
 
     of: Name
-    """The model, which has to be evaluated: that fits its temperature."""
+    """The model; it must be evaluated, since that fits its temperature."""
     license: Annotated[str, Field(min_length=1)]
-    """SPDX identifier of the licence of the model that it goes back to, e.g. Apache-2.0."""
+    """SPDX identifier of the original model's licence, e.g. Apache-2.0."""
 
     weights: str
-    """How they are stored; each kind has its own."""
+    """How they are stored; each kind has its own formats."""
 
     def check(self, config: Any) -> None:
-        """Raise ConfigError if the format has no place for a model with this config."""
+        """Raise ConfigError if the format cannot hold a model with this config."""
         raise NotImplementedError
 
     def write(self, exported: Exported, file: Path) -> None:
-        """Write the model as one file: the same model gives the same bytes.
+        """Write the model as one file; the same model gives the same bytes.
 
-        Its tokenizer and configuration lie beside it already.
+        Its tokenizer and configuration are already beside it.
         """
         raise NotImplementedError
 

@@ -1,6 +1,6 @@
-"""The model card of an export: what it is, where it comes from, how good and how honest it was.
+"""The model card of an export: what it is, where it comes from, its accuracy and calibration.
 
-It names no commit, which the same bytes could not; the registry knows the commit of each version.
+It names no commit, so that the same export gives the same bytes; the registry knows each commit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from firstkd.exports.base import Export
 class Origin:
     model: str
     source: str
-    """Where the model that it descends from was fetched."""
+    """Where its original model was fetched from."""
     teachers: Sequence[str]
     data: Mapping[str, str]
-    """Source of each data set by its name."""
+    """Source of each data set, by name."""
 
 
 def card(

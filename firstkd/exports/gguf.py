@@ -1,8 +1,8 @@
-"""GGUF, for llama.cpp and what is built on it.
+"""GGUF, for llama.cpp and everything built on it.
 
-Tensors are named and metadata written by llama.cpp's own package `gguf`; what that leaves to its
-converter (convert_hf_to_gguf.py) is here: which families, the order of Llama's rotated dimensions
-and the vocabulary.
+llama.cpp's own package `gguf` names the tensors and writes the metadata. This module does what the
+package leaves to llama.cpp's converter (convert_hf_to_gguf.py): the supported families, the order
+of Llama's rotated dimensions and the vocabulary.
 """
 
 import json
@@ -14,9 +14,9 @@ from firstkd.errors import ArtifactError, ConfigError
 from firstkd.exports.base import Export, Exported, end_ids
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""llama.cpp's name for each model_type that is known here."""
+"""llama.cpp's name for each supported model_type."""
 BLOCK = 32
-"""Weights of a row that share a scale."""
+"""Number of weights in a row that share a scale."""
 FILE_TYPES = {"f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
 SPLITS = {
     '[{"type": "ByteLevel", "use_regex": true}]': "gpt-2",
@@ -24,14 +24,14 @@ SPLITS = {
         "smollm"
     ),
 }
-"""llama.cpp's name for how a text is split before its merges (`tokenizer.ggml.pre`)."""
+"""llama.cpp's name for how a text is split before merging (`tokenizer.ggml.pre`)."""
 PATTERNS = {
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| "
     "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+": "llama-bpe",
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| "
     "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+": "qwen2",
 }
-"""The same, for a split by a pattern before the bytes."""
+"""The same, for tokenizers that split by a pattern before the byte level."""
 
 
 class GgufExport(Export):
@@ -40,8 +40,8 @@ class GgufExport(Export):
     runtime: ClassVar[str] = "xllamacpp"
 
     weights: Literal["f16", "q8_0", "q4_0"]
-    """q8_0, q4_0: 8 or 4 bits a weight, with a scale for every 32; norms stay float32. An MLP whose
-    width 32 does not divide gets units that do nothing, to fill its last block."""
+    """q8_0, q4_0: 8 or 4 bits per weight, with a scale for every 32; norms stay float32. An MLP
+    whose width is not a multiple of 32 gets units that do nothing, to fill its last block."""
 
     def check(self, config: Any) -> None:
         from firstkd.models.masks import layer_kinds
@@ -58,7 +58,7 @@ class GgufExport(Export):
             )
 
     def write(self, exported: Exported, file: Path) -> None:
-        """Raise ArtifactError for a tokenizer that llama.cpp would not split texts with."""
+        """Raise ArtifactError for a tokenizer whose way of splitting texts llama.cpp lacks."""
         from gguf import GGUFWriter, LlamaFileType
 
         config = exported.model.config
@@ -117,7 +117,7 @@ def _add_vocabulary(writer: Any, model: Any, tokenizer: Any) -> None:
     writer.add_token_merges(merges)
     first, *others = end_ids(model, tokenizer)
     writer.add_eos_token_id(first)
-    if others:  # llama.cpp has room for two kinds of ends: of a text, and of a turn
+    if others:  # llama.cpp has room for two end tokens: of a text and of a turn
         writer.add_eot_token_id(others[0])
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
@@ -129,7 +129,7 @@ def _add_vocabulary(writer: Any, model: Any, tokenizer: Any) -> None:
 
 
 def _split(pre_tokenizer: Any) -> str:
-    """Return llama.cpp's name for how the tokenizer splits a text before its merges."""
+    """Return llama.cpp's name for how the tokenizer splits a text before merging."""
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     if steps[0]["type"] == "Split" and steps[-1]["type"] == "ByteLevel":
         found = PATTERNS.get(steps[0]["pattern"].get("Regex"))
@@ -165,7 +165,7 @@ def _add_tensors(writer: Any, model: Any, weights: str, idle: int) -> None:
             raise ArtifactError(f"gguf has no place for {name}; export it as onnx")
         values = _laid_out(name, tensor.float().numpy(), config, idle)
         kind = GGMLQuantizationType[weights.upper()]
-        if values.ndim < 2:  # norms and biases are few, and matter
+        if values.ndim < 2:  # norms and biases are small, but matter
             kind = GGMLQuantizationType.F32
         try:
             packed = quantize(np.ascontiguousarray(values), kind)
@@ -178,9 +178,9 @@ def _add_tensors(writer: Any, model: Any, weights: str, idle: int) -> None:
 
 
 def _laid_out(name: str, values: Any, config: Any, idle: int) -> Any:
-    """Return a weight as llama.cpp multiplies by it, with `idle` more units of the MLP.
+    """Return a weight in llama.cpp's layout, with `idle` extra MLP units.
 
-    Their weights are 0, and so is what the activation makes of it: they change nothing.
+    Their weights are 0, and so are their activations: they change nothing.
     """
     import numpy as np
 
@@ -196,7 +196,7 @@ def _laid_out(name: str, values: Any, config: Any, idle: int) -> Any:
 
 
 def _rotated(values: Any, heads: int) -> Any:
-    """Put a head's rotated halves side by side in pairs, the order that llama.cpp rotates."""
+    """Interleave the rotated halves of each head in pairs, the order in which llama.cpp rotates."""
     shape = values.shape
     halves = values.reshape(heads, 2, shape[0] // heads // 2, *shape[1:])
     return halves.swapaxes(1, 2).reshape(shape)

@@ -1,4 +1,4 @@
-"""The kinds of exports, one module each."""
+"""The kinds of export, one module each."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -18,9 +18,9 @@ AnyExport = Annotated[GgufExport | OnnxExport | SafetensorsExport, Field(discrim
 def check_exports(
     exports: Mapping[str, AnyExport], models: set[str], measured: set[str], served: set[str]
 ) -> None:
-    """Raise ValueError, naming the key, for an export of what has no temperature or no weights.
+    """Raise ValueError, naming the key, for an export of a model without temperature or weights.
 
-    `measured` are the models that are evaluated, `served` those behind servers.
+    `measured` are the evaluated models, `served` those behind servers.
     """
     for name, export in exports.items():
         if name in models:

@@ -1,8 +1,8 @@
-"""ONNX, for ONNX Runtime on servers, phones and in browsers.
+"""ONNX, for ONNX Runtime on servers, on phones and in browsers.
 
-The graph scores all choices of a question in one pass behind their shared prompt, as firstkd does
+The graph scores all choices of a question in one pass after their shared prompt, as firstkd does
 in training: `input_ids`, `position_ids` and `segments` [L] are a packed row (firstkd/data/
-packing.py), `rows` [N] the positions that predict something, `logits` [N, V] what comes out. With
+packing.py), `rows` [N] the positions to predict from, and `logits` [N, V] the output. With
 positions 0, 1, 2 … and segments of −1 it is an ordinary causal language model.
 """
 
@@ -17,13 +17,13 @@ from firstkd.exports.base import Export, Exported
 
 INPUTS = ("input_ids", "position_ids", "segments", "rows")
 BLOCK = 32
-"""Weights of a down projection's column that share a scale."""
+"""Number of weights in a down projection's column that share a scale."""
 ACTIVATIONS_TOO = 4
-"""ONNX Runtime's `accuracy_level` for activations of eight bits, with a scale a block."""
+"""ONNX Runtime's `accuracy_level` for eight-bit activations with one scale per block."""
 LARGEST_FILE = 2**31
-"""Bytes that one protobuf may have."""
+"""Size limit of one protobuf, in bytes."""
 FACTS = "firstkd"
-"""The key of the file's metadata that holds the calibration as JSON."""
+"""The key in the file's metadata for the calibration as JSON."""
 
 
 class OnnxExport(Export):
@@ -32,8 +32,8 @@ class OnnxExport(Export):
     runtime: ClassVar[str] = "onnxruntime"
 
     weights: Literal["fp32", "int8"]
-    """int8: of each matrix by column, activations quantised as they come (dynamic); of down
-    projections both in blocks of 32, since what they read has outliers."""
+    """int8: matrices are quantised per column, activations dynamically; for down projections, both
+    are quantised in blocks of 32, since their inputs have outliers."""
 
     def check(self, config: Any) -> None:
         from firstkd.models.masks import ATTENTION, layer_kinds
@@ -45,7 +45,7 @@ class OnnxExport(Export):
             )
 
     def write(self, exported: Exported, file: Path) -> None:
-        """Raise ConfigError for a family whose choices cannot share a prompt, or for its size."""
+        """Raise ConfigError if choices cannot share a prompt, or the file would be too large."""
         import onnx
 
         family = exported.model.config.model_type
@@ -66,7 +66,7 @@ class OnnxExport(Export):
 
 
 def _in_eight_bits(whole: Path) -> Path:
-    """Write the quantised model beside the whole one, and return its file."""
+    """Write the quantised model beside the original, and return its path."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.matmul_nbits_quantizer import (
@@ -94,10 +94,10 @@ def _in_eight_bits(whole: Path) -> Path:
 
 
 def _down_projections(graph: Any) -> list[str]:
-    """Return the names of the matrix products that read what a gate was multiplied with.
+    """Return the names of the matrix products whose input is a gated product.
 
-    A few of these activations are hundreds of times larger than the rest, for which one scale for
-    all of them leaves next to nothing.
+    A few of these activations are hundreds of times larger than the rest, so one scale for all of
+    them would leave the rest almost no precision.
     """
     fixed = {tensor.name for tensor in graph.initializer}
     made_by = {output: node for node in graph.node for output in node.output}
@@ -113,11 +113,11 @@ def _down_projections(graph: Any) -> list[str]:
 
 
 def _program(model: Any) -> Any:
-    """Trace the model on a row of one prompt and two responses; lengths stay free."""
+    """Trace the model on a row of one prompt and two responses; lengths stay dynamic."""
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own deprecations
+        warnings.simplefilter("ignore")  # torch warns about its own deprecations
         tokens, rows = torch.export.Dim("tokens", min=2), torch.export.Dim("rows")
         example = [[1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 2, 3], [-1, -1, 0, 0, 1, 1], [1, 2, 4]]
         return torch.onnx.export(
@@ -166,7 +166,7 @@ def _graph(model: Any) -> Any:
 
 
 def _forget_where_it_was_made(model: Any) -> None:
-    """Drop what the exporter notes of its own source lines: paths, of no use to a runtime."""
+    """Drop the source paths that the exporter records, which are of no use to a runtime."""
     del model.metadata_props[:]
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del part.metadata_props[:]

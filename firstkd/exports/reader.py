@@ -1,7 +1,7 @@
-"""Ask an exported student, without torch or firstkd: this file goes along as answer.py.
+"""Query an exported student without torch or firstkd: exports ship this file as answer.py.
 
-It needs numpy and tokenizers, and for a file model.onnx onnxruntime, for model.gguf xllamacpp, for
-model.safetensors vllm:
+It needs numpy and tokenizers, and onnxruntime for model.onnx, xllamacpp for model.gguf or vllm for
+model.safetensors:
 
     python answer.py "Where does a fox live?" "in a den" "in a hive"
 """
@@ -22,7 +22,7 @@ Ids = Sequence[int]
 
 
 class Unusable(Exception):
-    """An exported folder, or a question, that cannot be used; the text says why, in one line."""
+    """An exported folder, or a question, that cannot be used; the message says why, in one line."""
 
 
 class OnnxModel:
@@ -35,7 +35,7 @@ class OnnxModel:
         self.session = onnxruntime.InferenceSession(str(file), options, providers)
 
     def logprobs(self, prompt: Ids, responses: Sequence[Ids]) -> list[list[float]]:
-        """Score every token of the responses, in one pass behind the shared prompt."""
+        """Score every token of the responses, in one pass after the shared prompt."""
         start = len(prompt)
         ids, positions, segments = [*prompt], [*range(start)], [-1] * start
         rows, places = [start - 1], []
@@ -56,7 +56,7 @@ class OnnxModel:
 
 
 class LlamaModel:
-    """Through llama.cpp, whose server the package xllamacpp runs in this process."""
+    """Runs llama.cpp's server in this process, through the package xllamacpp."""
 
     def __init__(self, file: Path, threads: int, length: int) -> None:
         import xllamacpp
@@ -64,21 +64,21 @@ class LlamaModel:
         params = xllamacpp.CommonParams()
         params.model.path = str(file)
         params.n_ctx, params.n_parallel = length, 1
-        params.api_keys = [secrets.token_hex()]  # it listens on a port of this machine
+        params.api_keys = [secrets.token_hex()]  # it listens on a local port
         params.warmup, params.verbosity = False, 1
         if threads:
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         self.server = xllamacpp.Server(params)
-        # a server that is dropped before its loop has begun waits for ever: await a first answer
+        # a server dropped before its loop has begun hangs for ever, so wait for a first answer
         self.server.handle_completions({"prompt": [0], "n_predict": 1})
 
     def logprobs(self, prompt: Ids, responses: Sequence[Ids]) -> list[list[float]]:
-        """Score every token of the responses; the prompt before them is computed once."""
+        """Score every token of the responses; the shared prompt is computed once."""
         return [self._response(prompt, response) for response in responses]
 
     def _response(self, prompt: Ids, response: Ids) -> list[float]:
-        """Have llama.cpp generate nothing but these tokens: what it reports is their probability
-        among all."""
+        """Make llama.cpp generate exactly these tokens: it reports their log-probabilities over
+        the whole vocabulary."""
         only = " ".join(f"<[{token}]>" for token in response)
         asked = {"prompt": [*prompt], "n_predict": len(response), "grammar": f"root ::= {only}"}
         found = self.server.handle_completions({**asked, "n_probs": 1, "temperature": 0.0})
@@ -92,12 +92,12 @@ class VllmModel:
     def __init__(self, file: Path, threads: int, length: int) -> None:
         import vllm
 
-        # vLLM takes its threads from OMP_NUM_THREADS; one more token than it is asked for
+        # vLLM takes its threads from OMP_NUM_THREADS; + 1 for the token that it must generate
         self.engine = vllm.LLM(str(file.parent), max_model_len=length + 1, enforce_eager=True)
         self.asked = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
 
     def logprobs(self, prompt: Ids, responses: Sequence[Ids]) -> list[list[float]]:
-        """Score every token of the responses, all of them in one batch."""
+        """Score every token of the responses, all in one batch."""
         texts = [{"prompt_token_ids": [*prompt, *response]} for response in responses]
         found = self.engine.generate(texts, self.asked, use_tqdm=False)
         return [
@@ -118,7 +118,7 @@ RUNTIMES: dict[str, type[OnnxModel] | type[LlamaModel] | type[VllmModel]] = {
 class Student:
     def __init__(self, folder: Path, calibration: Path | None = None, threads: int = 0) -> None:
         """Open an exported folder; a `calibration` file replaces its temperature, threshold and
-        choices, e.g. by those fitted through this runtime (data/evaluate/NAME/calibration.json).
+        choices, e.g. with those fitted through this runtime (data/evaluate/NAME/calibration.json).
 
         Raises Unusable if a file is missing or not the one that was exported.
         """
@@ -141,8 +141,8 @@ class Student:
         return [float(np.mean(tokens)) for tokens in self.model.logprobs(prompt, responses)]
 
     def answer(self, question: str, choices: Sequence[str] | None = None) -> dict[str, Any]:
-        """Answer with one of the choices; without any, with one that all calibration questions
-        shared."""
+        """Answer with one of the choices; without any, with one of those that all calibration
+        questions share."""
         listed = choices or self.facts["choices"]
         if not listed or len(listed) < 2:
             raise Unusable("a question needs two choices or more")
@@ -160,7 +160,7 @@ class Student:
         }
 
     def encode(self, question: str, choices: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """Return the ids of the prompt and of each choice, as the student was trained with them."""
+        """Return the token ids of the prompt and of each choice, as in the student's training."""
         how, start = self.facts["prompt"], self.facts["start_ids"]
         if how["format"] == "chat":
             raise Unusable("this student is asked in its chat template: give `scores` token ids")
@@ -180,7 +180,7 @@ class Student:
 
 
 def before(offsets: Sequence[tuple[int, int]], border: int) -> int:
-    """How many first tokens lie before a character."""
+    """Return how many leading tokens lie before a character."""
     end = len(offsets)
     while end and offsets[end - 1][1] > border:
         end -= 1

@@ -1,7 +1,7 @@
-"""Safetensors for vLLM, and for whatever else reads a Hugging Face folder.
+"""Safetensors for vLLM, and for anything else that reads a Hugging Face folder.
 
-In int8, the format is `int-quantized` of compressed-tensors: a matrix W [out, in] is kept as the
-integers nearest to W / s, where s [out, 1] is the largest absolute value of each row / 127 (weights
+In int8, the format is `int-quantized` of compressed-tensors: a matrix W [out, in] is stored as the
+integers nearest to W / s, where s [out, 1] is each row's largest absolute value / 127 (one scale
 per channel), and `config.json` says so. Activations are quantised dynamically, per token.
 """
 
@@ -23,7 +23,7 @@ class SafetensorsExport(Export):
     beside: ClassVar[tuple[str, ...]] = ("tokenizer.json", "config.json")
 
     weights: Literal["bf16", "int8"]
-    """int8: of the matrices in the layers; embeddings, head and norms stay bfloat16."""
+    """int8: only the matrices in the layers; embeddings, head and norms stay bfloat16."""
 
     def check(self, config: Any) -> None:
         import torch
@@ -34,9 +34,9 @@ class SafetensorsExport(Export):
                 _quantised_names(AutoModelForCausalLM.from_config(config))
 
     def write(self, exported: Exported, file: Path) -> None:
-        """Also write into `config.json` beside it what the weights are.
+        """Also record the format of the weights in the `config.json` beside the file.
 
-        Raises ConfigError for int8 where the layers multiply by other than linear maps.
+        Raises ConfigError for int8 if the layers multiply by anything but linear maps.
         """
         import torch
         from safetensors.torch import save_file
@@ -74,7 +74,7 @@ def _described() -> dict[str, Any]:
 
 
 def _quantised_names(model: Any) -> set[str]:
-    """Return the names of the weights of the linear maps, but not the head's.
+    """Return the names of the linear maps' weights, except the head's.
 
     Raises ConfigError if there are other matrices, e.g. those of experts.
     """

@@ -1,7 +1,7 @@
 """How the processes of a stage are started: on this host alone, or on several.
 
-One kind is a setting of the machine, on which no stage depends: the same processes compute the
-same, wherever they are.
+The kind is a setting of the machine, on which no stage depends: the same processes compute the same
+result wherever they run.
 """
 
 from collections.abc import Sequence
@@ -14,31 +14,31 @@ from firstkd.section import Section
 
 @dataclass(frozen=True)
 class Job:
-    """A module that is to run in several processes."""
+    """A module to run in several processes."""
 
     module: str
     arguments: Sequence[str]
     processes: int
-    """On each host."""
+    """Per host."""
     threads: int
     logs: Path
-    """The folder of its stage's logs, relative to the project's."""
+    """The folder of its stage's logs, relative to the project's folder."""
 
 
 class Launcher(Section):
     kind: str
     is_here: ClassVar[bool] = False
-    """Whether a single process need not be launched: it is this one."""
+    """Whether a single process need not be launched because it is this one."""
 
     @property
     def number_of_hosts(self) -> int:
         raise NotImplementedError
 
     def launch(self, job: Job) -> None:
-        """Run a job on all hosts and wait for its end.
+        """Run a job on all hosts and wait for it to end.
 
-        Raises RankError with the PipelineError of the process that failed first, and where hosts do
-        not find each other, or the project's folder. Any other failure is shown with its traceback,
-        and the exit code is 1. Exits at SIGTERM, once all have saved their step.
+        Raises RankError with the PipelineError of the process that failed first, or if the hosts
+        cannot find each other or the project's folder. Any other failure is shown with its
+        traceback, and the exit code is 1. On SIGTERM, exits once all have saved their step.
         """
         raise NotImplementedError

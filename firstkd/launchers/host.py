@@ -1,8 +1,8 @@
-"""What a launcher has started on each host: that host's processes, among those of all.
+"""What a launcher starts on each host: that host's share of all processes.
 
 The environment says which host this is and where the first one is (torchrun's PET_NODE_RANK,
-PET_NNODES, PET_MASTER_ADDR, PET_MASTER_PORT), and PET_RDZV_ID names the launch: a folder beside
-the stage's logs, in which this host leaves word of a failure.
+PET_NNODES, PET_MASTER_ADDR, PET_MASTER_PORT), and PET_RDZV_ID names the launch: a folder among
+the stage's logs, in which this host reports a failure.
 """
 
 import os
@@ -24,21 +24,21 @@ from firstkd.launchers.torchrun import STOPPED, RankError, torchrun
 
 LAUNCH = "PET_RDZV_ID"
 LEASH = "FIRSTKD_ENDS_WITH_INPUT"
-"""Set where the end of the standard input is the order to stop: no signal gets through to here."""
+"""Set if the end of standard input is the order to stop, as no signal gets through to here."""
 PASSED_ON = ("CUDA_", "GLOO_", "HF_", "NCCL_", "OMP_", "PYTHONPATH", "TORCH_")
-"""How variables begin that hosts get from this one: those of the libraries, no secrets."""
+"""Prefixes of the variables that this host passes on to others: the libraries', no secrets."""
 BEGUN = ".begun"
-"""How the file ends by which a host says that it has begun."""
+"""Suffix of the file with which a host reports that it has begun."""
 FOLDER_SECONDS = 15.0
-"""Within which a file of another host appears on a file system that both see."""
+"""Time for a file from another host to appear on a file system that both see."""
 NAME_SECONDS = 600.0
-"""Within which the name of the first host is known: a pod's is when the pod has begun."""
+"""Time for the first host's name to resolve: a pod's does once the pod has begun."""
 ELSEWHERE = ("192.0.2.1", 9)
-"""An address that nobody has (RFC 5737); nothing is sent there."""
+"""An address that no host has (RFC 5737); nothing is sent there."""
 
 
 def is_host() -> bool:
-    """Whether a launcher started this process as that of a host."""
+    """Whether a launcher started this process to run the processes of a host."""
     return LAUNCH in os.environ
 
 
@@ -52,7 +52,7 @@ def command_line(
     python: str = sys.executable,
     more: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the shell's line for a host; `rank` and `address` are words of the shell's."""
+    """Return the shell command line for a host; `rank` and `address` are shell words."""
     set_here = {"PET_RDZV_ID": launch, "PET_NNODES": str(hosts), "PET_MASTER_PORT": str(port)}
     values = [f"{k}={shlex.quote(v)}" for k, v in {**set_here, **(more or {})}.items()]
     values += [f"PET_NODE_RANK={rank}", f"PET_MASTER_ADDR={address}"]
@@ -65,9 +65,9 @@ def passed_on() -> dict[str, str]:
 
 
 def run_host(job: Job) -> None:
-    """Run this host's processes and wait for their end. Exits if they fail.
+    """Run this host's processes and wait for them to end. Exits if they fail.
 
-    Raises RankError if this is not the project's folder, or the first host's name is not known.
+    Raises RankError if this is not the project's folder or the first host's name is unknown.
     """
     if LEASH in os.environ:
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
@@ -76,7 +76,7 @@ def run_host(job: Job) -> None:
     (place / f"{os.environ['PET_NODE_RANK']}{BEGUN}").touch()
     _take_the_way_to(os.environ["PET_MASTER_ADDR"], int(os.environ["PET_MASTER_PORT"]))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else it warns of names without address
-    # while the hosts wait for each other, in C++, no handler of Python's would run
+    # while the hosts wait for each other, in C++, no Python handler would run
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     failure = torchrun(job.module, job.arguments, job.processes, job.threads)
     if failure is None:
@@ -106,9 +106,9 @@ def _check_shared(place: Path) -> None:
 
 
 def _take_the_way_to(address: str, port: int) -> None:
-    """Let gloo exchange over the interface that leads to the first host.
+    """Make gloo use the interface that leads to the first host.
 
-    It would take that of this host's own name, which is often the loopback.
+    By default it uses that of this host's own name, which is often the loopback.
     """
     own = _own_address_towards(address, port)
     for interface, addresses in psutil.net_if_addrs().items():
@@ -132,9 +132,9 @@ def _own_address_towards(address: str, port: int) -> str:
     own = _source(family, there)
     if not own.startswith("127.") and own != "::1":
         return own
-    try:  # this is the first host, and its name leads to itself
+    try:  # this is the first host, and its name resolves to the loopback
         return _source(socket.AF_INET, ELSEWHERE)
-    except OSError:  # there is no other host to be reached
+    except OSError:  # no other host can be reached
         return own
 
 

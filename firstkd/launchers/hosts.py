@@ -1,4 +1,4 @@
-"""Hosts by their names, each reached by a command such as ssh."""
+"""Hosts listed by name, each reached with a command such as ssh."""
 
 import shlex
 from pathlib import Path
@@ -19,13 +19,13 @@ class Hosts(Remote):
     stops_by_signal: ClassVar[bool] = False
 
     hosts: Annotated[list[str], Field(min_length=1)]
-    """Names by which this host reaches them; the processes meet at the first."""
+    """Names by which this host reaches them; the processes meet on the first."""
     reach: str = "ssh -o BatchMode=yes -o ServerAliveInterval=15 {host} {command}"
-    """What runs a command on a host. {command} is one word: a line for a shell there."""
+    """How to run a command on a host. {command} is one word: a command line for a shell there."""
     address: str | None = None
-    """The first host's, as all of them know it; null for its name."""
+    """The first host's address, as all of them know it; null to use its name."""
     port: Port = 29400
-    """At which they meet, on the first host. Nobody asks who calls: the network is trusted."""
+    """Port on the first host where they meet; unauthenticated, so the network must be trusted."""
 
     @property
     def number_of_hosts(self) -> int:

@@ -1,4 +1,4 @@
-"""Pods as hosts: an indexed Job around a pod of the user's, applied and waited for by kubectl."""
+"""Pods as hosts: an indexed Job built on the user's pod, created and awaited with kubectl."""
 
 import sys
 from pathlib import Path
@@ -22,11 +22,11 @@ class Kubernetes(Remote):
     stops_by_signal: ClassVar[bool] = True
 
     hosts: Positive
-    """Pods."""
+    """Number of pods."""
     pod: Path = Path("infra/kubernetes.yaml")
     """A PodTemplate; its first container gets the stage's command."""
     port: Port = 29400
-    """At which they meet, on the first pod. Nobody asks who calls: the network is trusted."""
+    """Port on the first pod where they meet; unauthenticated, so the network must be trusted."""
 
     @property
     def number_of_hosts(self) -> int:
@@ -71,7 +71,7 @@ def _service(metadata: dict[str, str]) -> dict[str, Any]:
         "kind": "Service",
         "metadata": metadata,
         "spec": {
-            "clusterIP": "None",  # names for the pods themselves
+            "clusterIP": "None",  # DNS names for the pods themselves
             "publishNotReadyAddresses": True,  # they meet before they are ready
             "selector": {"job-name": metadata["name"]},
         },

@@ -1,4 +1,4 @@
-"""The processes of one host, this one."""
+"""Processes on this host alone."""
 
 from typing import ClassVar, Literal
 

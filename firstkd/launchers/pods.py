@@ -1,8 +1,8 @@
-"""Apply the Job of a launch, show what its pods say, wait for its end, and leave nothing behind.
+"""Create a launch's Job, show its pods' output, wait for it to end, and leave nothing behind.
 
 Run as  python -m firstkd.launchers.pods MANIFEST   (by the launcher of kind kubernetes)
 
-At SIGTERM the Job is deleted, which passes SIGTERM on to its pods and waits for them.
+On SIGTERM the Job is deleted, which passes SIGTERM on to its pods and waits for them.
 """
 
 import json
@@ -25,14 +25,14 @@ def main(manifest: Path) -> int:
         _kubectl("create", "--filename", str(manifest))
         return _follow(job["metadata"], job["spec"]["completions"])
     finally:
-        # in the foreground: until the pods have saved their step and are gone
+        # in the foreground: wait until the pods have saved their step and are gone
         _kubectl(
             "delete", "--filename", str(manifest), "--cascade=foreground", "--ignore-not-found"
         )
 
 
 def _follow(metadata: dict[str, str], pods: int) -> int:
-    """Show what the pods say once all run; return 0 if the Job completes."""
+    """Show the pods' output once all are running; return 0 if the Job completes."""
     of = [f"--namespace={metadata['namespace']}"] if "namespace" in metadata else []
     logs: subprocess.Popen[bytes] | None = None
     while True:
@@ -52,7 +52,7 @@ def _follow(metadata: dict[str, str], pods: int) -> int:
 
 
 def _kubectl(*arguments: str) -> str:
-    """Return what kubectl prints; exits with its own error."""
+    """Return what kubectl prints; exit with its code if it fails."""
     done = subprocess.run(["kubectl", *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)

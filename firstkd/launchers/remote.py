@@ -1,7 +1,7 @@
-"""Launching on several hosts, however they are reached: start, watch, and end as one.
+"""Launching on several hosts, however they are reached: start, watch and end them as one.
 
-The project's folder lies on a file system that all hosts share. There a host that fails leaves word
-of why; the one that was the cause is shown.
+The project's folder lies on a file system that all hosts share. A host that fails reports the
+reason there; only the failure that caused the others is shown.
 """
 
 import os
@@ -23,21 +23,21 @@ from firstkd.launchers.host import BEGUN
 from firstkd.launchers.torchrun import STOPPED, Failure, RankError, end_with_parent
 
 CAUSE_SECONDS = 15.0
-"""After the first failure, for the host that was its cause to leave word, too."""
+"""Time after the first failure for the host that caused it to report, too."""
 END_SECONDS = 120.0
-"""For hosts to save their step and end, before what reaches them is killed."""
+"""Time for hosts to save their step and end before the commands that reach them are killed."""
 KEPT_BYTES = 4096
-"""Kept of a command's output: its last line is among them."""
+"""Bytes kept of a command's output, enough for its last line."""
 
 
 class Remote(Launcher):
     stops_by_signal: ClassVar[bool]
-    """Whether what reaches the hosts passes SIGTERM on; otherwise they stop when its input ends."""
+    """Whether what reaches the hosts passes SIGTERM on; if not, they stop when its input ends."""
 
     @abstractmethod
     def commands(self, job: Job, place: Path) -> Sequence["Reach"]:
-        """Return what starts a job on all hosts. `place` is the folder in which they leave word,
-        and its name is that of the launch."""
+        """Return the commands that start a job on all hosts. The hosts report in the folder
+        `place`, which is named after the launch."""
 
     def launch(self, job: Job) -> None:
         with _meeting(job.logs / "hosts") as place:
@@ -47,7 +47,7 @@ class Remote(Launcher):
 
     def _run(self, reaches: Sequence["Reach"], place: Path) -> list[Failure]:
         """Run commands until all have ended, and return why they failed; one host's failure ends
-        the others'."""
+        the others."""
         running = [_Command(reach, self.stops_by_signal) for reach in reaches]
         ended = list[_Command]()
         give_up = float("inf")
@@ -69,8 +69,8 @@ class Remote(Launcher):
 
 @contextmanager
 def _meeting(folder: Path) -> Iterator[Path]:
-    """Make the folder in which hosts leave word; its name is that of the launch."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a launch that was killed
+    """Make the folder in which hosts report, named after the launch."""
+    shutil.rmtree(folder, ignore_errors=True)  # left by a launch that was killed
     place = folder / f"firstkd-{secrets.token_hex(4)}"
     place.mkdir(parents=True)
     try:
@@ -80,7 +80,7 @@ def _meeting(folder: Path) -> Iterator[Path]:
 
 
 class Reach(NamedTuple):
-    """A command that starts the job on one host, or on several, and ends when they have ended."""
+    """A command that starts the job on one or several hosts and ends when they have ended."""
 
     name: str
     hosts: range
@@ -88,7 +88,7 @@ class Reach(NamedTuple):
 
 
 class _Command:
-    """A command that runs; what its hosts say is shown here."""
+    """A running command; its hosts' output is shown here."""
 
     def __init__(self, reach: Reach, ends_with_this: bool) -> None:
         self.name, self.hosts, self._last = reach.name, {*map(str, reach.hosts)}, b""

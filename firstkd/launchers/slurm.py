@@ -1,4 +1,4 @@
-"""Hosts that SLURM gives: `srun` starts the job on each, in its own allocation or in this one."""
+"""Hosts from SLURM: `srun` starts the job on each, in a new allocation or in this one."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -16,13 +16,13 @@ FIRST_HOST = '$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)'
 
 class Slurm(Remote):
     kind: Literal["slurm"]
-    stops_by_signal: ClassVar[bool] = False  # srun answers SIGTERM with SIGKILL of what it started
+    stops_by_signal: ClassVar[bool] = False  # on SIGTERM, srun kills what it started
 
     hosts: Positive
     options: Annotated[list[str], Field(default_factory=list)]
-    """For srun: what each host should have (GPUs, processors), and for how long."""
+    """Options of srun: what each host needs (GPUs, processors), and for how long."""
     port: Port = 29400
-    """At which they meet, on the first host. Nobody asks who calls: the network is trusted."""
+    """Port on the first host where they meet; unauthenticated, so the network must be trusted."""
 
     @property
     def number_of_hosts(self) -> int:
@@ -37,7 +37,7 @@ class Slurm(Remote):
             f"--nodes={hosts}",
             f"--ntasks={hosts}",
             "--ntasks-per-node=1",
-            # the launcher ends the others itself, once the host that was the cause has left word
+            # the launcher ends the others itself, once the host at fault has reported
             "--kill-on-bad-exit=0",
             "--wait=0",
             *self.options,

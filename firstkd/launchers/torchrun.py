@@ -1,9 +1,9 @@
-"""Several processes of one module on this host, by torchrun, as if they were one.
+"""Run one module as several processes on this host with torchrun, as if they were one.
 
-Torchrun reads its own options from the environment, too (PET_NNODES, PET_NODE_RANK, …), by which a
+Torchrun also reads its options from the environment (PET_NNODES, PET_NODE_RANK, …), through which a
 launcher tells a host which of several it is; on one host the processes meet at a free port, so that
-launches never collide. A process that fails tells why in a file of torchrun's; when one has ended,
-torchrun ends the others, and the error that was the cause is the one that is shown.
+launches never collide. A process that fails writes the reason to a file of torchrun's; torchrun
+then ends the others, and only the error that caused the failure is shown.
 """
 
 import ctypes
@@ -24,36 +24,36 @@ from firstkd.errors import PipelineError
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 ONE_HOST = ("--standalone", "--local-addr", "127.0.0.1")
-"""A host's own name need not have an address."""
+"""A host's own name may not resolve to an address."""
 STOPPED = 128 + signal.SIGTERM
-"""Exit code of what SIGTERM has ended, after it has saved its work."""
+"""Exit code of a process that SIGTERM has ended, after it has saved its work."""
 NEVER = 1e18
-"""The time of a failure that left no word."""
+"""Time of a failure that went unreported."""
 PR_SET_PDEATHSIG = 1
 
 
 class RankError(PipelineError):
-    """A process among several failed by an error that it could explain, or the others were gone."""
+    """One of several processes failed with an error that it could explain, or lost the others."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the processes of a host ended before they were done."""
+    """Why a host's processes ended before they were done."""
 
     cause: Literal["explained", "killed", "crashed", "stopped"]
-    """Explained by an error for people, killed by a signal, or stopped by SIGTERM and saved."""
+    """Explained by a clear error, killed by a signal, crashed, or stopped by SIGTERM and saved."""
     message: str
     time: float = NEVER
-    """In seconds, of this host's clock."""
+    """In seconds, by this host's clock."""
 
     @property
     def order(self) -> tuple[int, float]:
-        """Least for the likely cause: when a process is gone, the others crash in the middle of
-        their exchange with it."""
+        """Lowest for the likely cause: when a process is gone, the others crash in the middle of
+        exchanging data with it."""
         return CAUSES.index(self.cause), self.time
 
     def end(self) -> NoReturn:
-        """Raise or exit as the process itself would have, alone."""
+        """Raise or exit as a single process would have."""
         if self.cause == "explained":
             raise RankError(self.message)
         sys.exit(STOPPED if self.cause == "stopped" else self.message)
@@ -65,9 +65,9 @@ CAUSES = ("explained", "killed", "crashed", "stopped")
 def torchrun(
     module: str, arguments: Sequence[str], processes: int, threads: int, *place: str
 ) -> Failure | None:
-    """Run `python -m module arguments` as several processes and wait for their end.
+    """Run `python -m module arguments` as several processes and wait for them to end.
 
-    `place` are the options of torchrun that say where they meet. Exits if SIGTERM ends them.
+    `place` are torchrun's options that say where they meet. Exits if SIGTERM ends them.
     """
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -76,7 +76,7 @@ def torchrun(
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else torchrun sets 1, and says so
     logging.getLogger().setLevel(logging.CRITICAL)
-    logging.disable(logging.ERROR)  # torchrun's own account of a failure; ours is shorter
+    logging.disable(logging.ERROR)  # torchrun's own report of a failure; ours is shorter
     try:
         run(parse_args([*place, "--nproc-per-node", str(processes), "-m", module, *arguments]))
     except SignalException as stopped:
@@ -121,9 +121,9 @@ def end_with_parent() -> None:
 
 
 def take_gpu() -> None:
-    """Make the GPU of this process's number on its host the one that it uses, if there are any.
+    """Use the GPU with this process's number on its host, if the host has any.
 
-    Raises RankError if the host has fewer.
+    Raises RankError if the host has fewer GPUs than processes.
     """
     import torch
 
@@ -138,7 +138,7 @@ def take_gpu() -> None:
 
 
 def tell(error: Exception) -> None:
-    """Write why this process fails to where `torchrun` looks."""
+    """Write why this process fails to the file that `torchrun` reads."""
     now = time.time()
     told = {
         "message": str(error),

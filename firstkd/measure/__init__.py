@@ -1,1 +1,1 @@
-"""How good, and how honest: metrics, comparisons, figures."""
+"""How good a model is, and how honest: metrics, comparisons, figures."""

@@ -1,8 +1,8 @@
 """The bootstrap: how a number would vary if other questions had been drawn.
 
-A draw says how often each decision was drawn: counts [S, E] of S samples and E decisions. So
-whatever is sorted or binned by confidence is sorted once and not once a sample, and whole groups
-(the tokens of one text, the questions on one passage) are drawn like single questions.
+Samples are counts [S, E]: how often each of E decisions was drawn in each of S samples. So
+whatever sorts or bins by confidence does so once, not once per sample, and whole groups (the
+tokens of one text, the questions on one passage) are drawn like single questions.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.floating]
 Counts = NDArray[np.float64]
 Statistic = Callable[[Counts], Mapping[str, Floats]]
-"""Metrics [S] by name, of counts [S, E]."""
+"""Maps counts [S, E] to metrics [S] by name."""
 
 BLOCK = 2**22
-"""Decisions drawn at a time: that many fit into memory."""
+"""Decisions drawn at a time, few enough to fit in memory."""
 ROUNDING = 1e-12
 
 
@@ -32,7 +32,7 @@ class Estimate:
 
     @property
     def sign(self) -> int:
-        """1 or −1 if the interval of a difference leaves 0 out, else 0."""
+        """1 or −1 if the interval of a difference excludes 0, else 0."""
         return int(self.low > 0) - int(self.high < 0)
 
     def __str__(self) -> str:
@@ -48,10 +48,10 @@ class Resampled:
 
     @property
     def bias(self) -> float:
-        """The statistic's bias by the bootstrap: how far samples lie above the data's own value.
+        """The bootstrap's estimate of the bias: how far samples lie above the data's own value.
 
-        0 if it is within three standard errors of the resampling itself, as that of a mean is:
-        a correction would be noise.
+        0 if it is within three standard errors of the resampling itself, as a mean's is: a
+        correction would be noise.
         """
         bias = float(self.samples.mean() - self.value)
         noise = float(self.samples.std()) / len(self.samples) ** 0.5
@@ -60,28 +60,28 @@ class Resampled:
     def estimate(self, lowest: float = -np.inf, highest: float = np.inf) -> Estimate:
         """Return the percentile interval less the bias.
 
-        (Efron and Tibshirani 1993, sec. 10.3.) The ECE of a sample lies above that of its source,
-        by chance gaps in its bins, and a resample lies above its sample for the same reason:
-        with 312 questions and a calibrated model the mean ECE is 0.053 and the bootstrap's median
-        0.074. Left there, the percentile interval lies too high, and that of a difference shifts
-        against whichever model is better calibrated. Of five corrections in simulations (312 and
-        1,200 questions, calibrated to very over-confident) this one covered the expected ECE of a
-        test set of this size in 92 to 99 % and always held the value itself. The others covered
-        it in 67 to 85 % if the model is calibrated: Efron's BC, the basic (reflected) interval, and
-        two more. It does not take out the bias of the sample's own ECE: only more questions do.
+        (Efron and Tibshirani 1993, sec. 10.3.) A sample's ECE lies above its source's because of
+        chance gaps in its bins, and a resample's lies above its sample's for the same reason: with
+        312 questions and a calibrated model the mean ECE is 0.053 and the bootstrap's median 0.074.
+        Uncorrected, the percentile interval is too high, and a difference's interval shifts against
+        the better calibrated model. Of five corrections in simulations (312 and 1,200 questions,
+        calibrated to very over-confident), this one covered the expected ECE of a test set of this
+        size in 92 to 99 % of cases and always contained the value itself. The others (Efron's BC,
+        the basic (reflected) interval and two more) covered it in 67 to 85 % if the model is
+        calibrated. The sample's own ECE is still biased: only more questions change that.
         """
         low, high = np.percentile(self.samples, [2.5, 97.5]) - self.bias
         low, high = np.clip([low, high], lowest, highest)
         return Estimate(self.value, min(float(low), self.value), max(float(high), self.value))
 
     def risk_above(self, limit: float) -> float:
-        """Return the share of samples above `limit`, each less the bias."""
+        """Return the share of samples that, less the bias, are above `limit`."""
         return float((self.samples - self.bias > limit + ROUNDING).mean())
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Which bootstrap samples to draw of E decisions, always the same ones for the same seed."""
+    """Which bootstrap samples to draw of E decisions, always the same for the same seed."""
 
     size: int
     samples: int
@@ -91,7 +91,7 @@ class Draws:
 
     @classmethod
     def of(cls, size: int, samples: int, seed: int, groups: ArrayLike | None = None) -> Self:
-        """Draw decisions, or whole groups where several share one; `groups` name each's."""
+        """Draw decisions, or whole groups if several share one; `groups` [E] names each one's."""
         if groups is None:
             return cls(size, samples, seed)
         found = cls.grouped(np.asarray(groups), samples, seed)
@@ -101,7 +101,7 @@ class Draws:
 
     @classmethod
     def grouped(cls, groups: NDArray[np.generic], samples: int, seed: int) -> Self:
-        """Draw whole groups; `groups` [E] names that of each decision."""
+        """Draw whole groups; `groups` [E] names each decision's."""
         return cls(len(groups), samples, seed, np.unique(groups, return_inverse=True)[1])
 
     def __iter__(self) -> Iterator[Counts]:
@@ -115,7 +115,7 @@ class Draws:
 
 
 def _draw(generator: np.random.Generator, samples: int, groups: int) -> Counts:
-    """[S, groups]: how often each group comes among as many draws."""
+    """[S, groups]: how often each group is drawn, in as many draws as there are groups."""
     chosen = generator.integers(groups, size=(samples, groups))
     chosen += np.arange(samples)[:, None] * groups
     counts = np.bincount(chosen.ravel(), minlength=samples * groups)
@@ -123,7 +123,7 @@ def _draw(generator: np.random.Generator, samples: int, groups: int) -> Counts:
 
 
 def resample(statistic: Statistic, draws: Draws) -> dict[str, Resampled]:
-    """Return each of the statistic's numbers, of all decisions and of every draw."""
+    """Return each of the statistic's numbers, for all decisions and for every sample."""
     observed = statistic(np.ones((1, draws.size)))
     drawn = [statistic(counts) for counts in draws]
     return {

@@ -1,4 +1,4 @@
-"""A model's metrics, and the differences of two models' on the same questions, with intervals."""
+"""A model's metrics, and two models' differences on the same questions, with intervals."""
 
 from collections.abc import Collection
 
@@ -16,7 +16,7 @@ from firstkd.measure.bootstrap import (
 from firstkd.measure.metrics import METRICS, Floats, Predictions
 
 LIMITS = {"nll": (0.0, np.inf), "brier": (0.0, 2.0), "trust": (-1.0, 1.0)}
-"""What a metric's interval may not leave, if that is not 0 to 1."""
+"""Range that a metric's interval must stay in, if not 0 to 1."""
 
 
 def summary(
@@ -24,7 +24,7 @@ def summary(
 ) -> dict[str, Estimate]:
     """Return each metric with its interval over decisions.
 
-    With `groups` [E], those of one group are drawn together: tokens of one text, turns of one
+    With `groups` [E], a group's decisions are drawn together: tokens of one text, turns of one
     conversation and questions on one passage are not independent of each other.
     """
     found = resample(_statistic(model), Draws.of(len(model), samples, seed, groups))
@@ -41,8 +41,8 @@ def paired_changes(
 ) -> dict[str, Resampled]:
     """Return these metrics of the first model less the second's, on the same decisions.
 
-    Whole questions are drawn, so that both models are always compared on the same ones: what is
-    hard for both cancels out, and the interval is narrower than those of the models suggest. With
+    Whole questions are drawn, so both models are always compared on the same ones: what is hard
+    for both cancels out, and the interval is narrower than the two models' own suggest. With
     `groups` [E], whole groups are drawn.
     """
     draws = Draws.of(len(first), samples, seed, groups)
@@ -52,8 +52,8 @@ def paired_changes(
 def _statistic(model: Predictions, names: Collection[str] = METRICS) -> Statistic:
     """Return the metrics of a model's decisions.
 
-    These are sorted here, once: of many, a metric that sorts them takes most of its time for it,
-    and little if they are in order.
+    The decisions are sorted here, once: a metric that sorts many of them spends most of its time on
+    that, and little if they are in order already.
     """
     order = model.confidence.argsort(kind="stable")
     in_order = model[order]
@@ -61,7 +61,7 @@ def _statistic(model: Predictions, names: Collection[str] = METRICS) -> Statisti
 
 
 def less(first: Statistic, second: Statistic) -> Statistic:
-    """Return the difference of two statistics of the same decisions."""
+    """Return the first statistic less the second, on the same decisions."""
 
     def difference(counts: Counts) -> dict[str, Floats]:
         theirs = second(counts)

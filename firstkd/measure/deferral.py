@@ -11,7 +11,7 @@ from firstkd.measure.bootstrap import Counts, Draws, Estimate, Statistic, resamp
 from firstkd.measure.ranking import Bools, Floats
 
 LOSS = 0.01
-"""Accuracy that a cascade may lose against the teacher for its headline."""
+"""Accuracy that a cascade may lose against the teacher in its headline figure."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Deferral:
     """How a student and its teacher do on the same questions."""
 
     confidence: Floats
-    """[E] of the student."""
+    """[E], the student's."""
     student_right: Bools
     teacher_right: Bools
 
     def curve(self, counts: Counts | None = None) -> tuple[Floats, Floats]:
-        """Return [S, D + 1] shares that the student keeps, from 0 to 1, and the pair's accuracy.
+        """Return [S, D + 1] shares the student keeps, from 0 to 1, and the pair's accuracies.
 
         Questions of equal confidence are kept together or not at all.
         """
@@ -60,12 +60,12 @@ class Deferral:
         return self._estimated(largest, "kept", samples, seed)
 
     def chance(self, kept: float) -> float:
-        """Return the accuracy if whatever is passed on is drawn at random."""
+        """Return the accuracy if the questions passed on are drawn at random."""
         both = self.student_right.mean(), self.teacher_right.mean()
         return float(kept * both[0] + (1 - kept) * both[1])
 
     def oracle(self, kept: float) -> float:
-        """Return the accuracy of whoever knows the answers and passes on what gains most."""
+        """Return the accuracy if one knew the answers and passed on what gains most."""
         gain = np.sort(self.teacher_right.astype(np.float64) - self.student_right)[::-1]
         passed = (1 - kept) * len(gain)
         gained = np.interp(passed, np.arange(len(gain) + 1), np.append(0, gain.cumsum()))

@@ -2,12 +2,12 @@
 
 A conformal test martingale (Vovk, Nouretdinov and Gammerman 2003, "Testing exchangeability
 on-line"): while all values are exchangeable, the rank of each new one among those before it, ties
-broken at random, is uniform and independent of the earlier ranks. So whoever bets on where the next
+broken at random, is uniform and independent of the earlier ranks. So betting on where the next
 rank falls gains nothing on average, and by Ville's inequality a capital that starts at 1 ever
 exceeds c with probability at most 1/c, however large the reference and however often one looks.
 
 The bets are a histogram of the ranks so far (Fedorova et al. 2012, "Plug-in martingales"). Since a
-change may come late, the capital is shared among bettors, each of whom starts a stride later.
+change may come late, the capital is shared among bettors, each starting a stride after the last.
 """
 
 import math
@@ -44,7 +44,7 @@ class Exchangeability:
 
     @property
     def log_evidence(self) -> float:
-        """The logarithm of the capital; whoever has not started yet keeps a share of 1."""
+        """The logarithm of the capital; a bettor that has not started yet still has 1."""
         logs = [*self._logs, *([0.0] * (BETTORS - len(self._logs)))]
         highest = max(logs)
         return highest + math.log(sum(math.exp(each - highest) for each in logs) / BETTORS)

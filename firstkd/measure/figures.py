@@ -1,10 +1,10 @@
 """All figures: as SVG for the report's page, and as PNG files for everything else.
 
-Text of an SVG stays text, so that it is sharp and can be searched. Each figure is drawn at the
-width of a phone and scales up. Colours are Okabe and Ito's, which colour-blind readers can tell
-apart, some darkened to a contrast of 3 : 1 on white; `to_svg` replaces them by the page's CSS
-variables, which have others for the dark theme. Lines differ in dashes too, as there may be more
-of them than colours.
+Text in an SVG stays text, so it is sharp and searchable. Each figure is drawn at the width of a
+phone and scales up. Colours are Okabe and Ito's, which colour-blind readers can tell apart, some
+darkened to a contrast of 3 : 1 on white; `to_svg` replaces them with the page's CSS variables,
+which differ in the dark theme. Lines also differ in dashes, as there may be more lines than
+colours.
 """
 
 import io
@@ -43,13 +43,13 @@ STYLE: Any = {
 }
 BINS = 10
 FEW = 10
-"""Questions; the accuracy of fewer is noise."""
+"""Number of questions; the accuracy on fewer is noise."""
 COLUMNS = 4
 """Columns of panels in a PNG."""
 
 
 def draw_reliability(raw: Predictions, calibrated: Predictions) -> str:
-    """Accuracy by confidence, before and after the model's own temperature, over the counts."""
+    """Draw accuracy by confidence, before and after its own temperature, above the counts."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4, 4.8), layout="constrained")
         panel = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -59,7 +59,7 @@ def draw_reliability(raw: Predictions, calibrated: Predictions) -> str:
 
 
 def save_reliability(path: Path, diagrams: Mapping[str, Predictions]) -> None:
-    """Write a panel of accuracy by confidence, over the counts, for each of the entries."""
+    """Write a panel for each entry: accuracy by confidence, above the counts."""
     columns = min(COLUMNS, len(diagrams))
     rows = -(-len(diagrams) // columns)
     with matplotlib.rc_context(STYLE):
@@ -81,7 +81,7 @@ def save_reliability(path: Path, diagrams: Mapping[str, Predictions]) -> None:
 
 
 def _reliability(diagram: Axes, counts: Axes, readings: Mapping[str, Predictions]) -> None:
-    """Draw one or two readings of a model's confidence over their counts."""
+    """Draw one or two readings of a model's confidence, above their counts."""
     diagram.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2, label="honest")
     width = 0.84 / len(readings)
     for number, (label, predictions) in enumerate(readings.items()):
@@ -94,14 +94,14 @@ def _reliability(diagram: Axes, counts: Axes, readings: Mapping[str, Predictions
         diagram.plot(bins.confidence[few], bins.accuracy[few], **style, **hollow)
         left = [(bin + 0.08 + width * number) / BINS for bin in range(BINS)]
         counts.bar(left, bins.count, width / BINS, align="edge", color=color)
-    # 0 and 1 within
+    # with room for markers at 0 and 1
     diagram.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="accuracy")
     counts.set(xlim=(0, 1), xlabel="confidence", ylabel="questions")
     counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
 
 
 def draw_histogram(predictions: Predictions) -> str:
-    """How sure the model is where it is right and where it is wrong."""
+    """Draw how sure the model is when it is right and when it is wrong."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4, 2.9), layout="constrained")
         axes = figure.subplots()
@@ -120,7 +120,7 @@ def draw_histogram(predictions: Predictions) -> str:
 
 
 def draw_coverage(models: Mapping[str, Predictions]) -> str:
-    """Accuracy of each model when it answers only the questions of which it is surest."""
+    """Draw each model's accuracy if it answers only the questions it is surest of."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _with_legend(models)
         for number, (name, predictions) in enumerate(models.items()):
@@ -135,7 +135,7 @@ def draw_coverage(models: Mapping[str, Predictions]) -> str:
 
 
 def draw_deferral(pair: Deferral) -> str:
-    """Accuracy of student and teacher together by share passed on, with chance and oracle."""
+    """Draw student and teacher's joint accuracy by share passed on, with chance and oracle."""
     shares = np.linspace(0, 1, 101)
     kept, accuracy = (found[0] for found in pair.curve())
     lines = {
@@ -155,7 +155,7 @@ def draw_deferral(pair: Deferral) -> str:
 
 
 def draw_concentration(splits: Mapping[str, Sequence[float]]) -> str:
-    """Share of the teacher's probability that its top-1 … top-k tokens hold."""
+    """Draw the share of the teacher's probability that is on its top-1 … top-k tokens."""
     with matplotlib.rc_context(STYLE):
         return to_svg(_concentration(splits))
 
@@ -178,7 +178,7 @@ def _concentration(splits: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def draw_training(points: Sequence[Mapping[str, float]]) -> str:
-    """Loss by step."""
+    """Draw the loss by step."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4, 2.6), layout="constrained")
         axes = figure.subplots()
@@ -215,12 +215,12 @@ def _add_legend(figure: Figure, names: Mapping[str, object]) -> None:
 
 def _save_png(figure: Figure, path: Path) -> None:
     with atomic_file(path) as temporary:
-        # without its metadata the picture is the same bytes with every version's clock
+        # without metadata, the file's bytes do not depend on matplotlib's version
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 
 def to_svg(figure: Figure) -> str:
-    """Return the `<svg>` element alone: no fixed size, no clock, themed colours."""
+    """Return only the `<svg>` element: no fixed size, no date, themed colours."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

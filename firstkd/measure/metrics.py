@@ -1,7 +1,7 @@
-"""How good, and how honest: accuracy, calibration and ranking of a model's decisions.
+"""How good a model is, and how honest: its decisions' accuracy, calibration and ranking.
 
-Legend: E decisions, K candidates, G bins, S samples of a bootstrap. Every metric takes how often
-each decision was drawn, counts [S, E], so that a bootstrap (firstkd/measure/bootstrap.py) is one
+Legend: E decisions, K candidates, G bins, S samples of a bootstrap. Every metric takes counts
+[S, E], how often each decision was drawn, so that a bootstrap (firstkd/measure/bootstrap.py) is one
 call; without counts each decision counts once, and S is 1.
 """
 
@@ -50,7 +50,7 @@ class Bins:
 
 
 def reliability_bins(confidence: Floats, correct: Bools, num_bins: int = 10) -> Bins:
-    """Equal-width bins of confidence, (i/G, (i+1)/G] (Guo et al. 2017, sec. 2)."""
+    """Return equal-width bins of confidence, (i/G, (i+1)/G] (Guo et al. 2017, sec. 2)."""
     bin_of = _bin_of(confidence, num_bins)
     count = np.bincount(bin_of, minlength=num_bins)
     filled = np.maximum(count, 1)
@@ -64,7 +64,7 @@ def reliability_bins(confidence: Floats, correct: Bools, num_bins: int = 10) -> 
 def expected_calibration_error(
     confidence: Floats, correct: Bools, num_bins: int = 10, counts: Floats | None = None
 ) -> Floats:
-    """[S] means over decisions of |accuracy − confidence| of their bin (Guo et al. 2017, eq. 3)."""
+    """[S]: mean over decisions of their bin's |accuracy − confidence| (Guo et al. 2017, eq. 3)."""
     counts = _each_once(confidence) if counts is None else counts
     gaps = _sums_by(_bin_of(confidence, num_bins), correct - confidence, counts)
     return np.asarray(np.abs(gaps).sum(-1) / counts.sum(-1))
@@ -84,14 +84,14 @@ def maximum_calibration_error(
 def equal_mass_calibration_error(
     confidence: Floats, correct: Bools, num_bins: int = 10, counts: Floats | None = None
 ) -> Floats:
-    """[S] ECEs with bins of equally many decisions, give or take one (Nixon et al. 2019)."""
+    """[S]: ECE with equally many decisions per bin, give or take one (Nixon et al. 2019)."""
     counts = _each_once(confidence) if counts is None else counts
     order = confidence.argsort(kind="stable")
     drawn = counts[:, order]
     ends, sums = _sums_from_0(drawn), _sums_from_0(drawn * (correct - confidence)[order])
     size = ends[:, -1]
     edges = np.ceil(np.arange(num_bins + 1) * size[:, None] / num_bins)
-    # within one decision that was drawn several times the sum of the gaps grows evenly
+    # within one decision drawn several times, the sum of the gaps grows evenly
     by_edge = [np.interp(*row) for row in zip(edges, ends, sums, strict=True)]
     return np.asarray(np.abs(np.diff(by_edge, axis=-1)).sum(-1) / size)
 
@@ -99,10 +99,10 @@ def equal_mass_calibration_error(
 def smooth_calibration_error(
     confidence: Floats, correct: Bools, mesh: int = 512, counts: Floats | None = None
 ) -> Floats:
-    """[S] smECEs: no bins, but a Gaussian as wide as the error (Błasiok and Nakkiran 2023).
+    """[S]: smECE, with a Gaussian as wide as the error, not bins (Błasiok and Nakkiran 2023).
 
-    Reflected at 0 and 1, the Gaussian multiplies the residuals' cosine transform, so that all
-    bootstrap samples are smoothed at once, each at its own width.
+    Smoothing with a Gaussian reflected at 0 and 1 multiplies the residuals' cosine transform, so
+    all bootstrap samples are smoothed at once, each at its own width.
     """
     counts = _each_once(confidence) if counts is None else counts
     cell = np.minimum(confidence * mesh, mesh - 1).astype(np.int16)
@@ -117,7 +117,7 @@ def smooth_calibration_error(
         return np.asarray(np.abs(idct(smoothed, norm="ortho")).sum(-1))
 
     low, high = np.zeros(len(counts)), np.ones(len(counts))
-    for _ in range(10):  # halvings, as in the authors' code: to 0.001
+    for _ in range(10):  # halvings, to 0.001 as in the authors' code
         middle = (low + high) / 2
         too_narrow = middle < error_at(middle)
         low, high = np.where(too_narrow, middle, low), np.where(too_narrow, high, middle)
@@ -134,7 +134,7 @@ def _bin_of(confidence: Floats, num_bins: int) -> NDArray[np.int16]:
 
 
 def _sums_by(bin_of: NDArray[np.integer], values: Floats, counts: Floats) -> Floats:
-    """[S, filled bins]: sums of values [E], each as often as it was drawn."""
+    """[S, filled bins]: sums of values [E], each counted as often as it was drawn."""
     order = bin_of.argsort(kind="stable")
     starts = np.flatnonzero(np.diff(bin_of[order], prepend=-1))
     return np.asarray(np.add.reduceat(counts[:, order] * values[order], starts, axis=-1))
@@ -147,7 +147,7 @@ def _sums_from_0(values: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What is measured of E decisions, 29 bytes each: five columns [E]."""
+    """What is measured about E decisions, 29 bytes each: five columns [E]."""
 
     predicted_index: NDArray[np.int32]
     """The most probable candidate."""
@@ -155,15 +155,15 @@ class Predictions:
     """Its probability."""
     correct: Bools
     gold_probability: Floats
-    """Probability of what is right, candidate or not; of all that are right together."""
+    """Probability of the right answer, candidate or not; summed if several are right."""
     squared_error: Floats
-    """Brier scores, the tail as one more candidate, and all that are right as one."""
+    """Brier scores, with the tail as one more candidate and all right ones as one."""
 
     @classmethod
     def of(cls, probabilities: Floats, is_right: Bools, gold_probability: Floats) -> Self:
-        """From candidates' probabilities [E, K], 0 where there is none; the rest to 1 is the tail.
+        """From candidates' probabilities [E, K], 0 for missing ones; the rest up to 1 is the tail.
 
-        `is_right` [E, K] is nowhere true in a row if what is right is in the tail.
+        A row of `is_right` [E, K] is all false if the right answer is in the tail.
         """
         predicted = probabilities.argmax(-1).astype(np.int32)
         correct = np.take_along_axis(is_right, predicted[:, None], -1)[:, 0]
@@ -176,25 +176,25 @@ class Predictions:
 
     @classmethod
     def of_choices(cls, scores: Floats, is_right: Bools) -> Self:
-        """From choice scores [E, C] (−inf where there is no choice) by softmax.
+        """From choice scores [E, C] (−inf for missing choices) by softmax.
 
-        Several choices are right if their texts are the same: whichever is chosen, the answer is.
+        Several choices are right if their texts are the same: each gives the right answer.
         """
         probabilities = softmax(scores.astype(np.float64), axis=-1)
         return cls.of(probabilities, is_right, (probabilities * is_right).sum(-1))
 
     @classmethod
     def of_answer_tokens(cls, logprobs: Floats, is_right: Bools) -> Self:
-        """From log-probabilities [E, C] over the vocabulary, of answers that are one token each.
+        """From one-token answers' log-probabilities [E, C] over the vocabulary.
 
-        The published evaluation's reading of confidence: other tokens keep their share.
+        The published evaluation reads confidence this way: other tokens keep their share.
         """
         probabilities = np.exp(logprobs.astype(np.float64))
         return cls.of(probabilities, is_right, (probabilities * is_right).sum(-1))
 
     @classmethod
     def of_answers(cls, sure: Floats, correct: Bools) -> Self:
-        """From the confidence `sure` [E] in answers of its own words; all others are the tail."""
+        """From the confidence `sure` [E] in open-text answers; all other answers are the tail."""
         return cls.of(sure[:, None], correct[:, None], np.where(correct, sure, 1 - sure))
 
     @classmethod
@@ -218,7 +218,7 @@ class Predictions:
         return {name: float(value[0]) for name, value in found.items()}
 
     def metrics(self, counts: Floats, names: Collection[str] = METRICS) -> dict[str, Floats]:
-        """These metrics [S] of the decisions, drawn as often as `counts` [S, E] says."""
+        """Return metrics [S] of the decisions, each drawn as often as `counts` [S, E] says."""
         both = self.confidence, self.correct
         ranking = Ranking.of(*both, counts)
 

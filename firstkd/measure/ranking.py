@@ -1,6 +1,6 @@
 """Whether a model is surer of its right answers than of its wrong ones.
 
-A temperature hardly changes any of it. Decisions of equal confidence have no order: each counts as
+A temperature hardly changes this. Decisions of equal confidence have no order: each counts as
 the share of them that is right, so a model that is equally sure of everything gets its error rate
 as AURC and an AUROC of ½.
 
@@ -19,7 +19,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Decisions by falling confidence: how many there are of each, and how many are right."""
+    """Decisions by falling confidence: how many share each one, and how many are right."""
 
     drawn_SD: Floats
     right_SD: Floats
@@ -57,7 +57,7 @@ class Ranking:
     def aurc(self) -> Floats:
         """[S]: the area under the risk–coverage curve (Geifman and El-Yaniv 2017).
 
-        The mean, over all numbers of questions answered, of the share that is wrong among them.
+        The mean, over all numbers of questions answered, of the share of them that is wrong.
         """
         wrong_SD = self.drawn_SD - self.right_SD
         ends_SD = self.drawn_SD.cumsum(-1).astype(np.int64)
@@ -65,17 +65,17 @@ class Ranking:
         # sum over k = 1 … drawn of (wrong_before + rate · k) / (before + k)
         harmonic = _harmonic(int(self.size_S.max()))
         steps_SD = harmonic[ends_SD]
-        del ends_SD  # millions of decisions take much memory
+        del ends_SD  # millions of decisions take a lot of memory
         steps_SD -= harmonic[before_SD]
         rate_SD = wrong_SD / np.maximum(self.drawn_SD, 1)
         excess_SD = wrong_SD.cumsum(-1) - wrong_SD - rate_SD * before_SD
         return np.asarray((wrong_SD + excess_SD * steps_SD).sum(-1) / self.size_S)
 
     def excess_aurc(self) -> Floats:
-        """[S]: AURC less that of a model as accurate whose right answers are all surer.
+        """[S]: AURC less that of an equally accurate model that is surer of all its right answers.
 
-        (Geifman, Uziel and El-Yaniv 2019.) The latter has the wrong ones come last, at each of the
-        n − r numbers of questions answered beyond r: the sum of (i − r) / i.
+        (Geifman, Uziel and El-Yaniv 2019.) That model is wrong only beyond its r right answers: n
+        times its AURC is the sum of (i − r) / i over i = r + 1 … n.
         """
         right, size, aurc = self.right_SD.sum(-1), self.size_S, self.aurc()
         harmonic = _harmonic(int(size.max()))
@@ -83,7 +83,7 @@ class Ranking:
         return np.asarray(aurc - (size - right - right * steps) / size)
 
     def accuracy_at(self, coverage: float) -> Floats:
-        """[S]: the accuracy on the fewest surest questions that make up this share of all."""
+        """[S]: the accuracy on the surest questions, the fewest that make up this share of all."""
         answered = np.ceil(coverage * self.size_S - 1e-9)
         ends_SD = self.drawn_SD.cumsum(-1)
         last = (ends_SD < answered[:, None]).sum(-1)[:, None]
@@ -96,14 +96,14 @@ class Ranking:
 
 
 def _harmonic(size: int) -> Floats:
-    """The sums of 1 / i up to each of 0 … size."""
+    """Return the harmonic numbers, sums of 1 / i, up to each of 0 … size."""
     return np.asarray(np.append(0.0, np.cumsum(1 / np.arange(1, size + 1))))
 
 
 def coverage_curve(confidence: Floats, correct: Bools) -> tuple[Floats, Floats]:
     """Return coverage and accuracy [D] of a model that answers only its surest questions.
 
-    (El-Yaniv and Wiener 2010.) A point for each distinct confidence as the least that is answered.
+    (El-Yaniv and Wiener 2010.) One point for each distinct confidence, as the lowest answered.
     """
     ranking = Ranking.of(confidence, correct)
     answered = ranking.drawn_SD[0].cumsum()

@@ -1,11 +1,12 @@
-"""A threshold on the confidence whose error rate is bounded, by fixed-sequence testing.
+"""A confidence threshold with a bounded error rate, by fixed-sequence testing.
 
 Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052, sec. 5.1) with the exact binomial
-bound of Clopper and Pearson 1934. The thresholds are the confidences of the n surest calibration
+bound of Clopper and Pearson 1934. The thresholds are the confidences of the n-th surest calibration
 questions, n rising: the sequence does not look at the answers, so testing stops at the first
-threshold that fails and no correction for their number is needed. Given the confidence of the n-th
-surest question, the surer ones are independent draws above it, so the bound holds for a threshold
-that depends on the sample too, provided that the error rate does not fall with falling confidence.
+threshold that fails and needs no correction for their number. Given the confidence of the n-th
+surest question, the surer ones are independent draws above it, so the bound also holds for a
+threshold that depends on the sample, provided that the error rate does not fall with falling
+confidence.
 """
 
 import numpy as np
@@ -20,9 +21,9 @@ from firstkd.serving.settings import PolicySettings
 Places = NDArray[np.int64]
 
 ERRORS_AT_START = 2
-"""Errors that the strictest threshold's questions may hold. Starting where not even one is allowed
-ends the sequence at the first bad luck. In simulations with 175 and 600 questions a start at 2
-answers up to 1.6 times as many questions as one at 0, and 4 loses what only the surest can give."""
+"""Errors allowed among the strictest threshold's questions. Starting with none allowed ends the
+sequence at the first bad luck. In simulations with 175 and 600 questions, starting at 2 answers up
+to 1.6 times as many questions as starting at 0, and 4 loses what only the surest can give."""
 
 
 def upper_bound(wrong: ArrayLike, answered: ArrayLike, confidence: float) -> Floats:
@@ -33,7 +34,7 @@ def upper_bound(wrong: ArrayLike, answered: ArrayLike, confidence: float) -> Flo
 
 
 def interval(successes: int, trials: int) -> Estimate:
-    """Return a share with its 95 % Clopper–Pearson interval; of no trials nothing is known."""
+    """Return a share with its 95 % Clopper–Pearson interval, 0 to 1 without trials."""
     if not trials:
         return Estimate(0.0, 0.0, 1.0)
     low = float(betaincinv(successes, trials - successes + 1, 0.025)) if successes else 0.0
@@ -71,7 +72,7 @@ def _sequence(sorted_E: Floats, policy: PolicySettings) -> Places:
 
 
 def _fewest(policy: PolicySettings) -> int:
-    """Return how many answers it takes for ERRORS_AT_START wrong ones to keep the promise."""
+    """Return the fewest answers with which ERRORS_AT_START wrong ones keep the promise."""
     answered = ERRORS_AT_START + 1
     while upper_bound(ERRORS_AT_START, answered, policy.confidence) > policy.max_error:
         answered *= 2
@@ -81,9 +82,9 @@ def _fewest(policy: PolicySettings) -> int:
 
 
 def best_coverage(confidence: Floats, correct: Bools, max_error: float) -> float:
-    """Return the largest share that could be answered with at most this share wrong.
+    """Return the largest share that could be answered with at most `max_error` of it wrong.
 
-    By whoever knows the answers: what any threshold on this confidence could reach.
+    This is the most a threshold on this confidence could reach if one knew the answers.
     """
     order = np.argsort(-confidence, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))

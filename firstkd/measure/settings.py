@@ -1,4 +1,4 @@
-"""Settings of evaluation."""
+"""Evaluation settings."""
 
 from typing import Annotated
 
@@ -12,20 +12,18 @@ from firstkd.section import Name, Positive, Section, listed
 class EvaluateSettings(Section):
     micro_batch_size: Positive
     micro_batch_tokens: Positive
-    """Tokens per forward pass, at most, padding included."""
+    """Maximum tokens per forward pass, padding included."""
     bootstrap_samples: Annotated[int, Field(ge=100)]
     open_text: OpenTextSettings
     """How examples without choices are answered, and when an answer counts as right."""
     models: Annotated[list[Name], Field(min_length=1)]
-    """Names of the models, the exports and the ensembles to evaluate, in the order of the
-    tables."""
+    """Names of the models, exports and ensembles to evaluate, in the order of the tables."""
     ensembles: Annotated[dict[Name, AnyEnsemble], Field(default_factory=dict)]
-    """Models, or several guesses at one, that are measured together, by the mean of their
-    probabilities."""
+    """Several models, or samples of one, measured together by their mean probabilities."""
 
     def check_ensembles(self, models: set[str], taken: set[str]) -> None:
-        """Raise ValueError unless ensembles are of `models`, have names that are not `taken`, and
-        are evaluated."""
+        """Raise ValueError unless ensembles consist of `models`, have names that are not `taken`,
+        and are evaluated."""
         for name, ensemble in self.ensembles.items():
             key = f"evaluate.ensembles.{name}"
             if unknown := set(ensemble.models) - models:

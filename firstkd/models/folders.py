@@ -23,7 +23,7 @@ from firstkd.files import read_json
 from firstkd.section import Precision
 
 if not torch.cuda.is_available():
-    # transformers imports DeepSpeed, which otherwise looks for other devices and says so
+    # transformers imports DeepSpeed, which otherwise searches for other devices and logs it
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -32,7 +32,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def precision_here(precision: Precision) -> str:
     """Return `bf16` or `fp32`; for `auto`, the faster of the two on this machine.
 
-    Processors that have no instruction for bfloat16 take five times as long as for float32.
+    On processors without instructions for it, bfloat16 takes five times as long as float32.
     """
     if precision != "auto":
         return precision
@@ -43,11 +43,11 @@ def precision_here(precision: Precision) -> str:
 
 
 def load_model(folder: Path, precision: Precision = "auto", **placed: Any) -> PreTrainedModel:
-    """Load safetensors weights onto the device at hand; never pickles or the folder's own code.
+    """Load safetensors weights, never pickles or the folder's own code, onto this process's device.
 
-    `placed` says where else they go, as transformers' `from_pretrained` takes it.
-    Raises ArtifactError when the folder holds no such model, or when not each weight of the model
-    is in the files and each of the files in the model: transformers would fill in random ones.
+    `placed`: keyword arguments of transformers' `from_pretrained` that put them elsewhere.
+    Raises ArtifactError if the folder contains no such model, or if the weights in the files and
+    in the model do not match one to one: transformers would fill in random ones.
     """
     if not any(folder.glob("*.safetensors")):
         raise ArtifactError(f"{folder} holds no *.safetensors weights; run the stage that makes it")
@@ -74,7 +74,7 @@ def load_model(folder: Path, precision: Precision = "auto", **placed: Any) -> Pr
 
 
 def read_config(folder: Path) -> Any:
-    """Raises ArtifactError for what is not a decoder of text alone, or not known here."""
+    """Raises ArtifactError unless the model is a text-only decoder that transformers knows."""
     family = read_json(folder / "config.json").get("model_type")
     if family not in CONFIG_MAPPING:
         kind = f"unknown to transformers {transformers.__version__}"
@@ -96,7 +96,7 @@ def _config(folder: Path) -> Any:
 
 @contextmanager
 def _named(folder: Path, file: str) -> Iterator[None]:
-    """Turn whatever transformers makes of a setting that it cannot use into an ArtifactError."""
+    """Turn whatever transformers raises for a setting that it cannot use into an ArtifactError."""
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is missing; run the stage that makes it")
     try:
@@ -111,14 +111,14 @@ def _named(folder: Path, file: str) -> Iterator[None]:
 
 
 def number_of_rows(weight: Any) -> int:
-    """Return the rows of an embedding, also of one that ZeRO 3 has shared out: that looks empty."""
+    """Return an embedding's number of rows, even if ZeRO 3 has sharded it and it looks empty."""
     return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 def number_of_parameters(model: Any) -> int:
-    """Count the weights of a model, also where ZeRO 3 has shared them out.
+    """Count a model's weights, even if ZeRO 3 has sharded them.
 
-    A head that is tied to the embedding counts once, though it may be a copy.
+    A head that is tied to the embedding counts once, even if it is a copy.
     """
     weights = dict.fromkeys(model.parameters())
     if model.config.tie_word_embeddings:
@@ -128,19 +128,19 @@ def number_of_parameters(model: Any) -> int:
 
 
 def device_of(model: Any) -> torch.device:
-    """Return where a model takes its input: where its head is, which is always whole."""
+    """Return the device for a model's input: that of its head, which is always whole."""
     found: torch.device = model.get_output_embeddings().weight.device
     return found
 
 
 def vocabulary_size(model: Any) -> int:
-    """Return how many rows of the model's head are ids of its tokenizer; the rest is padding."""
+    """Return how many rows of the model's head are ids of its tokenizer; the rest are padding."""
     rows = number_of_rows(model.get_output_embeddings().weight)
     return min(rows, getattr(model, "tokenizer_ids", rows))
 
 
 def tokenizer_ids(folder: Path) -> int | None:
-    """Return the number of ids, up to the largest, of the folder's tokenizer; None without one."""
+    """Return the largest id of the folder's tokenizer plus 1; None if it has no tokenizer."""
     if not (folder / "tokenizer_config.json").exists():
         return None
     largest: int = max(load_tokenizer(folder).get_vocab().values())
@@ -148,10 +148,10 @@ def tokenizer_ids(folder: Path) -> int | None:
 
 
 def _attention(config: Any) -> str | None:
-    """The implementation of attention; None lets transformers take the fastest that is exact.
+    """Return the attention implementation; None lets transformers choose the fastest exact one.
 
-    With short sequences on CPU, eager trains 10 % faster than the fused kernel, which also leaves
-    out a soft cap of the attention scores.
+    With short sequences on a CPU, eager trains 10 % faster than the fused kernel, which also
+    ignores a soft cap on the attention scores.
     """
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     return None if torch.cuda.is_available() and not capped else "eager"
@@ -172,21 +172,21 @@ def _check_complete(folder: Path, info: dict[str, Any]) -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Raises ArtifactError if its files do not describe one."""
+    """Raises ArtifactError if the folder's files do not describe a tokenizer."""
     with _named(folder, "tokenizer_config.json"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a folder that transformers alone can load: bfloat16 safetensors, config, tokenizer."""
-    # where the weights came from is lineage, not content: the same weights are the same bytes
+    """Write a folder that plain transformers can load: bfloat16 safetensors, config, tokenizer."""
+    # a model's origin is lineage, not content: the same weights give the same bytes
     model.config._name_or_path = ""
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def device() -> torch.device:
-    """The GPU of this process, as torchrun numbers them, or the CPU."""
+    """Return this process's GPU, by torchrun's numbering, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,8 +1,8 @@
-"""A temperature inside the weights, so that every runtime gives calibrated probabilities.
+"""Fold a temperature into the weights, so that every runtime gives calibrated probabilities.
 
-The head is linear in what the final norm gives: the norm's weight (and bias) divided by T divides
-all logits by T, also where the head shares its weights with the embedding. A soft cap comes after
-the head, and Gemma's norm multiplies by 1 + weight: there it is not exact, which a probe shows.
+The head is linear in the final norm's output: dividing the norm's weight (and bias) by T divides
+all logits by T, even if the head shares its weights with the embedding. A soft cap, which follows
+the head, and Gemma's norm, which multiplies by 1 + weight, make it inexact; a probe detects that.
 """
 
 from typing import Any
@@ -12,14 +12,14 @@ import torch
 from firstkd.models.folders import vocabulary_size
 
 TOLERANCE = 1e-5
-"""Largest difference of the logits, in float32, relative to the largest logit."""
+"""Largest difference allowed between logits, in float32, relative to the largest logit."""
 
 
 @torch.inference_mode()
 def fold_temperature(model: Any, temperature: float) -> bool:
-    """Divide all logits of a model, in float32, by a temperature; whether that can be done.
+    """Divide all logits of a model, in float32, by a temperature; return whether that is possible.
 
-    A model for which it cannot is left as it was.
+    If it is not, the model is left unchanged.
     """
     probe = torch.arange(min(16, vocabulary_size(model)))[None]
     before = model(input_ids=probe, use_cache=False).logits
@@ -36,6 +36,6 @@ def fold_temperature(model: Any, temperature: float) -> bool:
 
 
 def final_norm(backbone: Any) -> Any:
-    """The last module directly in the backbone that is called a norm."""
+    """Return the backbone's last direct child whose name marks it as a norm."""
     norms = [m for name, m in backbone.named_children() if "norm" in name or name == "ln_f"]
     return norms[-1] if norms else torch.nn.Identity()

@@ -1,4 +1,4 @@
-"""GGUF files become safetensors once, so that everything after it knows one kind of model."""
+"""Convert GGUF files to safetensors once, so that everything downstream handles one format."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from firstkd.errors import SourceError
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """Write model and tokenizer of a GGUF file to `folder` as bfloat16 safetensors.
+    """Write a GGUF file's model, as bfloat16 safetensors, and its tokenizer to `folder`.
 
-    Takes about half a minute for 135 M parameters, most of it imports and the tokenizer. Raises
-    SourceError if the file is cut off, something else, or of a kind that cannot be converted.
+    Takes about half a minute for 135 M parameters, most of it for imports and the tokenizer. Raises
+    SourceError if the file is truncated, not GGUF, or of a kind that cannot be converted.
     """
     check_gguf(file)
     import torch
@@ -18,7 +18,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
     from firstkd.models.folders import save_model
 
-    # Without dequantize the weights stay packed: nothing could be trained or saved.
+    # Without dequantize the weights stay packed and can be neither trained nor saved.
     try:
         model = AutoModelForCausalLM.from_pretrained(
             file.parent,
@@ -37,7 +37,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
 
 def check_gguf(file: Path) -> None:
-    """Raise SourceError unless the file is GGUF from its head to its last tensor."""
+    """Raise SourceError unless the file is GGUF from its header to its last tensor."""
     from gguf import GGUFReader
 
     try:

@@ -1,4 +1,4 @@
-"""The head: log-probabilities of chosen tokens without the logits of all.
+"""The head: log-probabilities of chosen tokens, without all logits at once.
 
 Legend: N supervised positions, H hidden size, V vocabulary, M (position, token) pairs, R token
 decisions, each at a different position, K top-k.
@@ -11,29 +11,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_ROWS = 1024
-"""Positions whose logits exist at a time. Few, for their memory; but the last ones are not
-computed again in the backward pass, and each chunk also adds to the whole gradient of the weight,
+"""Positions whose logits exist at a time. Fewer take less memory; but the last chunk is not
+recomputed in the backward pass, and each chunk also adds to the whole gradient of the weight,
 which at 100 rows takes as long as the matrix products."""
 CACHED_ROWS = 32
-"""Rows of a chunk whose float32 logits exist at a time on a CPU: what is computed on them stays in
-one core's cache meanwhile."""
+"""Rows of a chunk whose float32 logits exist at a time on a CPU, where they stay in one core's
+cache."""
 
 
 class HeadScores(NamedTuple):
-    """What is asked of the head, all of it natural logarithms."""
+    """What the head returns; all logarithms are natural."""
 
     logprobs_M: Tensor
     """Log-probability of each pair's token at its position."""
     top_logprobs_RK: Tensor
     """Log-probabilities of each decision's top-k tokens."""
     log_tail_R: Tensor
-    """Log of the mass of all others; −inf where the top-k are the whole vocabulary."""
+    """Log of the mass of all other tokens; −inf if the top-k are the whole vocabulary."""
     best_of_tail_R: Tensor
-    """Log-probability of the most probable of all others; a measure, without gradient."""
+    """Log-probability of the most probable other token; for measuring only, without gradient."""
     mean_logprob_N: Tensor
-    """Mean log-probability of all tokens at each position; empty unless it was asked for."""
+    """Mean log-probability of all tokens at each position; empty unless requested."""
     entropy_N: Tensor
-    """Entropy of the distribution at each position; likewise, and without gradient."""
+    """Entropy of the distribution at each position; empty unless requested, without gradient."""
 
 
 def head_scores(
@@ -47,10 +47,10 @@ def head_scores(
     softcap: float | None = None,
     asks_vocabulary: bool = False,
 ) -> HeadScores:
-    """Score pairs and decisions in one pass of the head; [N, V] never exists.
+    """Score pairs and decisions in one pass of the head; [N, V] is never materialised.
 
-    Pair m is the token `targets_M[m]` at the position `rows_M[m]`, decision r the tokens
-    `top_ids_RK[r]`, no two the same, at `decisions_R[r]`, which no other decision has.
+    Pair m is the token `targets_M[m]` at the position `rows_M[m]`; decision r has the distinct
+    tokens `top_ids_RK[r]` at the position `decisions_R[r]`, which no other decision shares.
     """
     return HeadScores(
         *_HeadScores.apply(
@@ -63,13 +63,13 @@ def head_scores(
 class _HeadScores(torch.autograd.Function):
     """The head, log-softmax and a gather in one, chunk by chunk.
 
-    The last chunk's logits are kept, those of the others computed again in the backward pass: few
-    positions, as most batches have, are computed once.
+    The backward pass reuses the last chunk's logits and recomputes the others. Most batches fit
+    into one chunk, which is computed only once.
 
     With q the softmax over a position's tail, t the tail's mass, h the gradient of its logarithm,
     and G the sum of all gradients at the position, the gradient of its logits is q · (h − G·t) on
-    the tail and g − G·p on the head, and each pair adds its own. Neither divides by a mass that
-    could vanish. A position without a decision has no head: t = 1, h = 0. The gradient u of a
+    the tail and g − G·p on the top-k, plus each pair's own. Neither expression divides by a mass
+    that could vanish. A position without a decision has no top-k: t = 1, h = 0. The gradient u of a
     position's mean log-probability is part of G, and adds u / V to each of its V logits.
     """
 
@@ -109,7 +109,7 @@ class _HeadScores(torch.autograd.Function):
                 top_logits = logits[deciding, top_ids]
                 logits[deciding, top_ids] = -torch.inf
                 best = logits.amax(-1)
-                # in place: a position whose tail is empty has −inf − 0
+                # in place; an empty tail gives −inf − 0, not the NaN of −inf + inf
                 shift = best.masked_fill(best == -torch.inf, 0.0)
                 log_rest = logits.sub_(shift[:, None]).exp_().sum(-1).log_().add_(shift)
                 log_partition = log_rest.clone()
@@ -148,7 +148,7 @@ class _HeadScores(torch.autograd.Function):
         of_tail_N[decisions_R] += gradient_tail_R
         of_head_RK = gradient_RK - total_N[decisions_R, None] * top_logprobs_RK.exp()
         log_rest_N = log_tail_N + log_partition_N
-        # a frozen head, as with LoRA, needs no gradient: [V, H] would be made for nothing
+        # a frozen head, as with LoRA, needs no gradient: do not allocate [V, H] for nothing
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         gradient_hidden = torch.empty_like(hidden_NH) if of_hidden else None
         gradient_weight = torch.zeros_like(weight_VH, dtype=total_N.dtype) if of_weight else None
@@ -191,7 +191,7 @@ class _HeadScores(torch.autograd.Function):
 def head_logits(
     hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap: float | None
 ) -> Tensor:
-    """Logits [N, V] of few positions, at least in float32; `softcap` bounds them smoothly."""
+    """Logits [N, V] of a few positions, in at least float32; `softcap` bounds them smoothly."""
     return widened(F.linear(hidden_NH, weight_VH, bias_V), softcap)
 
 
@@ -199,7 +199,7 @@ def head_logits(
 def most_probable(
     hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, softcap: float | None, k: int
 ) -> Tensor:
-    """Ids [R, k] of the tokens most probable at each position, the most probable first."""
+    """Ids [R, k] of the most probable tokens at each position, in descending order."""
     none = torch.empty(0, k, dtype=torch.int64, device=hidden_RH.device)
     parts = [
         head_logits(hidden_RH[start:end], weight_VH, bias_V, softcap).topk(k).indices
@@ -221,7 +221,7 @@ def chunks(num_rows: int) -> list[tuple[int, int]]:
 
 
 def pieces(start: int, chunk: Tensor) -> list[tuple[int, int]]:
-    """Start and end of each piece of a chunk, whose first row is `start`; on a GPU, all of it."""
+    """Start and end of each piece of a chunk that begins at row `start`; on a GPU, one piece."""
     size = CACHED_ROWS if chunk.device.type == "cpu" else len(chunk)
     end = start + len(chunk)
     return [(first, min(first + size, end)) for first in range(start, end, size)]
@@ -233,5 +233,5 @@ def within(rows: Tensor, start: int, end: int) -> Tensor:
 
 
 def widest(weight: Tensor) -> Tensor:
-    """Return a weight in float32 at least, without gradient."""
+    """Return a weight in at least float32, without gradient."""
     return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The decoder layers of a model, and the hidden states on their way through them."""
+"""A model's decoder layers, and the hidden states that pass through them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from firstkd.models.needs import Place, Projection
 def decoder_layers(model: Any) -> nn.ModuleList:
     """Return the list of all decoder layers, whatever the family calls it.
 
-    Raises ArtifactError where no list, or more than one, could be it.
+    Raises ArtifactError if no list, or more than one, could be it.
     """
     count = model.config.num_hidden_layers
     lists = {
@@ -33,15 +33,15 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def hidden_given(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
-    """The hidden states that a layer was given."""
+    """Return the hidden states passed to a layer."""
     hidden: Tensor = inputs[0] if inputs else named["hidden_states"]
     return hidden
 
 
 def projection(layer: nn.Module, of: str) -> Any:
-    """Return the module that makes a layer's queries, keys or values.
+    """Return the module that computes a layer's queries, keys or values.
 
-    Raises ArtifactError where the family has no such module, as where one makes all three.
+    Raises ArtifactError if the family has no such module, e.g. because one computes all three.
     """
     wanted = f"{of}_proj"
     found = [module for name, module in layer.named_modules() if name.endswith(f".{wanted}")]
@@ -55,10 +55,10 @@ def projection(layer: nn.Module, of: str) -> Any:
 
 @contextmanager
 def states_watched(backbone: Any, places: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
-    """Yield a dictionary that a forward pass in the body fills: by place, numbers [rows, L, H].
+    """Yield a dictionary that a forward pass in the body fills: activations [rows, L, H] by place.
 
-    Place i is what enters layer i, as in transformers' `hidden_states`: 0 is the embedding. The
-    last place, after the final norm, is the pass's own output and not among these.
+    Place i is the input of layer i, as in transformers' `hidden_states`: 0 is the embedding. The
+    last place, after the final norm, is the pass's own output and not included.
     """
     layers = decoder_layers(backbone) if places else nn.ModuleList()
     found: dict[Place, Tensor] = {}

@@ -8,11 +8,11 @@ from firstkd.models.settings import LoraSettings
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings) -> Any:
-    """Put matrices beside all linear layers but the head, in place; only they are trained then.
+    """Put matrices beside all linear layers but the head, in place; then only they are trained.
 
-    `merge_and_unload()` of what is returned makes the model an ordinary one again.
+    `merge_and_unload()` on the result makes it an ordinary model again.
     """
-    from peft import LoraConfig, get_peft_model  # seconds, which only those pay who use it
+    from peft import LoraConfig, get_peft_model  # takes seconds, so import it only if used
 
     config = LoraConfig(
         r=settings.rank,

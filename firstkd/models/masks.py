@@ -1,8 +1,8 @@
-"""Which tokens of a packed row may look at which, for each kind of attention layer.
+"""Which tokens of a packed row may attend to which, for each kind of attention layer.
 
-A custom mask replaces the model's: in layers with a sliding window it must hold the window,
-too. Distances are counted in positions, which restart with each response, not in places within the
-row; so a response sees of the prompt and itself what it would see alone.
+A custom mask replaces the model's, so in layers with a sliding window it must include the window.
+Distances are counted in positions, which restart with each response, not in places within the row,
+so a response sees as much of the prompt and itself as it would alone.
 """
 
 from typing import Any
@@ -13,22 +13,22 @@ from torch import Tensor
 from firstkd.data.packing import PROMPT
 
 WINDOW = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-"""Kinds of layers that do not see everything before them, and the config's name of their size."""
+"""Kinds of layers that do not see all preceding tokens, and the config key of their window size."""
 ATTENTION = {"full_attention", *WINDOW}
-"""Kinds of layers whose view is all in the mask."""
+"""Kinds of layers whose view the mask determines completely."""
 
 
 def layer_kinds(config: Any) -> set[str]:
-    """The kinds of layers that a model has; without a list of them all are of one kind."""
+    """Return a model's kinds of layers; if the config does not list them, all are of one kind."""
     if kinds := getattr(config, "layer_types", None):
         return set(kinds)
     return {"sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"}
 
 
 def can_pack(config: Any, is_stateful: bool, takes_positions: bool) -> bool:
-    """Whether several responses can share a row, each as if it were alone behind the prompt.
+    """Whether several responses can share a row, each as if it alone followed the prompt.
 
-    Not in layers that carry a state from token to token (recurrent, convolutional), nor where
+    They cannot if layers carry state from token to token (recurrent, convolutional), or if
     distances are those within the row (ALiBi, no positions to pass).
     """
     return (
@@ -40,8 +40,8 @@ def can_pack(config: Any, is_stateful: bool, takes_positions: bool) -> bool:
 
 
 def seen_tokens(segment_BL: Tensor) -> Tensor:
-    """[B, L, L], True where the token of a row sees that of a column: the prompt and its own
-    response, up to itself."""
+    """[B, L, L], True where the row's token sees the column's: the prompt and its own response,
+    up to itself."""
     length = segment_BL.shape[1]
     query, key = segment_BL[:, :, None], segment_BL[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=segment_BL.device).tril()
@@ -51,10 +51,10 @@ def seen_tokens(segment_BL: Tensor) -> Tensor:
 def attention_masks(
     config: Any, segment_BL: Tensor, position_ids_BL: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """What to add to the attention scores [B, 1, L, L], by kind of layer if there are several.
+    """Return what to add to the attention scores [B, 1, L, L]; a dictionary if layers differ.
 
-    transformers' models take a mask of four dimensions as it is, and those whose layers differ a
-    dictionary by kind. `segment_BL` is the batch's (firstkd/data/packing.py).
+    transformers' models use a four-dimensional mask as is; those with several kinds of layers take
+    one for each kind. `segment_BL` is the batch's (firstkd/data/packing.py).
     """
     seen = seen_tokens(segment_BL)
     masks = {}

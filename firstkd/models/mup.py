@@ -1,15 +1,15 @@
-"""Learning rates that hold at every width.
+"""Learning rates that transfer to every width.
 
 Maximal update parametrisation (µP: Yang et al. 2022, arXiv 2203.03466, table 8, for Adam). With m
-the width over the one at which the rate was found:
+the width divided by that at which the rate was tuned:
 
-    embeddings          as they are
+    embeddings          unchanged
     hidden matrices     standard deviation / √m, learning rate / m
     logits              / m
-    heads               of one size, so their 1/√d stays
+    heads               the same size at every width, so their 1/√d stays
 
-The 1/m of the logits is in the final norm's gain, whose learning rate is divided by m, too: for
-Adam, which divides by the gradient's size, that is the same, and any runtime can load the model.
+The logits' 1/m is in the final norm's gain, whose learning rate is divided by m, too: for Adam,
+which normalises by the gradient's size, that is equivalent, and any runtime can load the model.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ from torch import nn
 from firstkd.models.folding import final_norm
 
 BASE_WIDTH = "mup_base_width"
-"""In config.json, by which a training knows."""
+"""Key in config.json from which training computes m."""
 
 
 def width_ratio(backbone: Any) -> float:
-    """Return m, 1 for a model without µP."""
+    """Return m; 1 for a model without µP."""
     config = backbone.config
     return float(config.hidden_size / getattr(config, BASE_WIDTH, config.hidden_size))
 
@@ -43,7 +43,7 @@ def hidden_matrices(backbone: Any) -> Iterator[nn.Parameter]:
 
 
 def rates_of(backbone: Any) -> dict[nn.Parameter, float]:
-    """Return by what the learning rate of weights is multiplied, where that is not 1."""
+    """Return the factor on the learning rate of each weight for which it is not 1."""
     ratio = width_ratio(backbone)
     if ratio == 1:
         return {}

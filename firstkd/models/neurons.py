@@ -1,4 +1,4 @@
-"""Width pruning: which feed-forward neurons the others can stand in for, and the model without."""
+"""Width pruning: choose the feed-forward neurons that others can stand in for, and remove them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,18 +18,18 @@ from firstkd.models.scoring import ResponseScorer
 GATED = ("gate_proj", "up_proj", "down_proj")
 """The three matrices of a gated feed-forward block, as most families call them."""
 PRODUCTS_BYTES = 2**30
-"""Memory for products of activations at a time."""
+"""Memory budget for products of activations."""
 DAMPING = 0.01
 """Ridge, as a share of the neurons' mean square."""
 ROUNDS = 16
-"""In which neurons go: more choose hardly better."""
+"""Rounds in which neurons are removed; more rounds hardly choose better ones."""
 TINY = torch.finfo(torch.float64).tiny
 
 
 def feed_forwards(model: Any) -> list[nn.Module]:
     """Return each decoder layer's feed-forward block, I neurons wide.
 
-    Raises ArtifactError for a family without exactly one gated block of that width in each layer.
+    Raises ArtifactError unless each layer has exactly one gated block of that width.
     """
     width = getattr(model.config, "intermediate_size", None)
     blocks = [
@@ -51,14 +51,14 @@ def _is_gated(module: nn.Module, width: int | None) -> bool:
 
 
 class Chosen(NamedTuple):
-    """The neurons of a layer that are kept."""
+    """The neurons kept in a layer."""
 
     kept_K: Tensor
-    """Their places, ascending."""
+    """Their indices, ascending."""
     weights_HK: Tensor
-    """Their outgoing weights, which stand in for the others, too."""
+    """Their outgoing weights, fitted to stand in for the others, too."""
     unexplained: float
-    """Share of the output W x that they leave out, E‖W x − W' x_K‖² / E‖W x‖²."""
+    """Share of the output W x that they do not explain, E‖W x − W' x_K‖² / E‖W x‖²."""
 
 
 @memory_explained("while the activations of neurons were measured")
@@ -70,9 +70,9 @@ def choose_neurons(
     batch_size: int,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[Chosen]:
-    """Choose neurons of each layer that can stand in for all, and outgoing weights for them.
+    """Choose each layer's neurons that can stand in for all, and fit their outgoing weights.
 
-    Layers whose products of activations do not fit `PRODUCTS_BYTES` take several passes.
+    If the layers' products of activations exceed `PRODUCTS_BYTES`, this takes several passes.
     """
     blocks: list[Any] = feed_forwards(model)
     at_once = max(1, PRODUCTS_BYTES // (4 * model.config.intermediate_size**2))
@@ -118,12 +118,12 @@ def activation_products(
 
 
 def stand_ins(products_II: Tensor, weights_HI: Tensor, size: int) -> Chosen:
-    """Choose K neurons and the outgoing weights with which they stand in for all.
+    """Choose K neurons, and fit their outgoing weights so that they stand in for all.
 
     This is the optimal brain surgeon (Hassibi and Stork 1993) for whole columns of the weights, as
     in ZipLM (Kurtić et al. 2023, eqs. 2 and 3), damped as in SparseGPT (Frantar and Alistarh 2023):
-    with C the inverse of the products, leaving out neuron i costs ‖w_i‖² / C_ii after the others
-    are fitted to stand in for it. The cheapest go, the others are fitted, and so on, in `ROUNDS`.
+    with C the inverse of the products, removing neuron i costs ‖w_i‖² / C_ii once the others are
+    fitted to stand in for it. Each of `ROUNDS` rounds removes the cheapest and fits the others.
     """
     ridge = (DAMPING * products_II.diagonal().mean()).clamp_min(TINY)
     damped_II = products_II + ridge * torch.eye(len(products_II), dtype=ridge.dtype)
@@ -145,7 +145,7 @@ def stand_ins(products_II: Tensor, weights_HI: Tensor, size: int) -> Chosen:
 
 @torch.inference_mode()
 def logits_of_neurons(model: Any, kept: Sequence[Tensor], input_ids_BL: Tensor) -> Tensor:
-    """Logits [B, L, V] of the model with all other neurons of each layer silent."""
+    """Logits [B, L, V] of the model with each layer's other neurons silenced."""
 
     def only(neurons: Tensor) -> Any:
         def silence(_: nn.Module, given: tuple[Tensor]) -> Tensor:
@@ -167,7 +167,7 @@ def logits_of_neurons(model: Any, kept: Sequence[Tensor], input_ids_BL: Tensor) 
 
 
 def refit_neurons(model: Any, chosen: Sequence[Chosen]) -> None:
-    """Give the chosen neurons their new outgoing weights, in place, in bfloat16's precision."""
+    """Give the chosen neurons their new outgoing weights, in place, rounded to bfloat16."""
     blocks: list[Any] = feed_forwards(model)
     for block, layer in zip(blocks, chosen, strict=True):
         weight = block.down_proj.weight
@@ -175,7 +175,7 @@ def refit_neurons(model: Any, chosen: Sequence[Chosen]) -> None:
 
 
 def keep_neurons(model: Any, kept: Sequence[Tensor]) -> None:
-    """Remove all feed-forward neurons but these of each layer, equally many, in place."""
+    """Remove all feed-forward neurons but these, equally many in each layer, in place."""
     blocks: list[Any] = feed_forwards(model)
     for block, neurons in zip(blocks, kept, strict=True):
         for name in GATED[:2]:

@@ -1,7 +1,7 @@
-"""Where the weights of models that only run are kept: those captured, measured or checked.
+"""Where to keep the weights of models that only run, to be captured, measured or checked.
 
-One kind is a setting of the machine, on which no stage depends: whatever it is, a model computes
-the same with the same weights.
+The kind is a machine setting, on which no stage depends: a model computes the same with the same
+weights, wherever they are.
 """
 
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ Gigabytes = Annotated[float, Field(gt=0)]
 class Placement(Section):
     kind: str
     captures_in_all: ClassVar[bool]
-    """Whether each of `machine.processes` captures a part of a signal."""
+    """Whether each of `machine.processes` captures part of a signal."""
     measures_in_all: ClassVar[bool] = False
-    """Whether a model is there to be measured only while all of them run."""
+    """Whether all of them must run while a model is measured."""
 
     def running(
         self, folder: Path, precision: Precision, ranks: "Ranks"
     ) -> "AbstractContextManager[PreTrainedModel]":
-        """Load a model to be run in the body, by each process as often as it likes.
+        """Load a model that each process may run in the body as often as it likes.
 
         Raises ArtifactError as `load_model` does, and OutOfMemoryError.
         """
@@ -42,7 +42,7 @@ class Placement(Section):
 
 
 class Whole(Placement):
-    """On the device of each process."""
+    """The whole model on each process's device."""
 
     kind: Literal["whole"]
     captures_in_all: ClassVar[bool] = True
@@ -61,15 +61,15 @@ class Whole(Placement):
 
 
 class Spread(Placement):
-    """Over the devices of one process, then the host's memory, then disk, layer by layer."""
+    """Layer by layer over the devices of one process, then the host's memory, then disk."""
 
     kind: Literal["spread"]
     captures_in_all: ClassVar[bool] = False
 
     device_gb: Gigabytes | None = None
-    """The most that weights take on each device; null for nine tenths of what is free."""
+    """Memory limit for weights on each device; null for nine tenths of what is free."""
     host_gb: Gigabytes | None = None
-    """Likewise in the host's memory. What does not fit is read from disk in every pass."""
+    """The same for the host's memory. What does not fit is read from disk in every pass."""
 
     @contextmanager
     def running(
@@ -81,7 +81,7 @@ class Spread(Placement):
 
 
 class Sharded(Placement):
-    """A part of each layer in each process; one process alone spreads it."""
+    """Part of each layer in each process; a single process spreads the model instead."""
 
     kind: Literal["sharded"]
     captures_in_all: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Depth pruning: which of a model's layers matter least, and the model without them."""
+"""Depth pruning: find the layers that matter least to a model, and remove them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def block_influence(
 ) -> Tensor:
     """Return for each layer 1 − mean cosine of its input and output (Men et al. 2024, eq. 1).
 
-    What a layer hardly turns, it hardly changes. The mean is over the questions' tokens.
+    A layer that hardly rotates its input hardly changes it. The mean is over the questions' tokens.
     """
     scorer = ResponseScorer(model).eval()
     layers = decoder_layers(model)
@@ -38,7 +38,7 @@ def block_influence(
         cosine = F.cosine_similarity(before.float(), after.float(), dim=-1)
         total[layer] += cosine[current[0].is_token_BL].sum().double().cpu()
 
-    # hooks, since the last of the model's own hidden states has been through the final norm
+    # hooks, since the model's own last hidden state has already passed the final norm
     hooks = [
         layer.register_forward_hook(
             lambda _, inputs, named, output, i=i: add_cosine(
@@ -62,7 +62,7 @@ def pass_through(
     current: list[Batch],
     title: str,
 ) -> int:
-    """Make one forward pass a batch, for hooks, which find the batch in `current`.
+    """Run one forward pass per batch, for hooks that read the batch from `current`.
 
     Returns the number of tokens.
     """
@@ -81,7 +81,7 @@ def most_influential(influence: Tensor, layers: int) -> list[int]:
 
 @torch.inference_mode()
 def logits_without(model: Any, layers: Sequence[int], input_ids_BL: Tensor) -> Tensor:
-    """Logits [B, L, V] of the model with all other layers than these passed over."""
+    """Logits [B, L, V] of the model when it skips all layers but these."""
     hooks = [
         layer.register_forward_hook(
             lambda _, inputs, named, output: (
@@ -101,7 +101,7 @@ def logits_without(model: Any, layers: Sequence[int], input_ids_BL: Tensor) -> T
 
 
 def keep_layers(model: Any, layers: Sequence[int]) -> None:
-    """Remove all decoder layers but these, in place, and what config.json says of them.
+    """Remove all decoder layers but these, in place, and the others' entries in the config.
 
     Raises ArtifactError as `decoder_layers` does.
     """
@@ -120,9 +120,9 @@ def keep_layers(model: Any, layers: Sequence[int]) -> None:
 
 
 def cut_lists(config: dict[str, Any], count: int, layers: Sequence[int]) -> dict[str, list[Any]]:
-    """Return the lists of a config that are about layers, for these layers of `count` alone.
+    """Return a config's lists about its `count` layers, cut down to `layers`.
 
-    One entry a layer (`layer_types`, `no_rope_layers`), or the numbers of some layers
+    A list has one entry per layer (`layer_types`, `no_rope_layers`), or the numbers of some layers
     (`mlp_only_layers`), which are renumbered.
     """
     found: dict[str, list[Any]] = {}
@@ -141,9 +141,9 @@ def cut_lists(config: dict[str, Any], count: int, layers: Sequence[int]) -> dict
 def check_same_logits(
     expected: Tensor, found: Tensor, family: str, reordering: float = 0.0
 ) -> None:
-    """Raise ArtifactError unless a pruned model that was saved and loaded gives these logits.
+    """Raise ArtifactError unless a pruned model, saved and reloaded, gives the expected logits.
 
-    `reordering` is what sums in another order may change, as a share of the largest logit.
+    `reordering` is how much another order of summation may change them, as a share of the largest.
     """
     eps = max(torch.finfo(t.dtype).eps for t in (expected, found))
     tolerance = max(4 * eps, reordering) * float(expected.abs().max())

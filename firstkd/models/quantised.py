@@ -1,8 +1,8 @@
-"""Weights as a quantised file holds them, also while they are trained.
+"""Weights as a quantised file stores them, even while they are trained.
 
 `q8_0` and `q4_0` are llama.cpp's (ggml-quants.c, quantize_row_q8_0_ref and quantize_row_q4_0_ref):
-32 weights of a row share a scale in float16. Weights are rounded to bfloat16 first, as they are
-saved.
+32 weights of a row share a float16 scale. Weights are rounded to bfloat16 first, because they are
+saved in it.
 """
 
 from typing import Any, Literal
@@ -13,16 +13,16 @@ from torch.nn.functional import pad
 from torch.nn.utils import parametrize
 
 BLOCK = 32
-"""Weights of a row that share a scale; what is missing in the last block counts as 0."""
+"""Weights of a row that share a scale; the last block is padded with 0."""
 AT_A_TIME = 2**20
-"""Weights, so that what is between them and the result stays in the processor's cache."""
+"""Weights to round at a time, so that intermediate results stay in the processor's cache."""
 Weights = Literal["q8_0", "q4_0"]
-"""8 or 4 bits a weight, and half a bit for its share of the scale."""
+"""8 or 4 bits per weight, plus half a bit for its share of the scale."""
 
 
 @torch.no_grad()
 def quantised(weight: Tensor, weights: Weights) -> Tensor:
-    """Return the values that a file holds of a weight [..., K], of its own type."""
+    """Return the values that a file stores for a weight [..., K], in the weight's own type."""
     *others, width = weight.shape
     rows = weight.reshape(-1, width)
     found = torch.empty_like(rows)
@@ -35,11 +35,11 @@ def quantised(weight: Tensor, weights: Weights) -> Tensor:
 
 @torch.no_grad()
 def to_save(weight: Tensor, weights: Weights) -> Tensor:
-    """Return a weight that `quantised`, like an export, makes exactly `quantised(weight)` of.
+    """Return a weight that `quantised`, like an export, rounds to exactly `quantised(weight)`.
 
-    It is that itself, in which bfloat16 moves nothing by more than a quarter of a step. Only blocks
-    whose scale float16 has too few digits for (q8_0, weights below 0.008) may change once more:
-    they stay as they were trained.
+    It is `quantised(weight)` itself, which bfloat16 moves by at most a quarter of a step. Only
+    blocks whose scale needs more digits than float16 has (q8_0, weights below 0.008) may change a
+    second time: they keep their trained values.
     """
     found = quantised(weight, weights)
     same, width = quantised(found, weights) == found, weight.shape[-1]
@@ -52,13 +52,13 @@ def _q8_0(blocks: Tensor) -> Tensor:
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     steps = blocks * _inverse(scale)
     size = steps.abs()
-    whole = size.floor()  # halves go away from 0, where torch.round takes the even number
+    whole = size.floor()  # halves round away from 0; torch.round rounds them to even
     whole += size.sub_(whole).mul_(2).floor_()
     return whole.copysign_(steps).mul_(scale.half().float())
 
 
 def _q4_0(blocks: Tensor) -> Tensor:
-    """The largest weight is −8 steps, whichever its sign, so that there are 7 on the other side."""
+    """The largest weight is −8 steps, whatever its sign, which leaves 7 on the other side."""
     scale = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)) / -8
     steps = (blocks * _inverse(scale)).add_(8.5).trunc_().clamp_(0, 15).sub_(8)
     return steps.mul_(scale.half().float())
@@ -84,7 +84,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class Rounding(nn.Module):
-    """A parametrization: the weight that is trained stays as it is, and the rounded one is used."""
+    """A parametrization that keeps the trained weight as it is, and uses it rounded."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Rounding(nn.Module):
 
 
 def round_matrices(module: nn.Module, weights: Weights) -> None:
-    """Have every matrix in a module used as a file would hold it, in place; vectors stay exact."""
+    """Make a module use each matrix as a file would store it, in place; vectors stay exact."""
     for part in [*module.modules()]:
         for name, parameter in [*part.named_parameters(recurse=False)]:
             if parameter.dim() > 1:
@@ -105,7 +105,7 @@ def round_matrices(module: nn.Module, weights: Weights) -> None:
 
 
 def keep_rounded(module: nn.Module, weights: Weights) -> None:
-    """Undo `round_matrices`, with weights that it would round to the same."""
+    """Undo `round_matrices`, leaving weights that it would round to the same values."""
     for part in [*module.modules()]:
         if isinstance(held := getattr(part, "parametrizations", None), nn.ModuleDict):
             for name in [*held]:

@@ -30,12 +30,12 @@ from firstkd.terms.divergences import choice_scores
 
 
 class Pass(NamedTuple):
-    """What the layers of a model make of a batch."""
+    """What a model's layers compute for a batch."""
 
     hidden_NH: Tensor
     """Last hidden states at the supervised positions."""
     at_places: dict[Place, Tensor]
-    """By place, the numbers [T, H] of all the batch's T tokens."""
+    """By place, the activations [T, H] of all the batch's T tokens."""
 
     def detached(self) -> "Pass":
         """Return the same states without gradient."""
@@ -43,11 +43,11 @@ class Pass(NamedTuple):
 
 
 class ScoringHead(nn.Module):
-    """The output embedding, asked for some log-probabilities instead of all logits.
+    """The output embedding, returning a few log-probabilities instead of all logits.
 
     Rows that pad it beyond the tokenizer's ids stand for no token and get no probability. It is a
-    separate module, and called as one, so that what hooks into modules (ZeRO, data parallelism)
-    sees its use.
+    separate module, called as one, so that code that hooks into modules (ZeRO, data parallelism)
+    notices its use.
     """
 
     def __init__(self, model: Any, exact: bool) -> None:
@@ -80,15 +80,15 @@ class ScoringHead(nn.Module):
         return head_scores(hidden_NH, weight_VH, *asked, bias_V, self.softcap, asks_vocabulary)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Logits [N, V] in float32: for few positions at a time."""
+        """Logits [N, V] in float32, for a few positions at a time."""
         return head_logits(*self.operands(hidden_NH), self.softcap)
 
     def operands(self, hidden_NH: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What F.linear makes the logits of, before the soft cap."""
+        """Return the arguments from which F.linear computes the logits, before the soft cap."""
         weight_VH = self.weight[: self.vocabulary_size]  # read once: rounding it takes a while
         hidden_NH = hidden_NH.to(weight_VH.dtype)
         bias_V = None if self.bias is None else self.bias[: self.vocabulary_size]
-        if self.scale != 1:  # of the logits; this is H numbers a position, not V
+        if self.scale != 1:  # scales the logits; here only H numbers per position, not V
             hidden_NH = hidden_NH * self.scale
             bias_V = None if bias_V is None else bias_V * self.scale
         return hidden_NH, weight_VH, bias_V
@@ -98,13 +98,13 @@ class ResponseScorer(nn.Module):
     """Wraps a causal language model; its parameters are the model's own."""
 
     def __init__(self, model: PreTrainedModel, exact: bool = False) -> None:
-        """`exact` is for numbers that are kept: the head computes in float32.
+        """`exact` makes the head compute in float32, for numbers that are stored.
 
-        bfloat16 logits lie 0.125 apart at 16 to 32, which moves probabilities by up to 6 %. The
-        float32 copy of a bfloat16 head takes 4 · V · H bytes (113 MB for the default model) as
+        bfloat16 logits between 16 and 32 are 0.125 apart, which moves probabilities by up to 6 %.
+        The float32 copy of a bfloat16 head takes 4 · V · H bytes (113 MB for the default model) as
         long as the scorer lives, and on a CPU without bfloat16 arithmetic its products take a
         fifth of the time. Training stays in bfloat16: on a random head of 49,152 × 576, single
-        tokens are off by up to 0.03 nats, their mean over 1,024 by 3·10⁻⁴.
+        tokens are off by up to 0.03 nats, and their mean over 1,024 by 3·10⁻⁴.
         """
         super().__init__()
         self.backbone: Any = model.base_model
@@ -114,7 +114,7 @@ class ResponseScorer(nn.Module):
 
     @property
     def depth(self) -> int:
-        """The last of the places where hidden states can be seen (firstkd/models/layers.py)."""
+        """The last place where hidden states can be read (firstkd/models/layers.py)."""
         return int(self.backbone.config.num_hidden_layers)
 
     @property
@@ -126,7 +126,7 @@ class ResponseScorer(nn.Module):
         return self.states(batch, ()).hidden_NH
 
     def states(self, batch: Batch, places: Sequence[Place]) -> Pass:
-        """Run the layers; what is seen at `places` is kept."""
+        """Run the layers, and keep the activations at `places`."""
         input_ids, place_of = batch.input_ids_BL, None
         more: dict[str, Any] = {}
         if batch.is_packed and self.can_pack:
@@ -178,7 +178,7 @@ def score_questions(
 ) -> Tensor:
     """Choice scores [E, C] in float32, −inf where a question has fewer choices.
 
-    With a title, progress is shown under it. Raises OutOfMemoryError.
+    With a title, shows progress under it. Raises OutOfMemoryError.
     """
     scorer = ResponseScorer(model, exact=True).eval()
     num_choices = max(len(question.responses) for question in questions)
@@ -197,7 +197,7 @@ def _batches(
     title: str,
     batch_tokens: int,
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Every batch with its questions' indices, where the model takes it."""
+    """Yield each batch, on the model's device, with its questions' indices."""
     batches = batches_by_length(questions, batch_size, batch_tokens)
     with tqdm(total=len(questions), desc=title, unit="question", disable=not title) as progress:
         for index in batches:
@@ -207,16 +207,16 @@ def _batches(
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What a model thinks at each of T tokens of right responses, given what comes before."""
+    """What a model predicts at each of T tokens of right responses, given what comes before."""
 
     confidence_T: Tensor
-    """Probability of the token it finds most probable."""
+    """Probability of the most probable token."""
     correct_T: Tensor
-    """True where that is the token."""
+    """True where that is the actual token."""
     probability_T: Tensor
-    """Probability of the token itself."""
+    """Probability of the actual token."""
     example_T: Tensor
-    """Index of the question whose response it is in."""
+    """Index of the question whose response contains it."""
 
 
 @memory_explained("while tokens were scored")
@@ -230,7 +230,7 @@ def score_tokens(
 ) -> TokenScores:
     """Score every token of the right responses, teacher-forced, in float32.
 
-    With a title, progress is shown under it. Raises OutOfMemoryError.
+    With a title, shows progress under it. Raises OutOfMemoryError.
     """
     scorer = ResponseScorer(model, exact=True).eval()
     questions = [question.gold_only() for question in questions]
@@ -243,7 +243,7 @@ def score_tokens(
             best, predicted = logprobs[batch.rows_M[inside] - start].max(-1)
             targets = batch.targets_M[inside]
             gold = logprobs[batch.rows_M[inside] - start, targets]
-            # of one response a question, the response's number is the question's in the batch
+            # with one response per question, its number is the question's in the batch
             example = torch.tensor(index)[batch.response_of_M[inside].cpu()]
             found = best.exp(), predicted == targets, gold.exp(), example
             parts.append([tensor.cpu() for tensor in found])

@@ -1,4 +1,4 @@
-"""The shapes that a student under a budget of parameters can have: how many layers, how wide."""
+"""The shapes that a student within a parameter budget can have: how many layers, how wide."""
 
 from typing import Any, NamedTuple, Self
 
@@ -7,11 +7,11 @@ from firstkd.models.layers import decoder_layers
 from firstkd.models.neurons import GATED, feed_forwards
 
 STEP = 16
-"""Widths are multiples of it: matrices of other sizes gain nothing."""
+"""Widths are multiples of this: matrices of other sizes gain nothing."""
 
 
 class Shape(NamedTuple):
-    """What a model's parameters are made of, if all its layers are alike."""
+    """How a model's parameters break down, if all its layers are alike."""
 
     outside: int
     """Embeddings, head and last norm."""
@@ -21,7 +21,7 @@ class Shape(NamedTuple):
     width: int
     """Feed-forward neurons of a layer."""
     neuron: int
-    """Parameters of such a neuron."""
+    """Parameters of a neuron."""
 
     @classmethod
     def of(cls, model: Any) -> Self:
@@ -38,7 +38,7 @@ class Shape(NamedTuple):
         return self.outside + layers * (self.layer - (self.width - width) * self.neuron)
 
     def widest(self, layers: int, most: int) -> int:
-        """Return the most neurons of this many layers under a budget; 0 if not even STEP fit."""
+        """Return the most neurons per layer that a budget allows; 0 if not even STEP fit."""
         spare = most - self.parameters(layers, 0)
         return min(self.width, max(0, spare // (layers * self.neuron)) // STEP * STEP)
 

@@ -13,16 +13,16 @@ class SearchSettings(Section):
     of: Name
     """The model that candidates are cut from."""
     like: Name
-    """The model that they learn like: its terms."""
+    """The model whose terms they learn with."""
     train: Name
-    """The section of `train` for a candidate: a short one."""
+    """The section of `train` for candidates, a short one."""
     max_parameters: Positive
-    """A candidate has at most this many: each is as wide as this allows at its number of layers."""
+    """Limit for each candidate, which is as wide as this allows for its number of layers."""
     min_layers: Positive
     trials: Positive
 
     def check(self, models: "Mapping[str, ModelSettings]", sections: Collection[str]) -> None:
-        """Raise ValueError, naming the key, for what does not exist or cannot be searched."""
+        """Raise ValueError, naming the key, for a name that is unknown or cannot be used here."""
         here = {name for name, model in models.items() if not model.init.is_served}
         learning = {name for name, model in models.items() if model.learn is not None}
         known = (("of", here), ("like", learning), ("train", {*sections}))

@@ -1,8 +1,8 @@
-"""Is a model scored right? A test of itself, for whatever family, within seconds.
+"""Is a model scored correctly? A self-test for any family, within seconds.
 
-Masks, positions, heads and tokenizers differ between families, and what does not fit shows in no
-error but in wrong numbers. So two questions are scored as everywhere in the pipeline, and by a
-plain forward pass of each text.
+Masks, positions, heads and tokenizers differ between families, and a mismatch shows not as an
+error but as wrong numbers. So two questions are scored twice: as everywhere in the pipeline, and by
+a plain forward pass over each text.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from firstkd.models.folders import device_of, vocabulary_size
 from firstkd.models.scoring import score_questions
 
 TOLERANCE = 1e-4
-"""In nats. In float32, sums in another order differ by up to 2·10⁻⁵."""
+"""In nats. In float32, summing in another order changes scores by up to 2·10⁻⁵."""
 PROBES = 2
 
 
 def probes(questions: Sequence[Question]) -> list[Question]:
-    """Return the few questions that decide what `check_model` finds of them all."""
+    """Return the few questions that decide the result of `check_model` for all of them."""
     if not questions:
         return []
     answered = [question for question in questions if question.responses]
@@ -30,10 +30,10 @@ def probes(questions: Sequence[Question]) -> list[Question]:
 
 
 def check_model(model: Any, tokenizer: Any, questions: Sequence[Question]) -> None:
-    """Raise ArtifactError unless the model scores its longest questions right.
+    """Raise ArtifactError unless the model scores its longest questions correctly.
 
-    `model` is in float32; of the questions, all ids and lengths are looked at, and the two with
-    the longest prompts are scored.
+    `model` is in float32. The ids and lengths of all questions are checked, and the two with the
+    longest prompts are scored.
     """
     assert model.dtype == torch.float32
     family = model.config.model_type
@@ -50,7 +50,7 @@ def check_model(model: Any, tokenizer: Any, questions: Sequence[Question]) -> No
         for i, question in enumerate(longest)
         for c, response in enumerate(question.responses)
     ]
-    if not max(differences) <= TOLERANCE:  # NaN is not
+    if not max(differences) <= TOLERANCE:  # also true for NaN
         raise ArtifactError(
             f"{family}: scores differ by {max(differences):.2g} nats from those of a plain forward "
             f"pass (at most {TOLERANCE:g}): this family's attention or head is not supported; "

@@ -22,11 +22,11 @@ class LoraSettings(Section):
 
     rank: Positive
     alpha: Positive
-    """What they add counts alpha / rank times."""
+    """Their output is multiplied by alpha / rank."""
 
 
 class LeftOut(Section):
-    """A fold of the training examples, of `of` that they are dealt into by hash."""
+    """One of the `of` folds into which training examples are split by hash."""
 
     fold: Annotated[int, Field(ge=0)]
     of: Annotated[int, Field(ge=2)]
@@ -42,21 +42,21 @@ class LeftOut(Section):
 
 
 class ModelSettings(Section):
-    """A named network: how it starts, and what it learns if it learns anything."""
+    """A named network: how it starts, and what it learns, if anything."""
 
     init: AnyInit
     train: Name | None = None
     """The section of `train` that says how it is trained."""
     learn: Learn | None = None
     order: Annotated[int, Field(ge=0)] = 0
-    """Another number is another order of the questions: all else equal, another member of an
+    """Another number gives another order of the questions: all else equal, another member of an
     ensemble."""
     leave_out: LeftOut | None = None
-    """What it must not learn from, so that the signal `out_of_fold` can ask it about that."""
+    """Examples it must not learn from, so that the signal `out_of_fold` can ask it about them."""
     keep: Difference | None = None
     """Which of the answered examples it learns from; null for all."""
     on_policy: OnPolicy | None = None
-    """For a student that also learns on open text that it writes itself; null for none."""
+    """For a student that also learns from open text that it writes itself; null for none."""
     bandit: Bandit | None = None
     """Which of its terms take turns; null for all at once."""
 
@@ -89,8 +89,7 @@ class ModelSettings(Section):
     def misfits(
         self, signals: Mapping[str, Signal], peers: Sequence[str]
     ) -> Iterator[tuple[str, str]]:
-        """Yield each key that does not fit the signals, or the models that learn together with it,
-        and why."""
+        """Yield each key that does not fit the signals or the models trained with it, and why."""
         if self.keep is not None:
             yield from ((f"keep.{key}", problem) for key, problem in self.keep.misfits(signals))
         if self.on_policy is not None:
@@ -99,8 +98,8 @@ class ModelSettings(Section):
             yield from (("bandit", why) for why in self.bandit.misfits(self.learn or {}, peers))
 
     def misfits_beside(self, name: str, peer: "ModelSettings") -> Iterator[tuple[str, str]]:
-        """Yield each key, with its dot, that bars it from learning in one training with a model of
-        that name, and why."""
+        """Yield each key, with its dot, that keeps it from being trained together with the model
+        of that name, and why."""
         for key in ("train", "leave_out", "order", "keep"):
             if getattr(self, key) != getattr(peer, key):
                 yield (
@@ -116,11 +115,11 @@ class ModelSettings(Section):
             )
 
     def _terms(self) -> list[dict[str, Any]]:
-        """Settings of its terms, whosever signals it learns from."""
+        """Settings of its terms, regardless of whose signals it learns from."""
         return [term.model_dump(exclude={"from_"}) for term in (self.learn or {}).values()]
 
     def learns_from(self, question: Question) -> bool:
-        """Whether any of its terms has something to say about a question, as it will be asked."""
+        """Whether any of its terms applies to a question, as it will be asked."""
         if self.on_policy is not None and len(question.responses) < 2:  # it answers open text
             return True
         return any(term.count(question) for term in (self.learn or {}).values())
@@ -132,7 +131,7 @@ class ModelSettings(Section):
 
     @property
     def needs(self) -> Needs:
-        """What its terms ask of a forward pass, together."""
+        """What all its terms together need from a forward pass."""
         needs = Needs()
         for term in (self.learn or {}).values():
             needs |= term.needs

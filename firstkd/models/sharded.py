@@ -1,7 +1,7 @@
-"""A model of which every process holds a part of each layer (DeepSpeed's ZeRO 3, without training).
+"""A model with part of each layer in every process (DeepSpeed's ZeRO 3, without training).
 
-A layer's weights are gathered while it runs, which takes all processes. They need not run equally
-often: who is done keeps running, for the others' sake, until all are.
+A layer's weights are gathered while it runs, which takes all processes. They need not run it
+equally often: a process that is done keeps running it, for the others' sake, until all are.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ REMEDY = "raise machine.processes, or set machine.placement to { kind: spread }"
 
 @contextmanager
 def sharded(folder: Path, precision: Precision, ranks: Ranks) -> Iterator[PreTrainedModel]:
-    """Load a model to be run in the body, by each process as often as it likes.
+    """Load a model that each process may run in the body as often as it likes.
 
     Its head is whole in each of them. Raises ArtifactError as `load_model` does, and
     OutOfMemoryError.
@@ -54,15 +54,15 @@ def sharded(folder: Path, precision: Precision, ranks: Ranks) -> Iterator[PreTra
 
 
 def deepspeed_config(precision: Precision) -> dict[str, Any]:
-    """Return DeepSpeed's own configuration, for models that only run."""
+    """Return DeepSpeed's configuration for models that only run."""
     return {
-        "train_micro_batch_size_per_gpu": 1,  # it wants one
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed needs one
         # without it, bfloat16 weights become float32
         "bf16": {"enabled": precision_here(precision) == "bf16"},
         "zero_optimization": {
             "stage": 3,
             "stage3_param_persistence_threshold": WHOLE_BELOW,
-            # nothing of a layer is kept for the next pass, and nothing of the next one in this
+            # keep nothing of a layer for its next use, and prefetch nothing of the next layer
             "stage3_max_reuse_distance": 0,
             "stage3_prefetch_bucket_size": 0,
         },
@@ -70,7 +70,7 @@ def deepspeed_config(precision: Precision) -> dict[str, Any]:
 
 
 def make_head_whole(model: Any) -> None:
-    """Give each process the whole head; an embedding that was tied to it stays shared out."""
+    """Give each process the whole head; an embedding that was tied to it stays sharded."""
     head = model.get_output_embeddings()
     shared = dict(head.named_parameters(recurse=False))
     with deepspeed.zero.GatheredParameters([*shared.values()]):

@@ -1,6 +1,6 @@
-"""A model from its source, checked before anything depends on it.
+"""Fetch a model from its source, and check it before anything depends on it.
 
-What is checked takes milliseconds even for a large model: headers, not weights.
+The checks take milliseconds even for a large model: they read headers, not weights.
 """
 
 import importlib.util
@@ -18,9 +18,9 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def fetch_model(source: Source, folder: Path, project: Path) -> None:
-    """Bring a model to `folder`, converted if it is one GGUF file.
+    """Fetch a model into `folder`, converted if it is one GGUF file.
 
-    Raises SourceError naming the source if it cannot be had or is not a whole model.
+    Raises SourceError, naming the source, if it cannot be fetched or is not a complete model.
     """
     name = file_name(source.source)
     if name.lower().endswith(".gguf"):
@@ -35,7 +35,7 @@ def fetch_model(source: Source, folder: Path, project: Path) -> None:
 
 
 def check_model(folder: Path, source: str) -> None:
-    """Raise SourceError unless the folder has whole weights, a config and a tokenizer."""
+    """Raise SourceError unless the folder has complete weights, a config and a tokenizer."""
     check_weights(folder, source)
     config = _json_object(folder / "config.json", source)
     if "model_type" not in config:
@@ -44,7 +44,7 @@ def check_model(folder: Path, source: str) -> None:
 
 
 def check_weights(folder: Path, source: str) -> None:
-    """Raise SourceError unless all tensors of the safetensors files are where they should be."""
+    """Raise SourceError unless every tensor is in the safetensors file that should contain it."""
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files:
         raise SourceError(
@@ -76,7 +76,7 @@ def check_weights(folder: Path, source: str) -> None:
 
 
 def check_tokenizer(folder: Path, source: str) -> None:
-    """Raise SourceError unless the tokenizer can be loaded with the packages at hand."""
+    """Raise SourceError unless the tokenizer can be loaded with the installed packages."""
     fast = folder / "tokenizer.json"
     if fast.exists():
         from tokenizers import Tokenizer
@@ -110,9 +110,9 @@ def check_tokenizer(folder: Path, source: str) -> None:
 
 
 def _tensors(file: Path, source: str) -> set[str]:
-    """Return the tensors that a file's header names; safetensors compares it with the file's size.
+    """Return the tensors named in a file's header; safetensors checks it against the file's size.
 
-    Raises SourceError if the file is something else, or cut off.
+    Raises SourceError if the file is something else, or truncated.
     """
     from safetensors import SafetensorError, safe_open
 

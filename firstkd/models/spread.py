@@ -1,6 +1,6 @@
-"""A model whose layers lie on several devices, in the host's memory and on disk (Accelerate).
+"""A model whose layers are spread over devices, the host's memory and disk (Accelerate).
 
-A layer that is on no device is brought there while it runs.
+A layer that is not on a device is moved to one while it runs.
 """
 
 import shutil
@@ -26,9 +26,9 @@ REMEDY = "lower machine.placement.device_gb or host_gb, so that more of it stays
 def load_spread(
     folder: Path, precision: Precision, device_gb: float | None, host_gb: float | None
 ) -> PreTrainedModel:
-    """Load a model of which each device, and the host's memory, holds so much at most.
+    """Load a model with at most these sizes of weights on each device and in the host's memory.
 
-    Its head is whole, beside these. Raises ArtifactError as `load_model` does, and
+    Its head is whole, on top of these. Raises ArtifactError as `load_model` does, and
     OutOfMemoryError.
     """
     rewritten = tempfile.mkdtemp(prefix="firstkd-")
@@ -39,7 +39,7 @@ def load_spread(
                 precision,
                 device_map="balanced",
                 max_memory=limits(device_gb, host_gb),
-                offload_folder=rewritten,  # weights that are not in memory as they are in the files
+                offload_folder=rewritten,  # for weights that differ in memory from the files
             )
             make_head_whole(model)
     except BaseException:
@@ -50,7 +50,7 @@ def load_spread(
 
 
 def limits(device_gb: float | None, host_gb: float | None) -> dict[int | str, int]:
-    """Return bytes for weights, by GPU and for `cpu`."""
+    """Return the bytes that weights may take, by GPU and for `cpu`."""
     found = {}
     for place, free in get_max_memory().items():
         most = host_gb if place == "cpu" else device_gb
@@ -60,7 +60,7 @@ def limits(device_gb: float | None, host_gb: float | None) -> dict[int | str, in
 
 
 def make_head_whole(model: Any) -> None:
-    """Bring the head, wherever it is, to the first device, where it stays."""
+    """Move the head, wherever it is, to the first device and keep it there."""
     head, place = model.get_output_embeddings(), device()
     with align_module_device(head):
         weights = {

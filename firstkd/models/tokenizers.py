@@ -1,4 +1,4 @@
-"""Whether two tokenizers mean the same by an id."""
+"""Whether an id means the same to two tokenizers."""
 
 import hashlib
 import json
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def vocabulary_digest(tokenizer: Any) -> str:
-    """Return a hash of every token and its id: equal where ids can be compared.
+    """Return a hash of every token and its id: if equal, ids can be compared.
 
-    Not of the files, which differ in form from one release of a library to the next.
+    It does not hash the files, whose form differs between releases of a library.
     """
     pairs = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""One forward pass of a model over a batch, and what is asked of it."""
+"""One forward pass of a model over a batch, and the results that are read from it."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,15 +13,15 @@ from firstkd.terms.divergences import choice_scores
 
 
 class View:
-    """What one pass shows; nothing is computed before it is asked for, and nothing twice.
+    """The results of one pass, each computed when first read, and only once.
 
-    `asked` holds, by the name of a term, the token ids [R, K] to be scored at each of the R tokens
-    of the batch's right responses, or how many of the most probable tokens. The first of them costs
-    no pass over the head of its own.
-    `places` are those where hidden states are to be seen, and `modules`, by the name of a term,
-    what it trains beside the model. `passed` is what the layers have made of the batch, if they
-    have run already. `asks_vocabulary`: whether mean and entropy over the vocabulary are to be
-    seen. `progress` is the share of the training's steps that are done.
+    `asked` maps the name of a term to the token ids [R, K] to score at each of the R tokens of the
+    batch's right responses, or to how many of the most probable tokens. The first of them costs no
+    extra pass over the head.
+    `places` are where hidden states are read, and `modules` maps the name of a term to what it
+    trains beside the model. `passed` is what the layers computed for the batch, if they have run
+    already. `asks_vocabulary` requests mean and entropy over the vocabulary. `progress` is the
+    share of the training's steps that are done.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class View:
         return self._states.hidden_NH
 
     def states(self, place: Place) -> Tensor:
-        """Return the numbers [T, H] of all tokens at a place that was named in `places`."""
+        """Return the activations [T, H] of all tokens at one of `places`."""
         return self._states.at_places[place]
 
     @cached_property
@@ -84,13 +84,13 @@ class View:
 
     @cached_property
     def gold_choices(self) -> tuple[Tensor, Tensor]:
-        """Scores [D, C] of the D questions with several choices and a known right one, and the
-        index [D] of that."""
+        """Scores [D, C] of the D questions with several choices and a known right one, and that
+        choice's index [D]."""
         decides_B = (self.batch.choice_mask_BC.sum(-1) > 1) & (self.batch.gold_B >= 0)
         return self.choice_scores_BC[decides_B], self.batch.gold_B[decides_B]
 
     def tokens(self, name: str) -> HeadScores:
-        """Return the scores of the ids that were asked for under this name."""
+        """Return the scores of the ids that were requested under this name."""
         return self._heads[name]
 
     @cached_property

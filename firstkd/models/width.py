@@ -1,4 +1,4 @@
-"""Models of one family at any width, from random weights."""
+"""Models of one family at any width, with random weights."""
 
 from math import gcd
 from typing import Any
@@ -15,7 +15,7 @@ from firstkd.models.pruning import keep_layers
 def shape_at(config: Any, hidden_size: int) -> dict[str, int]:
     """Return a config's sizes at another width, with heads of the same size.
 
-    Raises ConfigError for a width at which heads or neurons would be no whole numbers.
+    Raises ConfigError for a width that would need fractions of heads or neurons.
     """
     names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
     sizes = {n: size for n in names if (size := getattr(config, n, None)) is not None}
@@ -32,10 +32,10 @@ def shape_at(config: Any, hidden_size: int) -> dict[str, int]:
 def random_model(
     config: Any, hidden_size: int, layers: int, base_width: int | None, seed: int
 ) -> Any:
-    """Return a model of random weights, in float32; with a `base_width` by µP.
+    """Return a float32 model with random weights; a `base_width` scales them by µP.
 
     Raises ConfigError as `shape_at` does, and ArtifactError for a family whose logits cannot be
-    divided by a number.
+    scaled as µP requires.
     """
     for name, size in shape_at(config, hidden_size).items():
         setattr(config, name, size)

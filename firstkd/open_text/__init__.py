@@ -1,1 +1,1 @@
-"""Answers in a model's own words: how they are written, judged, and how sure they are."""
+"""Answers in a model's own words: writing them, judging them, and how sure the model is."""

@@ -1,4 +1,4 @@
-"""What a model reads that is to answer in its own words, and what ends its answer."""
+"""The prompt of a model that answers in its own words, and the tokens that end its answer."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from firstkd.data.settings import PromptSettings
 def open_questions(
     examples: Sequence[Example], tokenizer: Any, prompt: PromptSettings, max_new_tokens: int
 ) -> list[Question]:
-    """Return the prompts of examples, without responses, with room left for an answer."""
+    """Return the examples' prompts without responses, leaving room for an answer."""
     cut = prompt.model_copy(update={"max_length": prompt.max_length - max_new_tokens})
     open_ended = [
         replace(example, response="", choices=None, answer_index=None) for example in examples
@@ -23,7 +23,7 @@ def open_questions(
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: Any, prompt: PromptSettings) -> frozenset[int]:
-    """Return what ends every response that a model learns from, and what its makers name."""
+    """Return the token that ends every training response, and those in the generation config."""
     [shown] = encode([Example("", "a", "a", None, None, "")], tokenizer, prompt)
     named: int | list[int] | None = model.generation_config.eos_token_id
     named = [named] if isinstance(named, int) else named or []

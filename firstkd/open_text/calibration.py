@@ -1,7 +1,7 @@
 """From the confidence in an answer to the probability that it is right.
 
-Recalibrations (firstkd/recalibration) of decisions with one candidate, the answer, and a tail that
-stands for all others. A temperature needs the others as a candidate: it leaves a tail alone.
+Recalibrations (firstkd/recalibration) of decisions with one candidate, the answer, and a tail for
+everything else. A temperature leaves tails alone, so it needs everything else as a candidate.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from firstkd.recalibration.table import RECALIBRATIONS, from_json, to_json
 from firstkd.signals.knowledge import Knowledge
 
 LEAST = 1e-12
-"""For a probability whose logarithm is taken."""
+"""Probabilities are clipped this far from 0 and 1 before taking logarithms."""
 
 
 def _alone(right_E2: Tensor) -> Knowledge:
@@ -40,11 +40,11 @@ DECISIONS: dict[CalibrationName, Callable[[Tensor], Knowledge]] = {
     "platt": _alone,
     "isotonic": _alone,
 }
-"""From the log-probabilities [E, 2] that the answer is right and that it is not."""
+"""Each makes decisions from the log-probabilities [E, 2] that the answer is right and wrong."""
 
 
 class Calibration:
-    """What a confidence is worth, fitted on judged answers; it never falls with the confidence."""
+    """A non-decreasing map from confidence to probability, fitted on judged answers."""
 
     def __init__(self, kind: CalibrationName, fitted: Recalibration) -> None:
         self.kind, self.fitted = kind, fitted

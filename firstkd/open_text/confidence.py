@@ -1,6 +1,6 @@
-"""How sure a model is of an answer that it wrote: a number from 0 to 1 for each, not calibrated.
+"""How sure a model is of an answer that it wrote: an uncalibrated number from 0 to 1.
 
-What turns it into the probability that the answer is right is firstkd/open_text/calibration.py.
+firstkd/open_text/calibration.py turns it into the probability that the answer is right.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ class Written:
 
     text: str
     probabilities: Floats
-    """That the model gave to each of its tokens, and to its end where it came to one."""
+    """The model's probability of each token, including the one that ends it, if any."""
 
 
 class Confidence(Section, ABC):
@@ -43,7 +43,7 @@ class Confidence(Section, ABC):
 class MeanProbability(Confidence):
     """Geometric mean of the tokens' probabilities (Malinin and Gales 2021, sec. 3.1).
 
-    The mean of their logarithms, as choices are scored: long answers are not less sure.
+    The logarithms are averaged, as for choices, so long answers are not less sure.
     """
 
     kind: Literal["mean_probability"]
@@ -57,7 +57,7 @@ class MeanProbability(Confidence):
 
 
 class MinProbability(Confidence):
-    """Probability of the least probable token: a name that is made up stands out."""
+    """Probability of the least probable token: a made-up name stands out."""
 
     kind: Literal["min_probability"]
 
@@ -68,16 +68,16 @@ class MinProbability(Confidence):
 
 
 class Agreement(Confidence):
-    """Share of further draws that say the same as the answer, by the metric it is judged by.
+    """Share of further draws that agree with the answer, by the metric that judges it.
 
-    (Self-consistency: Wang et al. 2023; as a confidence: Lin, Trivedi and Sun 2024.) With one
-    success and one failure more (Laplace), so that it is never 0 or 1.
+    Self-consistency: Wang et al. 2023; as a confidence: Lin, Trivedi and Sun 2024. One success and
+    one failure are added (Laplace), so that it is never 0 or 1.
     """
 
     kind: Literal["agreement"]
     samples: Positive
     temperature: Annotated[float, Field(gt=0)]
-    """At which they are drawn."""
+    """Temperature of these draws."""
 
     def of(
         self, writer: "Writer", examples: Sequence[Example], answers: Sequence[Written]
@@ -95,7 +95,7 @@ class Agreement(Confidence):
 class PTrue(Confidence):
     """Probability of "Yes" when the model is shown its answer and asked if it is right.
 
-    (Kadavath et al. 2022, sec. 3: P(True).) Against "No", scored as two choices are.
+    P(True) of Kadavath et al. 2022, sec. 3. "Yes" and "No" are scored as two choices.
     """
 
     kind: Literal["p_true"]

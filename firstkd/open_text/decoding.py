@@ -1,13 +1,13 @@
-"""Texts by a causal language model: transformers' `generate` with its KV cache, batched by length.
+"""Text from a causal language model: transformers' `generate` with its KV cache, batched by length.
 
-Where the probability of each token is asked for, it comes from the hidden states that `generate`
-computed anyway, put through the head once more, in float32 and without what made it a draw.
+If token probabilities are requested, they come from the hidden states that `generate` computes
+anyway, run through the head again in float32, without temperature or noise.
 
 Legend: B prompts, L tokens of the longest, T tokens written, N of these up to each text's end,
 H hidden size.
 
-Draws are taken by the Gumbel-max trick, with noise whose seed is the prompt's own: a prompt gets
-the same draw in whatever batch it is, on every run with the same settings.
+Draws use the Gumbel-max trick with noise seeded per prompt: a prompt gets the same draw in any
+batch, on every run with the same settings.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ from firstkd.models.scoring import ScoringHead
 
 @dataclass(frozen=True)
 class Draw:
-    """One of the texts that a prompt can be continued by."""
+    """One continuation to draw for a prompt."""
 
     prompt: Sequence[int]
     temperature: float
-    """0 for the most probable token at each place."""
+    """0 for the most probable token at each position."""
     number: int
     """Number among the draws of the same prompt."""
     seed: int
@@ -47,12 +47,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class Text:
-    """What continues a prompt."""
+    """A continuation of a prompt."""
 
     ids: list[int]
-    """Up to a token that ends it, which is included, or as long as it may be."""
+    """Up to and including the token that ends it, or up to the length limit."""
     probabilities: Floats
-    """That the model gave to each token, whatever the temperature it was drawn at; empty without a
+    """The model's probability of each token, whatever temperature it was drawn at; empty without a
     head to compute them."""
 
 
@@ -68,10 +68,10 @@ def decode(
     title: str = "",
     head: ScoringHead | None = None,
 ) -> list[Text]:
-    """Return what continues each prompt, up to one of `stop`, with probabilities by a `head`.
+    """Return each prompt's continuation, up to one of `stop`, with probabilities if given a `head`.
 
-    Batches have at most `batch_size` prompts and `batch_tokens` tokens, those to be written and
-    padding included. With a title, progress is shown. Raises OutOfMemoryError.
+    Batches have at most `batch_size` prompts and `batch_tokens` tokens, including padding and
+    those to be written. With a title, it shows progress. Raises OutOfMemoryError.
     """
     found: dict[int, Text] = {}
     with (
@@ -109,7 +109,7 @@ def _continued(
     length = max(len(draw.prompt) for draw in draws)
     ids_BL = torch.zeros(len(draws), length, dtype=torch.int64)
     mask_BL = torch.zeros_like(ids_BL)
-    for row, draw in enumerate(draws):  # on the left: what is written follows the prompt
+    for row, draw in enumerate(draws):  # padded on the left: new tokens follow the prompt
         ids_BL[row, length - len(draw.prompt) :] = torch.tensor(draw.prompt)
         mask_BL[row, length - len(draw.prompt) :] = 1
     tokens = vocabulary_size(model)
@@ -118,7 +118,7 @@ def _continued(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=sorted(stop),
-        pad_token_id=min(stop),  # behind the end, where it is cut off again
+        pad_token_id=min(stop),  # after the end, and cut off again
         suppress_tokens=[*padding] or None,
     )
     generate: Any = model.generate
@@ -135,7 +135,7 @@ def _continued(
 def _texts(
     head: ScoringHead | None, written_BT: Tensor, hidden_TBH: Sequence[Tensor], stop: Set[int]
 ) -> list[Text]:
-    """Cut what was written at its end, and score it if there is a head to do so."""
+    """Cut each text off at its end, and score it if there is a head."""
     ended_BT = torch.isin(written_BT, torch.tensor([*stop], device=written_BT.device))
     is_kept_BT = ended_BT.cumsum(1) - ended_BT.long() == 0
     ids_N, lengths = written_BT[is_kept_BT], is_kept_BT.sum(1).tolist()
@@ -152,11 +152,11 @@ def _texts(
 
 @contextmanager
 def _last_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collect the hidden states [B, H] that the next token is read from, one at a time."""
+    """Collect the hidden states [B, H] that predict the next token, one step at a time."""
     found: list[Tensor] = []
 
     def keep(_: Any, __: Any, output: Any) -> None:
-        # a spread model's states are where its last layer is
+        # a model spread over devices returns states on its last layer's device
         found.append(output.last_hidden_state[:, -1].to(device_of(model)))
 
     hook = model.base_model.register_forward_hook(keep)
@@ -167,9 +167,9 @@ def _last_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 
 class _Noise(LogitsProcessor):
-    """Makes the largest score a draw from the softmax at each draw's temperature.
+    """Makes the largest score a sample from the softmax at each draw's temperature.
 
-    The arg max of log p / T plus Gumbel noise is one (Maddison, Tarlow and Minka 2014).
+    The arg max of log p / T plus Gumbel noise is a sample (Maddison, Tarlow and Minka 2014).
     """
 
     def __init__(self, draws: Sequence[Draw]) -> None:

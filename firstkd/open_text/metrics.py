@@ -2,10 +2,10 @@
 
 ROUGE is Google's `rouge-score` (with stemming; Lin 2004), BLEU (Papineni et al. 2002) and chrF
 (Popović 2015) are sacrebleu's. Exact match and token F1 are SQuAD's (Rajpurkar et al. 2016, sec.
-6.1): without case, punctuation and articles. Of many answers BLEU and chrF come from the sums of
-their counts, as published, and the others are means.
+6.1): case, punctuation and articles are ignored. Over many answers, BLEU and chrF are computed from
+summed counts, as published; the others are means.
 
-Legend: E answers, K numbers kept of each, S samples of a bootstrap (firstkd/measure/bootstrap.py).
+Legend: E answers, K counts of each, S samples of a bootstrap (firstkd/measure/bootstrap.py).
 """
 
 import re
@@ -25,7 +25,7 @@ NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text that SQuAD compares."""
+    """Return a text's words as SQuAD compares them."""
     return ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split()
 
 
@@ -48,7 +48,7 @@ def _rouge(kind: str) -> Callable[[str, str], float]:
 
 @cache
 def _scorer(kind: str) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # which brings NLTK: seconds
+    from rouge_score.rouge_scorer import RougeScorer  # imports NLTK, which takes seconds
 
     return RougeScorer([kind], use_stemmer=True)
 
@@ -58,7 +58,7 @@ def _corpus_metric(name: str) -> Any:
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    # of single answers BLEU counts the orders of n-grams alone that they have
+    # for single answers, BLEU counts only the n-gram orders that they have
     return {"bleu": BLEU(effective_order=True), "chrf": CHRF()}[name]
 
 
@@ -75,17 +75,17 @@ METRICS: dict[MetricName, Callable[[str, str], float]] = {
     "chrf": _sentence("chrf"),
     "bleu": _sentence("bleu"),
 }
-"""Between an answer and the right one."""
+"""Each compares an answer with the right one."""
 OF_SUMS: tuple[MetricName, ...] = ("chrf", "bleu")
 
 
 def of_each(metric: MetricName, given: Sequence[str], right: Sequence[str]) -> Floats:
-    """Return a metric [E] of answers."""
+    """Return the metric of each answer [E]."""
     return np.array([METRICS[metric](*pair) for pair in zip(given, right, strict=True)])
 
 
 def statistic(given: Sequence[str], right: Sequence[str]) -> Statistic:
-    """Return what gives all metrics of answers [E], each drawn as often as counts [S, E] say."""
+    """Return the function from counts [S, E], how often each answer is drawn, to all metrics."""
     means = {name: of_each(name, given, right) for name in METRICS if name not in OF_SUMS}
     sums = {name: _numbers(name, given, right) for name in OF_SUMS}
 

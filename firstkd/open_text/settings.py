@@ -19,31 +19,31 @@ CalibrationName = Literal["temperature", "platt", "isotonic"]
 
 class OpenTextSettings(Section):
     max_new_tokens: Positive
-    """Length of an answer; what is longer is cut there."""
+    """Maximum length of an answer, which is cut off there."""
     temperature: Weight
-    """For the answer: 0 takes the most probable token at each place, more draws from the model's
-    probabilities at it, the same for the same question and seed."""
+    """For the answer: 0 takes the most probable token at each position; above 0, tokens are drawn
+    at this temperature, the same ones for the same question and seed."""
     metric: MetricName
-    """By which an answer is compared with the right one."""
+    """Compares an answer with the right one."""
     right_from: Annotated[float, Field(gt=0, le=1)]
-    """Value of the metric: at or above it an answer counts as right."""
+    """An answer counts as right if the metric is at least this."""
     confidence: AnyConfidence
     recalibrate: CalibrationName
-    """How the calibration split makes a probability of being right out of the confidence."""
+    """How confidence becomes a probability of being right, fitted on the calibration split."""
 
 
 class OnPolicy(Section):
-    """What a student writes itself and then learns on (firstkd/open_text/on_policy.py)."""
+    """Text that a student writes itself and then learns from (firstkd/open_text/on_policy.py)."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """λ: the share of the micro-batches in which it writes the responses to open text."""
+    """λ: share of the micro-batches in which it writes the responses to open text."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """At which its tokens are drawn."""
+    """Temperature at which its tokens are drawn."""
     max_new_tokens: Positive
-    """Length of what it writes; what is longer is cut there."""
+    """Maximum length of what it writes, which is cut off there."""
 
     def check(self, key: str, prompt: PromptSettings) -> None:
-        """Raise ValueError where nothing could be written."""
+        """Raise ValueError if the prompt would get too little room."""
         if self.max_new_tokens > prompt.max_length // 2:
             raise ValueError(
                 f"{key}.max_new_tokens: {self.max_new_tokens} leave too little of "
@@ -57,7 +57,7 @@ class OnPolicy(Section):
         signals: "Mapping[str, Signal]",
         peers: Sequence[str],
     ) -> Iterator[tuple[str, str]]:
-        """Yield each key that does not go with it, and why."""
+        """Yield each key that is incompatible with it, and why."""
         live = [n for n, t in learn.items() if t.signal is not None and signals[t.signal].is_live]
         for name, term in learn.items():
             if name not in live and not term.needs.choices:

@@ -33,7 +33,7 @@ class Writer:
     def answer(self, examples: Sequence[Example], title: str = "") -> tuple[list[Written], Floats]:
         """Return the answers to questions [E] and the confidence [E] in them.
 
-        The responses of the examples are not looked at. With a title, progress is shown.
+        The examples' responses are ignored. With a title, it shows progress.
         """
         questions = self._asked(examples)
         found = self._decode(questions, self.settings.temperature, [0], title, self._head)
@@ -43,12 +43,12 @@ class Writer:
     def texts(
         self, examples: Sequence[Example], temperature: float, numbers: Iterable[int]
     ) -> list[list[str]]:
-        """Return the draws of these numbers for each question."""
+        """Return each question's draws of these numbers."""
         found = self._decode(self._asked(examples), temperature, [*numbers])
         return [[self._text(one.ids) for one in of_question] for of_question in found]
 
     def choose(self, examples: Sequence[Example]) -> Floats:
-        """Return the probabilities [E, C] of choices, as the model is."""
+        """Return the raw model's probabilities [E, C] of the choices."""
         questions = encode(examples, self.tokenizer, self.prompt)
         scores = score_questions(
             self.model, questions, self.batch_size, batch_tokens=self.batch_tokens

@@ -1,4 +1,4 @@
-"""A question that a chat model answers in its own words, and its most probable tokens meanwhile."""
+"""Have a chat model answer in its own words, and read its most probable tokens along the way."""
 
 from collections.abc import Mapping, Sequence
 from itertools import dropwhile
@@ -11,15 +11,15 @@ class Said(NamedTuple):
     text: str
     logprob: float
     top: dict[str, float]
-    """Log-probabilities of the most probable tokens in its place, where no two have one text."""
+    """Log-probabilities of the most probable tokens in its place, except any that share a text."""
 
 
 class Answer(NamedTuple):
     text: str
     tokens: list[Said]
-    """Those of the text, and on some servers what ends it."""
+    """Those of the text and, on some servers, the one that ends it."""
     is_whole: bool
-    """Whether it came to its end, and was not cut off."""
+    """Whether it came to its end rather than being cut off."""
 
 
 def answer_request(

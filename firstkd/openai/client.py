@@ -9,31 +9,31 @@ import httpx
 
 
 class RefusedError(Exception):
-    """The server answered with another status than 200."""
+    """The server answered with a status other than 200."""
 
     def __init__(self, status: int, reason: str, retry_after: float | None) -> None:
         super().__init__(f"status {status}")
         self.status = status
         self.reason = reason
-        """What the server says, cut short and without the key."""
+        """What the server says, shortened and without the key."""
         self.retry_after = retry_after
-        """Seconds that it asks to be left alone for."""
+        """Seconds that it asks the client to wait."""
 
 
 class UnreadableReplyError(Exception):
-    """The server answered with what cannot be used; the text says why, in a few words."""
+    """The server's reply cannot be used; the message says why, in a few words."""
 
 
 class Client:
-    """One server, with bounded replies, no redirects, and its key in no message."""
+    """Client for one server: bounded replies, no redirects, and never the key in a message."""
 
     def __init__(
         self, url: str, key: str | None, timeout_seconds: float, largest_reply: int
     ) -> None:
-        """`url` is up to and with its /v1; of a reply, `largest_reply` bytes are read at most."""
+        """`url` includes the /v1; a reply of more than `largest_reply` bytes is refused."""
         self._url, self._key, self._largest = url.rstrip("/"), key, largest_reply
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # whoever uses it bounds what is under way
+        # the caller limits concurrent requests
         limits = httpx.Limits(max_connections=None)
         self._client = httpx.AsyncClient(
             headers=headers, timeout=timeout_seconds, limits=limits, follow_redirects=False

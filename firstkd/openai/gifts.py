@@ -1,4 +1,4 @@
-"""What a server gives of a model: asked once, before anything depends on it."""
+"""Find out what a server reveals about a model, once, before anything depends on it."""
 
 import logging
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from firstkd.openai.prompt_scores import WAYS, Way, score_request, scores_in, te
 from firstkd.openai.teacher import ServedModel
 
 SERVER = "server.json"
-"""In the folder of a model behind a server: what it is and gives."""
+"""File in the folder of a model behind a server that says what it is and gives."""
 QUESTION = "Where does a fox live?\nA. in a den\nB. in a hive\nAnswer with the letter of an option."
 TEXT = "A fox lives in a den."
 UNKNOWN = (400, 404, 422, 501)
-"""Statuses of servers that do not know the interface, or a setting of it."""
+"""Statuses of servers that do not know the endpoint or one of its parameters."""
 
 log = logging.getLogger(__name__)
 
 
 def what_it_gives(served: ServedModel) -> dict[str, Any]:
-    """Return how the model is asked, as its settings want it.
+    """Return what the server gives when the model is asked as its settings say.
 
     Raises ConfigError if the server has no such model or gives no such log-probabilities.
     """
@@ -98,7 +98,7 @@ def way_given(served: ServedModel) -> Way:
 
 
 def check_reading(served: ServedModel, prompt: Sequence[int], read: str | None) -> None:
-    """Raise ConfigError if the server takes ids of the tokenizer here for another text."""
+    """Raise ConfigError if the server reads the ids of the local tokenizer as another text."""
     if read is None:
         log.warning(
             "%s does not say how it reads token ids; is its tokenizer really that of models.%s?",
@@ -106,7 +106,7 @@ def check_reading(served: ServedModel, prompt: Sequence[int], read: str | None) 
         )
         return
     meant = "".join(served.tokenizer.decode([token]) for token in prompt[1:])
-    # decoders of single tokens differ in the spaces that they leave
+    # decoders of single tokens differ in the spaces that they keep
     if "".join(read.split()) != "".join(meant.split()):
         raise ConfigError(
             f"tokenizer: {served.init.url} takes the ids of {meant!r} for {read!r}, so "

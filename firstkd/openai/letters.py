@@ -1,13 +1,13 @@
-"""A question put to a chat model that answers with one letter, and the letters' probabilities."""
+"""Have a chat model answer a question with one letter, and read the letters' probabilities."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 TOP = 20
-"""Log-probabilities that OpenAI's interface gives at most."""
+"""The most log-probabilities per token that OpenAI's interface gives."""
 LEAST = 1e-9
-"""The lowest probability; for less, servers write −9999 or nothing."""
+"""The lowest probability; below it, servers write −9999 or nothing."""
 
 
 def letter_request(model: str, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
@@ -22,9 +22,9 @@ def letter_request(model: str, messages: Sequence[Mapping[str, str]]) -> dict[st
 
 
 def letter_masses(top: Sequence[Mapping[str, Any]], letters: Sequence[str]) -> dict[str, float]:
-    """Return each letter's probability, over all tokens that spell it; 0 for one that is missing.
+    """Return each letter's probability, summed over all tokens that spell it; 0 if none does.
 
-    `top` are the most probable tokens at one place.
+    `top` are the most probable tokens at one position.
     """
     mass = dict.fromkeys(letters, 0.0)
     for each in top:
@@ -34,10 +34,11 @@ def letter_masses(top: Sequence[Mapping[str, Any]], letters: Sequence[str]) -> d
 
 
 def letter_logprobs(reply: Any, letters: Sequence[str]) -> tuple[list[float], float]:
-    """Return the letters' log-probabilities, and the probability that they hold of all tokens.
+    """Return the letters' log-probabilities, and their total probability among all tokens.
 
-    At the first token that is more than white space. A letter that is not among the most probable
-    tokens gets what it can have at most: no more than the least of these, nor than what they leave.
+    Both are for the first token that is not just white space. A letter that is not among the most
+    probable tokens gets the most it can have: the least of theirs, or what they leave if that is
+    less.
     Raises KeyError, IndexError or TypeError for a reply without log-probabilities.
     """
     tokens = reply["choices"][0]["logprobs"]["content"]

@@ -2,7 +2,7 @@
 
 There are two ways to ask. vLLM takes `prompt_logprobs` and answers by token id. vLLM, SGLang and
 others `echo` the prompt with log-probabilities, as OpenAI's first completions did, and name tokens
-by their text. Prompts are sent as ids, so that the server scores the very tokens that are meant.
+by their text. Prompts are sent as ids, so that the server scores exactly the intended tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ from firstkd.openai.client import UnreadableReplyError
 
 Way = Literal["prompt_logprobs", "echo"]
 WAYS: tuple[Way, ...] = ("prompt_logprobs", "echo")
-"""By token id first."""
+"""In order of preference: by token id first."""
 
 Scored = tuple[float, dict[int, float]]
-"""The log-probability of a token, and those of the most probable ones at its place, by id."""
+"""A token's log-probability, and those of the most probable ones in its place, by id."""
 
 
 def score_request(model: str, prompts: Sequence[Sequence[int]], way: Way, top: int) -> Any:
-    """Ask for the scores of each prompt's tokens, and of the `top` most probable ones."""
+    """Build a request for the scores of each prompt's tokens and the `top` most probable ones."""
     request = {
         "model": model,
         "prompt": [[*prompt] for prompt in prompts],
-        "max_tokens": 1,  # not every server takes 0
+        "max_tokens": 1,  # not every server accepts 0
         "temperature": 0,
     }
     if way == "prompt_logprobs":
@@ -34,10 +34,10 @@ def score_request(model: str, prompts: Sequence[Sequence[int]], way: Way, top: i
 def scores_in(
     reply: Any, prompts: Sequence[Sequence[int]], way: Way, ids: Mapping[str, int]
 ) -> list[list[Scored]]:
-    """Return the scores of each prompt's tokens but the first, which nothing comes before.
+    """Return the scores of each prompt's tokens except the first, which nothing precedes.
 
-    `ids` are those of tokens by their text, where no two have the same; others are left out of the
-    most probable ones. Raises UnreadableReplyError for anything but a score of each token.
+    `ids` maps texts that only one token has to its id; other tokens are left out of the most
+    probable ones. Raises UnreadableReplyError unless every token has a score.
     """
     read = _by_id if way == "prompt_logprobs" else _by_text
     try:
@@ -50,7 +50,7 @@ def scores_in(
 
 
 def text_of(reply: Any, prompt: Sequence[int], way: Way) -> str | None:
-    """Return what the server takes the ids of the one prompt for, from the second on.
+    """Return the text that the server reads the one prompt's ids as, from the second on.
 
     None if it does not say.
     """
@@ -74,7 +74,7 @@ def _by_id(choice: Any, prompt: Sequence[int], ids: Mapping[str, int]) -> list[S
 
 def _by_text(choice: Any, prompt: Sequence[int], ids: Mapping[str, int]) -> list[Scored]:
     logprobs, size = choice["logprobs"], len(prompt)
-    # behind the prompt comes the one token that was generated
+    # the one generated token comes after the prompt
     own = [float(value) for value in logprobs["token_logprobs"][1:size]]
     tops = (logprobs.get("top_logprobs") or [None] * size)[1:size]
     scored = []

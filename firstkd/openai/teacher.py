@@ -1,4 +1,4 @@
-"""A model behind a server: requests bounded in parallel, and repeated where that may help."""
+"""A model behind a server: a limited number of parallel requests, retried if that may help."""
 
 import asyncio
 import logging
@@ -21,14 +21,14 @@ LARGEST_REPLY = 2**26
 PASSING = {408, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
 LONGEST_WAIT = 60.0
-"""Seconds between two attempts, unless the server says how many."""
+"""Most seconds between two attempts, unless the server says how many."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Usage:
-    """What was asked of a server, as it counts."""
+    """Requests to a server, and tokens as it counts them."""
 
     requests: int = 0
     retries: int = 0
@@ -48,10 +48,10 @@ class Usage:
 
 
 class ServedModel:
-    """Asks a server from code that does not wait for it: `ask_all` is given what to await."""
+    """Asks a server from synchronous code: `ask_all` takes the coroutines to await."""
 
     def __init__(self, init: ServerInit, tokenizer: Any, share: int = 1) -> None:
-        """`share` processes ask at once, and keep to `parallel` together."""
+        """`share` processes ask at once and together stay within `parallel`."""
         self.init, self.tokenizer = init, tokenizer
         self.usage = Usage()
         self._share = share
@@ -71,11 +71,11 @@ class ServedModel:
         self._runner.close()
 
     def get(self, path: str) -> Any:
-        """Ask one thing; raises as `post`."""
+        """Send one request; raises as `post` does."""
         return self._once(lambda: self._client.get(path))
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """Ask one thing, and not again if nobody answers.
+        """Send one request, without a retry if nobody answers.
 
         Raises RefusedError, UnreadableReplyError, ConfigError or UnreachableError.
         """
@@ -98,7 +98,7 @@ class ServedModel:
             raise self._silent(error, 1) from error
 
     def ask_all(self, questions: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-        """Await all of these, each of which may `ask`; the first failure ends the others."""
+        """Await all of these, each of which may `ask`; the first failure cancels the others."""
 
         async def together() -> list[T]:
             async with asyncio.TaskGroup() as group:
@@ -113,10 +113,10 @@ class ServedModel:
     async def ask(
         self, path: str, body: dict[str, Any], read: Callable[[Any], T], example: str
     ) -> T:
-        """Ask until there is a reply that `read` can read, or no hope for one.
+        """Ask until `read` can read a reply or there is no hope of one.
 
         Raises UnreachableError, SourceError or ConfigError, which name the server, and the example
-        where it may be at fault.
+        if it may be at fault.
         """
         for attempt in range(self.init.retries + 1):
             wait = _wait(attempt, None)
@@ -146,7 +146,7 @@ class ServedModel:
         raise failed
 
     def _known(self, error: RefusedError) -> PipelineError | None:
-        """Return what to do about a refusal whose cause is known, without the server's words."""
+        """Return the error for a refusal whose cause is known, without the server's words."""
         if error.status in (401, 403):
             variable = f"the environment variable {self.init.key}"
             if os.environ.get(self.init.key):
@@ -167,7 +167,7 @@ class ServedModel:
 
 
 def _wait(attempt: int, retry_after: float | None) -> float:
-    """Return seconds: what the server asks for, else twice as long each time, in random parts."""
+    """Return the seconds to wait: what the server asks for, else exponential with jitter."""
     if retry_after is not None:
         return retry_after
     return min(LONGEST_WAIT, 2.0**attempt) * random.uniform(0.5, 1)

@@ -1,4 +1,4 @@
-"""`adaptive_temperature`: a temperature for each decision, by how undecided it looks."""
+"""`adaptive_temperature`: a temperature for each decision, set by how undecided it looks."""
 
 import math
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from firstkd.recalibration.settings import CalibrateSettings
 from firstkd.signals.knowledge import Knowledge
 
 SPREADS = (0.0, 0.1, 0.3, 1.0)
-"""Prior standard deviations of the slopes that are tried; with 0 there is one temperature."""
+"""Prior standard deviations to try for the slopes; 0 means a single temperature."""
 FOLDS = 5
 FARTHEST = 3.0
-"""Standard deviations from the mean beyond which a feature changes nothing more: on questions that
-a teacher has learned it is surer than on any that this is fitted to."""
+"""Features are clipped at this many standard deviations from the mean: a teacher is surer on
+questions that it has learned than on any that this is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class AdaptiveTemperature(Recalibration):
     """p'(i) = S · softmax_i(log p / T), log T = a + b · entropy + c · margin.
 
     After Balanya et al. 2024 (arXiv 2208.00461), who use the entropy. The slopes have a normal
-    prior around 0 whose width is chosen by cross-validation, so that few decisions, which say
-    nothing of their differences, give a single temperature.
+    prior around 0 whose width is chosen by cross-validation, so that too few decisions to show
+    differences give a single temperature.
     """
 
     intercept: float
@@ -42,12 +42,12 @@ class AdaptiveTemperature(Recalibration):
 
     @classmethod
     def fit(cls, knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
-        """Minimise NLL, whatever `settings.criterion` is: an error in bins has no slope."""
+        """Minimise NLL, whatever `settings.criterion` is: a binned error has no gradient."""
         features_RF = features(knowledge)
         means_F, deviations_F = features_RF.mean(0), features_RF.std(0, unbiased=False)
         scaling = means_F.tolist(), deviations_F.tolist(), settings.max_temperature
         data = _Data.of(cls(0.0, [0.0, 0.0], *scaling), knowledge, is_right_RK)
-        fold_R = torch.arange(len(data)) * FOLDS // max(1, len(data))  # whole texts, nearly
+        fold_R = torch.arange(len(data)) * FOLDS // max(1, len(data))  # splits few texts
 
         def unseen(spread: float) -> float:
             """Return the NLL of each fold after fitting to the others."""
@@ -78,7 +78,7 @@ class AdaptiveTemperature(Recalibration):
 
 
 def features(knowledge: Knowledge) -> Tensor:
-    """Return [R, 2] in float64: entropy over its maximum, and margin of the two best (log odds)."""
+    """Return [R, 2] in float64: entropy over its maximum, and log-odds margin of the two best."""
     logprobs_RK = knowledge.top_logprobs.double().log_softmax(-1)
     count_R = torch.isfinite(logprobs_RK).sum(-1)
     entropy_R = -torch.xlogy(logprobs_RK.exp(), logprobs_RK.exp()).sum(-1)
@@ -91,7 +91,7 @@ def features(knowledge: Knowledge) -> Tensor:
 
 @dataclass(frozen=True)
 class _Data:
-    """What decisions say of their temperature: those that are right in the tail say nothing."""
+    """The decisions that inform the temperature: those with a right candidate."""
 
     logprobs_RK: Tensor
     is_right_RK: Tensor
@@ -117,7 +117,7 @@ class _Data:
         return type(self)(logprobs_RK, is_right_RK, self.inputs_RF[rows], self.bound)
 
     def nll(self, coefficients_F: Floats) -> tuple[float, Floats]:
-        """Return the negative log-likelihood, summed, with its gradient."""
+        """Return the summed negative log-likelihood and its gradient."""
         theta_F = torch.tensor(coefficients_F, requires_grad=True)
         log_temperature_R = (self.inputs_RF @ theta_F).clamp(-self.bound, self.bound)
         exists_RK = torch.isfinite(self.logprobs_RK)
@@ -129,7 +129,7 @@ class _Data:
         return float(loss.detach()), gradient_F.numpy()
 
     def fitted(self, spread: float) -> Floats:
-        """Return intercept and slopes, the most probable ones under a prior of this spread."""
+        """Return the most probable intercept and slopes under a prior of this spread."""
         free_F = np.array([1.0, *[float(spread > 0)] * (self.inputs_RF.shape[1] - 1)])
         precision_F = np.array([0.0, *[1 / max(spread, 1.0e-9) ** 2] * (len(free_F) - 1)]) * free_F
 

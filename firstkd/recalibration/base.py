@@ -1,7 +1,7 @@
-"""What every recalibration is, and what several of them share.
+"""The interface of recalibrations, and what several of them share.
 
 A recalibration is fitted on decisions of the calibration split and gives the candidates of R
-decisions new probabilities [R, K]; what they lack to 1 is the tail's.
+decisions new probabilities [R, K]; the remainder to 1 belongs to the tail.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ class Recalibration(ABC):
     def fit(
         cls, knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings
     ) -> "Recalibration":
-        """Fit to decisions and [R, K], True at the right candidates if there are any."""
+        """Fit to decisions; `is_right_RK` is True at the right candidates, if there are any."""
 
     @abstractmethod
     def apply(self, knowledge: Knowledge) -> Tensor:
@@ -32,20 +32,20 @@ class Recalibration(ABC):
 
     @classmethod
     def supports(cls, knowledge: Knowledge) -> bool:
-        """Whether enough was kept of these decisions."""
+        """Whether these decisions were stored in enough detail."""
         return True
 
     def gold_probability(self, knowledge: Knowledge, is_right_RK: Tensor) -> Tensor:
-        """Return [R], the probability of what is right, candidate or not."""
+        """Return [R], the probability of the right answer, candidate or not."""
         probabilities_RK = self.apply(knowledge)
         of_candidates = (probabilities_RK * is_right_RK).sum(-1)
-        # what is right but no candidate keeps its share of whatever is left to the tail
+        # a right answer outside the candidates keeps its share of the mass left to the tail
         share = knowledge.gold_logprob.exp() / knowledge.tail_mass.clamp_min(1e-6)
         of_tail = share.clamp_max(1.0) * (1 - probabilities_RK.sum(-1)).clamp_min(0)
         return torch.where(is_right_RK.any(-1), of_candidates, of_tail)
 
     def at_bound(self, settings: CalibrateSettings) -> float | None:
-        """Return the parameter if it is a bound of its search: the best one may lie beyond."""
+        """Return the parameter if it is a bound of its search, so the best may lie beyond."""
         return None
 
 
@@ -57,12 +57,12 @@ def top_is_right(scores_RK: Tensor, is_right_RK: Tensor) -> Bools:
 
 @dataclass(frozen=True)
 class TopAgainstRest:
-    """Decisions as one against all: the most probable candidate, and everything else."""
+    """Decisions as one against all: the most probable candidate against everything else."""
 
     top_R1: Tensor
     """Index of the most probable candidate."""
     others_RK: Tensor
-    """Log-probabilities of the other candidates, −inf at the top."""
+    """Log-probabilities of the other candidates, −inf at the top one."""
     log_rest_R: Tensor
     """Log-probability of the other candidates and the tail together."""
     log_odds_R: Tensor
@@ -72,15 +72,15 @@ class TopAgainstRest:
     def of(cls, knowledge: Knowledge) -> Self:
         log_top_R1, top_R1 = knowledge.top_logprobs.max(-1, keepdim=True)
         others_RK = knowledge.top_logprobs.scatter(-1, top_R1, -torch.inf)
-        # not 1 − top, which near certainty is rounding
+        # not 1 − top, which is only rounding near certainty
         log_rest_R = torch.logaddexp(others_RK.logsumexp(-1), knowledge.log_tail_mass)
         log_odds_R = (log_top_R1[:, 0] - log_rest_R).clamp(-30, 30)
         return cls(top_R1, others_RK, log_rest_R, log_odds_R)
 
     def with_confidence(self, confidence_R: Tensor) -> Tensor:
-        """Probabilities [R, K]: this of the top, and the rest shared as before.
+        """Return probabilities [R, K]: this for the top, the rest in proportion as before.
 
-        Where little confidence is left to it, another candidate may come to be the most probable.
+        If this confidence is low, another candidate may become the most probable.
         """
         log_rest_R1 = self.log_rest_R.clamp_min(torch.finfo(self.log_rest_R.dtype).min)[:, None]
         shared = (self.others_RK - log_rest_R1).exp() * (1 - confidence_R)[:, None]

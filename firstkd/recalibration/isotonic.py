@@ -14,9 +14,9 @@ from firstkd.signals.knowledge import Knowledge
 
 @dataclass(frozen=True)
 class Isotonic(Recalibration):
-    """Top-1 confidence by a rising step-wise linear function, the rest rescaled.
+    """Top-1 confidence by a rising piecewise linear function, the rest rescaled.
 
-    Zadrozny and Elkan 2002; between `confidences` their `accuracies` are interpolated.
+    Zadrozny and Elkan 2002; `accuracies` are interpolated between `confidences`.
     """
 
     confidences: list[float]
@@ -29,7 +29,7 @@ class Isotonic(Recalibration):
 
         confidence = knowledge.top_logprobs.exp().amax(-1).double().numpy()
         right = top_is_right(knowledge.top_logprobs, is_right_RK)
-        # as far from certainty as this many decisions can tell (Laplace's rule of succession)
+        # as close to certainty as this many decisions allow (Laplace's rule of succession)
         least = 1 / (len(right) + 2)
         fitted = IsotonicRegression(y_min=least, y_max=1 - least).fit(confidence, right)
         return cls(fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist())

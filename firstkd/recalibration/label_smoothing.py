@@ -1,4 +1,4 @@
-"""`label_smoothing`: a fixed share of the top candidate's probability for the others."""
+"""`label_smoothing`: move a fixed amount of probability from the top candidate to the others."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -13,7 +13,7 @@ from firstkd.signals.knowledge import Knowledge
 
 @dataclass(frozen=True)
 class LabelSmoothing(Recalibration):
-    """The top candidate gives up `delta` of its probability to the others, in equal parts.
+    """The top candidate gives a probability of `delta` to the others, in equal parts.
 
     The tail keeps its mass.
     """

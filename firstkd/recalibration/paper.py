@@ -17,8 +17,8 @@ from firstkd.signals.knowledge import Knowledge
 class Paper(Recalibration):
     """Softmax over the probabilities (not their logarithms) divided by c.
 
-    It gives everything to the candidates. Its confidence is at most e^{1/c} / (e^{1/c} + K − 1),
-    and no c is the identity.
+    All mass goes to the candidates. The confidence is at most e^{1/c} / (e^{1/c} + K − 1), and no c
+    gives the identity.
     """
 
     c: float

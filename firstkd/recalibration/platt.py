@@ -15,7 +15,7 @@ from firstkd.signals.knowledge import Knowledge
 class Platt(Recalibration):
     """Top-1 confidence σ(slope · logit c + intercept), the rest rescaled (Platt 1999).
 
-    The slope is at least 0: a calibration does not turn the order of answers around.
+    The slope is at least 0: a calibration must not reverse the order of answers.
     """
 
     slope: float
@@ -24,11 +24,11 @@ class Platt(Recalibration):
 
     @classmethod
     def fit(cls, knowledge: Knowledge, is_right_RK: Tensor, settings: CalibrateSettings) -> Self:
-        from sklearn.linear_model import LogisticRegression  # a second, for those who fit alone
+        from sklearn.linear_model import LogisticRegression  # takes a second; only fitting needs it
 
         odds = TopAgainstRest.of(knowledge).log_odds_R.double().numpy()
         right = top_is_right(knowledge.top_logprobs, is_right_RK)
-        # Platt's own targets instead of 0 and 1: finite even where all or none are right
+        # Platt's own targets instead of 0 and 1: finite even if all or none are right
         positive, negative = right.sum(), (~right).sum()
         target = np.where(right, (positive + 1) / (positive + 2), 1 / (negative + 2))
         fitted = LogisticRegression(C=np.inf).fit(
@@ -37,7 +37,7 @@ class Platt(Recalibration):
             sample_weight=np.concatenate([target, 1 - target]),
         )
         slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-        if slope < 0:  # by chance, of few decisions; it would put the least sure answers first
+        if slope < 0:  # by chance, on few decisions; it would rank the least sure answers first
             share = target.mean()
             slope, intercept = 0.0, float(np.log(share / (1 - share)))
         return cls(slope, intercept)

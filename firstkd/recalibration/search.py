@@ -14,7 +14,7 @@ Criterion = Literal["nll", "ece"]
 STEPS = 60
 """Steps of the grid over the whole range."""
 REFINEMENTS = 7
-"""Each narrows the step to a quarter: from a tenth of T to 6·10⁻⁶ of it."""
+"""Each cuts the step to a quarter: from a tenth of T to 6·10⁻⁶ of it."""
 NOISE = 1e-7
 """Differences in the loss below this are float32 rounding."""
 
@@ -28,8 +28,8 @@ def loss(
 ) -> Floats:
     """Return [S]: mean NLL or ECE of decisions drawn as often as `counts_SR` says.
 
-    `gold_R` is the probability of what is right, NaN where a decision's likelihood says nothing of
-    the temperature.
+    `gold_R` is the probability of the right answer, NaN if a decision's likelihood does not depend
+    on the temperature.
     """
     if criterion == "ece":
         confidence = probabilities_RK.amax(-1).double().numpy()
@@ -43,11 +43,11 @@ def loss(
 
 
 def minimise_over_log(function: Callable[[float], float], lower: float, upper: float) -> float:
-    """Return the argmin over [lower, upper], both included; of equal ones the lowest.
+    """Return the argmin over [lower, upper], both included; ties go to the lowest.
 
-    A grid in the logarithm, then finer ones around the best point: steps, plateaus and several
-    minima do not mislead it as they do a search that follows a slope. A bound is returned if
-    nothing inside is better beyond rounding.
+    Searches a grid in the logarithm, then finer ones around the best point: steps, plateaus and
+    several minima do not mislead it as they would a gradient search. Returns a bound if nothing
+    inside is better by more than rounding.
     """
     step = np.log(upper / lower) / STEPS
     grid = np.geomspace(lower, upper, STEPS + 1)
@@ -56,7 +56,7 @@ def minimise_over_log(function: Callable[[float], float], lower: float, upper: f
         around = np.clip(best * np.exp(step * np.arange(-4, 5) / 4), lower, upper)
         best = _lowest(function, around)
         step /= 4
-    # near a bound that is approached ever more slowly, what tells two points apart is rounding
+    # where the loss levels off towards a bound, points differ only by rounding
     limit = function(best) + NOISE
     return next((bound for bound in (lower, upper) if function(bound) <= limit), best)
 

@@ -19,7 +19,7 @@ RecalibrationName = Literal[
 
 
 NEED_TAIL_NODES = frozenset({"vocabulary_temperature"})
-"""Recalibrations that temper what lies outside the candidates, too."""
+"""Recalibrations that also temper what lies outside the candidates."""
 
 
 class CalibrateSettings(Section):

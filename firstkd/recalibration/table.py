@@ -1,4 +1,4 @@
-"""All recalibrations by their kinds, and their files."""
+"""All recalibrations by kind, and their JSON."""
 
 from dataclasses import asdict
 from typing import Any

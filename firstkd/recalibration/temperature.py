@@ -1,4 +1,4 @@
-"""`temperature`: the candidates' softmax over a temperature; the tail keeps its mass."""
+"""`temperature`: softmax of the candidates at a temperature; the tail keeps its mass."""
 
 import logging
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class Temperature(Recalibration):
         counts_SR: Counts,
     ) -> Floats:
         probabilities_RK = self.apply(knowledge)
-        # what is right but in the tail keeps its probability, so it says nothing of T
+        # a right answer in the tail keeps its probability, so it says nothing about T
         gold_R = (probabilities_RK * is_right_RK).sum(-1)
         gold_R = gold_R.masked_fill(~is_right_RK.any(-1), torch.nan)
         return loss(settings.criterion, probabilities_RK, gold_R, is_right_RK, counts_SR)
@@ -62,7 +62,7 @@ def bounds(settings: CalibrateSettings) -> tuple[float, float]:
 
 
 def warn_at_bound(what: str, temperature: float, correct_R: Bools) -> None:
-    """Warn of a temperature at a bound of its search; `what` names the model and the split."""
+    """Warn about a temperature at a bound of its search; `what` names the model and the split."""
     log.warning(
         "%s: the fitted temperature of %g is the bound of its search: the best one lies beyond, "
         "so the confidence it gives is not calibrated. %d of %d decisions are right; a split of "
@@ -98,7 +98,7 @@ def temperature_interval(
         losses_SG = np.stack(losses, axis=-1)
         lowest = losses_SG.argmin(-1)
         found = log_grid[lowest]
-        if settings.criterion == "nll":  # smooth, so between the points of the grid as well
+        if settings.criterion == "nll":  # smooth, so interpolate between the points of the grid
             found = found + _vertex(losses_SG, lowest) * (log_grid[1] - log_grid[0])
         return {"log": found}
 
@@ -110,7 +110,7 @@ def temperature_interval(
 
 
 def _vertex(losses_SG: Floats, lowest_S: NDArray[np.int64]) -> Floats:
-    """[S], in steps of the grid from its lowest point: where the parabola around it is lowest."""
+    """Return [S]: where the parabola around each lowest point is lowest, in grid steps from it."""
     inside = np.clip(lowest_S, 1, losses_SG.shape[1] - 2)
     before, at, after = (
         np.take_along_axis(losses_SG, (inside + shift)[:, None], -1)[:, 0] for shift in (-1, 0, 1)

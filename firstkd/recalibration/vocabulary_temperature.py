@@ -1,4 +1,4 @@
-"""`vocabulary_temperature`: softmax of the whole vocabulary's logits over a temperature."""
+"""`vocabulary_temperature`: softmax of the whole vocabulary's logits at a temperature."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,9 +18,9 @@ from firstkd.signals.tail import TEMPERATURES, log_sum_of_powers, temper
 class VocabularyTemperature(Recalibration):
     """p'(i) = p(i)^(1/T) / Σ p^(1/T) over the whole vocabulary.
 
-    For open text, where T is near 1; on one answer's tokens it pours mass into the tail. What the
-    tail's sum becomes at other T is known from its bends. Decisions without a tail are tempered as
-    by `Temperature`.
+    For open text, where T is near 1; on one answer's tokens it pours mass into the tail. The tail's
+    sum at other T follows from its bends. Decisions without a tail are tempered as by
+    `Temperature`.
     """
 
     temperature: float
@@ -46,14 +46,14 @@ class VocabularyTemperature(Recalibration):
 
     @classmethod
     def supports(cls, knowledge: Knowledge) -> bool:
-        """Whether the tail is empty, or more is kept of it than its mass."""
+        """Whether the tail is empty, or more than its mass was stored."""
         return not _has_tail(knowledge) or knowledge.tail_bends.shape[1] > 0
 
     def apply(self, knowledge: Knowledge) -> Tensor:
         return temper(knowledge, self.temperature)
 
     def gold_probability(self, knowledge: Knowledge, is_right_RK: Tensor) -> Tensor:
-        """Return [R], exactly even of what is right but in the tail."""
+        """Return [R], exact even for a right token in the tail."""
         log_partition = log_sum_of_powers(knowledge, self.temperature)
         return (knowledge.gold_logprob / self.temperature - log_partition).exp()
 

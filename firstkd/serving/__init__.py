@@ -1,1 +1,1 @@
-"""What a student does with traffic: answer, abstain or pass on."""
+"""What a student does with traffic: answer, abstain or pass it on."""

@@ -27,7 +27,7 @@ from firstkd.serving.wire import Request, Response
 WATCH_SECONDS = 5.0
 
 Newest = Callable[[str | None], Served | None]
-"""Return the champion, unless it is the one of this name. Runs in a thread, and may take long."""
+"""Returns the champion, unless it has this name. Runs in a thread, and may take a while."""
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Service:
         }
 
     async def watch(self, seconds: float) -> None:
-        """Take up each new champion, which answers from the next batch on."""
+        """Load each new champion, which answers from the next batch on."""
         while True:
             await asyncio.sleep(seconds)
             known = self.champion.served.name
@@ -152,9 +152,9 @@ def create_app(
 ) -> FastAPI:
     """Return the server's application, with the champion loaded.
 
-    With a token, everything but /health needs it. `other` is the registered model to escalate to.
-    The traffic log is written to `traffic_folder`, if the settings ask for one; `drift` watches
-    what is answered.
+    With a token, everything but /health requires it. `other` is the registered model to escalate
+    to. The traffic log is written to `traffic_folder` if the settings enable it; `drift` watches
+    the answers.
     """
     service = Service(settings, newest, other, traffic_folder, drift)
 

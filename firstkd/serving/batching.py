@@ -1,8 +1,8 @@
-"""One model for many callers: whatever waits when it becomes free is its next batch.
+"""One model for many callers: whatever is waiting when it becomes free is its next batch.
 
-Whoever has just got an answer often asks again at once. So the next batch waits for as many
-questions as were answered, but only for a small share of what that took: it costs next to nothing,
-and without it clients fall into two halves that take turns, each with a batch half as large.
+Clients that have just been answered often ask again at once. So the next batch waits for as many
+questions as were answered, but only for a small share of the time that took. This costs next to
+nothing; without it, clients split into two halves that take turns, with batches half as large.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from firstkd.answering import Answer, Answerer
 from firstkd.data.examples import Example
 
 PATIENCE = 0.05
-"""Share of the last batch's time that the next one waits, at most."""
+"""Longest wait before a batch, as a share of the time that the last one took."""
 
 
 class OverloadedError(Exception):
-    """More questions wait already than may."""
+    """Too many questions are already waiting."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A registered version that is loaded."""
+    """A registered version, loaded."""
 
     name: str
     """E.g. `firstkd-student v3`."""
@@ -42,26 +42,26 @@ class _Waiting:
 class Batcher:
     """Answers requests in order, several at a time, in a separate thread.
 
-    `served` may be replaced at any time: the next batch is answered by the new one. A batch has
-    whole requests alone, so that each is answered by one version.
+    `served` may be replaced at any time: the new one answers the next batch. A batch contains only
+    whole requests, so that a single version answers each.
     """
 
     served: Served
     largest: int
-    """Questions of a batch."""
+    """Maximum questions in a batch."""
     waiting: int
-    """Questions that may wait."""
+    """Maximum questions waiting."""
     on_batch: Callable[[int], None] = lambda _: None
     """Called with the number of questions of each batch."""
     _queue: deque[_Waiting] = field(default_factory=deque)
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
     _last: tuple[int, float] = (0, 0.0)
-    """Questions and seconds of the last batch."""
+    """The last batch's questions, and the seconds it took."""
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "student"))
 
     @property
     def size(self) -> int:
-        """Questions that wait, and somebody for them."""
+        """Waiting questions whose caller has not gone."""
         return sum(len(each.examples) for each in self._queue if not each.answered.done())
 
     async def answer(self, examples: Sequence[Example]) -> tuple[Served, list[Answer]]:
@@ -84,7 +84,7 @@ class Batcher:
             batch = self._next()
             if not batch:
                 self._arrived.clear()
-                self._last = (0, 0.0)  # nobody comes back: the next one is answered at once
+                self._last = (0, 0.0)  # nobody came back: answer the next one at once
                 continue
             count, began = sum(len(each.examples) for each in batch), time.monotonic()
             self.on_batch(count)
@@ -92,7 +92,7 @@ class Batcher:
             self._last = (count, time.monotonic() - began)
 
     async def _gather(self) -> None:
-        """Let those come back that were just answered."""
+        """Wait briefly for the clients just answered to come back."""
         count, seconds = self._last
         wanted = min(self.largest, self.size + count)
         deadline = time.monotonic() + PATIENCE * seconds

@@ -1,9 +1,9 @@
-"""Do served questions still look like those that a version was calibrated on?
+"""Do served questions still look like those a version was calibrated on?
 
 Three things are compared with the version's calibration questions: how sure the student is, how
 many questions it passes on or abstains from, and how long they are. Each has a sequential test
-(firstkd/measure/exchangeability.py), which starts again after `serve.drift.questions` questions. An
-alarm stays until as many have come without a reason for another.
+(firstkd/measure/exchangeability.py), which restarts after `serve.drift.questions` questions. An
+alarm lasts until that many have come without raising another.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ from firstkd.serving.reference import BELOW, Reference
 from firstkd.serving.settings import DriftSettings
 
 RECENT = 100
-"""Questions over which an alarm says what is served now."""
+"""Latest questions, which an alarm compares with the reference."""
 FLUSH_SECONDS = 30.0
 
 PROMISE = "promise.txt"
-"""In the folder of states: what corrections say of the promise, in words."""
+"""File in the state folder: what corrections say about the promise, in words."""
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +44,20 @@ class Alarm:
 
 @dataclass
 class State:
-    """Where the comparison stands, as it is shown and written."""
+    """Where the comparison stands, as shown and written."""
 
     version: str
     compared: bool
-    """False for a version of an earlier release, which kept no reference."""
+    """False for a version from an earlier release, which kept no reference."""
     questions: int = 0
-    """Served since the test last began."""
+    """Served since the tests last began."""
     evidence: dict[str, float] = field(default_factory=dict)
-    """How far each thing compared has come, as a share of what raises an alarm."""
+    """Evidence on each thing compared, as a share of what raises an alarm."""
     alarm: Alarm | None = None
 
 
 class Drift:
-    """Watches what one server answers. `announce` gets the words of each alarm, in a thread."""
+    """Watches one server's answers. `announce` gets each alarm's words, in a thread."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Drift:
         self._unannounced: list[str] = []
 
     def watch(self, version: str, reference: Reference | None, abstain_below: float | None) -> None:
-        """Begin with a version that has taken over."""
+        """Start watching a version that has taken over."""
         self._reference = reference.values(abstain_below) if reference else {}
         self._abstain_below = abstain_below
         self.state = State(version, compared=reference is not None)
@@ -89,13 +89,13 @@ class Drift:
         self.state.questions, self.state.evidence = 0, dict.fromkeys(self._reference, 0.0)
 
     def add(self, examples: Sequence[Example], confidence: Sequence[float]) -> None:
-        """Compare questions that were answered, and how sure the student was of each."""
+        """Compare answered questions, and how sure the student was of each."""
         for example, sure in zip(examples, confidence, strict=True):
             seen = Reference([sure], [len(example.prompt)]).values(self._abstain_below)
             self._compare({name: seen[name][0] for name in self._tests})
 
     def _compare(self, seen: dict[str, float]) -> None:
-        # each test may err with a share of the false alarms, so together they keep to them
+        # each test gets an equal share of the false alarms, so together they keep the limit
         limit = math.log(max(1, len(self._tests)) / self.settings.false_alarms)
         self.state.questions += 1
         for name, value in seen.items():
@@ -155,7 +155,7 @@ def _now() -> str:
 
 
 def drift_lines(folder: Path) -> list[str]:
-    """Return what servers have written of their state, a line each, and what corrections showed."""
+    """Return one line for each server's written state, and one for what corrections showed."""
     lines = [f"drift: {_in_words(file)}" for file in sorted(folder.glob("*.json"))]
     promise = folder / PROMISE
     return [*lines, *([f"promise: {promise.read_text().strip()}"] if promise.exists() else [])]

@@ -13,7 +13,7 @@ from firstkd.openai.client import RefusedError, UnreadableReplyError
 from firstkd.serving.targets import EscalationError, Given, Target
 
 FAILURES = 5
-"""In a row, after which nothing is passed on for a while."""
+"""Failures in a row after which nothing is passed on for a while."""
 PAUSE_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Escalation:
-    """A target behind a time-out, a bound on what is under way, and a circuit breaker.
+    """A target behind a time-out, a limit on concurrent questions, and a circuit breaker.
 
     After `failures` failures in a row the circuit is open: questions are not passed on. After
-    `pause_seconds` one is, as a trial; it closes the circuit, or opens it for as long again.
+    `pause_seconds` one is, as a trial: it closes the circuit, or opens it for as long again.
     """
 
     target: Target
@@ -42,12 +42,12 @@ class Escalation:
         return self._failed >= self.failures and self.clock() < self._open_until
 
     async def ask(self, example: Example) -> Given:
-        """Raises EscalationError saying why there is no answer."""
+        """Return the target's answer; raise EscalationError saying why there is none."""
         if self.is_open:
             raise EscalationError("circuit open")
         if self._under_way >= self.parallel:
             raise EscalationError("too many under way")
-        if self._failed >= self.failures:  # this one is the trial; others wait for what it shows
+        if self._failed >= self.failures:  # this is the trial; others are refused until it ends
             self._open_until = self.clock() + self.pause_seconds
         self._under_way += 1
         try:

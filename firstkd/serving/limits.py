@@ -1,7 +1,7 @@
-"""What stands before the application: a body's size, a login, and the time a request may take.
+"""The guard in front of the application: body size, login, and the time a request may take.
 
-Without a login only this machine may ask, and by its own name: a web page that has had its
-name lead here (DNS rebinding) is refused by its Host header.
+Without a login only this machine may ask, and only under its own name: a web page that points its
+own name here (DNS rebinding) is refused by its Host header.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ from firstkd.serving.metrics import Metrics
 from firstkd.serving.settings import LimitSettings
 
 OPEN = {"/health"}
-"""Needs no login."""
+"""Paths that need no login."""
 STOPPING_SECONDS = 0.5
-"""For which a stopping server waits for the rest of a request that it refuses."""
+"""How long a stopping server waits for the rest of a request that it refuses."""
 
 log = logging.getLogger(__name__)
 
 
 class Guard:
-    """Refuses what exceeds the limits or has no login; counts and logs it without its content."""
+    """Refuses requests over the limits or without a login; counts and logs them without content."""
 
     def __init__(
         self, app: ASGIApp, limits: LimitSettings, metrics: Metrics, token: str | None
@@ -58,7 +58,7 @@ class Guard:
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         if refusal := self._refusal(scope):
             if scope["app"].state.stopping:
-                # the connection is closed next: whoever still sends would be cut off
+                # the connection closes next, which would cut off a client that is still sending
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(STOPPING_SECONDS):
                         await self._body(scope, receive)
@@ -70,7 +70,7 @@ class Guard:
             nonlocal begun
             begun = True
             if message["type"] == "http.response.start" and scope["app"].state.stopping:
-                # or the client asks again on a connection that is about to be closed
+                # otherwise the client asks again on a connection that is about to close
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
@@ -103,7 +103,7 @@ class Guard:
         return JSONResponse({"error": "a valid token is needed"}, 401, login)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Return the whole body; None as soon as it is too large."""
+        """Return the whole body, or None as soon as it is too large."""
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or len(declared) > 18 or int(declared) > self.limits.body_bytes:
             return None
@@ -125,7 +125,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _host(header: bytes) -> str:
-    """Return the name in a Host header, without its port; nothing if there is none."""
+    """Return the name in a Host header without its port, or an empty string."""
     try:
         return urlsplit(f"//{header.decode('ascii')}").hostname or ""
     except ValueError:
@@ -144,6 +144,6 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _shown(scope: Scope) -> str:
-    """Return a path without user content: one that the server has, or a word for all others."""
+    """Return a path without user content: one that the server has, or a phrase for all others."""
     path = str(scope["path"])
     return path if path in ("/answer", "/health", "/metrics", "/docs") else "another path"

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""A server's metrics, for Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -10,7 +10,7 @@ SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 class Metrics:
-    """Metrics of one server: several in one process do not share theirs."""
+    """One server's metrics: several servers in one process do not share them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

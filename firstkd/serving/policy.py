@@ -17,7 +17,7 @@ async def route(
     answers: Sequence[Answer],
     escalation: Escalation | None,
 ) -> list[Told]:
-    """Return what each question gets: those that are passed on go at the same time."""
+    """Return what each question gets; those passed on go at the same time."""
     pairs = zip(examples, answers, strict=True)
     return await asyncio.gather(*(_told(served, *pair, escalation) for pair in pairs))
 

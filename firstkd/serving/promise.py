@@ -1,4 +1,4 @@
-"""What is promised of a student that answers only above a threshold."""
+"""What is promised about a student that answers only above a threshold."""
 
 import math
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ class Promise:
     max_error: float
     confidence: float
     threshold: float | None
-    """The least confidence that is answered; None if no threshold can promise that."""
+    """The lowest confidence that is answered; None if no threshold keeps the promise."""
     questions: int
-    """Questions of the calibration split."""
+    """Questions in the calibration split."""
     answered: int
     """Questions at or above the threshold."""
     wrong: int
@@ -28,12 +28,12 @@ class Promise:
 
     @property
     def coverage(self) -> float:
-        """The share of questions that it is expected to answer."""
+        """The share of questions that the student is expected to answer."""
         return self.answered / self.questions
 
     @property
     def abstain_below(self) -> float:
-        """The confidence to abstain below; infinite where nothing can be promised."""
+        """The confidence to abstain below; infinite if nothing can be promised."""
         return math.inf if self.threshold is None else self.threshold
 
     def __str__(self) -> str:
@@ -52,17 +52,17 @@ class Threshold:
 
     abstain_below: float | None = None
     promise: Promise | None = None
-    """What it keeps, if it comes from a policy."""
+    """The promise it keeps, if it comes from a policy."""
 
     @classmethod
     def of(cls, kept: Mapping[str, Any], abstain_below: float | None) -> Self:
-        """Return that of a calibration's `policy`, unless there is a number in its place."""
+        """Return the threshold of a calibration's `policy`, unless a number replaces it."""
         policy = kept.get("policy") if abstain_below is None else None
         promise = Promise(**policy) if policy else None
         return cls(promise.abstain_below if promise else abstain_below, promise)
 
     def in_force(self) -> dict[str, Any]:
-        """Return what a server says of it; no number where nothing can be promised."""
+        """Return what a server reports about it: no number if nothing can be promised."""
         if self.promise is None:
             return {"threshold": self.abstain_below, "promise": None}
         return {"threshold": self.promise.threshold, "promise": str(self.promise)}

@@ -1,4 +1,4 @@
-"""What the questions that a version was calibrated on were like: it goes with the version."""
+"""What a version's calibration questions were like, kept with the version."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from firstkd.data.examples import Example
 
 BELOW = "share below the threshold"
 LARGEST = 2000
-"""Calibration questions that a version keeps as its reference; the first are a fair sample."""
+"""Maximum calibration questions in a reference; the first ones are a fair sample."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class Reference:
     """What a version's calibration questions were like."""
 
     confidence: list[float]
-    """Calibrated, of the version."""
+    """The version's, calibrated."""
     characters: list[int]
-    """Length of the prompt."""
+    """Length of each prompt."""
 
     @classmethod
     def of(cls, examples: Iterable[Example], confidence: Sequence[float]) -> Self:
@@ -27,7 +27,7 @@ class Reference:
         return cls([float(each) for each in confidence[:LARGEST]], lengths)
 
     def values(self, abstain_below: float | None) -> dict[str, list[float]]:
-        """Return the samples to compare with, under the threshold that is in force."""
+        """Return the samples to compare with, under the threshold in force."""
         found = {"confidence": self.confidence, "prompt length": [*map(float, self.characters)]}
         if abstain_below is not None:
             found[BELOW] = [float(c < abstain_below) for c in self.confidence]

@@ -1,4 +1,4 @@
-"""Run the server until a signal stops it; it finishes what is under way."""
+"""Run the server until a signal stops it; it finishes the requests under way."""
 
 import asyncio
 import contextlib
@@ -18,15 +18,15 @@ from firstkd.serving.settings import LimitSettings
 
 TOKEN = "FIRSTKD_SERVE_TOKEN"
 LINGER_SECONDS = 0.5
-"""For which a stopping server still refuses with a status, before and after it closes its door."""
+"""How long a stopping server still refuses with a status, before and after it stops listening."""
 SHORTEST = 16
-"""Characters of a token: what is shorter can be guessed."""
+"""Minimum characters in a token; a shorter one can be guessed."""
 
 
 def token_for(host: str, file: Path | None) -> str | None:
     """Return the token that clients must show, from a file or the environment.
 
-    Raises ConfigError if the host is reached from elsewhere and there is none, or it is too short.
+    Raises ConfigError if it is too short, or missing although other machines can reach the host.
     """
     try:
         token = file.read_text(encoding="utf-8").strip() if file else os.environ.get(TOKEN)
@@ -45,9 +45,9 @@ def token_for(host: str, file: Path | None) -> str | None:
 
 
 class Server(uvicorn.Server):
-    """Refuses with a status, for a moment, what still comes when it stops.
+    """A server that, for a moment while stopping, still refuses requests with a status.
 
-    uvicorn alone closes connections whose request it has not read yet without a word.
+    uvicorn alone silently closes connections whose request it has not read yet.
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -55,18 +55,18 @@ class Server(uvicorn.Server):
         await asyncio.sleep(LINGER_SECONDS)
         for server in self.servers:
             server.close()
-        await asyncio.sleep(LINGER_SECONDS)  # for whoever was let in until now
+        await asyncio.sleep(LINGER_SECONDS)  # for clients accepted until now
         await super().shutdown(sockets)
 
 
 def run(app: FastAPI, host: str, port: int, limits: LimitSettings) -> None:
-    # uvicorn ends what is under way, then raises the signal again
+    # uvicorn finishes what is under way, then raises the signal again
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        log_config=None,  # the caller's
+        log_config=None,  # logging is the caller's
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=math.ceil(limits.seconds),

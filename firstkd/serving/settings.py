@@ -1,4 +1,4 @@
-"""Settings of serving: when a student answers, and when it does not."""
+"""Serving settings: when a student answers, and when it does not."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -11,16 +11,16 @@ Open = Annotated[float, Field(gt=0, lt=1)]
 
 
 class PolicySettings(Section):
-    """The promise that a threshold on the confidence has to keep."""
+    """The promise that a confidence threshold must keep."""
 
     max_error: Open
-    """Share of the answers given, at most, that may be wrong."""
+    """Largest share of the answers given that may be wrong."""
     confidence: Open
     """Probability, over draws of the calibration questions, that the promise holds."""
 
 
 class CostSettings(Section):
-    """What a thousand questions cost, in a currency of your own."""
+    """What a thousand questions cost, in any currency."""
 
     student: Weight
     teacher: Weight
@@ -29,21 +29,21 @@ class CostSettings(Section):
 class OpenAISettings(Section):
     """Any server with OpenAI's chat completions, e.g. vLLM, SGLang, llama.cpp or Ollama.
 
-    FIRSTKD_ESCALATION_KEY in the environment is its key, if it needs one.
+    Its key, if it needs one, is FIRSTKD_ESCALATION_KEY in the environment.
     """
 
     kind: Literal["openai"]
     url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
-    """Up to and with its /v1."""
+    """Up to and including its /v1."""
     model: Annotated[str, Field(min_length=1)]
     timeout_seconds: Seconds
     parallel: Positive
-    """Questions under way there at once; what comes on top is not passed on."""
+    """Maximum concurrent questions there; any beyond that are not passed on."""
     registered: ClassVar[None] = None
 
 
 class RegisteredSettings(Section):
-    """Another model of the same registry, in this process."""
+    """Another model from the same registry, in this process."""
 
     kind: Literal["registered"]
     model: RegisteredName
@@ -69,45 +69,45 @@ class TrafficSettings(Section):
     hash: list[Text]
     """Fields that are hashed before they are written."""
     rows: Positive
-    """Rows of a file."""
+    """Rows per file."""
     files: Positive
-    """Kept; the oldest goes."""
+    """Files to keep; older ones are deleted."""
 
 
 class DriftSettings(Section):
-    """The comparison of served questions with those that the version was calibrated on."""
+    """The comparison of served questions with those the version was calibrated on."""
 
     questions: Annotated[int, Field(ge=100)]
-    """After which the comparison starts again."""
+    """Questions after which the comparison starts again."""
     false_alarms: Open
-    """Share of such comparisons, at most, that raise an alarm although nothing has changed."""
+    """Largest share of comparisons that raise an alarm although nothing has changed."""
 
 
 class LimitSettings(Section):
-    """What a server takes on; whatever exceeds it is refused at once."""
+    """What a server accepts; it refuses anything beyond at once."""
 
     body_bytes: Positive
     questions: Positive
-    """Questions of a request, and of the batch that the student answers at a time."""
+    """Maximum questions in a request, and in a batch that the student answers at a time."""
     choices: Annotated[int, Field(ge=2)]
-    """Choices of a question."""
+    """Maximum choices of a question."""
     waiting: Positive
-    """Questions that wait to be answered."""
+    """Maximum questions waiting to be answered."""
     seconds: Seconds
-    """For a request from its first byte, and for those under way when the server is stopped."""
+    """Time for a request from its first byte, and for those under way when the server stops."""
 
 
 class ServeSettings(Section):
     policy: PolicySettings | None
-    """From which evaluate finds each model's threshold, on its calibration questions."""
+    """Promise from which evaluate computes each model's threshold, on its calibration questions."""
     abstain_below: Share | None
-    """A threshold of your own, without a promise; goes with each version when it is registered."""
+    """Your own threshold, without a promise; it is registered with each version."""
 
     cost: CostSettings | None
     """For the report: what it costs to pass questions on."""
 
     escalate: Annotated[OpenAISettings | RegisteredSettings, Field(discriminator="kind")] | None
-    """Who answers what `firstkd serve` has its student abstain from."""
+    """Who answers the questions that the student of `firstkd serve` abstains from."""
     traffic: TrafficSettings | None
     """Null to log nothing."""
     drift: DriftSettings | None

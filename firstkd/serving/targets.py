@@ -17,11 +17,11 @@ from firstkd.serving.settings import OpenAISettings, RegisteredSettings
 KEY = "FIRSTKD_ESCALATION_KEY"
 LARGEST_REPLY = 2**20
 LONGEST_ANSWER = 512
-"""Tokens of an answer in its own words."""
+"""Maximum tokens of an open-text answer."""
 
 
 class EscalationError(Exception):
-    """No answer came of it; the text says why, in a word or two, without the question."""
+    """There is no answer; the text says why in a word or two, without the question."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Given:
     by: str
     answer: str
     confidence: float | None
-    """What it says of itself; None if it does not say."""
+    """As it reports; None if it reports none."""
 
 
 class Target(Protocol):
     async def ask(self, example: Example) -> Given:
-        """Raises EscalationError, or whatever the connection does."""
+        """Return its answer; raise EscalationError, or whatever the connection raises."""
 
     async def close(self) -> None: ...
 
@@ -55,7 +55,7 @@ class Registered:
 
 @dataclass
 class OpenAI:
-    """A server with OpenAI's chat completions, asked for one letter, or in its own words."""
+    """A server with OpenAI's chat completions, asked for one letter or an open-text answer."""
 
     settings: OpenAISettings
     _client: Client = field(init=False)
@@ -108,9 +108,9 @@ class OpenAI:
 
 
 def _confidence(first: dict[str, Any], letters: list[str], index: int) -> float | None:
-    """Return the letter's share of the letters' probability, where the server gives it.
+    """Return the letter's share of all letters' probability, if the server reports it.
 
-    At the token where the reply says its letter. It is as calibrated as that model is.
+    It is read at the token where the reply says its letter, and as calibrated as that model is.
     """
     try:
         for token in first["logprobs"]["content"]:
@@ -118,12 +118,12 @@ def _confidence(first: dict[str, Any], letters: list[str], index: int) -> float 
                 mass = letter_masses(token["top_logprobs"], letters)
                 return mass[letters[index]] / sum(mass.values())
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError):
-        return None  # many servers give none, or in another shape
+        return None  # many servers report none, or in another form
     return None
 
 
 def target_of(settings: OpenAISettings | RegisteredSettings, registered: Batcher | None) -> Target:
-    """Return the target of the settings; `registered` is the loaded model they name, if they do."""
+    """Return the settings' target; `registered` is the loaded model, if they name one."""
     if isinstance(settings, OpenAISettings):
         return OpenAI(settings)
     assert registered is not None

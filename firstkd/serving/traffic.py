@@ -1,4 +1,4 @@
-"""The traffic log: what was asked and answered, for next week's training. Off unless asked for."""
+"""The traffic log: what was asked and answered, for next week's training. Off by default."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from firstkd.serving.settings import TrafficSettings
 from firstkd.serving.wire import Told
 
 FLUSH_SECONDS = 30.0
-"""After which rows are written although they do not fill a file."""
+"""Seconds after which rows are written even if they do not fill a file."""
 FIELDS = {
     "time": pa.string(),
     "question": pa.string(),
@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 
 
 class TrafficLog:
-    """Rows in Parquet files of a folder, the oldest of which goes when there are too many.
+    """Writes rows to Parquet files in a folder and deletes the oldest if there are too many.
 
-    Fields to be hashed are so with a key that ends with the server: equal texts can be counted, but
-    not found out by trying texts, nor compared with what another server has logged.
+    Fields are hashed with a key that ends with the server: equal texts can be counted, but not
+    guessed by trying texts, nor compared with what another server has logged.
     """
 
     def __init__(self, folder: Path, settings: TrafficSettings) -> None:
@@ -72,7 +72,7 @@ class TrafficLog:
         return hashlib.blake2b(value.encode(), key=self._key, digest_size=16).hexdigest()
 
     async def flush(self) -> None:
-        """Write what has come together; rows that cannot be written are lost, with a warning."""
+        """Write the rows collected; those that cannot be written are lost, with a warning."""
         rows, self._rows = self._rows, []
         if not rows:
             return
@@ -86,10 +86,10 @@ class TrafficLog:
         with atomic_file(file) as temporary:
             pq.write_table(pa.Table.from_pylist(rows, self._schema), temporary)
         for oldest in sorted(self.folder.glob("*.parquet"))[: -self.settings.files]:
-            oldest.unlink(missing_ok=True)  # by another server, meanwhile
+            oldest.unlink(missing_ok=True)  # another server may have deleted it
 
     async def work(self) -> None:
-        """Write full files, and from time to time what there is, until cancelled."""
+        """Write full files, and from time to time partial ones, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._full.wait(), FLUSH_SECONDS)

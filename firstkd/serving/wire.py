@@ -10,7 +10,7 @@ from firstkd.data.examples import content_id
 Text = Annotated[
     str, Field(min_length=1, max_length=20_000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$")
 ]
-"""No control characters but tabs and line breaks."""
+"""No control characters except tabs and line breaks."""
 
 Route = Literal["answered", "abstained", "escalated", "fallback"]
 
@@ -20,7 +20,7 @@ class Asked(BaseModel):
 
     question: Text
     choices: Annotated[list[Text], Field(min_length=2)] | None = None
-    """May be left out where all calibration questions shared theirs."""
+    """May be left out if all calibration questions shared theirs, or for open text."""
 
 
 class Request(BaseModel):
@@ -30,7 +30,7 @@ class Request(BaseModel):
 
 
 def question_id(question: str, choices: Sequence[str]) -> str:
-    """Return what names a served question: equal questions with equal choices share it."""
+    """Return a served question's ID, which equal questions with equal choices share."""
     return content_id("", question, choices).removeprefix("/")
 
 
@@ -38,19 +38,19 @@ class Told(BaseModel):
     id: str
     """Digest of the question and its choices, for corrections."""
     route: Route
-    """`answered`: by the student, at or above its threshold. `abstained`: below it, and nobody to
-    pass it on to. `escalated`: by whom `by` names. `fallback`: it was passed on without success, so
-    this is the student's own answer, below its threshold."""
+    """`answered`: by the student, at or above its threshold. `abstained`: below it, with nobody to
+    pass it on to. `escalated`: answered by `by`. `fallback`: passing it on failed, so this is the
+    student's own answer, below its threshold."""
     answer: str | None
     """None if abstained."""
     confidence: float | None
-    """Confidence of whoever answered: the student's is calibrated, another's is what it says, or
+    """Confidence of whoever answered: the student's is calibrated, another's is as it reports, or
     None."""
     by: str
     reason: str | None = None
     """Why passing on failed."""
     guess: str
-    """What the student thinks, whatever the route."""
+    """The student's own answer, whatever the route."""
     guess_confidence: float
 
 

@@ -1,1 +1,1 @@
-"""What is known of a teacher: captured, stored, read."""
+"""Signals: what is known about a teacher, captured, stored and read back."""

@@ -1,9 +1,9 @@
-"""The signal `answers`: what a model behind a server says, and its most probable tokens on the way.
+"""The signal `answers`: what a model behind a server writes, and its top tokens along the way.
 
-Every server with OpenAI's interface gives that. Whoever learns from it reads these answers in place
-of the right ones (sequence-level distillation: Kim and Rush 2016, arXiv 1606.07947), with the
-probabilities of their tokens beside them, and has the same tokenizer. Examples with choices have
-none.
+Every server with OpenAI's interface provides that. A student that learns from it reads these
+answers in place of the right ones (sequence-level distillation: Kim and Rush 2016, arXiv
+1606.07947), along with the probabilities of their tokens, and must have the same tokenizer.
+Examples with choices have no such answers.
 """
 
 import logging
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from firstkd.signals.top_k import Position
 
 MOST = 20
-"""Log-probabilities of a place that OpenAI's interface gives at most."""
+"""Log-probabilities per position that OpenAI's interface returns, at most."""
 
 log = logging.getLogger(__name__)
 
 
 class Answers(Tokens):
-    """28 bytes a token at top-5, and 31 for vocabularies above 65,536."""
+    """Takes 28 bytes per token at top-5, and 31 for vocabularies above 65,536."""
 
     kind: Literal["answers"]  # type: ignore[assignment]
     is_own_text: ClassVar[bool] = True
 
     max_new_tokens: Positive
-    """Longest answer, in tokens; what is longer is cut off."""
+    """Longest answer, in tokens; longer ones are cut off."""
 
     @property
     def is_recalibrated(self) -> bool:
@@ -62,7 +62,7 @@ class Answers(Tokens):
         return {**super().layout(vocabulary_size), TOKEN: Column(torch.int32)}
 
     def stand_in(self, question: Question) -> Question:
-        """Return open text with as long an answer as there may be."""
+        """Return open text with the longest possible answer."""
         if len(question.responses) > 1:
             return replace(question, responses=[], gold=None)
         return replace(question, responses=[[0] * self.max_new_tokens], gold=0)
@@ -70,7 +70,7 @@ class Answers(Tokens):
     def ask(
         self, teacher: "AskedTeacher", examples: Sequence[Example], questions: Sequence[Question]
     ) -> "Records":
-        """Raise ConfigError if the server cuts most of its answers into other tokens."""
+        """Raise ConfigError if the server cuts most of its answers into different tokens."""
         import torch
 
         from firstkd.signals.columns import TOKEN
@@ -105,9 +105,9 @@ class Answers(Tokens):
 def _read(
     teacher: "AskedTeacher", examples: Sequence[Example], answers: "Sequence[Answer]"
 ) -> "list[list[tuple[Position, int]]]":
-    """Return each answer's tokens, as a student reads them, with what is known of their places.
+    """Return each answer's tokens, as a student reads them, with what is known at each.
 
-    There are none if the server has cut the answer into other tokens.
+    There are none if the server has cut the answer into different tokens.
     """
     from firstkd.data.prompts import encode
     from firstkd.data.spans import right_spans
@@ -132,12 +132,12 @@ def _read(
 def _places(
     answer: "Answer", ids: Sequence[int], of_text: int, teacher: "AskedTeacher"
 ) -> "list[tuple[Position, int]]":
-    """Return what is known of the place of each id. Behind the text comes the end, which is certain
-    where the server does not say how probable it was: the answer did end there."""
+    """Return what is known at each id's position. After the text comes the end, which counts as
+    certain if the server does not say how probable it was: the answer did end there."""
     places: list[tuple[Position, int]] = []
     for number, token in enumerate(ids):
         said = answer.tokens[number] if number < len(answer.tokens) else None
-        # decoders of single tokens differ in the spaces that they leave
+        # decoders differ in the spaces that they keep around a single token
         text = teacher.served.tokenizer.decode([token]).strip()
         if said is None or said.text.strip() != text:
             if number < of_text:

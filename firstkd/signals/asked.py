@@ -20,7 +20,7 @@ from firstkd.openai.teacher import ServedModel
 from firstkd.signals.top_k import Position
 
 FEW_LETTERS = 0.5
-"""Share of the probability: if the letters hold less on average, it does not answer by letter."""
+"""Mean probability of all letters below which a model counts as not answering by letter."""
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class AskedTeacher:
         vocabulary_size: int,
         viewer: Viewer,
     ) -> None:
-        """`gives` is what the server was found to give."""
+        """`gives` is what the server was found to offer."""
         self.served, self.gives, self.vocabulary_size = served, gives, vocabulary_size
         self.viewer, self.prompt = viewer, viewer.prompt
 
@@ -54,7 +54,7 @@ class AskedTeacher:
         return logprobs_BC
 
     def positions(self, questions: Sequence[Question], top: int) -> list[tuple[Position, int]]:
-        """Return the most probable tokens at each token of right responses, and that token."""
+        """Return, per token of right responses, the most probable tokens and the token itself."""
         answered = [q.gold_only() for q in questions if q.gold is not None]
         found = self.served.ask_all([self._scores(question, top) for question in answered])
         return [
@@ -74,7 +74,7 @@ class AskedTeacher:
         return await self.served.ask("chat/completions", request, read, example.id)
 
     def answers(self, examples: Sequence[Example], max_tokens: int, top: int) -> list[Answer]:
-        """Return what the server says to each prompt, with the most probable tokens on the way."""
+        """Return the server's answer to each prompt, with the top tokens along the way."""
         return self.served.ask_all([self._answer(e, max_tokens, top) for e in examples])
 
     async def _answer(self, example: Example, max_tokens: int, top: int) -> Answer:
@@ -92,11 +92,11 @@ class AskedTeacher:
         return [*turns, {"role": "user", "content": text}]
 
     async def _texts(self, question: Question) -> list[float]:
-        """Mean log-probability of each choice's tokens."""
+        """Return the mean log-probability of each choice's tokens."""
         return [fmean(own for own, _ in scored) for scored in await self._scores(question, 1)]
 
     async def _scores(self, question: Question, top: int) -> list[list[Scored]]:
-        """The scores of each response's tokens."""
+        """Return the scores of each response's tokens."""
         prompts = [[*question.prompt, *response] for response in question.responses]
         way = self.gives["texts"]
         request = score_request(self.served.init.model, prompts, way, top)
@@ -109,7 +109,7 @@ class AskedTeacher:
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """Ids by the tokens' text, of those that share it with no other."""
+        """Token ids by text, for tokens whose text is unique."""
         texts = self.served.tokenizer.batch_decode([[i] for i in range(self.vocabulary_size)])
         counted: dict[str, list[int]] = {}
         for i, text in enumerate(texts):

@@ -1,8 +1,8 @@
-"""What a signal is: what is known of a model, or of several, on some examples.
+"""Signals: what is known about one model, or several, on some examples.
 
-A signal is its own settings; a kind of signal is a subclass in a separate module. Whatever it is
-made of, its records are read as decisions (`Knowledge`): that is what recalibrations are fitted on
-and what terms compare a student with.
+A signal is its own settings; each kind is a subclass in a separate module. Whatever a signal is
+made from, its records are read as decisions (`Knowledge`): recalibrations are fitted to them, and
+terms compare a student with them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 
 Pairs = Sequence[tuple[Place, Place]]
 Facts = Mapping[str, Any]
-"""What the manifest of a store says beside its columns, such as the vocabulary's size."""
+"""What a store's manifest says besides its columns, such as the vocabulary's size."""
 
 
 class Signal(Section):
     kind: str
     needs: ClassVar[Needs] = Needs()
     decides: ClassVar[str]
-    """`token`: the next token at a response token; `choice`: the answer to a question; `state`:
-    nothing, it is what a model makes of each token."""
+    """`token`: the token at each position of a response; `choice`: the answer to a question;
+    `state`: nothing, its records are a model's hidden states."""
     has_token_ids: ClassVar[bool] = False
-    """Whether its records hold ids, or are of tokens: they mean something to one tokenizer only."""
+    """Whether its records contain token ids or are per token: they fit one tokenizer only."""
 
     is_own_text: ClassVar[bool] = False
-    """Whether it is of answers that its model has written: who learns from it reads these in place
-    of the right ones."""
+    """Whether it covers answers that its model has written: a student that learns from it reads
+    them in place of the right ones."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -57,22 +57,22 @@ class Signal(Section):
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """Names of the signals that it is combined from."""
+        """Names of the signals that it combines."""
         return ()
 
     @property
     def tempers(self) -> bool:
-        """Whether the signals that it is combined from are first brought to their temperatures."""
+        """Whether the signals that it combines are first tempered, each at its own temperature."""
         return False
 
     @property
     def is_live(self) -> bool:
-        """Whether its model runs in the training that learns from it, and nothing is stored."""
+        """Whether its model runs in the training that learns from it, with nothing stored."""
         return False
 
     @property
     def is_recalibrated(self) -> bool:
-        """Whether it leaves decisions to which recalibrations can be fitted."""
+        """Whether it stores decisions to which recalibrations can be fitted."""
         return not self.is_live and not self.is_sampled and self.decides != "state"
 
     @property
@@ -82,7 +82,7 @@ class Signal(Section):
 
     @property
     def keeps_tails(self) -> bool:
-        """Whether what lies outside the candidates, if anything does, can be tempered exactly."""
+        """Whether the tail outside the candidates, if there is one, can be tempered exactly."""
         return True
 
     def check(
@@ -92,23 +92,23 @@ class Signal(Section):
         return None
 
     def layout(self, vocabulary_size: int, hidden_size: int = 0) -> "Layout":
-        """Return the columns of its store; what has no hidden states needs no size of them."""
+        """Return the columns of its store; only hidden states need `hidden_size`."""
         raise NotImplementedError
 
     def facts(self, vocabulary_size: int) -> dict[str, Any]:
-        """Return what readers have to know of the store as a whole."""
+        """Return what readers must know about the store as a whole."""
         return {}
 
     def describe(self, store: "SignalStore") -> dict[str, Any]:
-        """Return what is worth knowing of a store, for the report and the records."""
+        """Return what is worth knowing about a store, for the report and the records."""
         return {"examples": len(store.keys), "records": len(store), "bytes": store.bytes}
 
     def warning(self, described: Mapping[str, Any]) -> str | None:
-        """Return what a user should hear about a store that `describe` describes, if anything."""
+        """Return a warning about a store, from what `describe` returned, if one is due."""
         return None
 
     def decisions(self, records: "Records", facts: Facts) -> "Knowledge":
-        """Return the decisions in these records, in their order."""
+        """Return the decisions in these records, in the same order."""
         raise NotImplementedError
 
     def records_of(self, question: Question) -> int:
@@ -116,11 +116,11 @@ class Signal(Section):
         raise NotImplementedError
 
     def stand_in(self, question: Question) -> Question:
-        """Return the question as it may be learned from, before the signal is captured."""
+        """Return the question as it may be learned from; used before the signal is captured."""
         return question
 
     def decisions_of(self, question: Question) -> int:
-        """Return how many decisions a question's records are."""
+        """Return how many decisions a question's records make up."""
         return self.records_of(question)
 
     def is_right(
@@ -131,30 +131,30 @@ class Signal(Section):
 
 
 class LiveSignal(Signal):
-    """A signal that one forward pass of one model shows."""
+    """A signal that a single forward pass of one model yields."""
 
     of: Name
-    """The model that is asked."""
+    """The model to ask."""
 
     @property
     def models(self) -> tuple[str, ...]:
         return (self.of,)
 
     def source(self, watched: "Running", pairs: Pairs) -> "Source":
-        """Return what shows it in a training, from the model that runs there.
+        """Return its source in a training, backed by the model that runs there.
 
-        `pairs` are the places that a term compares: the student's, and the model's.
+        `pairs` are the places that a term compares: the student's and the model's.
         """
         raise NotImplementedError
 
 
 class CapturedSignal(LiveSignal):
-    """A signal that can be stored as well."""
+    """A signal that can also be stored."""
 
     live: bool = False
     """Whether to run the model in each training instead of storing what it says."""
     view: PromptView = PromptView()
-    """What its model reads more than the student does."""
+    """What its model reads beyond what the student does."""
 
     @model_validator(mode="after")
     def _views_are_of_stored_decisions(self) -> Self:
@@ -181,26 +181,26 @@ class CapturedSignal(LiveSignal):
         return LiveDecisions(self, watched)
 
     def capture(self, view: "View", vocabulary_size: int) -> "Records":
-        """Return the records of the batch's questions, in its order."""
+        """Return the records of the batch's questions, in batch order."""
         raise NotImplementedError
 
     def ask(
         self, teacher: "AskedTeacher", examples: Sequence[Example], questions: Sequence[Question]
     ) -> "Records":
-        """Return the records of questions that a model behind a server is asked."""
+        """Ask a model behind a server these questions and return their records."""
         raise NotImplementedError
 
 
 class CombinedSignal(Signal):
-    """A signal that is computed from the stores of others."""
+    """A signal computed from the stores of others."""
 
     def combine(
         self, members: "Sequence[Path]", temperatures: "Sequence[Recalibration]" = ()
     ) -> "Records":
-        """Return the records of the examples that the stores of the members hold, in order.
+        """Return the records of the examples in the members' stores, in order.
 
         `temperatures` are the members', if it `tempers`. Raises ArtifactError unless all stores
-        hold the same examples in the same order.
+        contain the same examples in the same order.
         """
         import torch
 
@@ -223,5 +223,5 @@ class CombinedSignal(Signal):
         raise NotImplementedError
 
     def combined(self, keys: "Tensor", members: "Sequence[Records]") -> "Records":
-        """Return what the members' records of the examples with these keys come to."""
+        """Combine the members' records of the examples with these keys."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Capture a signal, shard by shard: by forward passes of a model, or by asking one elsewhere."""
+"""Capture a signal shard by shard: run a local model's forward passes, or ask a remote model."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shards:
-    """The files of a store of one signal of one model: which are missing, and their manifest."""
+    """The files of a store, for one signal of one model: which are missing, and their manifest."""
 
     signal: CapturedSignal
     vocabulary_size: int
@@ -35,7 +35,7 @@ class Shards:
     settings: CaptureSettings
     ranks: Ranks
     hidden_size: int = 0
-    """Width of the model's hidden states; a signal without any needs none."""
+    """Width of the model's hidden states; unused by a signal without any."""
 
     @property
     def layout(self) -> Layout:
@@ -44,7 +44,7 @@ class Shards:
     def parts(self, files: Iterable[Path]) -> Iterator[tuple[int, list[Example]]]:
         """Yield the files' examples, about CHUNK at a time, with the number of their first shard.
 
-        Memory holds one part, however many there are.
+        Only one part is in memory at a time.
         """
         shards = max(1, CHUNK // self.settings.shard_examples)
         examples = (each for file in files for chunk in example_chunks(file) for each in chunk)
@@ -54,8 +54,8 @@ class Shards:
     def missing(self, folder: Path, examples: int, first: int = 0) -> list[tuple[int, slice]]:
         """Return the shards that this rank has yet to write, with the examples in each.
 
-        They are numbered from `first`. Each rank writes every so-many-th; what was interrupted
-        goes on.
+        They are numbered from `first` and dealt to the ranks in turn; an interrupted capture
+        resumes.
         """
         folder.mkdir(parents=True, exist_ok=True)
         size = self.settings.shard_examples
@@ -74,7 +74,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class Capture(Shards):
-    """Captures one signal of one model that is here."""
+    """Captures one signal of one local model."""
 
     @memory_explained("while a signal was captured", "lower capture.micro_batch_tokens")
     @torch.inference_mode()
@@ -89,7 +89,7 @@ class Capture(Shards):
         """Write the shards of `folder` from number `first` on, each once, so that an interrupted
         capture resumes.
 
-        `keys` name the questions' examples.
+        `keys` identify the questions' examples.
         """
         if not self.signal.needs.choices:
             questions = [question.gold_only() for question in questions]
@@ -107,7 +107,7 @@ class Capture(Shards):
     def _shard(
         self, scorer: ResponseScorer, questions: Sequence[Question], progress: Any
     ) -> Records:
-        """Return the records of the questions, in their order; none where nothing is answered."""
+        """Return the records of the questions, in their order; a question may have none."""
         asked = [i for i, question in enumerate(questions) if self.signal.records_of(question)]
         counts = torch.zeros(len(questions), dtype=torch.int64)
         if not asked:
@@ -132,7 +132,7 @@ def _title(what: str, folder: Path, first: int) -> str:
 
 
 def no_records(layout: Layout, counts: torch.Tensor) -> Records:
-    """Return what is known of examples that have nothing to keep."""
+    """Return empty records, for examples that have nothing to keep."""
     columns = {
         name: torch.empty(0, *([column.width] if column.width else []), dtype=column.dtype)
         for name, column in layout.items()
@@ -142,7 +142,7 @@ def no_records(layout: Layout, counts: torch.Tensor) -> Records:
 
 @dataclass(frozen=True)
 class AskedCapture(Shards):
-    """Captures one signal of one model that is elsewhere."""
+    """Captures one signal of one remote model."""
 
     def write(
         self,

@@ -1,6 +1,6 @@
 """The signal `choices`: a model's log-probabilities of each question's choices.
 
-Choices are strings, so that this signal teaches students with any tokenizer.
+Choices are strings, so this signal can teach students with any tokenizer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,13 +38,13 @@ class OfChoices(Signal):
         return {"logprob": Column(torch.float32)}
 
     def decisions(self, records: "Records", facts: Facts) -> "Knowledge":
-        """Return one decision per question that has choices, padded to the most choices of any."""
+        """Return one decision per question that has choices, padded to the most choices."""
         import torch
 
         from firstkd.signals.knowledge import Knowledge
 
         counts = records.counts[records.counts > 0]
-        width = int(counts.max()) if len(counts) else 1  # no arg max of nothing: K is never 0
+        width = int(counts.max()) if len(counts) else 1  # K is never 0: arg max needs one
         of_choices = records.columns["logprob"]
         logprobs = of_choices.new_full((len(counts), width), -torch.inf)
         logprobs[torch.arange(width) < counts[:, None]] = of_choices
@@ -66,10 +66,10 @@ class OfChoices(Signal):
 
 
 class CombinedChoices(OfChoices, CombinedSignal):
-    """A signal that is computed from several signals of choices."""
+    """A signal computed from several signals of choices."""
 
     combines: ClassVar[str] = "choice"
-    """The kind of decisions that its members are of."""
+    """What its members decide."""
 
     of: Annotated[list[Name], Field(min_length=2)]
 
@@ -103,9 +103,9 @@ class Choices(OfChoices, CapturedSignal):
 
 
 def choice_records(logprobs_BC: "Tensor") -> "Records":
-    """Return one record per choice; −inf where a question has no such choice.
+    """Return one record per choice; `logprobs_BC` is −inf where a question has no such choice.
 
-    A question with a single response decides nothing and has no record.
+    A question with a single response decides nothing and gets no record.
     """
     from firstkd.signals.store import Records
 

@@ -1,4 +1,4 @@
-"""The columns of a signal's records: their types, and how those of unequal length lie on disk."""
+"""Columns of a signal's records: their types, and how ragged ones are laid out on disk."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 KEPT = "top_kept"
-"""The column that says how many candidates each record has, if that differs."""
+"""The column that says how many candidates each record has, if that varies."""
 TOKEN = "token"
-"""The column of the ids of an answer that a model has written itself."""
+"""The column of token ids of an answer that a model has written itself."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Column:
     dtype: torch.dtype
     width: int | None = None
     share: int = 0
-    """If not 0, records have unequal numbers of candidates, and this is how many of them share a
-    number: on disk there are only a record's own, one record's after the other's."""
+    """If not 0, the number of candidates varies between records, and this many of them share one
+    number: the disk holds only each record's own numbers, record after record."""
 
     def to_json(self) -> dict[str, Any]:
         share = {"share": self.share} if self.share else {}
@@ -36,13 +36,13 @@ class Column:
         return values[self._is_own(kept_R)] if self.share else values
 
     def from_disk(self, values: Tensor, kept_R: Tensor, rows_S: Tensor) -> Tensor:
-        """Return [S] or [S, width] of these records, padded by −inf, or 0 where whole numbers."""
+        """Return [S] or [S, width] for these records, padded with −inf, or with 0 for integers."""
         if not self.share:
             return values[rows_S]
         assert self.width is not None
         padding = -torch.inf if self.dtype.is_floating_point else 0
         padded = torch.full((len(rows_S), self.width), padding, dtype=self.dtype)
-        # torch 2.13 cannot write to chosen places of uint16
+        # torch 2.13 cannot assign to masked places of uint16
         bits = torch.int16 if self.dtype == torch.uint16 else self.dtype
         own, _ = rows_of(self._needed(kept_R), rows_S)
         padded.view(bits)[self._is_own(kept_R[rows_S])] = values.view(bits)[own]

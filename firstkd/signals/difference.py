@@ -1,7 +1,7 @@
-"""Difference sampling: learn from what a large model finds so much likelier than a small one does.
+"""Difference sampling: learn from what a large model finds much likelier than a small one does.
 
 MiniPLM: Gu et al. 2025, arXiv 2410.17215, sec. 2.2. What both find likely is easy, and what neither
-does is noise; the difference is what there is to learn.
+does is noise; the difference is what is worth learning.
 """
 
 import math
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class Difference(Section):
-    """Keeps the answered examples of the largest log p(y | x) − log p_ref(y | x), per character of
-    the response y: so length counts for nothing, and the two tokenizers may differ.
+    """Keeps the answered examples with the largest log p(y | x) − log p_ref(y | x) per character of
+    the response y, so that length does not matter and the two tokenizers may differ.
 
-    Examples without an answer are not ranked: all of them stay.
+    Examples without an answer are not ranked: all of them are kept.
     """
 
     of: Name
-    """A stored signal of tokens of the large model, p."""
+    """A stored signal of the large model's tokens, p."""
     less: Name
-    """Another, of the small model, p_ref."""
+    """The same for the small model, p_ref."""
     share: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the answered examples that is kept."""
+    """Share of the answered examples to keep."""
 
     @property
     def signals(self) -> tuple[str, str]:

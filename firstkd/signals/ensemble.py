@@ -1,7 +1,7 @@
 """The signal `ensemble`: several teachers' choices side by side, so that they can disagree.
 
-Each question has one decision a member. A recalibration is fitted to the decisions of all of them
-together, so that the members are tempered alike and keep what they disagree about.
+Each question has one decision per member. A recalibration is fitted to the decisions of all members
+together, so that they are tempered alike and keep their disagreements.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Ensemble(CombinedChoices):
-    """A question's records are those of the first member, then of the next."""
+    """A question's records are those of the first member, then those of the next."""
 
     kind: Literal["ensemble"]
     decides: ClassVar[str] = "members' choice"

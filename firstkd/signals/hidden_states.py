@@ -1,4 +1,4 @@
-"""The signal `hidden_states`: what a model makes of each token on the way through its layers."""
+"""The signal `hidden_states`: a model's representation of each token, layer by layer."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 class HiddenStates(CapturedSignal):
-    """Live, it shows every layer. Stored, it is what leaves the final norm: 2 H bytes a token of
-    all prompts and responses, which is why it is live unless told otherwise."""
+    """Live, it shows every layer. Stored, it is the output of the final norm, at 2 H bytes per
+    token of all prompts and responses, which is why it is live by default."""
 
     kind: Literal["hidden_states"]
     needs: ClassVar[Needs] = Needs(choices=True, states=True)

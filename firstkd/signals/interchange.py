@@ -1,4 +1,4 @@
-"""Top-k captured elsewhere into a knowledge store, and back, as JSON lines.
+"""JSON lines: import top-k captured elsewhere into a knowledge store, and export it.
 
 One line per example, in the data's order: a list with one object per token of the right response,
 {token id: natural logarithm of its probability}, as common capture scripts write it:
@@ -23,7 +23,7 @@ from firstkd.signals.top_k import Position, packed, token_decisions
 
 
 def export_lines(store: SignalStore, path: Path) -> None:
-    """Write a store's token decisions to `path`; tail masses and what else it has are left out."""
+    """Write a store's token decisions to `path`, without tail masses or its other columns."""
     if "top_ids" not in store.layout:
         raise ArtifactError(f"{store.folder} holds no token ids; only a signal of tokens does")
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -50,12 +50,12 @@ def import_lines(
     folder: Path,
     identity: dict[str, Any],
 ) -> None:
-    """Write the store `folder` from the lines of `path`, one per question; `keys` name these.
+    """Write the store `folder` from the lines of `path`, one per question; `keys` identify these.
 
-    Of each position the most probable tokens are kept, as many as the signal selects; the rest
-    of 1 is the tail's. Where the right token is none of those given, its probability stays unknown
-    (NaN). Raises ArtifactError for a file that is missing, and naming the line that does not fit
-    its question.
+    The most probable tokens of each position are kept, as many as the signal selects; the rest
+    of the mass is the tail's. If the right token is not listed, its probability stays unknown
+    (NaN). Raises ArtifactError if the file is missing or a line does not fit its question; the
+    error names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -91,7 +91,7 @@ def _response(question: Question) -> list[int]:
 def _positions(
     where: str, line: str, question: Question, vocabulary_size: int
 ) -> list[tuple[Position, int]]:
-    """Each position's tokens, and the id of the right one."""
+    """Return each position's tokens, and the id of the right one."""
     try:
         read = [
             {int(token): float(logprob) for token, logprob in position.items()}

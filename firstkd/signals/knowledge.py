@@ -10,16 +10,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knowledge:
-    """R decisions with K candidates each; where there are fewer, log-probability −inf."""
+    """R decisions with K candidates each, padded with log-probability −inf."""
 
     top_ids: Tensor
-    """[R, K] token ids, or the choices' indices."""
+    """[R, K] token ids or choice indices."""
     top_logprobs: Tensor
     """[R, K] natural logarithms of the teacher's probabilities."""
     log_tail_mass: Tensor
     """[R] natural logarithm of the probability of everything that is not a candidate."""
     gold_logprob: Tensor
-    """[R] natural logarithm of the probability of the right candidate or token; NaN: unknown."""
+    """[R] natural logarithm of the probability of the right candidate or token; NaN if unknown."""
     tail_bends: Tensor
     """[R, J] how the tail behaves at other temperatures (firstkd/signals/tail.py); J is often 0."""
     vocabulary_size: int
@@ -27,7 +27,7 @@ class Knowledge:
 
     @classmethod
     def of_choices(cls, logprobs_RK: Tensor, gold_R: Tensor | None = None) -> Self:
-        """Decisions between choices, of which `gold_R` is right; −inf where there is none."""
+        """Return decisions between choices, −inf where there is none; `gold_R`: the right ones."""
         gold_logprob = torch.full((len(logprobs_RK),), torch.nan)
         if gold_R is not None:
             gold_logprob = logprobs_RK.gather(-1, gold_R[:, None])[:, 0]
@@ -47,7 +47,7 @@ class Knowledge:
         return self.log_tail_mass.exp()
 
     def is_right(self, gold_ids: Tensor) -> Tensor:
-        """[R, K], True at the candidate `gold_ids` [R] names; nowhere where it is none of them."""
+        """[R, K], True at the candidate that `gold_ids` [R] names, if it is among them."""
         return (self.top_ids == gold_ids[:, None]) & torch.isfinite(self.top_logprobs)
 
     def __len__(self) -> int:
@@ -68,4 +68,4 @@ class Knowledge:
 
 
 FIELDS = tuple(field.name for field in fields(Knowledge) if field.name != "vocabulary_size")
-"""Those that are tensors, one row per decision."""
+"""Names of the fields that are tensors, with one row per decision."""

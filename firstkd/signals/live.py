@@ -1,4 +1,4 @@
-"""Signals whose model runs in the training that learns from it: frozen, or learning as well."""
+"""Live signals: their model runs in the training that learns from it, frozen or learning too."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from firstkd.signals.target import States, Target, target_of
 
 
 class Running(Protocol):
-    """A model that runs in a training, as those that learn from it see it."""
+    """A model that runs in a training, as seen by those that learn from it."""
 
     vocabulary_size: int
 
@@ -27,7 +27,7 @@ class Running(Protocol):
 
 
 class Peer:
-    """A model that learns in the same training: its own pass shows it, at no cost of another."""
+    """A model that learns in the same training: its own pass is reused, at no extra cost."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.vocabulary_size = vocabulary_size(model)
@@ -40,10 +40,10 @@ class Peer:
 
 
 class Watched:
-    """A frozen model, of which all signals and terms share one pass a batch."""
+    """A frozen model; all signals and terms share one pass per batch."""
 
     def __init__(self, model: PreTrainedModel, places: Iterable[Place]) -> None:
-        """`places` are all those at which somebody looks at its hidden states."""
+        """`places` are all those at which its hidden states are read."""
         self.scorer = ResponseScorer(model, exact=True).eval().requires_grad_(False)
         self.vocabulary_size = vocabulary_size(model)
         self._places = [*dict.fromkeys(places)]
@@ -57,7 +57,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class LiveDecisions:
-    """Decisions as they are: there is no store that a recalibration could be fitted to."""
+    """Raw decisions: there is no store to fit a recalibration to."""
 
     signal: CapturedSignal
     watched: Running

@@ -1,7 +1,7 @@
-"""The signal `mean`: several teachers pooled, as the mean of their probabilities.
+"""The signal `mean`: several teachers pooled by averaging their probabilities.
 
-Probabilities and not logits, and a temperature is fitted after pooling (Rahaman and Thiery 2021,
-arXiv 2007.08792): pooling makes a calibrated ensemble under-confident.
+Probabilities, not logits, are averaged, and a temperature is fitted after pooling (Rahaman and
+Thiery 2021, arXiv 2007.08792): pooling makes a calibrated ensemble under-confident.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,9 @@ class Mean(CombinedChoices):
     kind: Literal["mean"]
 
     weights: Literal["uniform", "confidence"] = "uniform"
-    """`confidence`: on each question, a member weighs exp(−H), H the entropy of what it says at its
-    own temperature, in nats. Without temperatures the most over-confident one would decide."""
+    """`confidence`: on each question, a member's weight is exp(−H), with H the entropy in nats of
+    its distribution at its own temperature. Without temperatures the most over-confident
+    member would dominate."""
 
     @property
     def tempers(self) -> bool:

@@ -1,4 +1,4 @@
-"""Stored tokens that another tokenizer than the student's has made of the same texts."""
+"""Stored tokens of the same texts from a tokenizer other than the student's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from firstkd.signals.target import OtherTokens, Stored, target_of
 
 @dataclass(frozen=True)
 class StoredBeside:
-    """Stored tokens of right responses that another tokenizer has cut than the student's."""
+    """Stored tokens of right responses, cut by a tokenizer other than the student's."""
 
     stored: Stored
     ours: Records
-    """By training question, the chunk within it that each of the student's tokens is in; −1: none
+    """Per training question, the chunk within it of each of the student's tokens; −1 for none
     (firstkd/data/spans.py)."""
     theirs: Records
-    """Likewise, of the signal's tokens."""
+    """The same for the signal's tokens."""
 
     @classmethod
     def of_spans(cls, stored: Stored, ours: Sequence[Spans], theirs: Sequence[Spans]) -> Self:
-        """`ours` and `theirs` are where the tokens of each training question's answer lie."""
+        """`ours` and `theirs` say where the tokens of each training question's answer lie."""
         numbers = [chunks(*pair) for pair in zip(ours, theirs, strict=True)]
         return cls(stored, *(_records(side) for side in zip(*numbers, strict=True)))
 
@@ -56,7 +56,7 @@ def _records(chunks_Q: Sequence[Sequence[int]]) -> Records:
 
 
 def _numbered(ours: Records, theirs: Records) -> tuple[Tensor, Tensor, int]:
-    """Number the chunks of several questions one after the other, and count them."""
+    """Number the chunks of several questions consecutively, and count them."""
     local_R, example_R = ours.columns["chunk"].long(), ours.example_R
     count_B = torch.zeros(len(ours.counts), dtype=torch.int64)
     count_B.index_reduce_(0, example_R, local_R + 1, "amax")

@@ -1,9 +1,9 @@
-"""The signal `out_of_fold`: of each question, what the teacher says that was not trained on it.
+"""The signal `out_of_fold`: each question's answer from the teacher not trained on it.
 
-A teacher is surer of the questions it has learned than of others, and a temperature that is fitted
-to others does not correct that. So there are K teachers, each of which leaves out another fold of
-the training examples (`leave_out`), and each question is asked of a single one, also those that all
-of them have never seen: on all splits the knowledge is that of one teacher on an unseen question.
+A teacher is surer of the questions it was trained on than of others, and a temperature fitted to
+others does not correct that. So K teachers each leave out a different fold of the training examples
+(`leave_out`), and each question, even one that no teacher has seen, is put to just one of them: on
+every split, the knowledge is that of one teacher on an unseen question.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class OutOfFold(CombinedChoices):
-    """`of` names the signals of the teachers that leave out fold 0, 1, 2 … of as many."""
+    """`of` names the signals of the teachers that leave out folds 0, 1, 2 …, one per fold."""
 
     kind: Literal["out_of_fold"]
 

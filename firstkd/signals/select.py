@@ -16,30 +16,30 @@ if TYPE_CHECKING:
     from firstkd.signals.top_k import Position
 
 MOST = 64
-"""Tokens kept of a position, at most."""
+"""Tokens kept per position, at most."""
 
 
 class Select(Section):
     kind: str
     is_sampled: ClassVar[bool] = False
-    """Whether it keeps draws: making them takes the whole distribution, and their shares cannot be
+    """Whether it keeps draws: drawing needs the whole distribution, and shares cannot be
     recalibrated as probabilities can."""
     is_ragged: ClassVar[bool] = True
-    """Whether positions have unequal numbers of tokens."""
+    """Whether the number of tokens varies between positions."""
 
     @property
     def width(self) -> int:
-        """The most tokens of a position."""
+        """Largest number of tokens per position."""
         raise NotImplementedError
 
     @property
     def setting(self) -> str:
-        """The setting that says how many are kept."""
+        """Name of the setting that says how many are kept."""
         return "k"
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What readers of the store have to know."""
+        """What readers of the store must know."""
         return {"top_k": self.width}
 
     def columns(self, vocabulary_size: int) -> "Layout":
@@ -57,13 +57,13 @@ class Select(Section):
         return columns
 
     def kept(self, logprobs_RV: "Tensor", tail_nodes: int, uniform_R: "Tensor") -> "Knowledge":
-        """Return what is kept of log-probabilities, which are overwritten, by numbers in [0, 1)."""
+        """Return what to keep of log-probabilities, overwriting them; `uniform_R` is in [0, 1)."""
         raise NotImplementedError
 
     def of_positions(
         self, found: "Sequence[tuple[Position, int]]", vocabulary_size: int
     ) -> "Knowledge":
-        """Return what is kept of what others say of positions."""
+        """Return what to keep of what others report at each position."""
         raise NotImplementedError
 
 
@@ -113,11 +113,11 @@ class TopP(TopK):
 
 
 class Sample(Select):
-    """Draws from the distribution, each weighing 1/draws: unbiased, also for the tail (Anshumann et
+    """Draws from the distribution, each weighted 1/draws: unbiased, even for the tail (Anshumann et
     al. 2025, arXiv 2503.16870).
 
     Draws are systematic (Kitagawa 1996): a token of probability q is drawn ⌊N q⌋ or ⌈N q⌉ times,
-    which is N q on average as for independent draws, with far less noise.
+    N q on average as with independent draws, but with far less noise.
     """
 
     kind: Literal["sample"]

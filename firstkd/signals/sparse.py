@@ -1,4 +1,4 @@
-"""Decisions with a number of candidates of their own: those of a mass, and draws.
+"""Decisions with varying numbers of candidates: those that hold a given mass, and draws.
 
 Legend: R decisions, K candidates at most, N draws, V vocabulary.
 """
@@ -15,12 +15,12 @@ from firstkd.data.packing import Batch
 from firstkd.signals.knowledge import Knowledge
 
 BLOCK = 128
-"""Probabilities that are summed up at a time on a GPU."""
+"""Block size of running sums on a GPU."""
 
 
 def cut_at(knowledge: Knowledge, mass: float) -> Knowledge:
-    """Keep the fewest of the candidates, most probable first, that hold this mass, above 0; the
-    others go to the tail."""
+    """Keep the fewest most probable candidates that hold this mass (above 0); the others go to the
+    tail."""
     probabilities_RK = knowledge.top_logprobs.exp()
     before_RK = running_sum(probabilities_RK) - probabilities_RK
     is_cut_RK = before_RK >= mass
@@ -35,18 +35,18 @@ def cut_at(knowledge: Knowledge, mass: float) -> Knowledge:
 def drawn(logprobs_RV: Tensor, draws: int, uniform_R: Tensor) -> Knowledge:
     """Draw tokens systematically: at the points (i + u)/N of the cumulative distribution.
 
-    The candidates' probabilities are their shares of the draws, and nothing is left to the tail.
+    The candidates' probabilities are their shares of the draws, and nothing is left for the tail.
     """
     cumulative_RV = running_sum(logprobs_RV.double().exp_())
     steps_N = torch.arange(draws, device=logprobs_RV.device)
     points_RN = (steps_N + uniform_R.to(logprobs_RV.device)[:, None]) / draws
     ids_RN = torch.searchsorted(cumulative_RV, points_RN * cumulative_RV[:, -1:], right=True)
     ids_RN = ids_RN.clamp_max(logprobs_RV.shape[1] - 1)
-    # draws of one token are neighbours
+    # draws of the same token are adjacent
     is_first_RN = torch.ones_like(ids_RN, dtype=torch.bool)
     is_first_RN[:, 1:] = ids_RN[:, 1:] != ids_RN[:, :-1]
     count_RN = (ids_RN[:, :, None] == ids_RN[:, None]).sum(-1) * is_first_RN
-    # most frequent first, as everywhere else the most probable
+    # most frequent first, like most probable first elsewhere
     count_RN, order_RN = count_RN.sort(dim=-1, descending=True, stable=True)
     none_R = torch.full_like(logprobs_RV[:, 0], -torch.inf)
     return Knowledge(
@@ -62,8 +62,8 @@ def drawn(logprobs_RV: Tensor, draws: int, uniform_R: Tensor) -> Knowledge:
 def running_sum(values_RK: Tensor) -> Tensor:
     """Return the sums of all values up to each, along the last dimension.
 
-    On a GPU torch adds them in an order that differs from run to run, and refuses to where results
-    have to repeat; so there, the sums within blocks, and of whole blocks, are matrix products.
+    On a GPU torch adds them in an order that varies from run to run, and refuses to if results
+    must be reproducible; so there, sums within blocks and over whole blocks are matrix products.
     """
     if values_RK.device.type == "cpu":
         return values_RK.cumsum(-1)
@@ -77,9 +77,9 @@ def running_sum(values_RK: Tensor) -> Tensor:
 
 
 def uniforms(batch: Batch, counts_B: Tensor) -> Tensor:
-    """Return a number in [0, 1) for each decision [R], in float64; `counts_B` is of each question.
+    """Return [R] float64 numbers in [0, 1), one per decision; a question has `counts_B` of them.
 
-    They follow from a question's tokens: no batch, shard or process changes what is drawn.
+    They depend on a question's tokens alone: batch, shard and process do not change the draws.
     """
     parts = []
     for row, is_token, count in zip(
@@ -91,13 +91,13 @@ def uniforms(batch: Batch, counts_B: Tensor) -> Tensor:
 
 
 def with_own_ids(knowledge: Knowledge) -> Knowledge:
-    """Give places without a candidate an id that no candidate has: a student is asked for K tokens
-    at each position, no two the same."""
+    """Give places without a candidate an id that no candidate has: a student scores K distinct
+    tokens at each position."""
     exists_RK = torch.isfinite(knowledge.top_logprobs)
     width = exists_RK.shape[1]
     if bool(exists_RK.all()):
         return knowledge
-    # of 2K ids at most K are taken
+    # at most K of 2K ids are taken
     pool = min(2 * width, knowledge.vocabulary_size)
     taken = torch.zeros(len(exists_RK), pool, dtype=torch.bool)
     inside = exists_RK & (knowledge.top_ids < pool)

@@ -28,12 +28,12 @@ KEYS, COUNTS = "example_key", "example_records"
 
 @dataclass(frozen=True)
 class Records:
-    """The R records of E examples, one example's after the other's."""
+    """The R records of E examples, example after example."""
 
     columns: Mapping[str, Tensor]
     """[R] or [R, width] each."""
     counts: Tensor
-    """[E] records of each example."""
+    """[E] number of records of each example."""
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -64,7 +64,7 @@ def shard_path(folder: Path, number: int) -> Path:
 def write_shard(
     folder: Path, number: int, layout: Layout, records: Records, keys: Sequence[int]
 ) -> None:
-    """Write the records of some examples, named by their `keys`."""
+    """Write the records of some examples, identified by their `keys`."""
     kept = records.columns.get(KEPT, records.counts[:0])
     tensors = {
         name: column.to_disk(records.columns[name].to(column.dtype), kept).contiguous()
@@ -78,7 +78,7 @@ def write_shard(
 def write_manifest(
     folder: Path, layout: Layout, kind: str, identity: Mapping[str, Any], **facts: Any
 ) -> None:
-    """Describe the folder's shards: what they hold, and what they were made from.
+    """Describe the folder's shards: what they contain, and what they were made from.
 
     `facts` are what readers of this kind of signal need to know, such as the vocabulary's size.
     """
@@ -114,7 +114,7 @@ class SignalStore:
     """An open store: memory-mapped shards, addressed by example."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ArtifactError when the store is missing, damaged or of another version."""
+        """Raises ArtifactError if the store is missing, damaged or of another version."""
         self.folder = folder
         self.manifest: dict[str, Any] = read_json(folder / MANIFEST)
         version = self.manifest["format_version"]
@@ -178,7 +178,7 @@ class SignalStore:
     def positions(self, keys: Sequence[int], names: Sequence[str]) -> Tensor:
         """Return where the examples with these keys are in the store; `names` are their ids.
 
-        Raises ArtifactError for an example that the store does not hold.
+        Raises ArtifactError for an example that is not in the store.
         """
         wanted, order = torch.tensor(keys, dtype=torch.int64), self.keys.argsort(stable=True)
         places = torch.searchsorted(self.keys, wanted, right=True, sorter=order) - 1
@@ -192,7 +192,7 @@ class SignalStore:
         return positions
 
     def check_counts(self, positions: Tensor, wanted: Sequence[int], names: Sequence[str]) -> None:
-        """Raise ArtifactError unless the examples have the wanted numbers of records."""
+        """Raise ArtifactError unless the examples have the expected numbers of records."""
         found, expected = self.starts.diff()[positions], torch.tensor(wanted, dtype=torch.int64)
         for i in (found != expected).nonzero()[:1, 0].tolist():
             raise ArtifactError(
@@ -210,7 +210,7 @@ class SignalStore:
         return Records(self._gather(torch.arange(len(self))), self.starts.diff())
 
     def parts(self, name: str) -> Iterator[Tensor]:
-        """Yield a column's values, those of a shard at a time."""
+        """Yield a column's values, one shard at a time."""
         for shard in self.shards:
             yield self._read(shard, name, torch.arange(int(shard[COUNTS].sum())))
 

@@ -1,4 +1,4 @@
-"""What a term is to match on a batch: a signal's decisions, recalibrated, or hidden states."""
+"""Targets of a term on a batch: a signal's decisions, recalibrated, or hidden states."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -17,7 +17,7 @@ class Target(NamedTuple):
     """R decisions with K candidates each."""
 
     ids_RK: Tensor
-    """Token ids, or the choices' indices."""
+    """Token ids or choice indices."""
     probabilities_RK: Tensor
     """0 where there is no candidate."""
     tail_R: Tensor
@@ -28,30 +28,30 @@ class States(NamedTuple):
     """Hidden states, for each pair of places that a term compares."""
 
     pairs: list[tuple[Place, Tensor]]
-    """The student's place, and what it is to match there: [T, H] of all tokens of the batch."""
+    """The student's place, and its target there: [T, H], all tokens of the batch."""
 
 
 class OtherTokens(NamedTuple):
-    """What a model says at the T tokens that its tokenizer makes of right responses.
+    """What a model says at the T tokens into which its tokenizer cuts the right responses.
 
-    The student's makes R tokens of the same texts.
+    The student's cuts the same texts into R tokens.
     """
 
     probabilities_TK: Tensor
     """The probabilities of its most probable tokens, in any order."""
     tail_T: Tensor
-    """Probability of all others."""
+    """Total probability of all others."""
     gold_logprob_T: Tensor
     """Log-probability of the token itself."""
     counts_B: Tensor
-    """Its tokens of each question."""
+    """Number of its tokens per question."""
     chunk_R: Tensor
-    """Number in the batch of the chunk that each of the student's tokens is in; the last is for
-    those in none."""
+    """The chunk, numbered across the batch, of each of the student's tokens; `chunks` for those
+    in none."""
     chunk_T: Tensor
-    """Likewise, of the model's tokens."""
+    """The same for the model's tokens."""
     chunks: int
-    """How many there are, without the last."""
+    """Number of chunks."""
 
 
 AnyTarget = Target | States | OtherTokens
@@ -61,12 +61,12 @@ class Source(Protocol):
     """A signal as a training sees it."""
 
     def of(self, batch: Batch) -> "AnyTarget":
-        """Return what is to be matched on a batch, on the batch's device."""
+        """Return the target for a batch, on the batch's device."""
 
 
 def target_of(decisions: Knowledge, probabilities: Tensor, batch: Batch) -> Target:
     """Return decisions with these probabilities [R, K], on the batch's device."""
-    # the tail gains what a recalibration takes from the candidates together
+    # the tail gains what a recalibration takes from the candidates in total
     taken = decisions.top_logprobs.exp().sum(-1) - probabilities.sum(-1)
     tail = (decisions.tail_mass + taken).clamp_min(0)
     found = Target(decisions.top_ids, probabilities, tail)
@@ -75,13 +75,13 @@ def target_of(decisions: Knowledge, probabilities: Tensor, batch: Batch) -> Targ
 
 @dataclass(frozen=True)
 class StoredStates:
-    """Hidden states behind the final norm, whose records lie in a store."""
+    """Hidden states after the final norm, read from a store."""
 
     store: SignalStore
     positions_Q: Tensor
     """Where each training question's example is in the store."""
     place: Place
-    """The student's, that is compared with them."""
+    """The student's place that is compared with them."""
 
     @property
     def width(self) -> int:
@@ -97,7 +97,7 @@ class StoredStates:
 
 @dataclass(frozen=True)
 class Stored:
-    """A signal whose records lie in a store."""
+    """A signal whose records are read from a store."""
 
     signal: Signal
     store: SignalStore

@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 MAX_VOCABULARY = 2**20
 DENSE_BYTES = 2
-"""Bytes of one probability of the whole distribution, kept as float16."""
+"""Bytes per probability if the whole distribution were kept, as float16."""
 
 
 class Tokens(CapturedSignal):
-    """24 bytes a token at top-5 for vocabularies up to 65,536, and 27 above."""
+    """Takes 24 bytes per token at top-5 for vocabularies up to 65,536, and 27 above."""
 
     kind: Literal["tokens"]
     decides: ClassVar[str] = "token"
     has_token_ids: ClassVar[bool] = True
 
     select: AnySelect
-    """Which tokens are kept."""
+    """Which tokens to keep."""
     tail_nodes: Literal[0, 8] = 0
-    """Values kept of each token's tail (2 bytes each), with which it can be tempered exactly over
-    the whole vocabulary; 0 for none."""
+    """Values kept per token (2 bytes each) for tempering its tail exactly over the whole
+    vocabulary; 0 for none."""
 
     min_mass: Share = 0.5
-    """Smallest share of the model's probability that the tokens kept should hold on average."""
+    """Smallest share of the model's probability that the kept tokens should hold on average."""
 
     @model_validator(mode="after")
     def _nodes_are_of_a_fixed_tail(self) -> Self:
@@ -113,7 +113,7 @@ class Tokens(CapturedSignal):
         return packed(self.select.of_positions(found, teacher.vocabulary_size), counts)
 
     def describe(self, store: "SignalStore") -> dict[str, Any]:
-        """Return how much of the model's probability the top-1 … top-k hold, and the bytes."""
+        """Return the store's size, and the model's probability that the top-1 … top-k hold."""
         import torch
 
         found = {**super().describe(store), "vocabulary_size": store.facts["vocabulary_size"]}

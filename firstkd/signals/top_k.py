@@ -1,4 +1,4 @@
-"""The most probable tokens of each position, found, stored and read back.
+"""The most probable tokens at each position: computed, stored and read back.
 
 Ids take 16 bits, and 4 more for vocabularies above 65,536; log-probabilities are float16.
 """
@@ -21,12 +21,12 @@ from firstkd.signals.store import Records
 from firstkd.signals.tail import bends
 
 BLOCK = 128
-"""Neighbouring tokens of which only the largest is looked at first in the search for top-k."""
+"""Neighbouring tokens per block; the search for top-k first compares only the blocks' maxima."""
 
 Position = dict[int, float]
-"""Log-probabilities of tokens, by their ids."""
+"""Log-probabilities by token id."""
 Keep = Callable[[Tensor, slice], Knowledge]
-"""What is kept of log-probabilities [R, V], which are the batch's decisions of this slice."""
+"""Returns what to keep of log-probabilities [R, V] of a slice of the batch's decisions."""
 
 
 def token_records(view: View, select: Select, tail_nodes: int) -> Records:
@@ -43,7 +43,7 @@ def token_records(view: View, select: Select, tail_nodes: int) -> Records:
 
 
 def packed(knowledge: Knowledge, counts: Tensor) -> Records:
-    """Return decisions as records, with each example's number of them; ids split as stored."""
+    """Return decisions as records, `counts` of them per example, with ids split as stored."""
     columns = {name: getattr(knowledge, name) for name in FIELDS}
     columns[KEPT] = torch.isfinite(knowledge.top_logprobs).sum(-1)
     if knowledge.vocabulary_size > 2**16:
@@ -53,7 +53,7 @@ def packed(knowledge: Knowledge, counts: Tensor) -> Records:
 
 
 def token_decisions(records: Records, vocabulary_size: int, draws: int = 0) -> Knowledge:
-    """Return int64 ids and float32 reals; `draws` is how many a decision has, if it has any."""
+    """Return int64 ids and float32 reals; `draws` is their number per decision, if it has any."""
     stored = records.columns
     top_ids = stored["top_ids"].long()
     if "top_ids_high" in stored:
@@ -61,7 +61,7 @@ def token_decisions(records: Records, vocabulary_size: int, draws: int = 0) -> K
     rest = {name: stored[name].float() for name in FIELDS[1:] if name in stored}
     rest.setdefault("tail_bends", torch.empty(len(top_ids), 0))
     if draws:
-        # shares of whole numbers, which float16 has rounded; they leave nothing to a tail
+        # undo float16's rounding of shares, which are whole numbers / draws; they leave no tail
         rest["top_logprobs"] = (rest["top_logprobs"].exp() * draws).round().div(draws).log()
         rest["log_tail_mass"] = torch.full((len(top_ids),), -torch.inf)
         rest["gold_logprob"] = torch.full((len(top_ids),), torch.nan)
@@ -69,7 +69,7 @@ def token_decisions(records: Records, vocabulary_size: int, draws: int = 0) -> K
 
 
 def _pack_nibbles(values_RK: Tensor) -> Tensor:
-    """Two values below 16 a byte, the first in the low half; uint8 [R, ⌈K/2⌉]."""
+    """Pack two values below 16 per byte, the first in the low half; uint8 [R, ⌈K/2⌉]."""
     padded = torch.nn.functional.pad(values_RK, (0, values_RK.shape[1] % 2))
     return (padded[:, 0::2] | padded[:, 1::2] << 4).to(torch.uint8)
 
@@ -82,8 +82,8 @@ def _unpack_nibbles(packed: Tensor, count: int) -> Tensor:
 def head_with(view: View, keep: Keep) -> Knowledge:
     """Return the token decisions of the right responses.
 
-    One pass of the head over the N supervised positions; a chunk of its logits is all that ever
-    exists, and what is computed on it stays in the cache.
+    One pass of the head over the N supervised positions; only one chunk of its logits exists at
+    a time, and what is computed on it stays in the cache.
     """
     batch, head = view.batch, view.scorer.head
     hidden_NH, weight_VH, bias_V = head.operands(view.hidden_NH)
@@ -91,7 +91,7 @@ def head_with(view: View, keep: Keep) -> Knowledge:
     is_gold_N = torch.zeros(len(hidden_NH), dtype=torch.bool, device=hidden_NH.device)
     gold_rows = batch.rows_M[batch.is_gold_M]
     is_gold_N[gold_rows] = True
-    # of the right responses' tokens, which lie in the order of their positions
+    # decisions at the right responses' tokens, which are in the order of their positions
     parts: list[Knowledge] = []
     decided = 0
     log_partition_N = hidden_NH.new_empty(len(hidden_NH))
@@ -114,9 +114,9 @@ def head_with(view: View, keep: Keep) -> Knowledge:
 
 
 def knowledge_of(logprobs_RV: Tensor, top_k: int, tail_nodes: int) -> Knowledge:
-    """What is kept of these log-probabilities, which are overwritten.
+    """Return the top-k and the tail of these log-probabilities, which are overwritten.
 
-    Of the right token nothing is known here: its log-probability is NaN.
+    The right token is unknown here: its log-probability is NaN.
     """
     vocabulary_size = logprobs_RV.shape[1]
     top_logprobs, top_ids = _top_k(logprobs_RV, top_k)
@@ -133,10 +133,10 @@ def knowledge_of(logprobs_RV: Tensor, top_k: int, tail_nodes: int) -> Knowledge:
 
 
 def _top_k(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and their indices, largest first.
+    """Return the k largest of each row and their indices, largest first.
 
     They all lie in the k blocks of neighbours with the largest maxima, so one cheap pass finds
-    where to look, which torch.topk alone takes many for.
+    where to look; torch.topk alone takes many.
     """
     size = values_NV.shape[1]
     blocks = size // BLOCK
@@ -148,7 +148,7 @@ def _top_k(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     candidates = blocked.gather(1, best[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
     offsets = torch.arange(BLOCK, device=best.device)
     ids = (best[:, :, None] * BLOCK + offsets).flatten(1)
-    if rest := size - blocks * BLOCK:  # a last block that is not full
+    if rest := size - blocks * BLOCK:  # the last, partial block
         candidates = torch.cat([candidates, values_NV[:, -rest:]], dim=1)
         last = torch.arange(size - rest, size, device=ids.device)
         ids = torch.cat([ids, last.expand(len(ids), -1)], dim=1)
@@ -159,10 +159,10 @@ def _top_k(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def knowledge_of_positions(
     records: Sequence[tuple[Position, int]], top_k: int, vocabulary_size: int
 ) -> Knowledge:
-    """Return what others say of positions: their most probable tokens, each with the right one.
+    """Return the top-k of positions that others have computed, each with its right token.
 
-    The rest of 1 is the tail's. Where the right token is not among those given, its probability
-    stays unknown (NaN).
+    The rest of the mass is the tail's. If the right token is not among a position's tokens, its
+    probability stays unknown (NaN).
     """
     top_ids = torch.zeros(len(records), top_k, dtype=torch.int64)
     top_logprobs = torch.full((len(records), top_k), -torch.inf, dtype=torch.float64)

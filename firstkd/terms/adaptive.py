@@ -1,6 +1,7 @@
-"""What adapts between steps to how a student answers calibration questions, in rounds.
+"""The base of what adapts, in rounds, to how a student answers calibration questions.
 
-A round scores the questions once (firstkd/train/rounds.py); whatever adapts gets the scores.
+A round, between two steps, scores the questions once for everything that adapts
+(firstkd/train/rounds.py).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 class Adaptive:
     rounds: int
-    """Rounds in a training, evenly spaced, the first before its first step."""
+    """Rounds per training, evenly spaced; the first comes before the first step."""
 
     def adapt(self, scores_EC: "Tensor", right_E: "Tensor") -> None:
         """Adapt to E calibration questions of up to C choices, in float64.
@@ -21,7 +22,7 @@ class Adaptive:
         raise NotImplementedError
 
     def state(self) -> Any:
-        """Return, for a checkpoint, what `restore` needs: lists and numbers, which JSON keeps."""
+        """Return what `restore` needs from a checkpoint: lists and numbers, as JSON stores them."""
         raise NotImplementedError
 
     def restore(self, state: Any) -> None:

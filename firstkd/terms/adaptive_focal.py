@@ -1,4 +1,4 @@
-"""The term `adaptive_focal`: the right choice, by a focal loss that follows the calibration."""
+"""The term `adaptive_focal`: a focal loss on the right choice that follows the calibration."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class AdaptiveFocal(Term):
-    """−(1 − p)^γ log p, or −(1 + p)^−γ log p where γ < 0, p = softmax(scores)[right] per question
+    """−(1 − p)^γ log p, or −(1 + p)^−γ log p if γ < 0, with p = softmax(scores)[right] per question
     with choices; counts questions.
 
-    Each bin of confidence has a γ, which grows while the student is over-confident there on the
-    calibration split, and falls while it is not (AdaFocal, Ghosh et al. 2022, arXiv 2211.11838).
+    Each confidence bin has a γ, which grows while the student is over-confident there on the
+    calibration split and falls while it is not (AdaFocal, Ghosh et al. 2022, arXiv 2211.11838).
     """
 
     kind: Literal["adaptive_focal"]
@@ -29,9 +29,9 @@ class AdaptiveFocal(Term):
     adapts: ClassVar[bool] = True
 
     rounds: Positive = 10
-    """How often in a training the calibration questions are answered and γ changes."""
+    """How often per training the calibration questions are answered and γ is updated."""
     bins: Annotated[int, Field(ge=1, le=100)] = 15
-    """Bins of confidence, each with equally many calibration questions; 15 as in the paper."""
+    """Confidence bins, each with equally many calibration questions; 15 as in the paper."""
 
     def modules(self, pairs: int, widths: tuple[int, int]) -> "nn.ModuleList":
         from torch import nn

@@ -1,4 +1,4 @@
-"""The term `adversarial`: a discriminator that must not tell the student from the teacher."""
+"""The term `adversarial`: a discriminator of student and teacher, which the student must fool."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class Adversarial(StatesTerm):
     """−½ log σ(D(f_T)) − ½ log(1 − σ(D(f_S))), mean over pairs of places; counts questions.
 
-    f is the mean state of a question's tokens. D is trained to make it small, and the student, by
-    gradient reversal, to make it large (GAN: Goodfellow et al. 2014, eq. 1; Ganin and Lempitsky
-    2015). A projector, where widths differ, sides with the student.
+    f is the mean state of a question's tokens. D is trained to minimise the loss and the student,
+    by gradient reversal, to maximise it (GAN: Goodfellow et al. 2014, eq. 1; Ganin and Lempitsky
+    2015). If widths differ, a projector is trained on the student's side.
     """
 
     kind: Literal["adversarial"]

@@ -1,4 +1,4 @@
-"""The term `alm`: the probability of pieces of text, whatever tokens they are cut into."""
+"""The term `alm`: the probability of chunks of text, whatever tokens they are cut into."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from firstkd.signals.target import AnyTarget
 
 MOST = -1e-6
-"""The highest logarithm of a probability: above it, that of all other texts is lost to rounding."""
+"""Highest log-probability used; above it, the mass of all other texts is lost to rounding."""
 
 
 class Alm(OtherTokensTerm):
     """Approximate likelihood matching (Minixhofer et al. 2025, arXiv 2503.20083).
 
-    τ KL(Bernoulli(q^(1/τ)) ‖ Bernoulli(p^(1/τ))) of each chunk of a right response, q and p being
-    the two models' probabilities of its text after all before it. Chunks are the smallest pieces
-    that both tokenizers have cut off. Counts the student's tokens.
+    τ KL(Bernoulli(q^(1/τ)) ‖ Bernoulli(p^(1/τ))) for each chunk of a right response, with q and p
+    the two models' probabilities of its text after everything before it. Chunks are the smallest
+    pieces whose ends both tokenizers share. Counts the student's tokens.
 
     The factor τ, which is not in the paper, keeps the size of the gradient; the paper's binary
     cross-entropy has the same gradient as the divergence.
@@ -32,7 +32,7 @@ class Alm(OtherTokensTerm):
     columns: ClassVar[tuple[str, ...]] = ("gold_logprob",)
 
     temperature: Annotated[float, Field(gt=0)] = 100.0
-    """τ: the higher, the more chunks count that are improbable to both."""
+    """τ: the higher it is, the more weight chunks get that both models find improbable."""
 
     def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
         from firstkd.signals.target import OtherTokens
@@ -45,7 +45,7 @@ class Alm(OtherTokensTerm):
         return Sum(self.divergence(theirs, ours).sum(), len(right_R), {})
 
     def divergence(self, target: "Tensor", logprobs: "Tensor") -> "Tensor":
-        """Return that of each chunk from two logarithms of probabilities."""
+        """Return each chunk's divergence from two log-probabilities."""
         log_q, log_p = (each.clamp_max(MOST) / self.temperature for each in (target, logprobs))
         others_q, others_p = -log_q.expm1(), -log_p.expm1()
         parted = log_q.exp() * (log_q - log_p) + others_q * (others_q.log() - others_p.log())

@@ -1,4 +1,4 @@
-"""The term `attention`: how a question's tokens relate in queries, keys and values."""
+"""The term `attention`: how a question's tokens relate in their queries, keys and values."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -23,21 +23,21 @@ class Attention(SignalTerm):
     """Σ over queries, keys and values R of KL(softmax(R_T R_Tᵀ/√d) ‖ softmax(R_S R_Sᵀ/√d)).
 
     Mean over relation heads and pairs of layers, summed over all tokens; counts tokens (MiniLM v2,
-    Wang et al. 2021, arXiv 2012.15828, eq. 4 to 6). R are the projections as they are made: before
-    positions are rotated into them, and before any norm of their own. A token relates to those
-    that its attention may see: what comes before it in the prompt and in its own response.
+    Wang et al. 2021, arXiv 2012.15828, eq. 4 to 6). R are the raw projections, before rotary
+    embeddings and before any norm of queries or keys. A token relates to the tokens that it may
+    attend to: those before it in the prompt and in its own response.
     """
 
     kind: Literal["attention"]
     decides: ClassVar[str] = "state"
 
     layers: LayerMap = "last"
-    """`last`: of each model. `kept`: each layer of a student that has lost some with the same one
-    of the other. `uniform`: each layer with that at the same share of the depth. Or pairs of
-    layers, counted from 0, the student's and the other's."""
+    """`last`: the last layer of each model. `kept`: each layer of a student that has lost some,
+    with the same layer of the other model. `uniform`: each layer with the one at the same share of
+    the depth. Or pairs of layers, counted from 0: the student's and the other's."""
     heads: Positive = 8
-    """Relation heads, that queries, keys and values are split into alike, whatever the models'
-    own numbers of heads (also of grouped queries) are; d is a relation head's width."""
+    """Relation heads, into which queries, keys and values are all split, whatever the models' own
+    numbers of heads (even with grouped queries); d is a relation head's width."""
 
     def misfit(self, signal: Signal) -> str | None:
         if not signal.is_live:

@@ -1,7 +1,7 @@
-"""How tokens relate to each other in vectors of theirs.
+"""How tokens relate to each other by their vectors.
 
-Legend: B questions, L tokens, T tokens of them all without padding, A relation heads, H width of
-all heads together.
+Legend: B questions, L tokens of each, T tokens of them all without padding, A relation heads,
+H width of all heads together.
 """
 
 import torch
@@ -21,7 +21,7 @@ def relation_kl(
 
 
 def log_relations(vectors_TH: Tensor, is_token_BL: Tensor, seen_BLL: Tensor, heads: int) -> Tensor:
-    """Return log softmax(R Rᵀ/√d) [B, A, L, L] over the tokens seen, in float32 at least."""
+    """Return log softmax(R Rᵀ/√d) [B, A, L, L] over the tokens seen, in at least float32."""
     wide = torch.promote_types(vectors_TH.dtype, torch.float32)
     rows_BLH = vectors_TH.new_zeros(*is_token_BL.shape, vectors_TH.shape[1], dtype=wide)
     rows_BLH[is_token_BL] = vectors_TH.to(wide)

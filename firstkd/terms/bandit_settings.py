@@ -1,4 +1,4 @@
-"""Settings of a bandit: which of several terms a student learns from at a time."""
+"""Settings of a bandit, which picks one of several terms to learn from at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 class Bandit(Section):
-    """One of the terms `arms` counts in each round, and the others do not (firstkd/terms/exp3.py).
+    """Only one of the terms in `arms` counts in each round (firstkd/terms/exp3.py).
 
-    So it is learned which teacher, or which selection of tokens, helps.
+    The bandit learns which teacher, or which selection of tokens, helps.
     """
 
     arms: Annotated[tuple[Name, ...], Field(min_length=2)]
-    """Terms of `learn`."""
+    """Names of terms in `learn`."""
     rounds: Positive = 20
-    """How often in a training the calibration questions are answered and a term is drawn."""
+    """How often per training the calibration questions are answered and a term is drawn."""
 
     def misfits(self, learn: "Mapping[str, Term]", peers: Sequence[str]) -> Iterator[str]:
-        """Yield why it cannot choose, if so."""
+        """Yield each reason why it cannot choose."""
         if unknown := {*self.arms} - learn.keys():
             yield f"arms: {listed(unknown)} is not a term of learn; allowed: {listed({*learn})}"
         if len({*self.arms}) < len(self.arms):

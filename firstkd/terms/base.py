@@ -1,8 +1,8 @@
-"""What a term is: it compares a student with a signal, or with gold, and returns sums.
+"""What a term is: it compares a student with a signal, or with gold labels, and returns sums.
 
-A term is its own settings. It says of each question how many units it counts there (tokens,
-questions), which is known from the data alone, so that a step's loss is divided by the count of
-the whole step: no choice of micro-batches or processes changes what is learned.
+Each kind of term is a settings class. It says how many units (tokens, questions) it counts in each
+question. That depends on the data alone, so a step's loss is divided by the count of the whole
+step: no choice of micro-batches or processes changes what is learned.
 """
 
 from collections.abc import Sequence
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 
 class Sum(NamedTuple):
-    """A term over a micro-batch; divided by the units of the whole step it is the term's loss."""
+    """A term's sum over a micro-batch; divided by the units of the whole step, it is the loss."""
 
     total: "Tensor"
     units: int
     measures: "dict[str, Tensor]"
-    """What else the pass shows, summed over the same units; without gradient."""
+    """Other measures of the pass, summed over the same units, without gradient."""
 
 
 class Pairing(NamedTuple):
-    """What a term has to know of the student and the model that it compares hidden states of."""
+    """What a term must know about the two models whose hidden states it compares."""
 
     layers: tuple[int, int]
-    """The student's, and the other's."""
+    """How many there are: the student's, and the other's."""
     widths: tuple[int, int]
     kept: Sequence[int] | None
-    """Which of the other's layers are the student's, if that is all that they differ in."""
+    """Which of the other's layers the student has kept, if they differ in nothing else."""
 
 
 class Ramp(Section):
@@ -60,7 +60,7 @@ def _form(weight: Any) -> str:
 AnyWeight = Annotated[
     Annotated[Weight, Tag("number")] | Annotated[Ramp, Tag("ramp")], Discriminator(_form)
 ]
-"""Told apart by its form, so that an error is about the form that was written."""
+"""Discriminated by form, so that an error is about the form that was written."""
 
 
 class Term(Section):
@@ -73,17 +73,17 @@ class Term(Section):
     same_tokens: ClassVar[bool] = False
     """Whether it compares token by token, so that the signal's tokens must be the student's."""
     other_tokens: ClassVar[bool] = False
-    """Whether it compares right responses whose tokens may be another tokenizer's."""
+    """Whether it compares right responses whose tokens may come from another tokenizer."""
     adapts: ClassVar[bool] = False
     """Whether one of its modules adapts to calibration questions (firstkd/terms/adaptive.py)."""
     columns: ClassVar[tuple[str, ...]] = ()
-    """Columns of a store that have to be known of every record."""
+    """Columns of a store that must be known for every record."""
 
     weight: AnyWeight = 1.0
 
     @property
     def asks_vocabulary(self) -> bool:
-        """Whether the student's whole vocabulary counts: its mean log-probability, its entropy."""
+        """Whether it needs the student's mean log-probability or entropy over the vocabulary."""
         return False
 
     @property
@@ -93,11 +93,11 @@ class Term(Section):
 
     @property
     def recalibration(self) -> str | None:
-        """How what it learns from is recalibrated; None for gold labels."""
+        """How its signal is recalibrated; None for gold labels."""
         return None
 
     def misfit(self, signal: Signal) -> str | None:
-        """Return why it cannot learn from this signal, if so."""
+        """Return why it cannot learn from this signal, or None."""
         if signal.decides == self.decides:
             return None
         return f"it compares {self.decides}s, but signals.{self.signal} is of {signal.decides}s"
@@ -114,9 +114,9 @@ class Term(Section):
         return ()
 
     def modules(self, pairs: int, widths: tuple[int, int]) -> "nn.ModuleList":
-        """Return what is trained for it beside the model, and is not part of the model.
+        """Return what is trained for it alongside the model without being part of the model.
 
-        `pairs` is the number of places that it compares, 0 for a term on decisions.
+        `pairs` is the number of pairs of places that it compares, 0 for a term on decisions.
         """
         from torch import nn
 
@@ -125,27 +125,27 @@ class Term(Section):
     def check_model(self, model: "PreTrainedModel") -> None:
         """Raise ConfigError or ArtifactError for a model that cannot show what it compares.
 
-        It is the start of the student, or of the signal's model, that was made elsewhere.
+        The model was made elsewhere; the student, or the signal's model, starts from it.
         """
 
     def asks(self, target: "AnyTarget | None") -> "Tensor | int | None":
-        """Return what the student is to score at each token of right responses.
+        """Return what the student must score at each token of right responses.
 
-        Ids [R, K], or the number of its own most probable tokens; None for the token itself alone.
+        Ids [R, K], or how many of its own most probable tokens; None for only the token itself.
         """
         return None
 
     def count(self, question: Question) -> int:
-        """Return how many units of a question it counts; 0 where it has nothing to say."""
+        """Return how many units it counts in a question; 0 if it does not apply."""
         raise NotImplementedError
 
     def __call__(self, view: "View", name: str, target: "AnyTarget | None") -> Sum:
-        """Compare what the student shows with the target; `name` is the term's own in `learn`."""
+        """Compare the student's pass with the target; `name` is the term's name in `learn`."""
         raise NotImplementedError
 
 
 class SignalTerm(Term):
-    """A term that compares the student with a signal, as it is."""
+    """A term that compares the student with a signal, without recalibrating it."""
 
     from_: Annotated[Name, Field(alias="from")]
 
@@ -162,7 +162,7 @@ class SoftTerm(SignalTerm):
     """A term that compares the student with a signal's probabilities."""
 
     recalibrate: RecalibrationName = "temperature"
-    """How the probabilities are recalibrated before the student is to match them."""
+    """How the probabilities are recalibrated before the student learns to match them."""
 
     @property
     def recalibration(self) -> str:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class ChoiceKl(SoftTerm):
     """Divergence of softmax(scores) from the target over a question's choices; counts questions.
 
-    Where the answer is known, `gold_share` g moves the target towards it: (1 − g) · signal + g ·
-    answer, so that what the signal is wrong about is corrected in the one target (as in Hinton et
-    al. 2015, sec. 2, where both share a loss).
+    If the answer is known, `gold_share` g moves the target towards it: (1 − g) · signal + g ·
+    answer, so that the target itself corrects the signal's mistakes (as in Hinton et al. 2015,
+    sec. 2, where both share a loss).
     """
 
     kind: Literal["choice_kl"]

@@ -1,4 +1,4 @@
-"""A temperature that is learned against the student, and the divergence at it.
+"""A temperature learned against the student, and the divergence at that temperature.
 
 Legend: B questions, C choices.
 """
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from firstkd.terms.divergences import ABSENT
 
 STEP = 100.0
-"""What the parameter counts: AdamW moves it by about the learning rate a step, which is made for
-weights and would leave a temperature where it starts."""
+"""Factor of the parameter: AdamW moves it by about the learning rate per step, which suits weights
+but would leave a temperature where it starts."""
 
 
 class AdverseTemperature(nn.Module):
     """T = lowest + (highest − lowest) · σ(reach · θ), whose gradient is reversed.
 
-    The paper lets the reversed gradient grow; AdamW divides gradients by their size, so the reach
-    grows here.
+    The paper lets the reversed gradient grow; AdamW divides gradients by their size, so here
+    the reach grows.
     """
 
     def __init__(self, lowest: float, highest: float) -> None:
@@ -31,13 +31,13 @@ class AdverseTemperature(nn.Module):
     def forward(self, reach: float) -> Tensor:
         theta = self.theta.to(torch.promote_types(self.theta.dtype, torch.float32))
         value = theta.detach()
-        # STEP in value, −1 in slope: it must not outweigh the weights where gradients are clipped
+        # STEP in value, −1 in slope: it must not outweigh the weights when gradients are clipped
         reversed_theta = STEP * value - (theta - value)
         return self.lowest + self.span * (reach * reversed_theta).sigmoid()
 
 
 def reach(progress: float, rise: float) -> float:
-    """Return the share of T's reach, half a cosine from 0 to 1 (Li et al. 2023, sec. 3.3)."""
+    """Return the share of T's reach: half a cosine from 0 to 1 (Li et al. 2023, sec. 3.3)."""
     if progress >= rise:
         return 1.0
     return 0.5 * (1 - math.cos(math.pi * progress / rise))

@@ -1,4 +1,4 @@
-"""The term `curriculum_kl`: a decision at a temperature that is learned against the student."""
+"""The term `curriculum_kl`: decisions at a temperature that is learned against the student."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class CurriculumKl(SoftTerm):
     """T² KL(q_T ‖ p_T) over a question's choices, both at the same learned T; counts questions.
 
-    T is trained beside the student to make the loss larger, by gradient reversal (CTKD, Li et al.
-    2023, arXiv 2211.16231), within growing bounds: from easy to hard.
+    T is trained alongside the student to increase the loss, by gradient reversal (CTKD, Li et al.
+    2023, arXiv 2211.16231), within widening bounds: from easy to hard.
     """
 
     kind: Literal["curriculum_kl"]

@@ -1,4 +1,4 @@
-"""The term `dirichlet`: the student's decisions against the spread of several teachers'."""
+"""The term `dirichlet`: the student's decisions against the spread among several teachers."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -17,8 +17,8 @@ class Dirichlet(SoftTerm):
     """Ensemble distribution distillation: the student is a Dirichlet distribution over a question's
     choices, α_c = exp(s_c + b) + 1 with its scores s; counts questions.
 
-    Its mode is softmax(s), the student's decision. How sharp it is follows from the level of the
-    scores, which a softmax does not see and the exported student keeps.
+    Its mode is softmax(s), the student's decision. Its sharpness comes from the level of the
+    scores, which softmax ignores and the exported student keeps.
     """
 
     kind: Literal["dirichlet"]
@@ -30,8 +30,8 @@ class Dirichlet(SoftTerm):
     (Ryabinin et al. 2021, arXiv 2105.06987, sec. 3). `samples`: mean over members m of
     −log Dir(q_m; α) (Malinin et al. 2020, arXiv 1905.00076, sec. 3)."""
     offset: Annotated[float, Field(ge=0, le=12)] = 6.0
-    """b. Scores are mean log-probabilities, below 0, so each α is at most e^b + 1: where members
-    agree, nothing explodes."""
+    """b. Scores are mean log-probabilities, below 0, so each α is at most e^b + 1: nothing
+    explodes when members agree."""
 
     def count(self, question: Question) -> int:
         return int(len(question.responses) > 1)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 SMOOTHING = 1e-3
-"""Share of each member's probability that all choices get in equal parts: the density of a member
-that gives a choice nothing would be 0 or infinite."""
+"""Share of each member's probability that is spread evenly over all choices: if a member gave a
+choice nothing, its density would be 0 or infinite."""
 
 
 def proxy_divergence(
@@ -17,8 +17,8 @@ def proxy_divergence(
     """Return KL(Dir(α) ‖ Dir(β))/β₀ per question [B]; α = exp(scores + offset) + 1.
 
     β is 1 + β₀ times the members' mean q̄. By Stirling's approximation of the likelihood, β₀ is
-    (C − 1) / (2 Σ_c q̄_c (log q̄_c − mean_m log q_mc)) (Ryabinin et al. 2021, sec. 3); here at most
-    e^offset, which it would exceed where the members agree.
+    (C − 1) / (2 Σ_c q̄_c (log q̄_c − mean_m log q_mc)) (Ryabinin et al. 2021, sec. 3); capped at
+    e^offset, which it would exceed if the members agreed.
     """
     members_BMC = smoothed(members_BMC, exists_BC)
     mean_BC, log_mean_BC = members_BMC.mean(1), _log(members_BMC).mean(1)
@@ -43,7 +43,7 @@ def negative_log_likelihood(
 
 
 def concentration(scores_BC: Tensor, exists_BC: Tensor, offset: float) -> Tensor:
-    """α in float64, since logarithms of Γ cancel; 0 where there is no choice."""
+    """Return α in float64, since logarithms of Γ cancel; 0 where there is no choice."""
     return ((scores_BC.double() + offset).exp() + 1) * exists_BC
 
 
@@ -63,11 +63,11 @@ def log_beta(alpha_BC: Tensor, exists_BC: Tensor) -> Tensor:
 
 
 def smoothed(members_BMC: Tensor, exists_BC: Tensor) -> Tensor:
-    """Return the members' probabilities in float64, none of them 0 where there is a choice."""
+    """Return the members' probabilities in float64, never 0 where there is a choice."""
     uniform_BC = exists_BC.double() / exists_BC.sum(-1, keepdim=True)
     return members_BMC.double().lerp(uniform_BC[:, None].expand_as(members_BMC), SMOOTHING)
 
 
 def _log(probabilities: Tensor) -> Tensor:
-    """Logarithm that is 0 where there is no choice."""
+    """Return the logarithm, but 0 where there is no choice."""
     return probabilities.masked_fill(probabilities == 0, 1.0).log()

@@ -1,4 +1,4 @@
-"""A network that tells one model's states from another's, learned against the former.
+"""A network that tells the student's states from another model's, trained against the student.
 
 Legend: T tokens, B questions, H hidden size.
 """
@@ -11,7 +11,7 @@ from firstkd.terms.relations import pooled
 
 
 class Discriminator(nn.Module):
-    """D(f) of a question's mean state f, scaled to length √H so that its size tells nothing."""
+    """D(f) of a question's mean state f, scaled to length √H so that its size reveals nothing."""
 
     def __init__(self, narrow: int, wide: int, units: int) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Discriminator(nn.Module):
         self.score = nn.Sequential(nn.Linear(wide, units), nn.GELU(), nn.Linear(units, 1))
 
     def forward(self, states_TH: Tensor, question_T: Tensor, questions: int) -> Tensor:
-        """Return D [B] of another model's states."""
+        """Return D [B] for the other model's states."""
         mean_BH = pooled(states_TH, question_T, questions)
         tiny = torch.finfo(mean_BH.dtype).tiny
         scaled_BH = F.rms_norm(mean_BH, mean_BH.shape[-1:], eps=tiny)
@@ -27,7 +27,7 @@ class Discriminator(nn.Module):
         return score_B.to(mean_BH.dtype)
 
     def of_student(self, states_TH: Tensor, question_T: Tensor, questions: int) -> Tensor:
-        """Return D [B] of the student's states, and reverse the gradient on its way to them.
+        """Return D [B] for the student's states, reversing the gradient on its way back to them.
 
         D learns to tell the two models apart; the student and its projector learn the opposite.
         """
@@ -37,13 +37,13 @@ class Discriminator(nn.Module):
 
 
 def reversed_gradient(values: Tensor) -> Tensor:
-    """Return the same numbers, with a slope of −1 (Ganin and Lempitsky 2015, eq. 14 and 15)."""
+    """Return the same values, gradient negated (Ganin and Lempitsky 2015, eq. 14 and 15)."""
     return 2 * values.detach() - values
 
 
 def told_apart(ours_B: Tensor, theirs_B: Tensor) -> Tensor:
     """Return half of −log σ(D(teacher)) − log(1 − σ(D(student))), per question [B].
 
-    log 2 where the discriminator cannot tell which is which.
+    It is log 2 if the discriminator cannot tell which is which.
     """
     return (F.softplus(-theirs_B) + F.softplus(ours_B)) / 2

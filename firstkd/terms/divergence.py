@@ -1,6 +1,6 @@
-"""How far a student's distribution p is from its target q: what a sum over candidates adds up.
+"""How far a student's distribution p is from its target q, as a sum over candidates.
 
-Each kind is its own settings, and called with q and log p returns the candidates' parts.
+Each kind is a settings class; called with q and log p, it returns each candidate's part.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TailPolicy = Literal["ghost", "renormalise"]
-"""What becomes of the mass outside the top-k: one bin more, or nothing (as published)."""
+"""What becomes of the mass outside the top-k: it gets a bin, or is dropped (as published)."""
 FLOOR = 1e-8
-"""What a target of 0 counts as in the reverse divergence, which is infinite there."""
+"""What a target of 0 counts as in the reverse divergence, which would be infinite there."""
 
 
 class Divergence(Section):
     kind: str
 
     def __call__(self, target: "Tensor", logprobs: "Tensor") -> "Tensor":
-        """Return the parts, of the shape of both; where q and p are 0, log p must be finite."""
+        """Return the parts, in the shape of both; log p must be finite even where q and p are 0."""
         raise NotImplementedError
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from firstkd.terms.divergence import FORWARD, Divergence, TailPolicy
 
 ABSENT = -1e4
-"""Log-probability of what does not exist: 0 as a probability, and finite."""
+"""Log-probability of an absent candidate: 0 as a probability, but finite."""
 
 
 def choice_scores(logprobs_M: Tensor, response_of_M: Tensor, choice_mask_BC: Tensor) -> Tensor:
-    """Scores [B, C]: the mean log-probability of each choice's tokens, −inf where there is none.
+    """Return scores [B, C]: the mean log-probability of each choice's tokens, −inf if absent.
 
     The mean, not the sum, which would favour short choices (benchmarks/choice_score.py).
     """
@@ -26,7 +26,7 @@ def choice_scores(logprobs_M: Tensor, response_of_M: Tensor, choice_mask_BC: Ten
 
 
 def with_gold(target_BC: Tensor, gold_B: Tensor, share: float) -> Tensor:
-    """Give `share` of each target to the right choice; where that is −1, unknown, to none."""
+    """Give `share` of each target to the right choice, unless that is unknown (−1)."""
     known_B = gold_B >= 0
     right_BC = F.one_hot(gold_B.clamp_min(0), target_BC.shape[1]).to(target_BC.dtype)
     return torch.where(known_B[:, None], target_BC.lerp(right_BC, share), target_BC)
@@ -48,8 +48,8 @@ def choice_kl(
 def without_absent(
     target_NK: Tensor, logprobs_NK: Tensor, log_tail_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return a student's candidates and its tail, to which those of target 0 belong: a position may
-    have fewer than K candidates, and what fills it up is any other token."""
+    """Return the student's candidates and tail, with candidates of target 0 moved to the tail: a
+    position may have fewer than K candidates, and is then padded with arbitrary tokens."""
     is_absent_NK = target_NK == 0
     if not bool(is_absent_NK.any()):
         return logprobs_NK, log_tail_N
@@ -58,7 +58,7 @@ def without_absent(
 
 
 def most_uncertain(entropy_N: Tensor, group_N: Tensor, limit_G: Tensor) -> Tensor:
-    """Return, in order, the positions of highest entropy in each group, as many as its limit."""
+    """Return, in order, each group's positions of highest entropy, as many as its limit."""
     order_N = entropy_N.argsort(descending=True, stable=True)
     order_N = order_N[group_N[order_N].argsort(stable=True)]
     sizes_G = group_N.bincount(minlength=len(limit_G))
@@ -78,9 +78,8 @@ def sparse_kl(
 ) -> Tensor:
     """Divergence per position [N] from a teacher known by its top-k probabilities and its tail.
 
-    `target_tail_N` is the probability of everything outside the top-k as it was stored: one minus
-    the sum of probabilities that were rounded to float16 is off by up to 5·10⁻⁴, which is more
-    than most tails hold.
+    `target_tail_N` is the stored probability of everything outside the top-k: one minus the sum of
+    probabilities rounded to float16 is off by up to 5·10⁻⁴, which is more than most tails have.
 
     `ghost` adds one bin for the tail, so the student matches the head and the total mass of the
     tail; forward: Σ t·log(t/p) + t_tail·log(t_tail/p_tail).
@@ -92,7 +91,7 @@ def sparse_kl(
         student = F.log_softmax(logprobs_NK, dim=-1)
         return divergence(target, student).sum(-1)
     if tail_policy == "ghost":
-        # −inf: the head is the whole vocabulary, and what the target has beside it is rounding
+        # −inf: the head is the whole vocabulary, and any target mass outside it is rounding
         is_empty = log_tail_N == -torch.inf
         tail = divergence(target_tail_N, log_tail_N.masked_fill(is_empty, ABSENT))
         return divergence(target_NK, logprobs_NK).sum(-1) + tail.masked_fill(is_empty, 0.0)
@@ -100,7 +99,7 @@ def sparse_kl(
 
 
 def same_places(counts_B: Tensor, others_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the t-th token of each question in two lists of tokens, as far as both have one."""
+    """Return the rows of each question's t-th token in two token lists, for each t in both."""
     both_B = torch.minimum(counts_B, others_B)
     question_P = torch.arange(len(both_B), device=both_B.device).repeat_interleave(both_B)
     place_P = torch.arange(len(question_P), device=both_B.device)

@@ -1,8 +1,8 @@
-"""A bandit that draws the term to learn from, by how far the calibration NLL falls meanwhile.
+"""A bandit that draws the term to learn from, rewarded by how far the calibration NLL falls.
 
 Exp3 (Auer et al. 2002) with the constant rate of Bubeck and Cesa-Bianchi 2012, arXiv 1204.5721,
 theorem 3.1. The reward of a round is scaled by the rewards so far (Graves et al. 2017, arXiv
-1704.03003, sec. 3): falls are large in the beginning and small in the end.
+1704.03003, sec. 3), since falls are large at first and small later.
 
 Legend: E questions, C choices, A arms.
 """
@@ -20,7 +20,7 @@ from firstkd.terms.adaptive import Adaptive
 from firstkd.terms.bandit_settings import Bandit
 
 QUANTILES = 0.2, 0.8
-"""Falls so far at or below the one give no reward, those at or above the other the whole."""
+"""Falls at or below the first quantile so far earn no reward, at or above the second all of it."""
 LARGEST_TEMPERATURE = 100.0
 
 
@@ -30,14 +30,14 @@ class Exp3(Adaptive):
         count = len(self.arms)
         self.rate = math.sqrt(2 * math.log(count) / (self.rounds * count))
         self.losses = [0.0] * count
-        """Sum of each arm's losses in its rounds, each divided by its probability there."""
+        """Sum of each arm's losses in its rounds, each divided by the arm's probability then."""
         self.falls: list[float] = []
-        """How far the calibration NLL has fallen in each round that is over."""
+        """How far the calibration NLL fell in each finished round."""
         self.nll = math.nan
         self.drawn = 0
 
     def adapt(self, scores_EC: Tensor, right_E: Tensor) -> None:
-        """End a round, if there is one, and draw the arm of the next."""
+        """End the current round, if any, and draw the arm of the next."""
         before, self.nll = self.nll, lowest_nll(scores_EC, right_E)
         if not math.isnan(before):
             self.falls.append(before - self.nll)
@@ -59,7 +59,7 @@ class Exp3(Adaptive):
 
     @property
     def shown(self) -> dict[str, float]:
-        """What the training's curve shows of it: the probability of each arm."""
+        """What the training curve shows: the probability of each arm."""
         found = self._probabilities().tolist()
         return {f"{arm}_probability": p for arm, p in zip(self.arms, found, strict=True)}
 
@@ -74,7 +74,7 @@ class Exp3(Adaptive):
 
 
 def reward(falls: list[float]) -> float:
-    """Return the last fall's place, from 0 to 1, among all falls so far."""
+    """Return the last fall, scaled to 0 … 1 by the quantiles of all falls so far."""
     low, high = np.quantile(falls, QUANTILES)
     if high <= low:
         return 0.5
@@ -82,7 +82,7 @@ def reward(falls: list[float]) -> float:
 
 
 def lowest_nll(scores_EC: Tensor, right_E: Tensor) -> float:
-    """Return the mean NLL at the temperature at which it is lowest: every student gets its own."""
+    """Return the mean NLL at the temperature that minimises it, fitted for each student."""
 
     def nll(temperature: float) -> float:
         logprobs_EC = (scores_EC / temperature).log_softmax(-1)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Flow(StatesTerm):
-    """Squared difference between what lies between a place and the next; counts questions."""
+    """Squared difference between two models' flows from a place to the next; counts questions."""
 
     kind: Literal["flow"]
 
     layers: LayerMap = "uniform"
-    """As of `hidden`, but at least two places."""
+    """As for `hidden`, but with at least two places."""
     form: Literal["gram", "length"] = "gram"
     """`gram`: F₁ᵀF₂/L over a question's L tokens, mean over the entries of the matrix (FSP, Yim et
     al. 2017, eq. 1 and 2); widths must agree. `length`: ‖f₂ − f₁‖ of the mean states, over its mean
@@ -66,7 +66,7 @@ class Flow(StatesTerm):
     def _flow(
         self, first_TH: "Tensor", second_TH: "Tensor", question_T: "Tensor", questions: int
     ) -> "list[Tensor]":
-        """Return, of each question, a matrix or a number."""
+        """Return a matrix or a number for each question."""
         import torch
 
         from firstkd.terms.relations import pooled

@@ -1,4 +1,4 @@
-"""γ of a focal loss for each bin of confidence, as the calibration questions would have it.
+"""γ of a focal loss for each confidence bin, adapted to the calibration questions.
 
 Ghosh et al. 2022, arXiv 2211.11838, with their constants (sec. 5, algorithm 1).
 """
@@ -14,11 +14,11 @@ from firstkd.terms.gold_loss import wrong
 
 START, HIGHEST, LOWEST = 1.0, 20.0, -2.0
 SWITCH = 0.2
-"""|γ| below which focal turns into inverse-focal loss, or back."""
+"""|γ| below which the loss turns from focal to inverse-focal, or back."""
 
 
 class Gammas(nn.Module, Adaptive):
-    """Plain numbers, which no change of the training's precision rounds."""
+    """Plain numbers, so that the training's precision does not round them."""
 
     def __init__(self, rounds: int, bins: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Gammas(nn.Module, Adaptive):
         self.gammas = [START]
 
     def forward(self, right: Tensor) -> Tensor:
-        """Return γ at these probabilities of the right choice, of their shape."""
+        """Return γ at these probabilities of the right choice, in their shape."""
         bins = torch.bucketize(right, right.new_tensor(self.edges), right=True)
         return right.new_tensor(self.gammas)[bins]
 
@@ -59,6 +59,6 @@ def following(gamma: float, gap: float) -> float:
 
 
 def focal(right: Tensor, gamma: Tensor) -> Tensor:
-    """Return the losses of log-probabilities of what is right, focal or inverse-focal."""
+    """Return the focal or inverse-focal losses of log-probabilities of right choices."""
     kept = torch.where(gamma > 0, wrong(right), 1 + right.exp())
     return -(kept ** gamma.abs()) * right

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Gold(Term):
     """−Σ_t log p(y_t | x, y_<t) over the tokens y of right responses; counts tokens.
 
-    `loss` takes the place of −log p; the candidates of label smoothing are the whole vocabulary.
+    `loss` replaces −log p; the candidates of label smoothing are the whole vocabulary.
     """
 
     kind: Literal["gold"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class GoldChoice(Term):
     """−log softmax(scores)[right] per question with choices; counts questions.
 
-    `loss` takes the place of −log p; the candidates of label smoothing are the question's choices.
+    `loss` replaces −log p; the candidates of label smoothing are the question's choices.
     """
 
     kind: Literal["gold_choice"]

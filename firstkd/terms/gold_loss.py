@@ -1,7 +1,7 @@
-"""What a right answer costs: a function of its probability, and of what else is probable.
+"""The loss of a right answer: a function of its probability, and of the other candidates'.
 
-Each kind is its own settings, and called with log p of the right candidates and, if it asks for it,
-the mean log p over all candidates, returns the losses.
+Each kind is a settings class; called with log p of the right candidates and, if it needs it, the
+mean log p over all candidates, it returns the losses.
 """
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -20,7 +20,7 @@ class GoldLoss(Section):
     """Whether the mean log-probability over all candidates is needed."""
 
     def __call__(self, right: "Tensor", mean: "Tensor | None") -> "Tensor":
-        """Return the losses, of the shape of both."""
+        """Return the losses, in the shape of both."""
         raise NotImplementedError
 
 
@@ -49,7 +49,7 @@ class LabelSmoothing(GoldLoss):
 
 
 class Focal(GoldLoss):
-    """−(1 − p)^γ log p (Lin et al. 2017, eq. 4): answers that are right already count less."""
+    """−(1 − p)^γ log p (Lin et al. 2017, eq. 4): answers that are already right count less."""
 
     kind: Literal["focal"]
     gamma: Annotated[float, Field(gt=0, le=10)] = 3.0
@@ -60,7 +60,7 @@ class Focal(GoldLoss):
 
 class SampleDependentFocal(GoldLoss):
     """Focal loss with γ = 5 where p < 0.2 and γ = 3 elsewhere (FLSD-53, Mukhoti et al. 2020,
-    arXiv 2002.09437, sec. 5), so that what is least probable keeps the steepest loss."""
+    arXiv 2002.09437, sec. 5), so that the least probable answers keep the steepest loss."""
 
     kind: Literal["flsd"]
 
@@ -72,7 +72,7 @@ class SampleDependentFocal(GoldLoss):
 
 
 def wrong(logprobs: "Tensor") -> "Tensor":
-    """Return 1 − p, above 0, so that a power of it has a finite slope where p rounds to 1."""
+    """Return 1 − p, kept above 0 so that its powers have a finite slope where p rounds to 1."""
     import torch
 
     return -logprobs.expm1().clamp_max(-torch.finfo(logprobs.dtype).eps)

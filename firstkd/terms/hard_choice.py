@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class HardChoice(SignalTerm):
     """−log softmax(scores)[arg max of the signal] per question with choices; counts questions.
 
-    The signal labels the questions, with or without a known answer; how sure it is goes unused, so
-    there is nothing to recalibrate. Of equally probable choices the first is the label.
+    The signal labels the questions, with or without a known answer; its confidence is unused, so
+    there is nothing to recalibrate. If choices are equally probable, the first is the label.
     """
 
     kind: Literal["hard_choice"]

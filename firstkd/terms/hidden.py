@@ -19,14 +19,14 @@ class Hidden(StatesTerm):
     """Mean distance at matched places, summed over all tokens; counts tokens.
 
     `cosine` is 1 − cos(W s, t), half of PKD's loss (Sun et al. 2019, eq. 7), and blind to the few
-    dimensions that are a thousand times as large as the others; `mse` the mean of (W s − t)² over
-    the dimensions (TinyBERT, Jiao et al. 2020, eq. 8). W is learned where widths differ.
+    dimensions that are a thousand times as large as the others; `mse` is the mean of (W s − t)²
+    over the dimensions (TinyBERT, Jiao et al. 2020, eq. 8). W is learned if widths differ.
     """
 
     kind: Literal["hidden"]
     distance: Literal["cosine", "mse"] = "cosine"
     projector: bool = True
-    """Whether widths may differ, with a matrix between them that is trained and thrown away."""
+    """Whether widths may differ; the matrix between them is trained, then thrown away."""
 
     def pairs(self, pairing: Pairing, key: str) -> Pairs:
         narrow, wide = pairing.widths

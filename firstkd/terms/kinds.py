@@ -79,4 +79,4 @@ Learn = Annotated[
     BeforeValidator(_kind_is_the_name),
     AfterValidator(_names_are_free),
 ]
-"""What a model learns from: its terms by their names."""
+"""What a model learns from: its terms by name."""

@@ -1,4 +1,4 @@
-"""Terms on right responses whose tokens may be another tokenizer's than the student's."""
+"""Terms on right responses whose tokens may come from a tokenizer other than the student's."""
 
 from typing import ClassVar
 

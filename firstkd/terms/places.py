@@ -34,7 +34,7 @@ def matched(
     """Return which layers, or places, of the student and of the other model are compared.
 
     A layer has the number of the place before it. Raises ConfigError, with `key` before the
-    setting's name, where there are no such.
+    setting's name, if there are none.
     """
     ours, theirs = pairing.layers
     shift = 1 if of == "layers" else 0
@@ -61,16 +61,16 @@ def matched(
 
 
 class StatesTerm(SignalTerm):
-    """Place i is what enters layer i, counted from 0, and the last place what leaves the final
+    """Place i is the input of layer i, counted from 0; the last place is the output of the final
     norm."""
 
     decides: ClassVar[str] = "state"
     same_tokens: ClassVar[bool] = True
 
     layers: LayerMap = "last"
-    """`last`: behind the final norm. `kept`: for a student that has lost layers, also where each
-    layer but the first begins, which the other model has, too. `uniform`: behind each layer, at
-    the same share of the depth. Or pairs of places, the student's and the other's."""
+    """`last`: after the final norm. `kept`: for a student that has lost layers, also the input of
+    each layer but the first, matched to the same layer's in the other model. `uniform`: after each
+    layer, at the same share of the depth. Or pairs of places, the student's and the other's."""
 
     def misfit(self, signal: Signal) -> str | None:
         if not signal.is_live and self.layers != "last":
@@ -84,7 +84,7 @@ class StatesTerm(SignalTerm):
         return matched(self.layers, pairing, key, "places")
 
     def compared(self, view: "View", target: "AnyTarget | None") -> "list[tuple[Tensor, Tensor]]":
-        """Return, at each pair of places, the student's states [T, H] and those to be matched."""
+        """Return, for each pair of places, the student's states [T, H] and those to match."""
         from firstkd.signals.target import States
 
         assert isinstance(target, States)

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 class Relation(StatesTerm):
-    """Mean difference of the relations between the questions of a micro-batch; counts questions.
+    """Mean difference in how a micro-batch's questions relate to each other; counts questions.
 
     A question's vector is the mean state of all its tokens. Relations are numbers, so widths may
-    differ. Each micro-batch is compared within itself, and a step takes the mean over them: the
-    loss depends on how a step is cut into micro-batches, but not on which process gets which.
-    A question alone has no relations, and counts 0 in every form.
+    differ. Questions are compared within each micro-batch, and a step averages over those: the loss
+    depends on how a step is cut into micro-batches, but not on which process gets which.
+    A question alone has no relations, so its loss is 0 in every form.
     """
 
     kind: Literal["relation"]
 
     form: Literal["similarity", "distance", "angle", "correlation"] = "distance"
     """`similarity`: squared difference of the scaled products (Tung and Mori 2019). `distance` and
-    `angle`: Huber loss of scaled distances and of cosines (RKD, Park et al. 2019); angles take
+    `angle`: Huber loss of scaled distances and of cosines (RKD, Park et al. 2019); angles need
     memory for the cube of the micro-batch's questions. `correlation`: squared difference of
     Gaussian kernels (Peng et al. 2019)."""
 

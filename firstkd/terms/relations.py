@@ -11,32 +11,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SAME = 1e-3
-"""A share of the mean distance: questions that are closer are the same, and the direction from one
-to the other is rounding."""
+"""Share of the mean distance: closer questions count as the same, since the direction from one to
+the other is only rounding."""
 GAMMA = 0.4
 """Width of the Gaussian kernel (Peng et al. 2019, sec. 4.1)."""
 
 
 def pooled(states_TH: Tensor, question_T: Tensor, questions: int) -> Tensor:
-    """Return the mean [B, H] over each question's tokens, in float32 at least."""
+    """Return the mean [B, H] over each question's tokens, in at least float32."""
     wide_TH = states_TH.to(torch.promote_types(states_TH.dtype, torch.float32))
     sums_BH = wide_TH.new_zeros(questions, wide_TH.shape[1]).index_add(0, question_T, wide_TH)
     return sums_BH / question_T.bincount(minlength=questions)[:, None]
 
 
 def similarity(vectors_BH: Tensor) -> Tensor:
-    """Products [B, B], each row scaled to length 1 (Tung and Mori 2019, eq. 1 and 2)."""
+    """Return products [B, B], each row scaled to length 1 (Tung and Mori 2019, eq. 1 and 2)."""
     return F.normalize(vectors_BH @ vectors_BH.T, dim=-1)
 
 
 def distance(vectors_BH: Tensor) -> Tensor:
-    """Distances [B, B] over their mean (Park et al. 2019, eq. 5 and 6); of duplicates 0."""
+    """Return distances [B, B] over their mean (Park et al. 2019, eq. 5 and 6); 0 for duplicates."""
     distance_BB = _distances(vectors_BH)
     return distance_BB / _mean_distance(distance_BB)
 
 
 def angle(vectors_BH: Tensor) -> Tensor:
-    """Cosines [B, B, B] of the angle at j between i and k (Park et al. 2019, eq. 9).
+    """Return cosines [B, B, B] of the angle at j between i and k (Park et al. 2019, eq. 9).
 
     0 where two of the three are duplicates.
     """
@@ -48,14 +48,14 @@ def angle(vectors_BH: Tensor) -> Tensor:
 
 
 def correlation(vectors_BH: Tensor) -> Tensor:
-    """Gaussian kernel [B, B] of the vectors at length 1, exp(−γ‖f_i − f_j‖²) (Peng et al. 2019,
-    eq. 7), without the paper's Taylor series."""
+    """Return the Gaussian kernel [B, B] of the vectors at length 1, exp(−γ‖f_i − f_j‖²) (Peng et
+    al. 2019, eq. 7), without the paper's Taylor series."""
     unit_BH = F.normalize(vectors_BH, dim=-1)
     return (2 * GAMMA * (unit_BH @ unit_BH.T - 1)).exp()
 
 
 def _distances(vectors_BH: Tensor) -> Tensor:
-    # not by ‖a‖² + ‖b‖² − 2ab, whose rounding keeps duplicates apart
+    # not as ‖a‖² + ‖b‖² − 2ab, whose rounding keeps duplicates apart
     exact = "donot_use_mm_for_euclid_dist"
     return torch.cdist(vectors_BH, vectors_BH, compute_mode=exact)
 
@@ -70,17 +70,17 @@ def square(difference: Tensor) -> Tensor:
 
 
 def huber(difference: Tensor) -> Tensor:
-    """x²/2 up to 1, |x| − 1/2 beyond (Park et al. 2019, eq. 7)."""
+    """Return x²/2 up to 1, |x| − 1/2 beyond (Park et al. 2019, eq. 7)."""
     return F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none")
 
 
 class Form(NamedTuple):
     relations: Callable[[Tensor], Tensor]
-    """The relation of vectors [B, H]."""
+    """The relations between vectors [B, H]."""
     part: Callable[[Tensor], Tensor]
     """The loss, from the difference of two relations."""
     entries: Callable[[int], int]
-    """How many of B questions' relations can differ."""
+    """How many relations between B questions can differ."""
 
 
 FORMS = {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SparseKl(SoftTerm):
-    """Divergence at the tokens of right responses, from the top-k alone; counts tokens."""
+    """Divergence at the tokens of right responses, from the top-k only; counts tokens."""
 
     kind: Literal["sparse_kl"]
     decides: ClassVar[str] = "token"
@@ -27,7 +27,7 @@ class SparseKl(SoftTerm):
     tail: TailPolicy = "ghost"
     divergence: AnyDivergence = FORWARD
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of each response's tokens that count, at least one: those of which the student is least
+    """Share of each response's tokens that count, at least one: those where the student is least
     sure, by its entropy over the vocabulary (SE-KD, arXiv 2602.01395)."""
 
     @property

@@ -1,4 +1,4 @@
-"""The term `uld`: how probability is spread over the next token, whichever tokens these are."""
+"""The term `uld`: how probability is spread over the next token, whatever tokens these are."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 class Uld(OtherTokensTerm, SoftTerm):
     """Universal logit distillation (Boizard et al. 2024, arXiv 2402.12030).
 
-    Σ_i |p_(i) − q_(i)| of the i-th most probable tokens, at the t-th token of a right response that
-    each model has; tokens that the other has no t-th for add nothing. Here i goes up to the k that
-    are known of the signal, and all others are one more. Counts the student's tokens.
+    Σ_i |p_(i) − q_(i)| over the i-th most probable tokens, at the t-th token of a right response in
+    both models' tokens; tokens without a counterpart add nothing. Here i goes up to the k that the
+    signal knows, and all others form one more. Counts the student's tokens.
 
-    Which tokens they are plays no part: it is the simple rival of `alm`.
+    Which tokens they are plays no part: this is the simple rival of `alm`.
     """
 
     kind: Literal["uld"]

@@ -1,11 +1,11 @@
-"""Training that can be interrupted: weights, optimizer and curve as of a step, in safetensors.
+"""Checkpoints to resume training from: weights, optimizer and curve after a step, in safetensors.
 
-A checkpoint is a folder `step-N`. Each process writes the pieces of float32 weights and of Adam's
-moments that it owns, each under its name and where it begins in the flattened weight. So any
-number of processes, under any ZeRO stage, can put them together again. What else a step depends
-on, the learning rate, the batches and the random numbers, follows from its number.
+A checkpoint is a folder `step-N`. Each process writes the pieces of the float32 weights and of
+Adam's moments that it owns, keyed by name and by offset in the flattened weight. So any number of
+processes, under any ZeRO stage, can reassemble them. Everything else that a step depends on (the
+learning rate, the batches and the random numbers) follows from its number.
 
-Beyond one host, the folder has to lie on a file system that all hosts share.
+With several hosts, the folder must be on a file system that all of them share.
 """
 
 import logging
@@ -30,39 +30,39 @@ from firstkd.train.player import Player, Players
 log = logging.getLogger(__name__)
 
 KEPT = 2
-"""Checkpoints: the newest may turn out to be damaged."""
+"""Checkpoints to keep; the newest may turn out to be damaged."""
 SUMS = "sha256.json"
 STATE = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's, by the names that torch gives them."""
+"""Adam's moments, as torch names them."""
 
 
 class Piece(NamedTuple):
-    """What one process owns of one parameter, all flat and of one length."""
+    """The part of a parameter that one process owns, as flat tensors of equal length."""
 
     name: str
     start: int
-    """In the flattened parameter."""
+    """Offset in the flattened parameter."""
     tensors: dict[str, Tensor]
-    """The float32 `weight` and the moments: the optimizer's own memory."""
+    """The float32 `weight` and the moments, as views of the optimizer's own memory."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is whole."""
+    """A complete checkpoint."""
 
     folder: Path
     step: int
-    """Optimizer steps that are done."""
+    """Optimizer steps made so far."""
     adam_step: float
-    """What Adam counts for its bias correction."""
+    """Adam's own step count, for its bias correction."""
     points: list[dict[str, float]]
-    """The curve of these steps."""
+    """The curve up to this step."""
     adapted: dict[str, Any]
-    """What has adapted to calibration questions, by its name."""
+    """The state of whatever adapts to calibration questions, by name."""
 
     def load_weights(self, player: Player | Players) -> None:
-        """Set the weights that were trained, and what adapts, before there is an engine."""
+        """Restore the trained weights and whatever adapts, before the engine is made."""
         for name, found in player.adaptive.items():
             found.adaptive.restore(self.adapted[name])
         read = _Reader(self.folder)
@@ -72,7 +72,7 @@ class Checkpoint:
                     parameter.data.copy_(read.whole(name, "weight").view_as(parameter))
 
     def load_optimizer(self, engine: Any) -> None:
-        """Set the float32 weights and Adam's state of an engine that has made no step yet."""
+        """Restore the float32 weights and Adam's state in an engine that has not stepped yet."""
         for weights in _flat_weights(engine):
             state = adam_of(engine).state[weights]
             state["step"] = torch.tensor(self.adam_step, device=weights.device)
@@ -86,15 +86,15 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one training, in a separate folder."""
+    """The checkpoints of one training run, in a separate folder."""
 
     folder: Path
     ranks: Ranks
 
     def save(self, engine: Any, step: int, points: list[dict[str, float]]) -> None:
-        """Write the state after `step` steps, whole or not at all, and drop older ones.
+        """Write the state after `step` steps, completely or not at all, and delete old ones.
 
-        All processes must call. Raises ArtifactError when the disk refuses.
+        All processes must call it. Raises ArtifactError if the disk refuses.
         """
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
@@ -120,7 +120,7 @@ class Checkpoints:
         """Write what this process owns; return the hash of every process's file."""
         file = folder / f"rank-{self.ranks.rank}.safetensors"
         sums = {}
-        # without sharding all own everything, and one copy is enough
+        # without sharding every process owns everything, and one copy is enough
         if self.ranks.is_first or engine.zero_optimization_stage() > 0:
             tensors = {
                 f"{name}|{kind}|{start}": tensor.detach()
@@ -132,9 +132,9 @@ class Checkpoints:
         return {name: sum for found in self.ranks.gather(sums) for name, sum in found.items()}
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole; a damaged one is named and removed.
+        """Return the newest complete checkpoint; log and delete any newer, damaged one.
 
-        All processes must call.
+        All processes must call it.
         """
         return self.ranks.from_first(self._newest)
 
@@ -148,7 +148,7 @@ class Checkpoints:
 
 
 def _checked(folder: Path) -> Checkpoint | None:
-    """Return the checkpoint in a folder, None where a file is not as it was written."""
+    """Return a folder's checkpoint; if a file is not as written, delete it and return None."""
     try:
         for name, digest in read_json(folder / SUMS).items():
             if not (folder / name).exists() or sha256_of(folder / name) != digest:
@@ -161,13 +161,13 @@ def _checked(folder: Path) -> Checkpoint | None:
 
 
 class _Reader:
-    """Puts whole tensors together from the pieces in a checkpoint's files."""
+    """Reassembles whole tensors from the pieces in a checkpoint's files."""
 
     def __init__(self, folder: Path) -> None:
         self._pieces: defaultdict[tuple[str, str], list[tuple[int, Any, str]]] = defaultdict(list)
         for path in folder.glob("*.safetensors"):
             file = safe_open(path, "pt")
-            for key in file.keys():  # noqa: SIM118 (no mapping)
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
                 name, kind, start = key.split("|")
                 self._pieces[name, kind].append((int(start), file, key))
 
@@ -178,7 +178,7 @@ class _Reader:
 
 
 def _flat_weights(engine: Any) -> list[Tensor]:
-    """Return the float32 weights as the optimizer knows them, by which it keeps its state."""
+    """Return the float32 weights in the form that keys the optimizer's state."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if optimizer is adam_of(engine):
         return [weights for group in optimizer.param_groups for weights in group["params"]]
@@ -190,7 +190,7 @@ def _flat_weights(engine: Any) -> list[Tensor]:
 
 
 def _pieces(engine: Any) -> Iterator[Piece]:
-    """Yield what this process owns of each trained parameter; the tensors can be written to."""
+    """Yield this process's piece of each trained parameter; its tensors are writable."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     state = adam_of(engine).state
     names = {parameter: name for name, parameter in engine.module.named_parameters()}

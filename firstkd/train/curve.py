@@ -1,4 +1,4 @@
-"""The curve of a training: what each step has shown, and how it is watched while it grows."""
+"""The training curve: what each step showed, and how to watch it grow."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from firstkd.terms.base import Sum
 from firstkd.train.distributed import Ranks
 
 SPEEDS = {"step_tokens", "tokens_per_second"}
-"""Columns of the live curve only: another run has others."""
+"""Columns of the live curve only, since they differ from run to run."""
 
 
 class Part(NamedTuple):
-    """What a micro-batch adds to one number of the step."""
+    """A micro-batch's contribution to one of the step's numbers."""
 
     total: float
     units: int
@@ -56,7 +56,7 @@ def per_unit(parts: Iterable[Mapping[str, Part]]) -> dict[str, float]:
 def check_finite(
     loss: float, norm: float, step: int, learning_rate: float, ids: Sequence[str]
 ) -> None:
-    """Raise TrainingDivergedError, with the step's examples, unless a step's numbers are finite."""
+    """Raise TrainingDivergedError, naming the step's examples, if loss or norm is not finite."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
     raise TrainingDivergedError(
@@ -69,7 +69,7 @@ def check_finite(
 def shown_live(
     path: Path, so_far: Sequence[dict[str, float]], steps: int, ranks: Ranks
 ) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Yield what shows a point of the curve, in a file and in a bar; the first process does."""
+    """Yield a function that shows a point in a file and a progress bar, on the first process."""
     if not ranks.is_first:
         yield lambda point: None
         return

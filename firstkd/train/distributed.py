@@ -1,6 +1,6 @@
-"""Which of how many processes this is, as torchrun says, and what they tell each other.
+"""This process's rank, as torchrun sets it, and the exchange of values between processes.
 
-torch is imported only where it is used: stages without it import this, too.
+torch is imported only where it is used, since stages without torch import this module too.
 """
 
 import os
@@ -21,11 +21,11 @@ class Ranks:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has reached this point."""
         self.gather(None)
 
     def gather(self, value: T) -> list[T]:
-        """Return what each process gives, in the order of their ranks; all of them must call."""
+        """Return every process's value, in rank order; all processes must call it."""
         if self.world_size == 1:
             return [value]
         import torch
@@ -35,21 +35,21 @@ class Ranks:
         return gathered  # type: ignore[return-value]
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """Return what the first process makes, on every process; all of them must call."""
+        """Return on every process what the first one makes; all processes must call it."""
         made: list[Any] = self.gather(make() if self.is_first else None)
         value: T = made[0]
         return value
 
 
 def present_ranks() -> Ranks:
-    """Return which process this is; without torchrun it is the only one."""
+    """Return this process's rank; without torchrun it is the only process."""
     return Ranks(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def join_ranks() -> Ranks:
     """Join the processes that torchrun started; without it, make a group of one.
 
-    DeepSpeed wants a process group, even of one.
+    DeepSpeed needs a process group, even for one process.
     """
     import torch
     from torch._C._distributed_c10d import HashStore
@@ -58,7 +58,7 @@ def join_ranks() -> Ranks:
         os.environ.setdefault(name, value)
     ranks = present_ranks()
     if not torch.distributed.is_initialized():
-        # gloo beside NCCL: what is not on a GPU is exchanged, too
+        # gloo beside NCCL, to exchange what is not on a GPU
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if ranks.world_size == 1:
             torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)

@@ -1,7 +1,7 @@
 """DeepSpeed in training: its configuration, its engine, the weights it shards.
 
-With ZeRO 3 every process holds a part of each weight, from loading on, which a module gathers while
-it runs; that is why the head is a separate module (firstkd/models/scoring.py).
+With ZeRO 3 every process holds only a part of each weight, from loading on. A module gathers its
+weights while it runs, which is why the head is a separate module (firstkd/models/scoring.py).
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +22,7 @@ from firstkd.train.settings import MachineSettings, TrainingSettings
 from firstkd.zero import WHOLE_BELOW, deepspeed
 
 BUCKET_ELEMENTS = 2**25
-"""Gradients at a time. The default of 5·10⁸ allocates gigabytes in every step: a second."""
+"""Elements per bucket. The default, 5·10⁸, allocates gigabytes and costs a second per step."""
 
 
 def deepspeed_config(
@@ -30,12 +30,12 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """Return DeepSpeed's own configuration.
 
-    Gradients of a step's micro-batches are summed in float32, over time and over processes. With
-    bfloat16 weights DeepSpeed 0.19 does so only from ZeRO stage 2 on: stage 0 refuses another type
-    than the weights' and rounds each partial sum to it; so does stage 1, or it becomes another
-    optimizer. So stage 2 takes the place of 0 and 1 if a step has several micro-batches; but one
-    process without ZeRO has PyTorch sum in float32 (`make_engine`). A single micro-batch leaves
-    nothing to sum: its bfloat16 gradient goes to the float32 optimizer as it is.
+    The gradients of a step's micro-batches are summed in float32, over time and over processes.
+    With bfloat16 weights DeepSpeed 0.19 does so only from ZeRO stage 2 on: stage 0 accepts no other
+    type than the weights' and rounds each partial sum to it; stage 1 does the same, or switches to
+    another optimizer. So stage 2 replaces 0 and 1 if a step has several micro-batches, except that
+    a single process without ZeRO lets PyTorch sum in float32 (`make_engine`). A single micro-batch
+    leaves nothing to sum: its bfloat16 gradient goes to the float32 optimizer as it is.
 
     With float32 weights nothing is rounded, and stage 0 needs no copy of them.
     """
@@ -74,10 +74,10 @@ def deepspeed_config(
 def load_to_train(
     folder: Path, settings: TrainingSettings, machine: MachineSettings, ranks: Ranks
 ) -> PreTrainedModel:
-    """Load a model onto the device at hand, as `load_model` does; with ZeRO 3 only a part of it.
+    """Load a model onto the available device, as `load_model` does; with ZeRO 3 only part of it.
 
-    Then a weight is whole on the device only while the processes share it out: the first one reads
-    it and sends it to the others.
+    In that case a weight is whole on the device only while it is being distributed: the first
+    process reads it and sends it to the others.
     """
     if machine.zero_stage < 3:
         return load_model(folder, settings.precision)
@@ -89,9 +89,9 @@ def load_to_train(
 
 
 def whole_weight(parameter: Tensor) -> AbstractContextManager[None]:
-    """Have a weight whole in the body, on every process, even if ZeRO 3 has shared it out.
+    """Give every process the whole weight inside the context, even if ZeRO 3 has sharded it.
 
-    What the first process writes to it is what all keep.
+    All processes keep what the first one writes to it.
     """
     gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(
         [parameter], modifier_rank=0
@@ -100,9 +100,9 @@ def whole_weight(parameter: Tensor) -> AbstractContextManager[None]:
 
 
 def whole_weights(engine: Any) -> AbstractContextManager[Any]:
-    """Have all weights whole in the body, on every process, to run the model without gradient.
+    """Give every process the whole weights inside the context, to run the model without gradient.
 
-    All processes must call; with ZeRO 3 the model has to fit on each.
+    All processes must call it; with ZeRO 3 the model must fit on each.
     """
     if engine.zero_optimization_stage() < 3:
         return nullcontext()
@@ -120,8 +120,8 @@ def make_engine(
     if machine.gradient_checkpointing:
         player.recompute_layers()
     trained = [p for p in player.parameters() if p.requires_grad]
-    # fused: one pass over the weights, 5 × faster on CPU than the default. The rate is set for each
-    # step; DeepSpeed may make one of its own to allocate the states, which must change nothing.
+    # fused: one pass over the weights, 5 × faster on CPU than the default. Each step sets its rate;
+    # DeepSpeed may make an extra step to allocate the states, which must change nothing.
     optimizer = torch.optim.AdamW(
         groups_of(player, settings.weight_decay),
         lr=0.0,
@@ -135,7 +135,7 @@ def make_engine(
     if engine.optimizer is optimizer:
         _tell_norm(engine, trained)
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
-        engine.enable_backward_allreduce = False  # nobody to exchange with: 5 % of the step
+        engine.enable_backward_allreduce = False  # nobody to exchange with; saves 5 % of the step
         if settings.micro_batches_per_step > 1:
             for parameter in trained:
                 parameter.grad_dtype = torch.float32
@@ -143,7 +143,7 @@ def make_engine(
 
 
 def _tell_norm(engine: Any, trained: list[Any]) -> None:
-    """Leave the gradients' norm where the engine looks for it, which its own clipping forgets."""
+    """Store the gradient norm where the engine looks for it, which its own clipping fails to do."""
 
     def clip() -> None:
         engine.optimizer._global_grad_norm = clip_grad_norm_(trained, engine.gradient_clipping())
@@ -152,13 +152,13 @@ def _tell_norm(engine: Any, trained: list[Any]) -> None:
 
 
 def adam_of(engine: Any) -> torch.optim.Optimizer:
-    """Return torch's optimizer; DeepSpeed wraps it wherever the weights it steps are a copy."""
+    """Return torch's optimizer, which DeepSpeed wraps if it updates a copy of the weights."""
     optimizer: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     return optimizer
 
 
 def end_engine(engine: Any, ranks: Ranks) -> None:
-    """Give the model its weights back, whole; with ZeRO 3 only in the first process, on the CPU."""
+    """Give the model its whole weights back; with ZeRO 3 only in the first process, on the CPU."""
     whole = {}
     if engine.zero_optimization_stage() == 3:
         for parameter in engine.module.parameters():

@@ -1,4 +1,4 @@
-"""Which weights decay, and at which learning rate each is trained."""
+"""Parameter groups: which weights decay, and at which learning rate each is trained."""
 
 from collections import defaultdict
 from typing import Any
@@ -9,22 +9,22 @@ from firstkd.models.mup import rates_of
 from firstkd.models.scoring import ResponseScorer
 
 RATE = "rate"
-"""Key of a group's multiplier of the schedule's learning rate."""
+"""Key of a group's factor on the schedule's learning rate."""
 
 
 def groups_of(player: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return what the optimizer is given: matrices, which decay, and vectors, which do not.
+    """Return the optimizer's groups: matrices, which decay, and vectors, which do not.
 
-    Weights learn to be small; norms and biases (vectors) have no reason to. What has another rate
-    (µP) is another group, and decays as much in a step as the others do: AdamW multiplies the decay
-    by the rate.
+    Decay keeps weights small; norms and biases (vectors) have no reason to be. Weights with another
+    rate (µP) form another group, but decay as much per step as the others: AdamW multiplies the
+    decay by the rate, so the decay is divided by it here.
     """
     rates: dict[nn.Parameter, float] = {}
     for module in player.modules():
         if isinstance(module, ResponseScorer):
             rates |= rates_of(module.backbone)
     groups: defaultdict[tuple[float, bool], list[Tensor]] = defaultdict(list)
-    groups[1.0, True], groups[1.0, False] = [], []  # in this order, also where one is empty
+    groups[1.0, True], groups[1.0, False] = [], []  # in this order, even if one is empty
     for weight in player.parameters():
         if weight.requires_grad:
             groups[rates.get(weight, 1.0), _dimensions(weight) >= 2].append(weight)
@@ -40,5 +40,5 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
 
 
 def _dimensions(parameter: Tensor) -> int:
-    """Dimensions of the whole weight: ZeRO 3 leaves a flat and empty one."""
+    """Return the whole weight's number of dimensions; ZeRO 3 leaves a flat, empty one."""
     return len(getattr(parameter, "ds_shape", parameter.shape))

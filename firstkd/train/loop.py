@@ -1,9 +1,9 @@
 """One training loop for teacher and student, under DeepSpeed ZeRO, in one process or many.
 
 The loop counts optimizer steps. Each takes `micro_batches_per_step` micro-batches from a plan that
-the seed fixes in advance, and shares them out among the processes: their number decides who
+the seed fixes in advance, and divides them among the processes: how many there are decides who
 computes what, not what is learned. The learning rate and the random numbers follow from the step,
-so that a checkpoint after it is all that going on needs.
+so a checkpoint is all that resuming needs.
 """
 
 import logging
@@ -50,7 +50,7 @@ REMEDY = (
     "lower micro_batch_size or micro_batch_tokens and raise micro_batches_per_step, or set "
     "gradient_checkpointing, a higher zero_stage or cpu_offload under machine"
 )
-"""Against running out of memory."""
+"""What to do when memory runs out."""
 
 
 def train(
@@ -65,17 +65,17 @@ def train(
     rounds: "Rounds | None" = None,
 ) -> list[dict[str, float]]:
     """Train the player's model, or the players' models, in place and return the curve: step, loss,
-    learning rate, gradient norm, the loss of each term by its name, and the terms' measures.
+    learning rate, gradient norm, each term's loss by name, and the terms' measures.
 
-    `plan` is every micro-batch in order, as indices of questions (`training_plan`). With ZeRO 3
-    only the first process has the whole weights in the end. `own_text` is what the student writes
-    itself, if it learns on that, and `rounds` asks the calibration questions, if anything adapts to
-    them.
+    `plan` lists every micro-batch in order, as indices of questions (`training_plan`). With ZeRO 3
+    only the first process has the whole weights afterwards. `own_text` writes the student's own
+    responses, if it learns on them, and `rounds` asks the calibration questions, if anything adapts
+    to them.
 
-    With a folder for `checkpoints`, training resumes from the newest one there, and saves one every
-    `checkpoint_steps`; at SIGTERM it finishes the step, saves and exits.
+    With a folder for `checkpoints`, training resumes from the newest one there and saves one every
+    `checkpoint_steps` steps; at SIGTERM it finishes the step, saves and exits.
 
-    The curve with speeds is appended to `live_curve` as it grows, one JSON object per line.
+    The curve, with speeds, is written to `live_curve` as it grows, one JSON object per line.
     Raises TrainingDivergedError at the first step whose loss or gradient is not finite, and
     OutOfMemoryError.
     """
@@ -106,7 +106,7 @@ def _begin(
     ranks: Ranks,
     saver: Checkpoints | None,
 ) -> tuple[Any, int, list[dict[str, float]]]:
-    """Return an engine, how many steps it has made, and their curve: the newest checkpoint's."""
+    """Return an engine, the steps it has made and their curve, as in the newest checkpoint."""
     saved = saver.newest() if saver else None
     if saved:
         saved.load_weights(player)
@@ -126,7 +126,7 @@ def _save(
     steps: int,
     stop: bool,
 ) -> None:
-    """Save a checkpoint where one is due; to `stop`, save one in any case and exit."""
+    """Save a checkpoint if one is due; to `stop`, save one in any case and exit."""
     done = len(curve)
     if stop or done % interval == 0:
         saver.save(engine, done, curve)
@@ -137,7 +137,7 @@ def _save(
 
 @dataclass(frozen=True)
 class _Training:
-    """What every step of a training works with."""
+    """What every training step works with."""
 
     engine: Any
     player: Player | Players
@@ -151,7 +151,7 @@ class _Training:
     rounds: "Rounds | None"
 
     def point(self, step: int) -> dict[str, float]:
-        """Make an optimizer step and return its point of the curve, with speeds."""
+        """Make an optimizer step and return its point on the curve, with speeds."""
         started = time.monotonic()
         if self.rounds:
             self.rounds.before(self.engine, step, self.steps, self.ranks)
@@ -185,23 +185,23 @@ class _Training:
     ) -> list[MicroBatchResult]:
         """Make one optimizer step on the micro-batches `indices`, the plan's from `first` on.
 
-        Each term's sum is divided by its count over the whole step, so that the step is one of all
-        micro-batches together, however they are cut. Returns what every process's have shown.
+        Each term's sum is divided by its count over the whole step, so the step treats its
+        micro-batches as one batch, however they are split. Returns the results of all processes.
         """
         turns = range(self.ranks.rank, len(indices), self.ranks.world_size)
-        # all are written before any changes the gradient, since a step counts what it divides by
+        # write all texts first, since each gradient is divided by counts over the whole step
         with self._writing(indices, first):
             asked = {turn: self._asked(indices[turn], first + turn) for turn in turns}
         counts = self._counts(asked.values())
         mine = []
         for turn, questions in asked.items():
-            # the random numbers (dropout) belong to the micro-batch, whoever computes it and when
+            # random numbers (dropout) depend on the micro-batch, not on who computes it or when
             torch.manual_seed(_seed_of(self.seed, first + turn))
             mine.append(self._micro_batch(questions, counts, progress, len(indices)))
         return [result for turn in zip(*self.ranks.gather(mine), strict=True) for result in turn]
 
     def _writing(self, indices: Sequence[Sequence[int]], first: int) -> AbstractContextManager[Any]:
-        """Have the weights whole where any process writes in a step."""
+        """Return a context with the whole weights if any process writes text in this step."""
         numbered = enumerate(indices, start=first)
         if self.own_text is None or not any(
             self.own_text.asked({i: self.questions[i] for i in index}, number)
@@ -211,12 +211,12 @@ class _Training:
         return whole_weights(self.engine)
 
     def _asked(self, index: Sequence[int], number: int) -> Mapping[int, Question]:
-        """Return the questions of a micro-batch, by their numbers."""
+        """Return the questions of a micro-batch, by index."""
         asked = {i: self.questions[i] for i in index}
         return asked if self.own_text is None else self.own_text.in_batch(asked, number)
 
     def _counts(self, asked: Collection[Mapping[int, Question]]) -> dict[str, int]:
-        """Return how many units each term counts in the micro-batches of all processes."""
+        """Return each term's count of units over the micro-batches of all processes."""
         terms = self.player.learn.items()
         mine = {n: sum(t.count(q) for part in asked for q in part.values()) for n, t in terms}
         found = self.ranks.gather(mine)
@@ -225,9 +225,9 @@ class _Training:
     def _micro_batch(
         self, questions: Mapping[int, Question], counts: Mapping[str, int], progress: float, of: int
     ) -> MicroBatchResult:
-        """Add the gradient of one of the `of` micro-batches of a step; the last one makes the step.
+        """Add the gradient of one of a step's `of` micro-batches; the last one makes the step.
 
-        `counts` are the terms' over the whole step.
+        `counts` are each term's units over the whole step.
         """
         length = max(map(packed_length, questions.values()))
         with memory_explained(f"with a micro-batch of {len(questions)} × {length} tokens", REMEDY):

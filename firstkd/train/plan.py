@@ -1,4 +1,4 @@
-"""Which examples are in which micro-batch, and how many steps that makes."""
+"""The training plan: which examples form which micro-batch, and how many steps that makes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,12 @@ def training_plan(
     sources: Sequence[str] = (),
     order: int = 0,
 ) -> list[list[int]]:
-    """Every micro-batch of all epochs, as indices; `train` drops a last incomplete step.
+    """Return every micro-batch of all epochs, as indices; `train` drops a last incomplete step.
 
-    Each number of `order` shuffles otherwise.
+    Each value of `order` shuffles differently.
 
-    `sources` are the questions' data sets, by which `schedule.data` chooses those of the decay.
-    Raises ConfigError if none of them is chosen.
+    `sources` are the questions' data sets, by which `schedule.data` chooses those for the decay.
+    Raises ConfigError if it chooses none of them.
     """
     lengths = [*map(packed_length, questions)]
     plan = [*micro_batches(lengths, settings, seed, order)]
@@ -47,7 +47,7 @@ def training_plan(
 def micro_batches(
     lengths: Sequence[int], settings: TrainingSettings, seed: int, order: int = 0
 ) -> Iterator[list[int]]:
-    """Yield the training plan of questions of these packed lengths."""
+    """Yield the training plan for questions of these packed lengths."""
     generator = np.random.default_rng([seed, order] if order else seed)
     for _ in range(settings.epochs):
         yield from _epoch(lengths, settings, generator)
@@ -61,7 +61,7 @@ def _epoch(
 
 
 def number_of_steps(micro_batches: int, settings: TrainingSettings, processes: int) -> int:
-    """Raise ConfigError if the micro-batches make no step, or cannot be shared out evenly."""
+    """Return the number of steps; raise ConfigError if it is 0 or micro-batches split unevenly."""
     per_step = settings.micro_batches_per_step
     if per_step % processes:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Who learns in a training: a model with its terms, or several that learn from one another."""
+"""Who learns in a training run: a model with its terms, or several that learn from one another."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,17 +23,17 @@ Curve = list[dict[str, float]]
 
 
 class Adapting(NamedTuple):
-    """What adapts in rounds, and to which model's answers."""
+    """What adapts in rounds, and the model whose answers it adapts to."""
 
     adaptive: Adaptive
     scorer: ResponseScorer
 
 
 class Player(nn.Module):
-    """One forward pass of the model serves all of its terms.
+    """A model and its terms, which all share one forward pass.
 
-    A module, so that an engine that shards weights sees everything that is trained: the model's
-    own parameters, and those that terms have beside it (`beside`), which end with the training.
+    It is a module so that an engine that shards weights sees everything that is trained: the
+    model's own parameters, and those of its terms (`beside`), which are discarded after training.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Player(nn.Module):
         places: Sequence[Place] = (),
         bandit: "Exp3 | None" = None,
     ) -> None:
-        """`sources` holds what each term that learns from a signal is to match, by its name.
+        """`sources` maps each term that learns from a signal to what it must match.
 
-        `places` are those at which terms look at the model's hidden states, and `bandit` draws
-        terms, if some take turns.
+        `places` are where terms look at the model's hidden states, and `bandit` draws the terms
+        that take turns, if any do.
         """
         super().__init__()
         self.scorer = ResponseScorer(model)
@@ -57,16 +57,16 @@ class Player(nn.Module):
         self.places = list(places)
         self.bandit = bandit
         self._beside = dict(beside or {})
-        # under numbers, since not every name of a term can be an attribute
+        # by number, since not every term's name can be an attribute
         self.beside = nn.ModuleList(self._beside.values())
 
     def targets(self, batch: Batch) -> dict[str, AnyTarget]:
-        """Look up, or ask, what the terms are to match on a batch."""
+        """Look up or compute what the terms must match on a batch."""
         return {name: source.of(batch) for name, source in self.sources.items()}
 
     @property
     def adaptive(self) -> dict[str, Adapting]:
-        """What adapts to calibration questions, by the name that its state is saved under."""
+        """Whatever adapts to calibration questions, by the name its state is saved under."""
         found: dict[str, Adaptive] = {
             f"learn.{name}": module
             for name, modules in self._beside.items()
@@ -78,27 +78,27 @@ class Player(nn.Module):
         return {name: Adapting(adaptive, self.scorer) for name, adaptive in found.items()}
 
     def weights(self, progress: float) -> dict[str, float]:
-        """Return how much each term counts at this share of the training's steps."""
+        """Return each term's weight at this share of the training steps."""
         weights = {name: term.weight_at(progress) for name, term in self.learn.items()}
         return self.bandit.weighed(weights) if self.bandit else weights
 
     @property
     def shown(self) -> dict[str, float]:
-        """What the curve shows beside the terms."""
+        """What the curve shows besides the terms."""
         return self.bandit.shown if self.bandit else {}
 
     def curve_of(self, name: str, curve: Curve) -> Curve:
-        """Return a model's part of the curve: of one model, the whole."""
+        """Return a model's part of the curve: all of it, since there is only one model."""
         return curve
 
     def scorer_of(self, name: str) -> ResponseScorer:
-        """Return a model by its name: there is one."""
+        """Return a model by name: there is only one."""
         return self.scorer
 
     def recompute_layers(self) -> None:
-        """Have layers computed again for the backward pass, instead of kept in memory.
+        """Recompute layers in the backward pass instead of keeping them in memory.
 
-        Raises ConfigError where what is within the layers is to be matched.
+        Raises ConfigError if a term matches anything within the layers.
         """
         if any(place != self.scorer.depth for place in self.places):
             raise ConfigError(
@@ -106,8 +106,8 @@ class Player(nn.Module):
                 "be matched, and get no gradient while layers are computed again; set it to false, "
                 "or match the last hidden states alone (layers: last)"
             )
-        # The reentrant kind runs the modules' hooks again, by which ZeRO 3 gathers weights. It
-        # passes gradients on only where its input wants them.
+        # The reentrant kind runs the modules' hooks again, which ZeRO 3 needs to gather weights.
+        # It passes gradients on only if its input requires them.
         self.scorer.backbone.enable_input_require_grads()
         self.scorer.backbone.gradient_checkpointing_enable({"use_reentrant": True})
 
@@ -118,7 +118,7 @@ class Player(nn.Module):
         progress: float = 0.0,
         passed: Pass | None = None,
     ) -> dict[str, Sum]:
-        """Return each term's sum; `passed` is what the layers make of the batch, if known."""
+        """Return each term's sum; `passed` is the layers' output for the batch, if known."""
         asked = {
             name: asked
             for name, term in self.learn.items()
@@ -131,11 +131,11 @@ class Player(nn.Module):
 
 
 class Players(nn.Module):
-    """Models that learn in one training, each also from what others show of the same batch.
+    """Models that train together, each also learning from the others' pass over the same batch.
 
     Deep mutual learning (Zhang et al. 2018, arXiv 1706.00384, sec. 3), all models in one step as in
-    codistillation (Anil et al. 2018, arXiv 1804.03235): each makes one pass, by which it learns and
-    from which, without gradient, the others learn. Terms are named MODEL.TERM.
+    codistillation (Anil et al. 2018, arXiv 1804.03235): each makes one pass, which trains it and,
+    without gradient, teaches the others. Terms are named MODEL.TERM.
     """
 
     def __init__(
@@ -144,11 +144,11 @@ class Players(nn.Module):
         peers: Mapping[str, Peer],
         between: Mapping[str, Mapping[str, Source]],
     ) -> None:
-        """`peers` is each model as the others see it, and `between` holds, by model and term, what
-        is to be matched of another."""
+        """`peers` is each model as the others see it, and `between` maps model and term to what
+        it must match of another model."""
         super().__init__()
         self._players = dict(players)
-        # a list, since not every name of a model can be an attribute
+        # a list, since not every model's name can be an attribute
         self.players = nn.ModuleList(players.values())
         self._peers = dict(peers)
         self._between = dict(between)
@@ -159,7 +159,7 @@ class Players(nn.Module):
         }
 
     def targets(self, batch: Batch) -> dict[str, AnyTarget]:
-        """Look up, or ask, what the terms are to match of models that do not learn here."""
+        """Look up or compute what the terms must match of models that do not learn here."""
         return {
             f"{name}.{term}": target
             for name, player in self._players.items()
@@ -204,7 +204,7 @@ class Players(nn.Module):
         return sums
 
     def curve_of(self, name: str, curve: Curve) -> Curve:
-        """Return one model's part of the curve: its own terms, and the loss that they make."""
+        """Return one model's part of the curve: its own terms, and the loss they add up to."""
         parts = []
         for number, point in enumerate(curve):
             part = {

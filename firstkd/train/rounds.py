@@ -1,8 +1,8 @@
-"""Rounds: what a student makes of the calibration questions while it trains.
+"""Rounds: how a student answers the calibration questions while it trains.
 
-A round is a pass without gradient over all of them, shared out among the processes. What adapts to
-it (`Adaptive`) keeps plain numbers, the same in every process, which are in each checkpoint. Rounds
-follow from the step, so that a training that resumes has none too many and none too few.
+A round is a pass without gradient over all of them, divided among the processes. Whatever adapts to
+it (`Adaptive`) keeps plain numbers, the same in every process, which each checkpoint contains.
+Rounds follow from the step, so a resumed run has neither too many nor too few.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from firstkd.train.engine import whole_weights
 @dataclass(frozen=True)
 class Rounds:
     questions: Sequence[Question]
-    """Calibration questions with choices, of which the right one is known."""
+    """Calibration questions with choices and a known right one."""
     batch_size: int
     batch_tokens: int
 
     def before(self, engine: Any, step: int, steps: int, ranks: Ranks) -> None:
-        """Have adapt what is due before a step, of `steps` in all. All processes must call.
+        """Adapt whatever is due before a step, of `steps` in all. All processes must call it.
 
         With ZeRO 3 every process holds the whole weights meanwhile.
         """
@@ -44,7 +44,7 @@ class Rounds:
 
     @torch.no_grad()
     def _scores(self, scorer: ResponseScorer, ranks: Ranks) -> Tensor:
-        """Scores [E, C] in float64, computed as in training but for dropout."""
+        """Return scores [E, C] in float64, computed as in training but without dropout."""
         device, mine = scorer.backbone.device, []
         batches = batches_by_length(self.questions, self.batch_size, self.batch_tokens)
         scorer.eval()
@@ -61,5 +61,5 @@ class Rounds:
 
 
 def is_due(step: int, steps: int, rounds: int) -> bool:
-    """Whether one of the evenly spaced rounds is before this step."""
+    """Whether one of the evenly spaced rounds comes just before this step."""
     return rounds * step // steps != rounds * (step - 1) // steps

@@ -1,4 +1,4 @@
-"""The learning rate: how it rises, and how it falls then."""
+"""The learning rate: how it rises, and how it then falls."""
 
 import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -16,9 +16,9 @@ class Cosine(Section):
 
     kind: Literal["cosine"]
     decay: ClassVar[float] = 0.0
-    """Share of the steps that it needs behind the warm-up."""
+    """Share of the steps that it needs after the warm-up."""
     data: ClassVar[tuple[str, ...]] = ()
-    """Data sets that alone are seen in these steps; all of them if it names none."""
+    """The only data sets used in these steps; all of them if it names none."""
 
     def share(self, step: int, warmup: float, steps: int) -> float:
         """Return the share of the full rate at a step after `warmup` steps, of `steps` in all."""
@@ -27,14 +27,14 @@ class Cosine(Section):
 
 
 class Wsd(Section):
-    """Warm-up, stable, decay: constant, then linearly to 0 (MiniCPM, Hu et al. 2024, arXiv
-    2404.06395, sec. 4; the linear decay is that of Hägele et al. 2024, arXiv 2405.18392)."""
+    """Warm-up, stable, decay: constant, then linear to 0 (MiniCPM, Hu et al. 2024, arXiv
+    2404.06395, sec. 4; the linear decay follows Hägele et al. 2024, arXiv 2405.18392)."""
 
     kind: Literal["wsd"]
     decay: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of all steps over which the rate falls."""
     data: tuple[Name, ...] = ()
-    """Data sets that alone are seen meanwhile (two stages: MiniCPM, sec. 5); none: all."""
+    """The only data sets used meanwhile (two stages: MiniCPM, sec. 5); empty for all."""
 
     def share(self, step: int, warmup: float, steps: int) -> float:
         """Return the share of the full rate at a step after `warmup` steps, of `steps` in all."""
@@ -46,7 +46,7 @@ COSINE = Cosine(kind="cosine")
 
 
 def learning_rate_at(settings: "TrainingSettings", step: int, steps: int) -> float:
-    """Linear warm-up over `warmup_ratio` of the steps, then as `schedule` says."""
+    """Return the rate: linear warm-up over `warmup_ratio` of the steps, then `schedule`."""
     warmup = settings.warmup_ratio * steps
     if step < warmup:
         return settings.learning_rate * (step + 1) / (warmup + 1)

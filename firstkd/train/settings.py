@@ -1,4 +1,4 @@
-"""Settings of training: what decides its result, and what the machine decides."""
+"""Training settings: those that decide the result, and those of the machine."""
 
 from typing import Annotated, Literal, Self
 
@@ -12,25 +12,25 @@ from firstkd.train.schedule import COSINE, AnySchedule
 
 
 class TrainingSettings(Section):
-    """What decides the weights that a training ends with."""
+    """What decides the weights that training ends with."""
 
     epochs: Positive
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
     micro_batch_size: Positive
-    """Examples per forward pass, at most: lower it when memory runs out."""
+    """Maximum examples per forward pass; lower it if memory runs out."""
     micro_batch_tokens: Positive
-    """Tokens per forward pass, at most, padding included: long examples come in smaller batches."""
+    """Maximum tokens per forward pass, padding included; long examples come in smaller batches."""
     micro_batches_per_step: Positive
-    """Micro-batches of all processes together: the number of processes changes no step."""
+    """Micro-batches of all processes together, so the number of processes changes no step."""
     warmup_ratio: Share
     """Share of the steps over which the learning rate rises."""
     schedule: AnySchedule = COSINE
-    """How it falls then."""
+    """How it then falls."""
     weight_decay: Weight
     gradient_clipping: Annotated[float, Field(gt=0)]
     """Largest norm of a step's gradient."""
     precision: Precision
-    """Precision of the weights in the passes; the optimizer always keeps float32 ones."""
+    """Precision of the weights in each pass; the optimizer always keeps float32 ones."""
     lora: LoraSettings | None = None
     """For a model too large to tune in full; null to tune all weights."""
 
@@ -51,22 +51,21 @@ class MachineSettings(Section):
     launcher: AnyLauncher = LOCAL
     """What starts the processes of a stage: on this host, or on several."""
     processes: Positive
-    """Processes of a stage on each host, one per GPU; torchrun starts them if there are several."""
+    """A stage's processes on each host, one per GPU; torchrun starts them if there are several."""
     zero_stage: Literal[0, 1, 2, 3]
-    """What is sharded over processes: nothing, optimizer states, gradients too, weights too."""
+    """What is sharded across processes: nothing, optimizer states, gradients too, weights too."""
     cpu_offload: bool
-    """Whether optimizer states, with ZeRO 3 also weights, wait in the host's memory."""
+    """Whether optimizer states (with ZeRO 3, weights too) are kept in the host's memory."""
     gradient_checkpointing: bool
-    """Whether layers are computed again for the backward pass, instead of kept in memory."""
+    """Whether to recompute layers in the backward pass instead of keeping them in memory."""
     checkpoint_steps: Positive | None
-    """Steps between checkpoints, from which a killed training resumes; null to save only at
-    SIGTERM."""
+    """Steps between checkpoints, from which a killed run resumes; null to save only at SIGTERM."""
     placement: AnyPlacement = WHOLE
-    """Where the weights of models that only run are kept (captured, measured, checked)."""
+    """Where to keep the weights of models that only run (captured, measured, checked)."""
 
     @property
     def all_processes(self) -> int:
-        """On all hosts together."""
+        """Processes on all hosts together."""
         return self.processes * self.launcher.number_of_hosts
 
     @model_validator(mode="after")

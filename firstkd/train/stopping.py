@@ -1,4 +1,4 @@
-"""How a training hears that it is to stop."""
+"""How a training run learns that it should stop."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def sigterm(held: bool) -> Iterator[threading.Event]:
-    """Yield what is set by SIGTERM, which meanwhile does nothing else; only where it is `held`."""
+    """Yield an event; if `held`, SIGTERM sets it and does nothing else meanwhile."""
     asked = threading.Event()
     if not held:
         yield asked

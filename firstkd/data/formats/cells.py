@@ -11,8 +11,8 @@ Unreadable = (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.Tok
 def read_cell(cell: str) -> object:
     """Return the choices in a cell: a list or an object if it is one, else the texts between `|`.
 
-    Lists are read as JSON writes them, as Python does, and as NumPy does (without commas), which
-    is how pandas writes the lists of a Parquet file into a table.
+    Lists may be written as in JSON, as in Python, or as in NumPy (without commas), which is how
+    pandas writes the lists of a Parquet file into a table.
     """
     text = cell.strip()
     if (text[:1], text[-1:]) not in {("[", "]"), ("{", "}")}:
@@ -21,13 +21,13 @@ def read_cell(cell: str) -> object:
         try:
             found: object = read(text)
         except Unreadable:
-            continue  # in brackets, but not written like that
+            continue  # in brackets, but not in this notation
         return found
     return cell.split("|")
 
 
 def _without_commas(text: str) -> list[object]:
-    """Read ['a' "b's"]; to Python that is one text."""
+    """Read ['a' "b's"], which Python would join into one text."""
     tokens = [*tokenize.generate_tokens(io.StringIO(text).readline)]
     kept = [token for token in tokens if token.string.strip()]
     texts = [t.string for t in kept if t.type in (tokenize.STRING, tokenize.NUMBER)]

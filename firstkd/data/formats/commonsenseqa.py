@@ -1,4 +1,4 @@
-"""CommonsenseQA, OpenBookQA and ARC, as their authors and as the Hugging Face hub publish them.
+"""CommonsenseQA, OpenBookQA and ARC, as their authors and the Hugging Face hub publish them.
 
 Authors': `question: {stem, choices: [{label, text}]}`. Hub: `question` (or `question_stem`) and
 `choices: {text: […], label: […]}`. Both: `id` and `answerKey`, a label.

@@ -1,4 +1,4 @@
-"""What every format makes of a record, and the checks that formats share."""
+"""What every format turns a record into, and the checks that formats share."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +19,7 @@ class Malformed(Exception):
 
 
 class Unfit(Malformed):
-    """A record with something that a text model cannot learn from; a setting skips them."""
+    """A record with something that a text model cannot learn from; a setting can skip it."""
 
     def __init__(self, holds: Unwanted, found: str) -> None:
         super().__init__(f"{found}; add {holds} to `skip` to leave such records out")
@@ -33,11 +33,11 @@ class Entry:
     prompt: str
     choices: tuple[str, ...] | None
     response: str = ""
-    """The response of open text; the response of a question is its choice."""
+    """The response of open text; a question's response is its right choice."""
     answer: object = None
     """As the file has it."""
     answers: Mapping[Reading, int] = field(default_factory=dict)
-    """The choice that the answer names under each reading that makes sense; none if unlabelled."""
+    """The choice that the answer names under each reading that makes sense; empty if unlabelled."""
     passage: str | None = None
     """What the question is about, if the format says so."""
     id: object = None
@@ -52,11 +52,11 @@ class Format:
     """Takes a record and whether it must have an answer; raises Malformed. Only conversations
     have several entries."""
     answer_key: str
-    """Where a record has its answer."""
+    """The key of a record's answer."""
 
 
 def text_of(record: Record, key: str) -> str:
-    """Return a text that must be there."""
+    """Return a required text."""
     value = record.get(key)
     problem = f"{key!r} must be text, found {value!r}"
     if key in record and is_nothing(value):
@@ -67,7 +67,7 @@ def text_of(record: Record, key: str) -> str:
 
 
 def context_of(record: Record, column: str | None) -> str | None:
-    """Return what only views show, if the column is named and the record has something there."""
+    """Return the text that only views show, if its column is named and the record has one."""
     return None if column is None or is_nothing(record[column]) else text_of(record, column)
 
 
@@ -99,7 +99,7 @@ def cleaned(value: str, key: str) -> str:
 def name_of(value: object, key: str) -> str:
     """Return an id or the name of a group as text, empty if there is none.
 
-    NaN is none, as pandas writes gaps. Raises Malformed for a list, an object or a truth value.
+    NaN, which pandas writes for gaps, counts as none. Raises Malformed for a list, object or bool.
     """
     if value is None or value != value:
         return ""
@@ -109,7 +109,7 @@ def name_of(value: object, key: str) -> str:
 
 
 def labelled_choices(found: object) -> list[tuple[str, str]]:
-    """Return label, empty if there is none, and text of each choice.
+    """Return the label, empty if there is none, and the text of each choice.
 
     Choices are a list of texts or numbers, a list of `{label, text}`, an object `{label: text}`,
     or the two lists of a Hugging Face dump, `{text: […], label: […]}`.

@@ -19,8 +19,8 @@ def parse(record: Record, labelled: bool) -> Iterator[Entry]:
         truth = booleans.get(answer_of(record, "answer")) if labelled else None
         yield from parse_boolq({**record, "answer": truth}, labelled)
         return
-    # The file was cut out of running text: of some questions the first options stand in
-    # `question`, or the closing mark stands before or behind the options.
+    # The file was cut out of running text: some questions have their first options in `question`,
+    # or their closing mark before or after the options.
     lines = f"{text_of(record, 'question')}\n{text_of(record, 'options').lstrip('.')}".split("\n")
     lines = [line.strip() for line in lines if line.strip()]
     first = next((i for i, line in enumerate(lines) if line.startswith("A. ")), len(lines))

@@ -1,8 +1,8 @@
 """Conversations: `messages` of `role` and `content` (OpenAI), or `conversations` of `from` and
-`value` (ShareGPT). Every turn of the assistant is an example, behind what was said before it.
+`value` (ShareGPT). Every assistant turn is an example, with what was said before it.
 
-Two kinds of turns serve only as context: those of an assistant that speaks before the user (long
-ShareGPT conversations are often cut into parts), and those with OpenAI's `weight: 0`.
+Two kinds of assistant turns serve only as context: those before the first user turn (long ShareGPT
+conversations are often cut into parts), and those with OpenAI's `weight: 0`.
 """
 
 from collections.abc import Iterator
@@ -53,10 +53,9 @@ def _parse(dataset: Dataset, record: Record, labelled: bool) -> Iterator[Entry]:
 
 
 def _answers(turns: list[Turn], may_open: bool) -> list[int]:
-    """Return the places of the assistant's turns that follow one of the user.
+    """Return the indices of the assistant turns that follow a user turn.
 
-    Raises Unfit for any other turn of the assistant, except before the first of the user if it
-    `may_open`.
+    Raises Unfit for any other assistant turn, except before the first user turn if it `may_open`.
     """
     answers, opening = [], may_open
     for place, turn in enumerate(turns):
@@ -100,7 +99,7 @@ def _turn(message: dict[str, Any]) -> Turn:
 
 
 def _part(part: object) -> str:
-    """Return the text of one of the parts that a turn's content can be made of."""
+    """Return the text of one part of a turn's content."""
     if isinstance(part, dict) and isinstance(part.get("text"), str):
         return str(part["text"])
     kind = part.get("type") if isinstance(part, dict) else part
@@ -108,7 +107,7 @@ def _part(part: object) -> str:
 
 
 def _refuse_unfit(holder: dict[str, Any]) -> None:
-    """Raise Unfit for tools, images, video or sound of a conversation or a turn."""
+    """Raise Unfit for tools, images, video or sound in a conversation or a turn."""
     for key in (*TOOL_KEYS, *MEDIA_KEYS):
         if not _is_gap(holder.get(key)):
             holds: Unwanted = "tool_calls" if key in TOOL_KEYS else "images"
@@ -116,7 +115,7 @@ def _refuse_unfit(holder: dict[str, Any]) -> None:
 
 
 def _is_gap(value: object) -> bool:
-    """Whether a key is there only because other records of the file need it; NaN is a gap."""
+    """Whether a key is there only because other records of the file need it; NaN counts, too."""
     if isinstance(value, dict):
         return all(map(_is_gap, value.values()))
     if isinstance(value, list):

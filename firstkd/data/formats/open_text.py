@@ -1,6 +1,6 @@
-"""Open text under columns that you name: what is asked, and the answer in words.
+"""Open text in columns that you name: the question, and the answer in words.
 
-Of an answer that is a list, as where several people have answered, the first is taken.
+If an answer is a list, because several people have answered, the first is used.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A user's own file: columns, or keys, named in params.yaml."""
+"""A user's own file, with the columns or keys that params.yaml names."""
 
 import string
 import unicodedata
@@ -41,14 +41,14 @@ def _parse(dataset: Dataset, record: Record, labelled: bool) -> Iterator[Entry]:
         )
     found = [*dataset.labels] if dataset.labels else _found(row, columns)
     pairs = labelled_choices(found)
-    # an empty cell of a column per choice means that the question has no such choice
+    # with a column per choice, an empty cell means that the question has no such choice
     own_column = not dataset.labels and not isinstance(columns.choices, str)
     kept = [i for i, (_, text) in enumerate(pairs) if text or not own_column]
     question = question_of(row, columns)
     answer = row[columns.answer]
     is_marked = isinstance(answer, list) and not dataset.labels
     if is_marked or (own_column and columns.answer in columns.choices):
-        # whoever marks the right answer, or gives it its own column, tends to write it first
+        # authors who mark the right answer, or give it its own column, tend to list it first
         kept.sort(key=lambda i: unit_hash(f"{question}\n{pairs[i][1]}"))
     answers: dict[Reading, int] = {}
     if labelled:
@@ -71,7 +71,7 @@ MISSING = object()
 
 
 def cell(record: Record, column: str) -> object:
-    """Return what a record has under a column's name, or under the keys that `a.b` names."""
+    """Return a record's value under a column's name, or under the keys that `a.b` names."""
     if column in record:
         return record[column]
     first, _, rest = column.partition(".")
@@ -80,7 +80,7 @@ def cell(record: Record, column: str) -> object:
 
 
 def question_of(row: Record, columns: Columns) -> str:
-    """Return the question of a row, behind its passage if it has one."""
+    """Return the question of a row, after its passage if it has one."""
     *before, last = listed_in(columns.question)
     told = [text_of(row, column) for column in before if not is_nothing(row[column])]
     return "\n".join([*told, text_of(row, last)])
@@ -96,12 +96,12 @@ def _named(
         return {"index": _marked(answer, len(pairs))}
     values = found.values() if isinstance(found, dict) else found
     numeric = isinstance(values, Iterable) and all(map(is_number, values))
-    # params.yaml has all labels as text, so whether theirs are numbers shows in the answers alone
+    # params.yaml has all labels as text, so only the answers show whether they are numbers
     return _readings(answer, pairs, dataset.first_index, numeric or bool(dataset.labels))
 
 
 def _marked(answer: list[object], choices: int) -> int:
-    """Return the place of the one choice that is marked with a 1, the others with 0."""
+    """Return the index of the one choice marked with 1; all others must have 0."""
     if len(answer) != choices or not all(mark in (0, 1) for mark in answer):
         raise Malformed(f"the answer must mark each of {choices} choices by 0 or 1, not {answer!r}")
     if sum(map(bool, answer)) != 1:
@@ -112,7 +112,7 @@ def _marked(answer: list[object], choices: int) -> int:
 
 
 def _found(row: Record, columns: Columns) -> object:
-    """Return the choices as the record has them, one column or many."""
+    """Return the choices as the record has them, in one column or several."""
     if not isinstance(columns.choices, str):
         cells = {column: row[column] for column in columns.choices}
         return {column: "" if cell is None else cell for column, cell in cells.items()}
@@ -127,7 +127,7 @@ def _readings(
 
     A number names a choice by its index, and by its text only if the choices may be `numeric`.
     """
-    if isinstance(answer, float) and answer.is_integer():  # a table with gaps makes floats of them
+    if isinstance(answer, float) and answer.is_integer():  # gaps turn integers into floats
         names = {str(answer), str(int(answer))}
     elif isinstance(answer, str):
         names = {cleaned(answer, "answer")}
@@ -154,7 +154,7 @@ def _readings(
 
 
 def _composed(text: str) -> str:
-    """Return a text in the one form that Unicode's equivalent spellings of é and the like share."""
+    """Return a text in the one form that equivalent Unicode spellings of é and the like share."""
     return unicodedata.normalize("NFC", text)
 
 

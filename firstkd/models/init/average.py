@@ -1,4 +1,4 @@
-"""A model whose weights are the mean of those of models that started as one."""
+"""A model whose weights are the mean of several models trained from the same start."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from firstkd.section import Name
 
 
 class AverageInit(Init):
-    """A uniform soup (Wortsman et al. 2022), which costs no more to run than one of them."""
+    """A uniform soup (Wortsman et al. 2022), which costs no more to run than a single model."""
 
     kind: Literal["average"]
 

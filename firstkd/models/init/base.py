@@ -1,4 +1,4 @@
-"""What every kind of start has in common. A start is its own settings."""
+"""What all kinds of starts have in common. A start is also its own settings section."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Given:
     models: Mapping[str, Path]
     """Folders of other models, by name."""
     examples: Sequence[Path]
-    """Files of the prepared examples that models learn from, the labelled ones first."""
+    """Files of prepared examples that models learn from, the labelled ones first."""
     prompt: PromptSettings
 
 
@@ -30,56 +30,56 @@ class Init(Section):
     kind: str
     reads_examples: ClassVar[bool] = False
     can_learn: ClassVar[bool] = False
-    """Whether a model that starts so may be trained; the others are made once, and copied."""
+    """Whether a model with this start may be trained; others are made once, and copied."""
 
     cuts_layers: ClassVar[bool] = False
-    """Whether it lacks layers of the model that it is made from."""
+    """Whether it lacks layers of the model it is made from."""
     starts_anew: ClassVar[bool] = False
-    """Whether it has nothing of the weights of the model whose family it is of."""
+    """Whether it has none of the weights of the model whose family it belongs to."""
     is_served: ClassVar[bool] = False
-    """Whether its weights are elsewhere, so that only stored signals can be of it."""
+    """Whether its weights are elsewhere, so that it can give only stored signals."""
     origin: ClassVar[str] = "of"
     """The setting that names the model it is made from."""
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of the models that it is made from, or has the tokenizer of."""
+        """Names of the models that it is made from, or whose tokenizer it uses."""
         return ()
 
     def cannot_show(self, signal: "Signal") -> str | None:
-        """Return why such a model cannot be asked for this signal, if so."""
+        """Return why the model cannot give this signal, or None if it can."""
         return None
 
     def layers_of(self, present: int, key: str) -> int:
-        """Return how many layers a model has that starts so, from one that has `present`.
+        """Return how many layers the model has if the one it is made from has `present`.
 
-        Raises ConfigError, with `key` before the setting's name, if it cannot start so.
+        Raises ConfigError, with `key` before the setting's name, if that is impossible.
         """
         return present
 
     def width_of(self, present: int) -> int:
-        """Return the hidden size of a model that starts so, from one that has `present`."""
+        """Return the model's hidden size if that of the one it is made from is `present`."""
         return present
 
     def kept(self, folder: Path) -> list[int]:
-        """Return which layers of the model that it is made from are in the one in `folder`.
+        """Return which layers of the model it is made from are kept in the one in `folder`.
 
         Only for starts that cut layers.
         """
         raise NotImplementedError
 
     def check(self, model: Any) -> None:
-        """Raise ArtifactError if nothing can start so from a model of this family."""
+        """Raise ArtifactError if this start cannot be made from a model of this family."""
 
     def cannot_train(self, training: "TrainingSettings", machine: "MachineSettings") -> str | None:
-        """Return why such a model cannot be trained with these settings, if so."""
+        """Return why the model cannot be trained with these settings, or None if it can."""
         return None
 
     def begin_training(self, scorer: Any) -> None:
-        """Change in place what is trained, before there is an optimizer."""
+        """Change what is trained, in place, before the optimizer exists."""
 
     def end_training(self, scorer: Any) -> None:
-        """Make of what was trained the model that is saved."""
+        """Turn what was trained into the model that is saved."""
 
     def make(self, folder: Path, given: Given) -> None:
         """Write the start as a model folder that transformers can load."""

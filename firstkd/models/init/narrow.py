@@ -1,6 +1,6 @@
 """A model that starts as another with fewer feed-forward neurons, which stand in for all.
 
-This is width pruning: the layers stay, and so do the hidden states' places and width.
+This is width pruning: the layers stay, and so do the places and width of the hidden states.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 class NarrowInit(SmallerInit):
     kind: Literal["narrow"]
-    # in float32, 30 layers that sum over fewer neurons in another order differ by 3·10⁻⁶
+    # in float32, 30 layers that sum over fewer neurons, in another order, differ by 3·10⁻⁶
     reordering: ClassVar[float] = 2e-5
 
     intermediate_size: Positive
     """Number of feed-forward neurons that each layer keeps."""
     examples: Positive = 2048
-    """Training examples on which they are fitted to stand in for all, the labelled ones first; they
+    """Training examples for fitting them to stand in for all, the labelled ones first; the examples
     should have many more tokens than a layer has neurons."""
 
     def check(self, model: Any) -> None:

@@ -22,7 +22,7 @@ class PruneInit(SmallerInit):
     cuts_layers: ClassVar[bool] = True
 
     layers: Positive
-    """Number of the other model's decoder layers that are kept."""
+    """Number of the other model's decoder layers to keep."""
 
     def layers_of(self, present: int, key: str = "") -> int:
         if self.layers > present:

@@ -1,8 +1,8 @@
-"""A model that is another with quantised weights: as they are, or trained so that it matters less.
+"""Another model with quantised weights: as they are, or trained to make quantisation matter less.
 
-Without `learn` this is quantisation after training. With it, training sees the weights as the file
-will hold them (quantisation-aware distillation), and what is saved are those: an export as GGUF
-with the same `weights` is exactly what was trained.
+Without `learn` this is post-training quantisation. With it, training sees the weights as the file
+will store them (quantisation-aware distillation), and these are saved: a GGUF export with the same
+`weights` is exactly what was trained.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ class QuantiseInit(Init):
 
     of: Name
     weights: Literal["q8_0", "q4_0"]
-    """As an export of kind gguf has them: 8 or 4 bits, with a scale for every 32 of a row."""
+    """As in an export of kind gguf: 8 or 4 bits, with a scale for every 32 weights of a row."""
 
     @property
     def models(self) -> tuple[str, ...]:

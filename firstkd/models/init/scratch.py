@@ -1,4 +1,4 @@
-"""A model that starts from random weights, of another's family, at any width."""
+"""A model of another's family that starts from random weights, at any width."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,12 +16,12 @@ class ScratchInit(Init):
 
     of: Name
     hidden_size: Positive
-    """Heads and feed-forward neurons are as many as go with it; a head keeps its size."""
+    """The numbers of heads and feed-forward neurons scale with it; a head keeps its size."""
     layers: Positive | None = None
     """Null for as many as the other model has."""
     base_width: Positive | None = None
-    """µP: the hidden size at which the learning rate was found; null for the rates and the
-    initialisation of the family at every width."""
+    """µP: the hidden size at which the learning rate was tuned; null for the family's rates and
+    initialisation at every width."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @property

@@ -1,4 +1,4 @@
-"""A model behind somebody's server: nothing of it is here, and only signals can be read of it."""
+"""A model behind someone else's server: none of it is here, and only its signals can be read."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class PriceSettings(Section):
-    """What a million tokens cost, in a currency of your own."""
+    """What a million tokens cost, in any currency."""
 
     prompt: Weight
     response: Weight
 
 
 class ServerInit(Init):
-    """A model of any server with OpenAI's interface, e.g. vLLM, SGLang, llama.cpp or a hosted one.
+    """A model on any server with OpenAI's interface, e.g. vLLM, SGLang, llama.cpp or a hosted one.
 
-    What decides its answers is url, model and fingerprint; the other settings say how it is asked.
+    url, model and fingerprint determine its answers; the other settings say how it is asked.
     """
 
     kind: Literal["server"]
@@ -31,24 +31,24 @@ class ServerInit(Init):
     origin: ClassVar[str] = "tokenizer"
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
-    """Up to and with its /v1."""
+    """Up to and including its /v1."""
     model: Annotated[str, Field(min_length=1)]
-    """Its name there."""
+    """The model's name on the server."""
     fingerprint: Annotated[str, Field(min_length=1)]
-    """What you know of its weights, such as a revision or a date: change it when they change, and
-    everything is asked again. A server does not say."""
+    """What you know about its weights, such as a revision or a date, since a server does not say:
+    change it when they change, and everything is asked again."""
     tokenizer: Name
-    """A model here with the server's tokenizer; for letters, any will do."""
+    """A local model with the server's tokenizer; for letters, any will do."""
     ask: Literal["letters", "texts"]
-    """`letters`: chat completions give the letter of a choice, on every server. `texts`: the server
-    scores choices and right answers as they stand, which takes log-probabilities of prompts."""
+    """`letters`: chat completions return the letter of a choice, on every server. `texts`: the
+    server scores choices and right answers verbatim, which needs log-probabilities of prompts."""
     key: str = "FIRSTKD_TEACHER_KEY"
     """Environment variable that holds the server's key, if it needs one."""
     parallel: Positive = 16
-    """Requests under way at once."""
+    """Requests in flight at once."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     retries: Annotated[int, Field(ge=0)] = 6
-    """Further attempts at a request that the server is too busy for, or does not answer."""
+    """Further attempts at a request if the server is too busy or does not answer."""
     price: PriceSettings | None = None
 
     @field_validator("key")
@@ -84,9 +84,9 @@ class ServerInit(Init):
         return None
 
     def make(self, folder: Path, given: Given) -> None:
-        """Write what the server gives, and the tokenizer that questions are read with.
+        """Write what the server offers, and the tokenizer for encoding questions.
 
-        Raises ConfigError, SourceError or UnreachableError if it does not give what is asked.
+        Raises ConfigError, SourceError or UnreachableError if it does not offer what `ask` needs.
         """
         from firstkd.files import write_json
         from firstkd.models.folders import load_tokenizer

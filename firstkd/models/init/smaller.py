@@ -1,4 +1,4 @@
-"""What every start that is another model with something left out has in common."""
+"""What all starts that leave something out of another model have in common."""
 
 from collections.abc import Sequence
 from itertools import chain, islice
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class SmallerInit(Init):
     reads_examples: ClassVar[bool] = True
     reordering: ClassVar[float] = 0.0
-    """What sums in another order may change of its logits, as a share of the largest."""
+    """How much another order of summation may change its logits, as a share of the largest."""
 
     of: Name
     examples: Positive = 128
-    """Training examples on which it is measured what matters least, the labelled ones first."""
+    """Training examples for measuring what matters least, the labelled ones first."""
     micro_batch_size: Positive = 32
     """Examples per forward pass, at most."""
     micro_batch_tokens: Positive = 8192
@@ -34,11 +34,11 @@ class SmallerInit(Init):
     def cut(
         self, model: Any, questions: Sequence["Question"], probe_BL: "Tensor"
     ) -> tuple["Tensor", dict[str, Any]]:
-        """Leave out what matters least to these questions, in place.
+        """Remove what matters least to these questions, in place.
 
-        Returns the probe's logits [B, L, V] as the whole model gives them when it passes over what
-        is left out, and what was measured, for metrics.json. Raises ConfigError if the model has
-        less than is to be kept.
+        Returns the probe's logits [B, L, V] from the whole model when it skips what is removed,
+        and what was measured, for metrics.json. Raises ConfigError if the model has less than
+        should be kept.
         """
         raise NotImplementedError
 
@@ -56,7 +56,7 @@ class SmallerInit(Init):
         base = given.models[self.of]
         tokenizer = load_tokenizer(base)
         # Rounded as it will be saved, so that the logits can be compared; in float32, since in
-        # bfloat16 sums in another order change them as much as a fault would.
+        # bfloat16 another order of summation changes them as much as a bug would.
         rounded: Any = load_model(base, "bf16")
         model = rounded.float()
         examples = list(

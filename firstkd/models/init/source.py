@@ -1,4 +1,4 @@
-"""A model that was made elsewhere: another pretrained student, or a teacher that is ready."""
+"""A model that was made elsewhere: another pretrained student, or a ready-made teacher."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from firstkd.models.init.base import Given, Init
 class SourceInit(Source, Init):
     kind: Literal["source"]
     chat_template: str | None = None
-    """A Jinja file in sources/ that takes the place of the model's own chat template."""
+    """A Jinja file in sources/ that replaces the model's own chat template."""
 
     @field_validator("chat_template")
     @classmethod
