@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -93,8 +94,9 @@ def disk_refusal(error: Exception, path: Path | None = None) -> ArtifactError | 
     """
     if not isinstance(error, OSError):
         # safetensors wraps the system's error in its own class and keeps only the text
-        is_refusal = any(f"os error {code}" in str(error) for code in DISK_REFUSALS)
-        return _unwritable(str(path), str(error)) if is_refusal else None
+        code = re.search(r"\bos error (\d+)", str(error))
+        is_refusal = code is not None and int(code[1]) in DISK_REFUSALS
+        return _unwritable(path, str(error)) if is_refusal else None
     reason = str(error.strerror)
     if error.errno in IN_THE_WAY and error.filename:
         return ArtifactError(
@@ -103,11 +105,11 @@ def disk_refusal(error: Exception, path: Path | None = None) -> ArtifactError | 
         )
     if error.errno not in DISK_REFUSALS:
         return None
-    place = path or error.filename or f"a file in this folder or in {tempfile.gettempdir()}"
-    return _unwritable(str(place), reason)
+    return _unwritable(path or error.filename, reason)
 
 
-def _unwritable(place: str, reason: str) -> ArtifactError:
+def _unwritable(place: Path | str | None, reason: str) -> ArtifactError:
+    place = place or f"a file in this folder or in {tempfile.gettempdir()}"
     return ArtifactError(
         f"cannot write {place}: {reason}. Nothing was left behind; "
         "free some space or change the permissions, and run it again."

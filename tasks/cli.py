@@ -81,10 +81,10 @@ def export_knowledge(name: Name, split: Split, path: Lines) -> None:
 
 
 def import_knowledge(name: Name, split: Split, path: Lines) -> None:
-    """Replace a split of a signal of tokens by what another tool has captured.
+    """Replace a split of a signal of tokens with one captured by another tool.
 
-    The teacher, the tokenizer and the data are taken to be this pipeline's; example by example the
-    number of tokens is checked. `dvc commit --force signal-NAME` then makes it the stage's result.
+    It is assumed to have this pipeline's teacher, tokenizer and data; only the number of tokens per
+    example is checked. `dvc commit --force signal-NAME` then makes it the stage's result.
 
     Example: firstkd import-knowledge tokens train captured.jsonl
     """

@@ -50,9 +50,10 @@ def check_model(model: Any, tokenizer: Any, questions: Sequence[Question]) -> No
         for i, question in enumerate(longest)
         for c, response in enumerate(question.responses)
     ]
-    if not max(differences) <= TOLERANCE:  # also true for NaN
+    largest = float(torch.tensor(differences).max())  # NaN if one is, unlike Python's max
+    if not largest <= TOLERANCE:
         raise ArtifactError(
-            f"{family}: scores differ by {max(differences):.2g} nats from those of a plain forward "
+            f"{family}: scores differ by {largest:.2g} nats from those of a plain forward "
             f"pass (at most {TOLERANCE:g}): this family's attention or head is not supported; "
             "choose another model"
         )

@@ -21,6 +21,8 @@ LARGEST_REPLY = 2**26
 PASSING = {408, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
 LONGEST_WAIT = 60.0
+LONGEST_ASKED = 600.0
+"""Seconds to wait at most if the server asks for it; more is a limit per day, or a mistake."""
 """Most seconds between two attempts, unless the server says how many."""
 
 log = logging.getLogger(__name__)
@@ -123,9 +125,8 @@ class ServedModel:
             try:
                 async with self._slots:
                     reply = await self._client.post(path, body)
-                found = read(reply)
                 self.usage.count(reply)
-                return found
+                return read(reply)
             except (KeyError, TypeError, IndexError, ValueError, UnreadableReplyError) as error:
                 failed: PipelineError = SourceError(
                     f"{self.init.url}, example {example}: a reply of another form than when it was "
@@ -169,5 +170,5 @@ class ServedModel:
 def _wait(attempt: int, retry_after: float | None) -> float:
     """Return the seconds to wait: what the server asks for, else exponential with jitter."""
     if retry_after is not None:
-        return retry_after
+        return min(LONGEST_ASKED, retry_after)
     return min(LONGEST_WAIT, 2.0**attempt) * random.uniform(0.5, 1)

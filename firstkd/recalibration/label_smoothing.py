@@ -28,8 +28,9 @@ class LabelSmoothing(Recalibration):
     def apply(self, knowledge: Knowledge) -> Tensor:
         probabilities = knowledge.top_logprobs.exp()
         exists = torch.isfinite(knowledge.top_logprobs)
-        others = (exists.sum(-1, keepdim=True) - 1).clamp_min(1)
+        others = exists.sum(-1, keepdim=True) - 1
         top = probabilities.argmax(-1, keepdim=True)
-        given = probabilities.gather(-1, top).clamp_max(self.delta)
+        given = probabilities.gather(-1, top).clamp_max(self.delta).masked_fill(others == 0, 0.0)
+        others = others.clamp_min(1)
         smoothed = (probabilities + given / others).masked_fill(~exists, 0.0)
         return smoothed.scatter_add(-1, top, -given - given / others)

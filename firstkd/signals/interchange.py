@@ -29,7 +29,9 @@ def export_lines(store: SignalStore, path: Path) -> None:
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for example in range(len(store.keys)):
             records = store.of_examples(torch.tensor([example]))
-            decisions = token_decisions(records, store.facts["vocabulary_size"])
+            decisions = token_decisions(
+                records, store.facts["vocabulary_size"], store.facts.get("draws", 0)
+            )
             ids, values = decisions.top_ids.tolist(), decisions.top_logprobs.tolist()
             positions = [_position(*position) for position in zip(ids, values, strict=True)]
             file.write(json.dumps(positions) + "\n")

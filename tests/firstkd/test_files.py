@@ -83,6 +83,8 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
         ),
         (FileNotFoundError(2, "No such file or directory", "x"), None),
         (ValueError("os error"), None),
+        (ValueError("I/O error: no space left (os error 28)"), "this folder or in /.*: I/O error"),
+        (ValueError("out of memory (os error 12)"), None),
     ],
 )
 def test_what_the_disk_refuses_is_told_from_other_errors(error, said):

@@ -103,6 +103,17 @@ def test_a_model_that_is_scored_right_passes(tiny_model):
     check_model(load_model(tiny_model, "fp32"), tokenizer(), QUESTIONS)
 
 
+def test_a_score_that_is_not_a_number_is_noticed_wherever_it_is(tiny_model):
+    model = load_model(tiny_model, "fp32")
+    # if the head shared its weights with the embedding, one NaN would be in every score
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        model.get_input_embeddings().weight[9] = torch.nan
+    found = [Question("right", [5, 6, 7], [[8]], 0), Question("wrong", [9, 6], [[8]], 0)]
+    with pytest.raises(ArtifactError, match="scores differ by nan"):
+        check_model(model, tokenizer(), found)
+
+
 @pytest.mark.parametrize(
     ("question", "message"),
     [

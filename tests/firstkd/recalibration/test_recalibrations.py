@@ -296,6 +296,10 @@ def test_paper_takes_probabilities_as_logits_so_its_confidence_is_capped():
     assert confidence == pytest.approx(np.exp(2) / (np.exp(2) + 4))
 
 
+def test_label_smoothing_leaves_a_candidate_alone_that_has_no_others():
+    assert apply(LabelSmoothing(0.1), [[0.7, 0.0]])[0].tolist() == pytest.approx([0.7, 0])
+
+
 def test_label_smoothing_moves_delta_from_the_top_to_the_others():
     smoothed = apply(LabelSmoothing(0.1), [[0.6, 0.2, 0.1, 0.05, 0.05]])
     expected = torch.tensor([[0.5, 0.225, 0.125, 0.075, 0.075]]).double()

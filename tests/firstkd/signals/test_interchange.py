@@ -7,11 +7,12 @@ import torch
 
 from firstkd.data.prompts import Question
 from firstkd.errors import ArtifactError
+from firstkd.models.folders import load_model
 from firstkd.signals.interchange import export_lines, import_lines
 from firstkd.signals.knowledge import Knowledge
 from firstkd.signals.store import SignalStore
 from firstkd.signals.tokens import Tokens
-from tests.firstkd.signals.stores import CHOICES, decisions_of, write_choices
+from tests.firstkd.signals.stores import CHOICES, capture_into, decisions_of, write_choices
 
 SIGNAL = Tokens(kind="tokens", of="m", select={"kind": "top_k", "k": 2})
 QUESTIONS = [
@@ -73,6 +74,17 @@ def test_export_gives_back_what_was_kept(tmp_path: Path) -> None:
     again = imported_from(tmp_path / "out.jsonl", tmp_path / "again")
     torch.testing.assert_close(whole(again).top_ids, whole(store).top_ids)
     torch.testing.assert_close(whole(again).top_logprobs, whole(store).top_logprobs)
+
+
+def test_draws_are_exported_as_shares_of_all_draws(tmp_path: Path, tiny_model: Path) -> None:
+    drawn = Tokens(kind="tokens", of="m", select={"kind": "sample", "draws": 4})
+    questions = [Question("a", [1, 2], [[8], [5, 6]], 1), Question("b", [3], [[7]], 0)]
+    store = capture_into(tmp_path / "tokens", drawn, load_model(tiny_model, "fp32"), questions)
+    export_lines(store, tmp_path / "out.jsonl")
+    read = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [len(line) for line in read] == [2, 1]
+    for position in (position for line in read for position in line):
+        assert math.fsum(map(math.exp, position.values())) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_signal_without_token_ids_is_not_exported(tmp_path: Path) -> None:
