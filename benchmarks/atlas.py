@@ -1,14 +1,14 @@
 """The atlas: what each kind of knowledge, scheme and loss adds to the plain recipe.
 
-Every cell trains the default student of params.yaml once more with one thing changed (`CELLS` of
-benchmarks/atlas_cells.py), for each seed in a project of its own, by `dvc repro`. What is finished
-is kept, and the same command goes on where it was interrupted; after each cell the table of all
-finished ones is written to WORK/atlas.md, and their numbers to WORK/results.json. Cells that are
-in that file stay in it, so that machines can share them out: give each some of `--cells`.
+Every cell trains the default student of params.yaml once more with one thing changed (`CELLS` in
+benchmarks/atlas_cells.py), by `dvc repro` in a separate project for each seed. Finished work is
+kept, and the same command resumes after an interruption. After each cell, the table of all finished
+ones is written to WORK/atlas.md, and their numbers to WORK/results.json. Cells that are in that
+file stay in it, so that machines can share the work: pass each machine some of the `--cells`.
 
-Values are means over seeds, intervals 95 % bootstrap intervals over seeds and questions together;
-differences are paired. Seconds are those of the training's steps, bytes those of the signals that a
-cell learns from. Prints one JSON line.
+Values are means over seeds; intervals are 95 % bootstrap intervals over seeds and questions
+together; differences are paired. Seconds count the training steps, bytes the signals that a cell
+learns from. Prints one JSON line.
 
 Run as  python -m benchmarks.atlas [--cells NAME …] [--seeds 3] [--work logs/atlas] [--params FILE]
 """
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def write_project(root: Path, params: Path, seed: int) -> None:
-    """Write a project that has all cells, of which only those that are asked for are trained."""
+    """Write a project with all cells; only the requested ones are trained."""
     settings = YAML().load(params)
     settings["runtime"]["seed"] = seed
     root.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def write_project(root: Path, params: Path, seed: int) -> None:
 
 
 def measured(roots: Sequence[Path], cell: str) -> dict[str, Any]:
-    """Return a cell's metrics on the test set, less the plain recipe's, and what it costs."""
+    """Return a cell's test metrics, their differences from the plain recipe's, and its cost."""
     ours, theirs = (evaluated(roots, name) for name in (cell, PLAIN))
     found: dict[str, Any] = {"cost": cost(roots, cell)}
     for how in ("raw", "calibrated"):
@@ -106,8 +106,8 @@ def evaluated(roots: Sequence[Path], name: str) -> list[Evaluated]:
 
 
 def cost(roots: Sequence[Path], cell: str) -> dict[str, float | None]:
-    """Return the mean seconds of a training's steps, None if DVC's cache had it, and the bytes of
-    the signals that it learns from."""
+    """Return the mean seconds of the training steps, None if DVC's cache had them, and the bytes of
+    the signals that the cell learns from."""
     settings, seconds = load_settings(roots[0] / "params.yaml"), []
     stage = f"model-{'-'.join(settings.lineage.peers(cell))}"
     for root in roots:
@@ -124,7 +124,7 @@ def cost(roots: Sequence[Path], cell: str) -> dict[str, float | None]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Return Markdown: values of every cell, and below its differences to the plain recipe."""
+    """Return Markdown: every cell's values, then their differences from the plain recipe."""
     head = [*(title for title, *_ in VALUES), "seconds", "signals, MB"]
     lines = [f"| cell | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
     listed = {cell: found[cell] for cell in CELLS if cell in found}

@@ -1,4 +1,4 @@
-"""The cells of the atlas: the plain recipe, and what each changes of it."""
+"""The cells of the atlas: the plain recipe, and what each cell changes in it."""
 
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -16,18 +16,18 @@ class Cell:
     what: str
     """What is changed, for the table."""
     learn: dict[str, Any] = field(default_factory=dict)
-    """Terms that are added; `choices` takes the place of the plain one."""
+    """Terms to add; `choices` replaces the plain one."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Settings of the model that differ."""
+    """Model settings that differ."""
 
 
 def instead(what: str, **settings: Any) -> Cell:
-    """A cell whose term on choices is another one."""
+    """A cell with a different term on choices."""
     return Cell(what, {"choices": {**CHOICES, **settings}})
 
 
 def beside(what: str, **settings: Any) -> Cell:
-    """A cell with one term more."""
+    """A cell with one more term."""
     return Cell(what, {"more": settings})
 
 
@@ -102,7 +102,7 @@ CELLS: dict[str, Cell] = {
     "wsd": Cell("constant rate, then falling", model={"train": "atlas_wsd"}),
     "two_stages": Cell("labelled questions alone in the end", model={"train": "atlas_two_stages"}),
 }  # fmt: skip
-"""By the name of the model that each trains."""
+"""Keyed by the name of the model that each trains."""
 
 SIGNALS: dict[str, dict[str, Any]] = {
     "choices": {"kind": "choices", "of": "teacher"},
@@ -125,7 +125,7 @@ SIGNALS: dict[str, dict[str, Any]] = {
 
 
 def with_cells(params: Any) -> Any:
-    """Return settings of params.yaml with a model for each cell, and what these learn from."""
+    """Return params.yaml's settings with a model for each cell and the signals they learn from."""
     given, labelled = params["models"], labelled_data(params)
     models = {name: given[name] for name in ("base", "teacher", "start")}
     tuned = given["teacher"]
@@ -136,7 +136,7 @@ def with_cells(params: Any) -> Any:
     for name, cell in CELLS.items():
         learn = {"choices": CHOICES, **cell.learn}
         models[name] = deepcopy({**student, "learn": learn, **cell.model})
-    # unlike its twin, so that they have something to tell each other
+    # unlike its twin, so that they have something to teach each other
     twin = {"choices": CHOICES, "gold": GOLD, "more": {**CHOICES, "from": "of_mutual"}}
     models["twin"] = deepcopy({**student, "learn": twin})
     params["models"], params["signals"] = models, deepcopy(SIGNALS)
@@ -151,6 +151,6 @@ def with_cells(params: Any) -> Any:
 
 
 def labelled_data(params: Any) -> list[str]:
-    """Names of the data sets whose answers are learned."""
+    """Names of the data sets whose answers are learned from."""
     datasets = params["fetch"]["datasets"].items()
     return [name for name, found in datasets if found["role"] in ("split", "train")]

@@ -1,16 +1,18 @@
-"""What capturing a signal costs, over the forward pass that it needs and over the usual way.
+"""What capturing a signal costs, against the forward pass that it needs and the usual way.
 
-On the fetched base model and the training questions, in one run:
+Measured on the fetched base model and the training questions, in one run:
 
-- `capture_vs_forward`: throughput of capture (packing, top-k, shards on disk and all) over that
-  of the same batches, packed in advance, through the bare model with its head on the supervised
-  positions. On right answers of a few tokens; `_open_text` with every token supervised;
-  `_tail_nodes` that with eight tail nodes.
-- `capture_vs_usual`: over padded batches in the data's order, full logits, float32 log-softmax and
-  top-k. `peak_memory_vs_usual`: the memory that each takes beyond the loaded model.
-- `choices_vs_separate`: scoring all choices behind one pass over the prompt, over a sequence for
-  each; `largest_score_difference` between the two in float32.
-- `bytes_per_token` of the shards' records; each example takes 12 more for its key and count.
+- `capture_vs_forward`: throughput of capture (including packing, top-k and shards on disk) over
+  that of the same batches, packed in advance, through the bare model with its head on the
+  supervised positions. Uses right answers of a few tokens; `_open_text` supervises every token,
+  and so does `_tail_nodes`, with eight tail nodes.
+- `capture_vs_usual`: throughput over that of padded batches in the data's order, full logits,
+  float32 log-softmax and top-k. `peak_memory_vs_usual`: ratio of the memory that each takes beyond
+  the loaded model.
+- `choices_vs_separate`: throughput of scoring all choices after one pass over the prompt, over that
+  of a sequence for each; `largest_score_difference` is between the two, in float32.
+- `bytes_per_token`: size of the shards' records; each example takes 12 bytes more for its key and
+  count.
 
 Prints one JSON line; needs the stages fetch, prepare and model-base.
 
@@ -55,7 +57,7 @@ def real_questions() -> list[Question]:
 
 
 def open_text(question: Question) -> Question:
-    """The question's own text, each token of it to be predicted."""
+    """Return the question's own text, with every token to be predicted."""
     assert question.gold is not None
     text = question.prompt + question.responses[question.gold]
     return Question(question.id, text[:1], [text[1:]], 0)
@@ -78,7 +80,7 @@ def run_capture(
 def bytes_per_token(
     model: PreTrainedModel, questions: Sequence[Question], tail_nodes: Literal[0, 8]
 ) -> float:
-    """Of the records, without each example's key and count: 12 bytes."""
+    """Bytes of the records, without the 12 for each example's key and count."""
     stored = run_capture(model, questions, tail_nodes) - 12 * len(questions)
     return round(stored / sum(len(question.responses[0]) for question in questions), 1)
 
@@ -102,7 +104,7 @@ def run_usual(model: PreTrainedModel, questions: Sequence[Question]) -> None:
 
 
 def ratio(ours: Callable[[], Any], other: Callable[[], Any]) -> float:
-    """Throughput of ours over the other's: of turns in one run, the median."""
+    """Throughput of `ours` over the other's: the median over alternating runs."""
     ours(), other()
     found = []
     for _ in range(REPEATS):
@@ -138,7 +140,7 @@ def separate_scores(model: PreTrainedModel, questions: Sequence[Question]) -> to
 
 
 def peak_memory(task: str) -> float:
-    """Memory in MB that a task takes beyond the loaded model, in a process of its own."""
+    """Memory in MB that a task takes beyond the loaded model, in a separate process."""
     command = [sys.executable, "-m", "benchmarks.capture", task]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])

@@ -1,6 +1,6 @@
-"""How a choice is best scored: by the mean or by the sum of its tokens' log-probabilities.
+"""Which scores a choice better: the mean or the sum of its tokens' log-probabilities.
 
-Prints one JSON line with accuracy, NLL and ECE of the teacher for both, per test set; needs a
+Prints one JSON line with the teacher's accuracy, NLL and ECE for both, per test set; needs a
 finished pipeline.
 
 Run as  python -m benchmarks.choice_score

@@ -1,9 +1,9 @@
-"""What a run of any size costs: the formulas of docs/scaling.md, to be computed again.
+"""What a run of any size costs: the formulas of docs/scaling.md as a program.
 
 Storage follows from the signal's own columns. Times are floating-point operations over the rate
-that the device is taken to sustain, a number to put in, with capture's share of it as
-`benchmarks.capture` measures it; opening and validation are scaled from `benchmarks.store` and
-`benchmarks.data`. Prints one JSON line: bytes and seconds.
+that you assume the device sustains; capture reaches the share of it that `benchmarks.capture`
+measures. Opening and validation are scaled from `benchmarks.store` and `benchmarks.data`. Prints
+one JSON line: bytes and seconds.
 
 Run as  python -m benchmarks.cost_model --teacher 33e9 --student 7e9 --examples 51974 --tokens 82
             --response-tokens 58 --vocabulary 152000 --teraflops 400
@@ -19,12 +19,12 @@ from firstkd.signals.select import TopK
 from firstkd.signals.tokens import Tokens
 
 CAPTURE_SHARE = 0.90
-"""Throughput of capture over that of the bare forward pass, every token supervised:
+"""Throughput of capture over that of the bare forward pass, with every token supervised:
 `benchmarks.capture`, capture_vs_forward_open_text."""
 EXAMPLE_BYTES = 12
-"""In a shard, for an example's key and its number of records."""
+"""Taken in a shard by an example's key and its number of records."""
 OPEN_SECONDS_PER_TOKEN = 0.3 / 10_076_160
-"""`benchmarks.store`, open_seconds; nearly all of it for checksums, so that disks differ."""
+"""`benchmarks.store`, open_seconds; nearly all of it for checksums, so it depends on the disk."""
 VALIDATE_SECONDS_PER_EXAMPLE = 110 / 100_000
 """`benchmarks.data`, validate_seconds; on one core."""
 TRAINING_BYTES_PER_PARAMETER = 16
@@ -38,16 +38,16 @@ class Run:
     student: float
     examples: float
     tokens: float
-    """Of prompt and response, in an example on average."""
+    """Average length of an example, prompt and response."""
     response_tokens: float
-    """Of these, in the response: they are what is kept."""
+    """Those of the response, which are the ones kept."""
     vocabulary: float
     teraflops: float
-    """That one device sustains, of a transformer's passes in bfloat16."""
+    """Sustained by one device in a transformer's bfloat16 passes."""
 
 
 def predict(run: Run, top_k: int = 5, tail_nodes: Literal[0, 8] = 0) -> dict[str, float]:
-    """Return bytes, and seconds on one device; memory is without activations."""
+    """Return bytes, and seconds on one device; memory excludes activations."""
     signal = Tokens(
         kind="tokens", of="teacher", select=TopK(kind="top_k", k=top_k), tail_nodes=tail_nodes
     )
@@ -67,7 +67,7 @@ def predict(run: Run, top_k: int = 5, tail_nodes: Literal[0, 8] = 0) -> dict[str
 
 
 def record_bytes(layout: Layout) -> int:
-    """Return what one record takes in a shard."""
+    """Return the bytes that one record takes in a shard."""
     return sum(column.dtype.itemsize * (column.width or 1) for column in layout.values())
 
 

@@ -1,8 +1,8 @@
 """Processor time and peak memory of `prepare`, `validate` and `evaluate` over many short questions.
 
-Each stage runs in a separate process, on a project whose model is tiny, so that the questions are
-what shows; `evaluate` gets random scores in place of a model's, since what a model needs does not
-grow with the questions. Four fifths of them are test questions; 100 bootstrap samples are drawn.
+Each stage runs in a separate process on a project with a tiny model, so that the questions
+dominate; `evaluate` gets random scores instead of a model's, since what a model needs does not grow
+with the questions. Four fifths of them are test questions; 100 bootstrap samples are drawn.
 Prints one JSON line; seconds are processor time, which a busy machine does not change.
 
 Run as  python -m benchmarks.data [QUESTIONS [STAGE …]]   (default: 100,000, all three)
@@ -28,7 +28,7 @@ from firstkd.data.settings import PromptSettings
 from firstkd.settings import load_settings
 from tests.tiny import write_tiny_model, write_tiny_params
 
-if TYPE_CHECKING:  # each stage has only the libraries in memory that it needs itself
+if TYPE_CHECKING:  # so that each stage loads only the libraries that it needs itself
     from tasks.scores import Scored
 
 STAGES = ("prepare", "validate", "evaluate")
@@ -79,7 +79,7 @@ def write_project(root: Path, count: int) -> None:
 
 @dataclass(frozen=True)
 class Guesser:
-    """In the place of a model: every choice gets a random score."""
+    """Stands in for a model: every choice gets a random score."""
 
     prompt: PromptSettings
     name: str = "guesser"

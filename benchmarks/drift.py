@@ -1,13 +1,13 @@
-"""Does the alarm of drift stay silent while nothing changes, and come soon when something does?
+"""Does the drift alarm stay silent while nothing changes, and come soon when something does?
 
-From a finished run's predictions of the student, as it is served. A version's reference is drawn
-from the test questions, as many as there are calibration questions; what is served is drawn from
-the same questions (a calm week), or from an out-of-domain set that takes their place. All questions
-are drawn with replacement, so that a calm week is truly like its reference.
+Uses a finished run's predictions of the student as it is served. A version's reference is drawn
+from the test questions, as many as there are calibration questions. Served questions are drawn from
+the same ones (a calm week), or from an out-of-domain set that replaces them. All questions are
+drawn with replacement, so that a calm week is truly like its reference.
 
-- `weeks_with_alarm`: of 20 calm weeks of 10,000 questions each.
-- `alarms_within`, of 20 changes each: the share that raised an alarm within 500 questions, and
-  after how many (median), when the other set comes at once, or after 1,300 calm ones.
+- `weeks_with_alarm`: how many of 20 calm weeks, of 10,000 questions each, raised an alarm.
+- `alarms_within`: the share of 20 changes that raised an alarm within 500 questions, and after how
+  many (`median`), when the other set comes at once or after 1,300 calm questions.
 
 Run as  python -m benchmarks.drift [MODEL]   (after `firstkd run`; one JSON line)
 """
@@ -31,13 +31,13 @@ WEEKS, WEEK = 20, 10_000
 SOON = 500
 CALM_BEFORE = (0, 1300)
 BLOCK = 10
-"""Questions between two looks at the alarm."""
+"""Questions between two checks of the alarm."""
 
 Served = list[tuple[Example, float]]
 
 
 def questions(root: Path, model: Evaluated) -> dict[str, Served]:
-    """Return each set's questions, with how sure the model is of each as it is served."""
+    """Return each set's questions, with the model's confidence in each as it is served."""
     found = {}
     for file in test_files(root / "data/prepare"):
         name = set_name(file)
@@ -63,7 +63,7 @@ def watching(settings: Settings, reference: Served, limit: float | None, seed: i
 
 
 def alarm_after(drift: Drift, served: Served) -> int | None:
-    """Return how many questions it took until there was an alarm."""
+    """Return after how many questions the alarm came; None if it did not."""
     for start in range(0, len(served), BLOCK):
         block = served[start : start + BLOCK]
         drift.add([example for example, _ in block], [sure for _, sure in block])

@@ -1,15 +1,15 @@
 """What training costs by batch size, attention, precision and ZeRO stage.
 
-Tokens per second and per euro, after Apple's study of where small models lose them (Ashkboos et al.
-2024, arXiv 2410.19456). A random model of the default student's shape is fine-tuned for some steps,
-on questions of lengths as CommonsenseQA's, with one thing changed at a time from the default: one
-process, eager attention on a CPU and sdpa on a GPU, the precision that the machine computes in, 32
-questions a process. `ddp` is torch's own DistributedDataParallel in a bare loop; the others are the
-engine's ZeRO stages, which with several processes are at least 1 in float32 and 2 in bfloat16
-(firstkd/train/engine.py).
+Measures tokens per second and per euro, after Apple's study of where small models lose them
+(Ashkboos et al. 2024, arXiv 2410.19456). Fine-tunes a random model of the default student's shape
+for a few steps, on questions as long as CommonsenseQA's, changing one thing at a time from the
+default: one process, eager attention on a CPU and sdpa on a GPU, the precision that the machine
+computes in, 32 questions per process. `ddp` is torch's own DistributedDataParallel in a bare loop;
+the others are the engine's ZeRO stages, which with several processes are at least 1 in float32 and
+2 in bfloat16 (firstkd/train/engine.py).
 
 Each row is measured in separate processes and appended to the file of rows, so that an interrupted
-run goes on; the table of all rows is printed. Processes on a CPU share its cores.
+run can resume; prints the table of all rows. Processes on a CPU share its cores.
 
 Run as  python -m benchmarks.economics --euros-per-hour 0.10 [--out economics.jsonl] [--tiny]
 """
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 
 def wanted(tiny: bool) -> list[Row]:
-    """Return what is measured: the default, and it with one thing changed."""
+    """Return what to measure: the default, and the default with one thing changed."""
     gpus = torch.cuda.device_count()
     threads = torch.get_num_threads()
     default: Row = {
@@ -65,7 +65,7 @@ def wanted(tiny: bool) -> list[Row]:
 
 
 def engine_step(player: Player, row: Row, ranks: Ranks) -> tuple[Callable[[Batch], None], int]:
-    """Return what makes a step of the engine, and the ZeRO stage that it is in truth."""
+    """Return a function that takes one step of the engine, and the engine's actual ZeRO stage."""
     settings = SETTINGS.model_copy(
         update={"precision": row["precision"], "micro_batches_per_step": ranks.world_size}
     )
@@ -81,7 +81,7 @@ def engine_step(player: Player, row: Row, ranks: Ranks) -> tuple[Callable[[Batch
 
 
 def ddp_step(player: Player) -> Callable[[Batch], None]:
-    """Return what makes a step of torch alone, with float32 master weights."""
+    """Return a function that takes one step in torch alone, with float32 master weights."""
     device = (
         torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else None
     )
@@ -106,7 +106,7 @@ def ddp_step(player: Player) -> Callable[[Batch], None]:
 
 
 def measure(row: Row) -> Row:
-    """Train some steps; return tokens/s of all processes together, and the memory of each."""
+    """Train for a few steps; return tokens/s of all processes together, and the memory of each."""
     ranks = join_ranks()
     deterministic(seed=0, threads=row["threads"])
     model = random_model(row["layers"], row["attention"], DTYPES[row["precision"]])

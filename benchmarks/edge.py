@@ -1,10 +1,9 @@
-"""What a student costs in each form, on one core: bytes, memory, load and time a question.
+"""What a student costs in each form, on one core: bytes, memory, load time and time per question.
 
 Exports a trained model in every kind and precision, then asks each form the same questions, one at
-a time, in a process of its own on one core. `ms` is processor time a question, which other programs
-on the machine lengthen less than the time on the clock; memory is what the process adds after its
-imports. Probabilities, at T, are compared with those of the weights in float32. Prints one JSON
-line.
+a time, in a separate process on one core. `ms` is processor time per question, which other programs
+on the machine affect less than wall-clock time; memory is what the process adds after its imports.
+Probabilities at T are compared with those of the float32 weights. Prints one JSON line.
 
 Run as  python -m benchmarks.edge data/model/first data/prepare/test.parquet 2.8
 
@@ -39,7 +38,7 @@ Scores = Callable[[Any], Sequence[float]]
 
 
 def write(form: str, model: Path, folder: Path) -> None:
-    """Write an export, with what its reader asks for."""
+    """Write an export, with what its reader needs."""
     from pydantic import TypeAdapter
 
     from firstkd.exports.base import Exported
@@ -73,7 +72,7 @@ def through_runtime(form: str, folder: Path) -> Scores:
 
 
 def measure(form: str, model: Path, questions: Path, folder: Path) -> dict[str, Any]:
-    """Ask one form, in this process."""
+    """Measure one form, in this process."""
     import torch
 
     from firstkd.data.examples import read_examples
@@ -102,7 +101,7 @@ def measure(form: str, model: Path, questions: Path, folder: Path) -> dict[str, 
 
 
 def run(*arguments: object) -> Any:
-    """Run this module in a process of its own, on the first core that this one may use."""
+    """Run this module in a separate process, on the first core that this one may use."""
     command = [sys.executable, "-m", "benchmarks.edge", *map(str, arguments)]
     core = min(os.sched_getaffinity(0))
     done = subprocess.run(
@@ -151,7 +150,7 @@ def main(model: Path, questions: Path, temperature: float) -> None:
 
 
 def probabilities(found: dict[str, Any], temperature: float) -> list[Any]:
-    """Each question's choices, as they are served."""
+    """Each question's probabilities of its choices, as they are served."""
     rows = [np.array(row)[np.isfinite(row)] / temperature for row in found["scores"]]
     return [np.exp(row - row.max()) / np.exp(row - row.max()).sum() for row in rows]
 

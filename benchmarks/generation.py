@@ -1,13 +1,17 @@
-"""How fast answers are written, over transformers' own `generate` with its KV cache.
+"""How fast answers are written, against transformers' own `generate` with its KV cache.
 
 A random model of SmolLM2-135M's shape in float32 continues prompts of uneven length. Theirs are
-left-padded in the order in which they come, ours are batched by length; both in batches of as many.
+left-padded in the order in which they come, ours are batched by length; both use the same batch
+size.
 
-- `greedy`, `drawn`: tokens a second of `decode`, probabilities included, over those of `generate`.
-- `difference`: the largest of a token's log-probability to that of one pass over prompt and text.
+- `greedy`, `drawn`: tokens per second of `decode`, including probabilities, over those of
+  `generate`.
+- `difference`: the largest difference between a token's log-probability and that of one pass over
+  prompt and text.
 
-In processor time of one thread, the fastest of some rounds in turns, so that other work on the
-machine plays little part. Raises AssertionError unless both write the same. Prints one JSON line.
+Measures processor time of one thread, the fastest of several alternating rounds, so that other work
+on the machine matters little. Raises AssertionError unless both write the same greedy texts. Prints
+one JSON line.
 
 Run as  python -m benchmarks.generation [--layers 30] [--prompts 32] [--tokens 48] [--rounds 3]
 """
@@ -85,7 +89,7 @@ def difference(model: Any, prompts: Sequence[Ids], texts: Sequence[Text]) -> flo
 
 
 def speed(write: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
-    """Return tokens a second of processor time, and what was written."""
+    """Return tokens per second of processor time, and what was written."""
     started = time.process_time()
     written = write()
     seconds = time.process_time() - started

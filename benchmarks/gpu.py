@@ -1,7 +1,7 @@
-"""Everything that wants a GPU, in one run: the tests marked `gpu`, and benchmarks.
+"""Run everything that needs a GPU: the tests marked `gpu`, and benchmarks.
 
-Prints one JSON object: the device, how the tests ended, and what each benchmark has printed, or why
-it has not. Needs the stages prepare and model-base. Exits with 1 if anything failed.
+Prints one JSON object: the device, how the tests ended, and what each benchmark printed or why it
+failed. Needs the stages prepare and model-base. Exits with 1 if anything failed.
 
 Run as  make test-gpu
 """
@@ -16,7 +16,7 @@ import torch
 
 BENCHMARKS = ("loss", "capture", "step", "train", "zero")
 KEPT_LINES = 5
-"""Of the errors of a benchmark that failed."""
+"""Last lines of a failed benchmark's errors."""
 
 
 def tests() -> dict[str, Any]:

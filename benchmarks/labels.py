@@ -1,11 +1,11 @@
-"""How a classification's time grows with its labels: one pass over the prompt, then labels alone.
+"""How classification time grows with the labels: one pass over the prompt, then labels alone.
 
 A random model of SmolLM2-135M's shape scores questions with a prompt of 120 tokens and 2 to 300
-labels of three tokens each. For each number of labels, its milliseconds a question, and
+labels of three tokens each. For each number of labels, reports milliseconds per question, and
 
-- `per_token_vs_2_labels`: milliseconds a token (the prompt once, and all labels) ÷ those of two
-  labels: about 1 where time is proportional to the tokens that are put in;
-- `vs_each_alone`: ÷ the time that as many questions with one label, prompt included, take.
+- `per_token_vs_2_labels`: milliseconds per token (the prompt once, and all labels) ÷ those for two
+  labels: about 1 if time is proportional to the input tokens;
+- `vs_each_alone`: time ÷ that of as many questions with one label each, prompt included.
 
 Seconds are processor time of the fastest of several rounds. Prints one JSON line.
 

@@ -1,13 +1,13 @@
 """What a live teacher and a term on stored hidden states add to a training step.
 
-Random models of SmolLM2-135M's shape, a student of 20 layers and a teacher of 30, on questions with
-five choices. Each ratio is of two steps that differ in one thing alone:
+Uses random models of SmolLM2-135M's shape, a student of 20 layers and a teacher of 30, on questions
+with five choices. Each ratio compares two steps that differ in only one thing:
 
 - `live_vs_forward`: what a live frozen teacher adds to a step that learns the same choices from a
   store, ÷ the teacher's own forward pass with its head;
 - `stored_states_vs_step`: what the term `hidden` on stored states adds, ÷ the step without it.
 
-Seconds are processor time of the fastest of several steps, so a busy machine changes little. Prints
+Seconds are processor time of the fastest of several steps, so a busy machine matters little. Prints
 one JSON line.
 
 Run as  python -m benchmarks.live
@@ -43,7 +43,7 @@ from firstkd.train.distributed import Ranks
 from firstkd.train.player import Player
 
 QUESTIONS, PROMPT, CHOICES, RESPONSE = 32, 24, 5, 3
-"""In a step; tokens of a prompt; choices of a question, and tokens of each."""
+"""Questions per step, tokens per prompt, choices per question, and tokens per choice."""
 STEPS = 6
 CHOICE_KL = ChoiceKl.model_validate({"kind": "choice_kl", "from": "choices", "recalibrate": "none"})
 HIDDEN = Hidden.model_validate({"kind": "hidden", "from": "states"})
@@ -65,7 +65,7 @@ def questions_of(vocabulary: int) -> list[Question]:
 
 
 def stored(teacher: Any, questions: list[Question], depth: int, folder: Path) -> dict[str, Source]:
-    """Capture what the terms of a student of this depth learn from, and open it."""
+    """Capture the signals that a student of this depth learns from, and open them."""
     choices = Choices(kind="choices", of="t")
     states = HiddenStates(kind="hidden_states", of="t", live=False)
     stores = []
@@ -105,7 +105,7 @@ def step(
     optimizer = torch.optim.AdamW(player.parameters(), lr=1e-5, fused=True)
 
     def work() -> None:
-        batch = pack(questions, range(len(questions)))  # a batch of its own: no pass is shared
+        batch = pack(questions, range(len(questions)))  # a new batch: no pass is shared
         sums = player(batch, player.targets(batch))
         loss = sum((found.total / max(1, found.units) for found in sums.values()), torch.zeros(()))
         loss.backward()

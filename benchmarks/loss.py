@@ -1,9 +1,9 @@
-"""What the fused objective costs, in time and memory, against the dense one and cross-entropy.
+"""What the fused objective costs in time and memory, against the dense one and cross-entropy.
 
-Forward and backward of the ghost KL at 4,096 supervised tokens, as ratios to the same divergence
-from all logits (float32 log-softmax, full KL), and to cross-entropy through the same fused head.
-Memory is the growth of the process's peak over its inputs, each measured in a process of its own,
-as are the times: the best of some repetitions, taken in turns. Prints one JSON line.
+Compares forward and backward of the ghost KL at 4,096 supervised tokens, as ratios, with the same
+divergence from all logits (float32 log-softmax, full KL) and with cross-entropy through the same
+fused head. Memory is the growth of the process's peak over its inputs, in a separate process for
+each; another measures the times: the best of several alternating repetitions. Prints one JSON line.
 
 Run as  OMP_NUM_THREADS=2 python -m benchmarks.loss
 """
@@ -27,7 +27,7 @@ REPETITIONS = 3
 
 
 def losses(vocabulary: int) -> dict[str, Callable[[], Tensor]]:
-    """One function per objective, which computes it and its gradients."""
+    """One function per objective, which computes it."""
     torch.set_default_device(DEVICE)
     torch.manual_seed(0)
     hidden = torch.randn(TOKENS, HIDDEN, dtype=DTYPE, requires_grad=True)
@@ -50,7 +50,7 @@ def losses(vocabulary: int) -> dict[str, Callable[[], Tensor]]:
         logprobs = (hidden @ weight.T).float().log_softmax(-1)
         return F.kl_div(logprobs, teacher, reduction="batchmean")
 
-    if "dense" in sys.argv or "time" in sys.argv:  # its probabilities are an input, too
+    if "dense" in sys.argv or "time" in sys.argv:  # its probabilities are an input too
         rest = 0.1 / (vocabulary - TOP_K)
         teacher = torch.full((TOKENS, vocabulary), rest, dtype=DTYPE)
         teacher.scatter_(-1, top_ids, top.to(DTYPE))
@@ -65,7 +65,7 @@ def measure_time(vocabulary: int) -> dict[str, float]:
     """Seconds of each objective."""
     best: dict[str, float] = {}
     functions = losses(vocabulary)
-    for _ in range(REPETITIONS + 1):  # the first is for warming up
+    for _ in range(REPETITIONS + 1):  # the first one warms up
         for name, function in functions.items():
             seconds = seconds_of(lambda function=function: run(function))
             best[name] = min(seconds, best.get(name, seconds))
@@ -73,7 +73,7 @@ def measure_time(vocabulary: int) -> dict[str, float]:
 
 
 def measure_memory(vocabulary: int, name: str) -> float:
-    """Return by how many MB one objective raises the peak memory above its inputs'."""
+    """Return by how many MB one objective raises peak memory above its inputs."""
     function = losses(vocabulary)[name]
     return peak_growth_mb(lambda: run(function))
 

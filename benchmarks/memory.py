@@ -1,8 +1,8 @@
-"""That capture and distillation do not grow with the number of examples.
+"""Does the memory of capture and distillation grow with the number of examples?
 
-Each size runs in a process of its own, on a random model of two layers, so that the examples are
-what could show. Prints one JSON line: peak memory at 2,000 and at 16,000 questions, and the growth
-of one over the other per 1,000 questions.
+Each size runs in a separate process on a random model of two layers, so that any growth with the
+examples shows. Prints one JSON line: peak memory at 2,000 and at 16,000 questions, and the growth
+between the two per 1,000 questions.
 
 Run as  python -m benchmarks.memory
 """
@@ -18,7 +18,7 @@ SIZES = (2_000, 16_000)
 
 
 def measure(task: str, size: int) -> float:
-    """Return the peak memory in MB of one task in a process of its own."""
+    """Return the peak memory in MB of one task, in a separate process."""
     command = [sys.executable, "-m", "benchmarks.memory", task, str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])

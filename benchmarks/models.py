@@ -1,4 +1,4 @@
-"""What the benchmarks of training have in common: settings, and random models of known shape."""
+"""What the training benchmarks share: settings, and random models of known shape."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from firstkd.train.settings import MachineSettings, TrainingSettings
 
 PRECISION = precision_here("auto")
 DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}[PRECISION]
-"""As this machine would train: ratios of one precision say little of the other."""
+"""As this machine would train: ratios in one precision say little about the other."""
 SETTINGS = TrainingSettings(
     epochs=1,
     learning_rate=1e-5,
@@ -54,7 +54,7 @@ def larger_random_model() -> Any:
 
 
 def seconds_of(task: Callable[[], Any]) -> float:
-    """Return how long a task takes, with what it has left to the GPU."""
+    """Return how long a task takes, including the work that it leaves to the GPU."""
     wait_for_gpu()
     started = time.perf_counter()
     task()
@@ -68,7 +68,7 @@ def wait_for_gpu() -> None:
 
 
 def peak_growth_mb(task: Callable[[], Any]) -> float:
-    """Return by how much a task raises the peak of the GPU's memory, or of this process's."""
+    """Return by how many MB a task raises the GPU's peak memory or, without one, this process's."""
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

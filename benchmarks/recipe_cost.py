@@ -1,10 +1,10 @@
-"""What a recipe costs on one GPU: the passes that its params.yaml asks for, by docs/scaling.md.
+"""What a recipe costs on one GPU: the passes that its params.yaml needs, by docs/scaling.md.
 
-Counts each training (6 operations a parameter and token, for every epoch), each pass of a model
-whose signal is stored or watched (2 operations), and takes the device's rate as given. The first
-model of the file that is made from no other, and what keeps its size, have `--large` parameters;
-what is cut from it, and what comes from another source, `--small`. A teacher behind a server costs
-nothing here. Loading, evaluation and exports are left out. Prints one JSON line.
+Counts each training (6 operations per parameter and token, for every epoch) and each pass of a
+model whose signal is stored or watched (2 operations), at the device's assumed rate. The file's
+first model that is made from no other, and those that keep its size, have `--large` parameters;
+those cut from it or from another source have `--small`. A teacher behind a server costs nothing
+here. Loading, evaluation and exports are left out. Prints one JSON line.
 
 Run as  python -m benchmarks.recipe_cost [examples/FILE.yaml] [--large 7e9] [--small 1e9]
             [--examples 10000] [--tokens 100] [--teraflops 400]
@@ -20,8 +20,8 @@ from firstkd.models.init.smaller import SmallerInit
 from firstkd.settings import Settings, load_settings
 
 SIZES = {"large": 7e9, "small": 1e9, "examples": 1e4, "tokens": 100, "teraflops": 400}
-"""What the headers of examples/ take: parameters, examples, tokens in each, and 10¹² operations a
-second that a GPU sustains."""
+"""What the headers in examples/ assume: parameters, examples, tokens in each, and 10¹² operations
+per second that a GPU sustains."""
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def main() -> None:
 
 
 def minutes(settings: Settings, sizes: Mapping[str, float] = SIZES) -> float:
-    """Return the minutes of one GPU that trainings and captures take."""
-    operations = 0.0  # a token of the data
+    """Return the minutes that trainings and captures take on one GPU."""
+    operations = 0.0  # per token of the data
     lineage = settings.lineage
     for name, model in settings.models.items():
         if model.train is None:
@@ -55,7 +55,7 @@ def minutes(settings: Settings, sizes: Mapping[str, float] = SIZES) -> float:
 
 
 def parameters(settings: Settings, name: str, sizes: Mapping[str, float]) -> float:
-    """Return how many parameters a model is taken to have; 0 behind a server."""
+    """Return how many parameters a model is assumed to have; 0 behind a server."""
     init = settings.models[name].init
     if init.is_served:
         return 0.0

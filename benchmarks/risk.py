@@ -1,13 +1,13 @@
-"""Is the promise of serve.policy kept? Over 200 random splits of a finished run's predictions.
+"""Is the promise of serve.policy kept on 200 random splits of a finished run's predictions?
 
-Each split fits what calibrates the model (its temperature; of open text evaluate.open_text's
-calibration) and the threshold on one half of the questions, as evaluate
-does on the calibration split. Two counts, each as a share of the splits:
+Each split fits the model's calibration (its temperature; evaluate.open_text's calibration for open
+text) and the threshold on one half of the questions, as evaluate does on the calibration split.
+Reports two shares of the splits:
 
-- `broken`: the calibration questions are drawn with replacement, so that all questions are the
-  population and the true error above the threshold is known. This is what is promised to be at most
-  1 − confidence.
-- `above_on_the_rest`: the error on the other half exceeds the limit. That half is a sample itself,
+- `broken`: the true error above the threshold exceeds the limit. That error is known because
+  the calibration questions are drawn with replacement, so that all questions are the population.
+  The promise is that this share is at most 1 − confidence.
+- `above_on_the_rest`: the error on the other half exceeds the limit. That half is itself a sample,
   so a true error just below the limit looks too high in up to half of such halves.
 
 Run as  python -m benchmarks.risk [MODEL …]   (after `firstkd run`; one JSON line a model and set)
@@ -44,7 +44,7 @@ def own_temperature(settings: Settings, scores: np.ndarray, is_right: np.ndarray
 
 
 Refit = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Confidence in all answers, and which are right, when calibrated on those of these indices."""
+"""Confidence in all answers, and which are right, when calibrated on those at these indices."""
 
 
 def of_choices(settings: Settings, scores: np.ndarray, is_right: np.ndarray) -> Refit:

@@ -1,12 +1,13 @@
-"""What it costs to keep a few tokens of each position: bytes, and what the student learns wrong.
+"""What it costs to keep a few tokens per position: bytes, and errors in what the student learns.
 
-For each way to keep tokens: the bytes a token takes in a store, and how far the gradient by the
-student's logits lies from that of KL(teacher ‖ student) over the whole vocabulary, as a share of
-it: `error` of one capture, `bias` of the mean over many, in which chance cancels out.
+Measures, for each way to keep tokens, the bytes per token in a store, and how far the gradient with
+respect to the student's logits lies from that of KL(teacher ‖ student) over the whole vocabulary,
+as a share of the latter: `error` for one capture, `bias` for the mean over many, in which chance
+cancels out.
 
-Prints a table, then one JSON line. Without models, on made-up distributions of two kinds: `peaked`
-as on the answers of a fine-tuned teacher, `flat` as on open text. With the folders of a teacher and
-a student, on the answers of data/prepare/test.parquet.
+Prints a table, then one JSON line. Without models it uses two kinds of made-up distributions:
+`peaked`, as on the answers of a fine-tuned teacher, and `flat`, as on open text. With the folders
+of a teacher and a student it uses the answers of data/prepare/test.parquet.
 
 Run as  python -m benchmarks.selection [TEACHER STUDENT]
 """
@@ -46,7 +47,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 POSITIONS, VOCABULARY = 100, 8_000
 CAPTURES = 50
-"""That are averaged for the bias."""
+"""Captures that are averaged for the bias."""
 QUESTIONS = 40
 
 
@@ -76,7 +77,7 @@ def measured(
 
 
 def as_stored(signal: Tokens, knowledge: Knowledge) -> tuple[Knowledge, int]:
-    """Return what a store gives back of it, and its bytes there."""
+    """Return what a store gives back, and the bytes that it takes there."""
     records = packed(knowledge, torch.tensor([len(knowledge)]))
     size, columns = 0, {}
     for name, column in signal.layout(knowledge.vocabulary_size).items():
@@ -89,7 +90,7 @@ def as_stored(signal: Tokens, knowledge: Knowledge) -> tuple[Knowledge, int]:
 
 
 def gradient(stored: Knowledge, student_RV: Tensor, tail: str, share: float) -> Tensor:
-    """Return the gradient [R, V] of `sparse_kl` by the student's logits."""
+    """Return the gradient [R, V] of `sparse_kl` with respect to the student's logits."""
     logits_RV = student_RV.clone().requires_grad_()
     logprobs_RV = logits_RV.log_softmax(-1)
     wanted_RK, of_tail_R = stored.top_logprobs.exp().to(logits_RV), stored.tail_mass.to(logits_RV)
@@ -106,8 +107,8 @@ def gradient(stored: Knowledge, student_RV: Tensor, tail: str, share: float) -> 
 
 
 def made_up(sharpness: float) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities [R, V] of a teacher and of a student that is unlike it here and
-    there: p ∝ rank^(−sharpness), so a large sharpness leaves little to the tail."""
+    """Return log-probabilities [R, V] of a teacher and of a student that differs from it in
+    places: p ∝ rank^(−sharpness), so a large sharpness leaves little to the tail."""
     draw = torch.Generator().manual_seed(0)
     log_rank_V = torch.arange(1, VOCABULARY + 1).double().log()
     noise_RV = torch.randn(POSITIONS, VOCABULARY, generator=draw, dtype=torch.float64)

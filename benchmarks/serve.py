@@ -1,17 +1,17 @@
-"""`firstkd serve` under load: nothing lost, and what serving costs over bare scoring.
+"""`firstkd serve` under load: is anything lost, and what does serving cost over bare scoring?
 
-The student of a finished run behind the real server, in a process of its own; 50 clients ask the
-test questions, one a request, until 10,000 are answered. Meanwhile the champion changes twice, and
-the server is stopped and started once.
+The student of a finished run is served by the real server in a separate process; 50 clients ask the
+test questions, one per request, until 10,000 are answered. Meanwhile the champion changes twice,
+and the server is stopped and started once.
 
-- `throughput_vs_bare`: questions a second over those of the same student scoring the same questions
-  in batches of the server's size, without a server; each on a fifth of the questions, one after the
-  other, before the load.
-- `p50_ms`, `p99_ms` of the requests that were answered, from there.
-- `answered`, `refused` (told to come again, or not let in while the server was down) and `lost`
-  (neither) of the whole load; clients ask again what was refused.
+- `throughput_vs_bare`: questions per second over those of the same student scoring the same
+  questions in batches of the server's size, without a server; each on a fifth of the questions, one
+  after the other, before the load.
+- `p50_ms`, `p99_ms`: times of the answered requests in that measurement.
+- `answered`, `refused` (asked to retry, or not connected while the server was down) and `lost`
+  (neither), over the whole load; clients repeat what was refused.
 
-What was interrupted goes on where it was: each measurement, and each tenth of the load, is kept in
+An interrupted run resumes: each measurement, and each tenth of the load, is kept in
 logs/benchmarks/serve.json until the end.
 
 Run as  python -m benchmarks.serve [--questions N] [--clients N]   (after `firstkd run`; one line)
@@ -47,9 +47,9 @@ KEPT = ROOT / "logs/benchmarks/serve.json"
 SPAWN = multiprocessing.get_context("spawn")
 PARTS = 10
 CHANGES = {2: "student v2", 7: "student v3"}
-"""The part of the load in whose middle a champion takes over."""
+"""Parts of the load halfway through which a new champion takes over."""
 RESTART = 5
-"""The part in whose middle the server is stopped and started."""
+"""The part halfway through which the server is stopped and started."""
 
 
 def load(name: str) -> Served:
@@ -119,7 +119,7 @@ class Load:
         except httpx.ConnectError:
             self.refused["no connection"] += 1
             return False
-        except httpx.TransportError as error:  # it was let in, and got no answer
+        except httpx.TransportError as error:  # it connected, but got no answer
             self.lost += 1
             self.refused[type(error).__name__] += 1
             return False
@@ -132,7 +132,7 @@ class Load:
 
 
 def bare(asked: list[dict[str, Any]]) -> float:
-    """Questions a second without a server."""
+    """Questions per second without a server."""
     served, size = load("bare"), load_settings(ROOT / "params.yaml").serve.limits.questions
     columns = [each["question"] for each in asked], [each["choices"] for each in asked]
     examples = served.answerer.examples(*columns)
@@ -144,7 +144,7 @@ def bare(asked: list[dict[str, Any]]) -> float:
 
 
 class Running:
-    """The server, and who is its champion."""
+    """The server and its champion."""
 
     def __init__(self, port: int, champion: Path) -> None:
         self.port, self.champion = port, champion
@@ -155,7 +155,7 @@ class Running:
         self.process.join()
 
     async def disturb(self, load: Load, part: int) -> None:
-        """In the middle of a part, do what is to be done there."""
+        """Halfway through a part, change the champion or restart the server if that is due."""
         if part not in (RESTART, *CHANGES):
             return
         while load.answered < load.asked / 2:
@@ -182,7 +182,7 @@ def serving(name: str) -> Iterator[Running]:
 
 
 def calm(asked: list[dict[str, Any]], clients: int) -> dict[str, Any]:
-    """Questions a second and the requests' times, undisturbed; the first ones warm up."""
+    """Questions per second and request times, undisturbed; the first ones warm up."""
     with serving("student v1") as running:
         asyncio.run(Load(running.port, asked[:clients]).run(clients))
         load = Load(running.port, asked)
@@ -222,7 +222,7 @@ def bare_elsewhere(asked: list[dict[str, Any]]) -> float:
 
 
 def kept(found: dict[str, Any], name: str, measure: Callable[[], Any]) -> None:
-    """Measure what an interrupted run has not."""
+    """Measure this unless an interrupted run already has."""
     if name not in found:
         found[name] = measure()
         write_json(KEPT, found)

@@ -1,13 +1,13 @@
-"""What a teacher behind a server costs, over the same model in this process.
+"""What a teacher behind a server costs, against the same model in this process.
 
-On the fetched base model and the training questions, choices as text:
+Measured on the fetched base model and the training questions, with choices as text:
 
-- `server_vs_inprocess`: throughput, in tokens of prompts and choices a second, of asking the server
-  over that of capture here. The small server of the tests computes each text alone, with all its
-  logits, on the same cores; `--url` and `--model` ask another one, which has to serve the base
-  model to be comparable.
-- `client_mb`: what the client takes beyond the questions' own memory, for QUESTIONS and for four
-  times as many, in small shards: it does not grow with them.
+- `server_vs_inprocess`: throughput of asking the server, in tokens of prompts and choices per
+  second, over that of capture here. The small server of the tests computes each text alone, with
+  all its logits, on the same cores; `--url` and `--model` ask another one, which must serve the
+  base model to be comparable.
+- `client_mb`: memory of the client beyond that of the questions, for QUESTIONS and for four times
+  as many, in small shards: it does not grow with them.
 
 Prints one JSON line; needs the stages fetch, prepare and model-base.
 
@@ -54,7 +54,7 @@ BASE = ROOT / "data/model/base"
 
 @contextmanager
 def small_server() -> Iterator[str]:
-    """Run the server of the tests over the base model, in a process of its own."""
+    """Run the server of the tests with the base model, in a separate process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -76,14 +76,14 @@ def small_server() -> Iterator[str]:
 
 
 def real_questions(count: int) -> tuple[list[Example], list[Question]]:
-    """Return the first training questions, from the start again where there are too few."""
+    """Return the first training questions, repeated if there are too few."""
     found = read_examples(ROOT / "data/prepare/train.parquet")
     examples = [found[i % len(found)] for i in range(count)]
     return examples, encode(examples, load_tokenizer(BASE), PROMPT)
 
 
 def ask(url: str, model: str, examples: Sequence[Example], questions: Sequence[Question]) -> float:
-    """Return the seconds that it takes."""
+    """Return the seconds that asking takes."""
     init = ServerInit(
         kind="server", url=url, model=model, fingerprint="measured", tokenizer="base", ask="texts"
     )
@@ -109,7 +109,7 @@ def capture(questions: Sequence[Question]) -> float:
 
 
 def client_mb(url: str, model: str, count: int) -> float:
-    """Return what the client takes on top of the questions, in a process of its own."""
+    """Return the MB that the client takes beyond the questions, in a separate process."""
     arguments = ["--url", url, "--model", model, "--questions", str(count), "--client"]
     command = [sys.executable, "-m", "benchmarks.server", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

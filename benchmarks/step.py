@@ -1,11 +1,11 @@
-"""What a training step of `sparse_kl` costs, against fine-tuning and against online distillation.
+"""What a training step of `sparse_kl` costs, against fine-tuning and online distillation.
 
-All train the same student on the same batch of open text in the real training loop: a random model
-of the default student's shape, 99 M parameters. Online, the teacher's forward pass is in the loop,
-and the whole distributions are compared: a teacher of SmolLM2-360M's shape, 3.7 times the student
-(the paper's 33 B are 4.7 times its 7 B), and for `kd_vs_online_small_teacher` one of the default
-teacher's, 1.4 times. TRL's GKD trainer does the same with the larger one, and is null where the
-extra `trl` is not installed. Prints one JSON line of ratios.
+All train the same student, a random model of the default student's shape with 99 M parameters, on
+the same batch of open text in the real training loop. Online distillation runs the teacher's
+forward pass in the loop and compares whole distributions. Its teacher has SmolLM2-360M's shape, 3.7
+times the student (the paper's 33 B are 4.7 times its 7 B), and for `kd_vs_online_small_teacher` the
+default teacher's, 1.4 times. TRL's GKD trainer does the same with the larger one; its ratio is null
+if the extra `trl` is not installed. Prints one JSON line of ratios.
 
 Run as  OMP_NUM_THREADS=2 python -m benchmarks.step
 """
@@ -50,7 +50,7 @@ from firstkd.train.distributed import Ranks
 from firstkd.train.loop import train
 from firstkd.train.player import Player
 
-QUESTIONS, PROMPT, RESPONSE = 8, 48, 48  # and tokens of each
+QUESTIONS, PROMPT, RESPONSE = 8, 48, 48  # the last two in tokens
 STEPS = 4
 
 
@@ -109,9 +109,9 @@ class DenseKl(Term):
 
 
 def gkd_seconds(questions: list[Question], teacher: Any) -> float | None:
-    """Seconds of the fastest step of TRL's GKD on the same tokens, its own loop left out.
+    """Seconds of the fastest step of TRL's GKD on the same tokens, without its own loop.
 
-    Without generation (lambda 0) and with forward KL (beta 0): what `online` does.
+    Uses no generation (lambda 0) and forward KL (beta 0), as the online steps do.
     """
     if importlib.util.find_spec("trl") is None:
         return None
@@ -121,7 +121,7 @@ def gkd_seconds(questions: list[Question], teacher: Any) -> float | None:
     labels = ids.clone()
     labels[:, :PROMPT] = -100
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    # all of the trainer that its loss looks at
+    # all of the trainer that its loss uses
     trainer: Any = SimpleNamespace(
         teacher_model=teacher, beta=0.0, generalized_jsd_loss=GKDTrainer.generalized_jsd_loss
     )

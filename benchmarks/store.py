@@ -1,11 +1,11 @@
-"""What reading a signal costs, over Python lists in Parquet and over the step that consumes it.
+"""What reading a signal costs, against Python lists in Parquet and the step that consumes it.
 
-- `open_seconds`, `open_rss_mb`: opening a store of ten million tokens, checksums included, and the
-  memory that this adds to a process which has its libraries loaded.
-- `rows_per_second`, and `read_vs_lists`: over the same records in Parquet's list columns, read
-  through Python lists, for the same random batches.
-- `read_share_of_step`: reading a batch's records over the forward and backward pass on it, with
-  the fetched base model.
+- `open_seconds`, `open_rss_mb`: time to open a store of ten million tokens, including checksums,
+  and the memory that this adds to a process with its libraries loaded.
+- `rows_per_second`: records read per second. `read_vs_lists`: speed over that of reading the same
+  records through Python lists from Parquet's list columns, for the same random batches.
+- `read_share_of_step`: time to read a batch's records over that of the forward and backward pass on
+  it, with the fetched base model.
 
 Prints one JSON line; the last figure needs the stages fetch, prepare and model-base.
 
@@ -62,7 +62,7 @@ def write_store(folder: Path) -> None:
 
 
 def write_lists(path: Path) -> None:
-    """One example a row, as tools write it that keep lists of lists."""
+    """One example per row, as written by tools that keep lists of lists."""
     knowledge = random_block(0)
     shape = (EXAMPLES_PER_SHARD, TOKENS_PER_EXAMPLE, TOP_K)
     columns = {
@@ -81,7 +81,7 @@ def random_batches() -> list[torch.Tensor]:
 
 
 def store_seconds(store: SignalStore, spread: int) -> float:
-    """Seconds per batch, its examples from all over the store."""
+    """Seconds per batch; its examples come from all over the store if `spread` is SHARDS."""
     batches = [batch * spread for batch in random_batches()]
     started = time.perf_counter()
     for batch in batches:
@@ -113,7 +113,7 @@ def _resident_mb() -> int:
 
 
 def step_seconds(root: Path) -> float:
-    """Seconds of one forward and backward pass of a batch of the training questions."""
+    """Seconds of one forward and backward pass on a batch of training questions."""
     from firstkd.data.examples import read_examples
     from firstkd.data.packing import batches_by_length, pack
     from firstkd.data.prompts import encode
@@ -150,7 +150,7 @@ def main() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout)
         store = SignalStore(store_folder)
-        # the lists are of one shard, so the comparison is, too; the step reads from all of them
+        # the lists hold one shard, so the comparison uses one too; the step reads from all of them
         found["read_vs_lists"] = round(list_seconds(lists) / store_seconds(store, spread=1), 1)
         seconds = store_seconds(store, spread=SHARDS)
     found["rows_per_second"] = round(BATCH * TOKENS_PER_EXAMPLE / seconds)

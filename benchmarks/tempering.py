@@ -1,9 +1,9 @@
-"""How exact tempering over the whole vocabulary is, from five candidates and eight bends a token.
+"""How exact whole-vocabulary tempering is, from five candidates and eight tail corrections a token.
 
-Against the dense softmax of the same logits, over temperatures from 0.5 to 5: the largest error
-of the head's mass, storage precision included. On the fetched base model and on the fine-tuned
-teacher, for right answers and for the questions' own text. Prints one JSON line; needs the stages
-up to model-teacher.
+Reports the largest error of the head's mass, including storage precision, against the dense softmax
+of the same logits, over temperatures from 0.5 to 5. Uses the fetched base model and the fine-tuned
+teacher, on right answers and on the questions' own text. Prints one JSON line; needs the stages up
+to model-teacher.
 
 Run as  python -m benchmarks.tempering
 """
@@ -31,7 +31,7 @@ QUESTIONS, TOP_K = 64, 5
 
 
 def errors(logits: torch.Tensor) -> dict[str, float]:
-    """Of the head's mass, largest over all positions and temperatures."""
+    """Largest errors of the head's mass over all positions and temperatures."""
     size = logits.shape[1]
     found = knowledge_of(logits.log_softmax(-1), TOP_K, len(NODES))
     record = token_decisions(as_stored(packed(found, torch.tensor([len(logits)])), size), size)

@@ -1,12 +1,11 @@
-"""What the training engine adds to a bare PyTorch loop, and gains over the Hugging Face Trainer.
+"""What the training engine costs over a bare PyTorch loop and gains over the Hugging Face Trainer.
 
-All fine-tune the same random model of the default student's shape on the same questions, of
-lengths as CommonsenseQA's, in bfloat16 with float32 master weights, or in float32 where the
-machine computes in that, and fused AdamW. The bare loop
-gets the engine's own batches and loss; the Trainer pads the questions as they come, and computes
-all logits, as it usually does. Timed is the second of two epochs, in tokens without padding;
-of the engine and the bare loop, which take turns, the faster of two runs.
-Prints one JSON line.
+All fine-tune the same random model of the default student's shape on the same questions, as long as
+CommonsenseQA's, with fused AdamW, in bfloat16 with float32 master weights, or in float32 if the
+machine computes in that. The bare loop gets the engine's own batches and loss; the Trainer pads the
+questions as they come and computes all logits, as it usually does. The second of two epochs is
+timed, in tokens without padding; for the engine and the bare loop, which take turns, the faster of
+two runs counts. Prints one JSON line.
 
 Run as  OMP_NUM_THREADS=2 python -m benchmarks.train [--tiny]
 """

@@ -1,8 +1,8 @@
 """A small real set of translations: Django's own messages, English and French (BSD-3-Clause).
 
-Read from the catalogues in Django's wheel, so they come as the other data do: from a published
-package, pinned. Left out are messages of one word, of which many are formats of dates, and those
-that are the same in both languages. One that is in several catalogues counts once.
+They are read from the catalogues in Django's wheel, so they come from a pinned, published package,
+as the other data do. One-word messages, many of which are date formats, and messages that are the
+same in both languages are left out. A message in several catalogues counts once.
 """
 
 import json
@@ -22,7 +22,7 @@ CATALOGUES = "locale/fr/LC_MESSAGES/"
 
 
 def write_translations(path: Path) -> None:
-    """Download the wheel, and write one JSON line a message: `english`, `french`."""
+    """Download the wheel and write one JSON line per message: `english`, `french`."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--only-binary=:all:", "--dest", folder, DJANGO]
@@ -39,7 +39,7 @@ def write_translations(path: Path) -> None:
 
 
 def translations(wheel: Path) -> Iterator[tuple[str, str]]:
-    """Yield the messages of each catalogue; one that is in several comes several times."""
+    """Yield the messages of each catalogue; one in several catalogues appears several times."""
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
             if CATALOGUES in name and name.endswith(".mo"):

@@ -1,10 +1,11 @@
-"""Where a temperature helps: at every token, or at the decision that the tokens make.
+"""Where a temperature helps: at every token, or at the decision that the tokens make up.
 
-The fine-tuned teacher on the calibration and test questions of the default pipeline. `every_token`
-divides all logits by T, over the whole vocabulary, and scores each choice by its tokens as ever;
-`choice` divides the choices' scores, by the T that fits the calibration split. `first_token_top_1`
-is the mean probability of the most probable token where a right answer begins: what tempering the
-whole vocabulary leaves of it. Prints one JSON line; needs the stages up to model-teacher.
+Uses the fine-tuned teacher on the calibration and test questions of the default pipeline.
+`every_token` divides all logits by T, over the whole vocabulary, and scores each choice by its
+tokens as usual; `choice` divides the choices' scores by the T fitted on the calibration split.
+`first_token_top_1` is the mean probability of the most probable token where a right answer begins:
+what tempering the whole vocabulary leaves of it. Prints one JSON line; needs the stages up to
+model-teacher.
 
 Run as  python -m benchmarks.where_to_temper
 """
@@ -85,7 +86,7 @@ def tempered_scores(model: Any, questions: list[Question]) -> tuple[Tensor, Tens
 
 
 def tempered_logprobs(scorer: ResponseScorer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Of the batch's tokens [T, M]; and [T] the top probabilities where answers begin, summed."""
+    """Log-probabilities [T, M] of the tokens; summed top probabilities [T] where answers begin."""
     hidden = scorer.hidden(batch)
     logprobs = torch.empty(len(TEMPERATURES), len(batch.rows_M))
     top = torch.zeros(len(TEMPERATURES))

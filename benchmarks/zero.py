@@ -1,10 +1,10 @@
 """What ZeRO saves: memory per process at two processes ÷ at one, and the speed of each stage.
 
-Counted are the tensors that a stage shards, as they lie in memory at the end of a backward pass:
-stage 1 optimizer states (float32 weights and Adam's moments), stage 2 gradients too, stage 3
-bfloat16 weights too. The buckets in which gradients are exchanged come on top; they are of
-constant size (firstkd/train/engine.py). Prints one JSON line; both processes share this machine's
-processors, so the speeds compare stages, not numbers of processes.
+Counts the tensors that a stage shards, as they lie in memory at the end of a backward pass: stage 1
+optimizer states (float32 weights and Adam's moments), stage 2 also gradients, stage 3 also bfloat16
+weights. The buckets in which gradients are exchanged come on top; their size is constant
+(firstkd/train/engine.py). Prints one JSON line; both processes share this machine's processors, so
+the speeds compare stages, not numbers of processes.
 
 Run as  OMP_NUM_THREADS=1 python -m benchmarks.zero [--tiny]
 """
@@ -28,12 +28,12 @@ from firstkd.train.engine import end_engine, make_engine
 from firstkd.train.player import Player
 
 STEPS = 4
-QUESTIONS, PROMPT, RESPONSE = 16, 48, 16  # of a step, and tokens of each
+QUESTIONS, PROMPT, RESPONSE = 16, 48, 16  # per step; the last two in tokens
 MICRO_BATCHES = 2
 
 
 def measure(stage: int, layers: int, ranks: Ranks) -> dict[str, float]:
-    """Train some steps; return bytes of this process and tokens/s of all together."""
+    """Train for a few steps; return bytes of this process and tokens/s of all together."""
     deterministic(seed=0, threads=1)
     ids = torch.randint(3, 49_152, (QUESTIONS, PROMPT + RESPONSE)).tolist()
     questions = [Question(str(i), row[:PROMPT], [row[PROMPT:]], 0) for i, row in enumerate(ids)]
@@ -91,7 +91,7 @@ SHARDED = {1: ("states",), 2: ("states", "gradients"), 3: ("states", "gradients"
 
 
 def in_processes(count: int, layers: int) -> dict[str, dict[str, float]]:
-    """Return what the first of so many processes measures, by stage."""
+    """Return what the first of `count` processes measures, by stage."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
     command = [*torchrun, "-m", "benchmarks.zero", "measure", str(layers)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

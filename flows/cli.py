@@ -1,6 +1,6 @@
 """The command line `firstkd`.
 
-Everything heavy is imported inside the commands: `firstkd --help` answers at once.
+Heavy modules are imported inside the commands, so that `firstkd --help` answers at once.
 """
 
 import logging
@@ -103,7 +103,7 @@ tasks_cli.add_to(app)
 
 
 def _conclude(publishes: bool) -> "Concluded":
-    """Conclude a state whose stages are up to date, for which no Prefect server has to start."""
+    """Conclude a state whose stages are up to date; this needs no Prefect server."""
     from flows.conclude import conclude
     from flows.lock import check_lock
     from flows.project import opened
@@ -119,15 +119,15 @@ def _conclude(publishes: bool) -> "Concluded":
 
 
 def _retrain(root: Path) -> "Concluded":
-    """Run the flow, with Prefect's own messages kept to its log.
+    """Run the flow; Prefect's own messages go only to its log.
 
-    The stages' output and errors are shown by this command line; Prefect would repeat them, with
-    tracebacks, through its console handler.
+    This command line shows the stages' output and errors; Prefect's console handler would repeat
+    them, with tracebacks.
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
     from flows.prefect_server import server_starting
 
-    with server_starting():  # which takes as long as this
+    with server_starting():  # this import takes just as long
         from flows.retrain import retrain
     from tasks.terminal import Terminal, terminal
 
@@ -138,7 +138,7 @@ def _retrain(root: Path) -> "Concluded":
 
 
 def main() -> None:
-    """Run the command line: an error of the user's is one line and exit code 1."""
+    """Run the command line; a user error prints one line and exits with 1."""
     sys.stdout, sys.stderr = tolerant(sys.stdout), tolerant(sys.stderr)
     try:
         app()

@@ -14,7 +14,7 @@ from flows.registry import aliases, register
 from tasks.gate import Verdict
 
 ANNOUNCED_TAG = "announced"
-"""Tag of a version: when the promotion that was announced was decided."""
+"""Version tag: when the announced promotion was decided."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Concluded:
 
 
 def conclude(project: Project, step: Callable[[Any], Any] = lambda function: function) -> Concluded:
-    """Conclude the project's present state; what was done before is not done again.
+    """Conclude the project's current state, without repeating what is already done.
 
     `step` wraps each function, e.g. as a Prefect task.
     """
@@ -39,7 +39,7 @@ def conclude(project: Project, step: Callable[[Any], Any] = lambda function: fun
 
 
 def announce(project: Project, version: ModelVersion) -> None:
-    """Announce a promotion once, even one whose process was killed before it could."""
+    """Announce a promotion once, even if its process was killed before it could."""
     name, number = version.name, str(version.version)
     tags = project.client.get_model_version(name, number).tags
     if tags.get(DECISION_TAG) != "promoted" or tags.get(ANNOUNCED_TAG) == tags[TIME_TAG]:

@@ -1,4 +1,4 @@
-"""Is everything ready for a run: this machine, the settings, DVC, MLflow and Prefect?"""
+"""Check that everything is ready for a run: machine, settings, DVC, MLflow and Prefect."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tasks.record_place import address_of, database_at
 
 
 def examine(root: Path) -> Iterator[Check]:
-    """Yield each check, as far as the settings can be read."""
+    """Yield each check; invalid settings or proxies end them early."""
     yield from examine_machine(root)
     try:
         settings = load_settings(root / "params.yaml")

@@ -1,4 +1,4 @@
-"""DVC through its command line, and what it says about the stages that it runs."""
+"""Run DVC through its command line, and read what it says about the stages that it runs."""
 
 import os
 import re
@@ -16,15 +16,15 @@ from tasks.terminal import is_error_line
 
 DVC = [sys.executable, "-m", "dvc"]
 KEPT_LINES = 200
-"""Last lines of a failed stage's output, in which its error is looked for."""
+"""Last lines of a failed stage's output, searched for its error."""
 FAILED = re.compile(r"failed to reproduce '([^']+)': failed to run: .*, exited with (-?\d+)", re.S)
-"""What `dvc repro` says of a stage that ran and failed."""
+"""What `dvc repro` prints about a stage that ran and failed."""
 HOLDER = re.compile(r"\(PID (\d+)\): (.+)")
-"""Who DVC says has its lock."""
+"""The process that DVC names as the holder of its lock."""
 CONTACT = "Having any troubles?"
 """What DVC prints after its own errors."""
 FORGET_SECONDS = 10.0
-"""In which the system forgets a killed process: until then DVC respects its lock."""
+"""How long to wait for the system to forget a killed process, whose lock DVC still respects."""
 
 
 class StageError(PipelineError):
@@ -32,21 +32,21 @@ class StageError(PipelineError):
 
 
 class TransientStageError(StageError):
-    """A stage crashed or could not fetch its sources: it may pass the next time."""
+    """A stage crashed or could not fetch its sources; a retry may succeed."""
 
 
 class WorkspaceBusyError(PipelineError):
-    """Another retraining, or DVC by itself, works in this folder."""
+    """Another retraining, or DVC on its own, is at work in this folder."""
 
 
 class Outcome(Enum):
     RAN = "Completed"
-    RESTORED = "Restored"  # from DVC's run cache: the same inputs had been run before
+    RESTORED = "Restored"  # from DVC's run cache: it ran on the same inputs before
     UNCHANGED = "Unchanged"
 
 
 def ask(root: Path, *arguments: str) -> str:
-    """Return what DVC says; raises PipelineError with its reason."""
+    """Return DVC's output; raises PipelineError with DVC's reason if it fails."""
     command, deadline = [*DVC, *arguments], time.monotonic() + FORGET_SECONDS
     while True:
         done = subprocess.run(
@@ -65,7 +65,7 @@ def ask(root: Path, *arguments: str) -> str:
 
 
 def _is_dead(pid: int) -> bool:
-    """Whether a process is gone, or only waits for its parent to take note of its end."""
+    """Whether a process is gone, or a zombie that its parent has not reaped yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -73,7 +73,7 @@ def _is_dead(pid: int) -> bool:
 
 
 class Shown:
-    """DVC with its output going to a sink; keeps the end of it and what it says about stages."""
+    """A DVC command that outputs to a sink; keeps its last lines and what it says about stages."""
 
     def __init__(
         self,
@@ -107,10 +107,10 @@ class Shown:
         return Outcome.UNCHANGED
 
     def check(self) -> None:
-        """Raise the error of a DVC that failed.
+        """Raise an error if DVC failed.
 
-        A failed stage's exit code says what kind its error is (firstkd.errors); its message is the
-        end of its output, before DVC's own ERROR line.
+        A failed stage's exit code gives the kind of error (firstkd.errors); its message is the end
+        of its output, before DVC's own ERROR line.
         """
         if self.code == 0:
             return
@@ -132,7 +132,7 @@ class Shown:
 
 
 def _check_free(root: Path, dvc_says: str) -> None:
-    """Raise WorkspaceBusyError if another DVC at work here is what DVC complains of."""
+    """Raise WorkspaceBusyError if DVC complains that another DVC is at work here."""
     if "Unable to acquire lock" not in dvc_says and "is busy, it is being" not in dvc_says:
         return
     process = HOLDER.search(dvc_says)
@@ -143,6 +143,6 @@ def _check_free(root: Path, dvc_says: str) -> None:
 
 
 def stage_environment() -> dict[str, str]:
-    """Return the environment of DVC and the stages: `python` is this one, output comes at once."""
+    """Return the environment for DVC and the stages: this `python`, and unbuffered output."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}

@@ -1,6 +1,6 @@
-"""The commands that look and change nothing: status, compare, report, doctor.
+"""The commands that inspect a project: status, compare, report, doctor.
 
-Everything heavy is imported inside the commands, as in flows/cli.py.
+Heavy modules are imported inside the commands, as in flows/cli.py.
 """
 
 from pathlib import Path

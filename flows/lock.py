@@ -1,10 +1,10 @@
 """One writer at a time for the versions and aliases of a registered model.
 
-What keeps retrainings apart is `Workspace.exclusive`, for a folder, and Prefect's limits.
+Retrainings are kept apart by `Workspace.exclusive`, within a folder, and by Prefect's limits.
 
-The writers of a local database exclude each other by a file lock, which the system releases when
-its holder dies. The writers of an MLflow server may be on several machines: they share a
-concurrency limit of one on their Prefect server, which takes a dead holder's place back.
+Writers to a local database exclude each other with a file lock, which the system releases when its
+holder dies. Writers to an MLflow server may be on several machines: they share a concurrency limit
+of one on their Prefect server, which frees the slot of a dead holder.
 """
 
 import fcntl
@@ -20,15 +20,15 @@ from firstkd.errors import PipelineError
 from flows.tracking import Tracking
 
 LEASE_SECONDS = 60.0
-"""After which Prefect takes the place of a holder back that has stopped renewing it."""
+"""Prefect frees the slot of a holder that has not renewed it for this long."""
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 @contextmanager
 def registry_lock(tracking: Tracking, name: str) -> Iterator[None]:
-    """Be the only writer of the registered model `name`; waits for another one.
+    """Be the only writer of the registered model `name`; waits for any other.
 
-    Hold it for some quick requests only. Raises PipelineError as `check_lock` does.
+    Hold it only for a few quick requests. Raises PipelineError as `check_lock` does.
     """
     url = _shared_prefect(tracking)
     if url is None:
@@ -51,7 +51,7 @@ def registry_lock(tracking: Tracking, name: str) -> Iterator[None]:
 
 
 def check_lock(tracking: Tracking) -> None:
-    """Raise PipelineError if nothing could keep the writers of this MLflow server apart."""
+    """Raise PipelineError if nothing keeps the writers to this MLflow server apart."""
     _shared_prefect(tracking)
 
 
@@ -82,7 +82,7 @@ def _create(limit: str) -> None:
     from prefect import get_client
     from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 
-    # another may make it in the same second; without one, `strict` raises
+    # another process may create it at the same moment; if it is missing, `strict` raises
     with (
         get_client(sync_client=True) as client,
         suppress(ObjectAlreadyExists, PrefectHTTPStatusError),

@@ -1,6 +1,6 @@
-"""The commands of operations: who is in charge and why, and what comes from or goes elsewhere.
+"""The operations commands: decide who is in charge, answer questions, schedule and reproduce.
 
-Everything heavy is imported inside the commands, as in flows/cli.py.
+Heavy modules are imported inside the commands, as in flows/cli.py.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from firstkd.errors import ConfigError
 
 ROOT = Path(".")
 CORRECTED = Path("sources/corrected.jsonl")
-"""Where `firstkd collect` puts them."""
+"""Where `firstkd collect` puts corrected questions."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -158,7 +158,7 @@ def ask(
     if choice and len(choice) == 1:
         raise ConfigError("name at least two possible answers, each with --choice")
     with opened(ROOT) as project:
-        from flows import serve  # brings torch
+        from flows import serve  # imports torch
 
         served = serve.newest(project)
     assert served is not None

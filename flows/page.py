@@ -1,8 +1,8 @@
 """The report page with what a run cost and where it was recorded.
 
 Times and run ids differ from run to run, so they must not be in data/report, which DVC tracks:
-the same parameters give the same bytes there. The page with them is made of that one, and lies in
-logs/, which nothing tracks.
+there, the same parameters give the same bytes. The page with them is built from that one and lies
+in logs/, which nothing tracks.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from tasks.page import templates_of
 
 PLACE = "<!-- firstkd report: cost and lineage -->"
 LINK_PLACE = "<!-- firstkd report: link to them -->"
-"""In the report stage's page; tasks/templates/report.html."""
+"""Both are in the report stage's page, tasks/templates/report.html."""
 
 
 def build_page(project: Project, sink: OutputSink) -> Path:
@@ -53,7 +53,7 @@ def _lineage(project: Project) -> dict[str, str]:
 
 
 def run_link(uri: str, experiment: str, run_id: str) -> str:
-    """Return where an MLflow server shows a run, without a password; of a database, the id."""
+    """Return the link to a run on an MLflow server, without a password; for a database, the id."""
     address = urlsplit(uri)
     if address.scheme not in ("http", "https"):
         return run_id

@@ -1,4 +1,4 @@
-"""The Prefect server: a lasting one that the user has named, or one that ends with the run."""
+"""The Prefect server: a lasting one that the user names, or one that ends with the run."""
 
 import atexit
 import socket
@@ -16,10 +16,10 @@ from firstkd.processes import group
 from firstkd.proxies import check_proxies
 
 START_SECONDS = 180.0
-"""For a server that starts on a busy machine and makes its database."""
+"""Long enough for a server on a busy machine to start and create its database."""
 END_SECONDS = 20.0
 ANSWER_SECONDS = 20.0
-"""For a lasting server that was started a moment before."""
+"""Long enough for a lasting server that was started a moment ago."""
 # its scheduler would schedule the deployments of other servers that share its database
 COMMAND = ["prefect", "server", "start", "--no-ui", "--no-scheduler", "--no-late-runs"]
 
@@ -33,7 +33,7 @@ def lasting_server() -> str | None:
 
 
 def answering_server() -> str | None:
-    """Return the lasting server's address; raises PipelineError if that does not answer."""
+    """Return the lasting server's address; raises PipelineError if it does not answer."""
     check_proxies()
     url = lasting_server()
     if url and not _answers(url, ANSWER_SECONDS):
@@ -46,9 +46,9 @@ def answering_server() -> str | None:
 
 @contextmanager
 def server_starting() -> Iterator[None]:
-    """Have a server by the end of the body: unless a lasting one is named, one starts meanwhile.
+    """Start a server while the body runs, unless a lasting one is named; then wait for it.
 
-    It ends with this process, even a killed one; Prefect's ephemeral server would outlive it.
+    It ends with this process, even if that is killed; Prefect's ephemeral server would outlive it.
     Raises PipelineError if a server does not answer or does not start.
     """
     global _own_server
@@ -61,7 +61,7 @@ def server_starting() -> Iterator[None]:
     _own_server = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", *COMMAND, "--host", "127.0.0.1", "--port", str(port)]
     ending = ExitStack()
-    atexit.register(ending.close)  # after Prefect's own handlers, which send the last of the log
+    atexit.register(ending.close)  # after Prefect's own handlers, which send the rest of the log
     said = ending.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed by `ending`
     process = ending.enter_context(group(command, END_SECONDS, stdout=said, stderr=said))
     ending.enter_context(temporary_settings({PREFECT_API_URL: _own_server}))
@@ -73,7 +73,7 @@ def server_starting() -> Iterator[None]:
 
 
 def _check_home() -> None:
-    """Raise PipelineError unless Prefect can keep its database where it should be."""
+    """Raise PipelineError unless Prefect can keep its database in its home folder."""
     home = get_current_settings().home
     if "?" in str(home):
         raise PipelineError(
@@ -91,7 +91,7 @@ def _check_home() -> None:
 
 
 def _answers(url: str, seconds: float, goes_on: Callable[[], bool] = lambda: True) -> bool:
-    """Wait until the server answers, for at most `seconds` or while `goes_on`."""
+    """Return whether the server answers within `seconds`; give up once `goes_on` is false."""
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Modules of tasks/ that are not stages, each in its own process: scoring needs torch."""
+"""Run modules of tasks/ that are not stages in separate processes, since scoring needs torch."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from tasks.terminal import terminal
 
 
 def run_program(workspace: Workspace, name: str, *files: Path) -> str | None:
-    """Run `python -m tasks.NAME FILES`; return the error it ends with, if it does."""
+    """Run `python -m tasks.NAME FILES`; return its error if it fails."""
     command, said = [sys.executable, "-m", f"tasks.{name}", *map(str, files)], _Said()
     failed = run_group(command, workspace.root, stage_environment(), said, workspace.stop_seconds)
     return said.last.removeprefix(f"{name}: ") if failed else None

@@ -16,7 +16,7 @@ from tasks.layout import evaluation_folder, model_folder
 
 @dataclass(frozen=True)
 class Student:
-    """The student that is recorded and registered; its folders lie in the project."""
+    """The student that is recorded and registered; its folders are relative to the project."""
 
     name: str
     weights: Path
@@ -55,7 +55,7 @@ def load_workspace(root: Path) -> tuple[Workspace, Settings]:
 
 @contextmanager
 def opened(root: Path) -> Iterator[Project]:
-    """Connect to a project's record; errors of MLflow in the body become one PipelineError."""
+    """Connect to a project's record; an MLflow error in the body becomes one PipelineError."""
     workspace, settings = load_workspace(root)
     check_proxies()
     tracking = open_tracking(workspace.root, settings.record)

@@ -1,9 +1,9 @@
-"""Who is in charge: take the gate's decision on a version, keep it, and move the aliases.
+"""Promotion: take the gate's decision on a version, record it and move the champion alias.
 
-The champion's alias is the one truth about who serves. It moves last: a crash before it leaves
-the old champion in charge, and the next run takes up what was interrupted. A decision is taken
-without a lock, since it may need minutes, and written under the registry's lock if the champion
-that it rests on is still in charge.
+The champion alias alone says which version serves. It moves once the reasons are written: a crash
+before that leaves the old champion in charge, and the next run finishes what was interrupted. A
+decision is made without a lock, since it may take minutes, and written under the registry lock if
+the champion that it rests on is still in charge.
 """
 
 import json
@@ -31,24 +31,24 @@ from tasks.gate import Verdict, answered_alike, decide
 
 CHAMPION = "champion"
 DECISION_TAG = "decision"
-"""`promoted`, `rejected` or `rolled back`; set last, and removed before anything of another
-decision is written: a version without it is decided on again."""
+"""`promoted`, `rejected` or `rolled back`. Set last, and removed before any part of a new decision
+is written; the gate decides again on a version without it."""
 REASONS_TAG = "decision_reasons"
 BASIS_TAG = "decision_basis"
-"""What the decision rests on: with another champion or other limits it is taken again."""
+"""What the decision rests on: with another champion or other limits the gate decides again."""
 TIME_TAG = "decided_at"
 REPLACED_TAG = "replaced"
-"""The champions before a version, the latest first: what `rollback` goes back to."""
+"""The champions before a version, latest first; `rollback` goes back to one of them."""
 
 
 def promote(
     project: Project, version: ModelVersion, compared: bool = True, again: bool = False
 ) -> Verdict:
-    """Let a version through the gate and put it in charge if it passes.
+    """Run a version through the gate and put it in charge if it passes.
 
-    A decision that still stands is not taken again, unless `again`. Without comparison only the
-    limits on the version itself hold: the way out if the champion was tested on other questions
-    and cannot be measured on these.
+    A decision that still stands is kept, unless `again`. Unless `compared`, only the limits on the
+    version itself apply: the way out if the champion was tested on other questions and cannot be
+    measured on these.
     """
     number = str(version.version)
     while True:
@@ -89,7 +89,7 @@ def standing(project: Project, version: ModelVersion) -> Verdict | None:
 def judge(
     project: Project, version: ModelVersion, champion: str | None
 ) -> tuple[Verdict, dict[str, Any]]:
-    """Return what the gate says of a version beside a champion, and what that rests on.
+    """Return the gate's verdict on a version against a champion, and what it rests on.
 
     Nothing is written.
     """
@@ -119,7 +119,7 @@ def _kept(evidence: Evidence) -> dict[str, Any]:
 def rollback(project: Project) -> tuple[str, str]:
     """Put the champion's predecessor back in charge; return both numbers, old and new.
 
-    The one that leaves is marked, so that the next retraining does not promote it again. Raises
+    The old champion is marked so that the next retraining does not promote it again. Raises
     PipelineError if there is nothing to go back to.
     """
     name, client = project.model, project.client
@@ -165,7 +165,7 @@ def _write(
 
 
 def _stay(project: Project, version: ModelVersion) -> Verdict:
-    """Finish what was interrupted, if anything was, after the alias had moved to this version."""
+    """Finish any decision that was interrupted while this version held the champion alias."""
     name, number, client = version.name, str(version.version), project.client
     if version.tags.get(DECISION_TAG) == "rolled back":
         words = "its rollback was interrupted before it began: it stayed in charge"
@@ -175,7 +175,7 @@ def _stay(project: Project, version: ModelVersion) -> Verdict:
 
 
 def _predecessor(project: Project, number: str) -> str | None:
-    """Return the champion before a version, passing over those rolled back or deleted since."""
+    """Return the champion before a version, skipping those since rolled back or deleted."""
     tags = {str(version.version): version.tags for version in versions(project)}
     for earlier in _replaced(tags[number]):
         if earlier in tags and tags[earlier].get(DECISION_TAG) != "rolled back":

@@ -12,13 +12,13 @@ from flows.workspace import Workspace
 from tasks.lock_branch import publish_lock
 
 PUBLISHED_TAG = "published"
-"""Tag of a retraining's run: the settings that it was published by."""
+"""Tag of a retraining's run: the settings that it was published with."""
 
 
 def publish_once(project: Project, version: ModelVersion, sink: OutputSink) -> list[str]:
-    """Publish a version's state if the settings ask for it and it was not done; say what was done.
+    """Publish a version's state once, if the settings ask for it; return what was done.
 
-    A state that no commit rebuilds goes to no branch, and is tried again the next time.
+    A state that no commit rebuilds goes to no branch, and is tried again next time.
     """
     run_id, settings = run_of(version), project.settings.publish
     as_asked = settings.model_dump_json()
@@ -33,9 +33,9 @@ def publish_once(project: Project, version: ModelVersion, sink: OutputSink) -> l
 
 
 def publish(workspace: Workspace, settings: PublishSettings, sink: OutputSink) -> list[str]:
-    """Do what the settings ask for; return a sentence about each thing done, or not done.
+    """Publish as the settings ask; return a sentence about each step done, or not done.
 
-    The data go first: a published dvc.lock names only what can be pulled.
+    The data are pushed first, so that a published dvc.lock names only what can be pulled.
     """
     done = []
     if settings.push:

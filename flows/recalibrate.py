@@ -1,7 +1,8 @@
-"""A new version of a registered student without a training: another temperature and threshold.
+"""Release a registered student with a new temperature and threshold, without training.
 
-It has the weights of the version it recalibrates. It is recorded, registered and let through the
-gate like any other, each step whole or not there; killed in between, the same command goes on.
+The new version has the weights of the version that it recalibrates. It is recorded, registered and
+run through the gate like any other. Each step is all or nothing; if killed in between, the same
+command resumes.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from flows.record import record_evaluation
 from flows.registry import NOT_REPRODUCIBLE_TAG, RECALIBRATES_TAG
 
 DIGEST_TAG = "recalibration_sha256"
-"""Digest of weights, calibration and test questions: each has at most one version."""
+"""Digest of weights, calibration and test questions; each digest has at most one version."""
 KEPT_TAGS = ("git_commit", "git_dirty", NOT_REPRODUCIBLE_TAG, "student", "weights", "evaluation")
 
 
@@ -45,7 +46,7 @@ class Recalibrated:
 def recalibrated(
     project: Project, version: ModelVersion, questions: Path
 ) -> Iterator[Recalibrated]:
-    """Fit a version's temperature and threshold to questions; nothing is kept of it yet."""
+    """Fit a version's temperature and threshold to questions; nothing is recorded yet."""
     with TemporaryDirectory() as scratch:
         weights, _ = registry.student_files(project.tracking, version, Path(scratch, "model"))
         before = project.tracking.run_files(
@@ -58,15 +59,15 @@ def recalibrated(
         if version.tags["test_sha256"] == sha256_of(project.root / registry.QUESTIONS):
             if (before / "teacher.json").exists():
                 shutil.copy(before / "teacher.json", output)
-            if (before / "exports").exists():  # which have the same weights
+            if (before / "exports").exists():  # they have the same weights
                 shutil.copytree(before / "exports", output / "exports")
         yield Recalibrated(weights, output)
 
 
 def register(project: Project, version: ModelVersion, fitted: Recalibrated) -> ModelVersion:
-    """Return the version that has these weights with this calibration, made if need be.
+    """Return the version with these weights and this calibration, creating it if needed.
 
-    Hold the workspace: runs that it has open are taken for those of killed processes.
+    Hold the workspace: its open runs are assumed to belong to killed processes.
     """
     root_version = version.tags.get(RECALIBRATES_TAG, str(version.version))
     calibration = sha256_of(fitted.evaluation / "calibration.json")

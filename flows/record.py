@@ -1,8 +1,8 @@
-"""Write what the pipeline made into MLflow: one run per retraining with a child run per stage.
+"""Record what the pipeline made in MLflow: one run per retraining, with a child run per stage.
 
 Everything is read from files (dvc.lock, params.yaml, data/, logs/), since DVC may have restored a
-stage instead of running it. The SHA-256 of dvc.lock identifies a retraining: what is recorded is
-not recorded again. A run is whole once its status is FINISHED.
+stage instead of running it. The SHA-256 of dvc.lock identifies a retraining, so that none is
+recorded twice. A run is complete once its status is FINISHED.
 """
 
 import json
@@ -29,7 +29,7 @@ from tasks.layout import evaluation_folder
 
 LOCK_TAG = "dvc_lock_sha256"
 WORKSPACE_TAG = "workspace"
-"""Whose run it is: a retraining closes those that killed ones before it left open."""
+"""The workspace of a run; a retraining closes the runs that killed ones left open in it."""
 
 NUMBERS = ("metrics.json", "summary.json")
 SMALL_FILES = {".json", ".png", ".html"}
@@ -44,9 +44,9 @@ class Recorded:
 
 
 def record(project: Project) -> Recorded:
-    """Record the workspace's present state, unless that was done before.
+    """Record the workspace's current state, unless it is already recorded.
 
-    Hold the workspace: runs that it has open are taken for those of killed retrainings. Raises
+    Hold the workspace: its open runs are assumed to belong to killed retrainings. Raises
     PipelineError if another `dvc repro` changes the results meanwhile.
     """
     client, workspace = project.client, project.workspace
@@ -58,7 +58,7 @@ def record(project: Project) -> Recorded:
     tags = {**_identity(workspace), LOCK_TAG: digest, **own}
     run_id = _new_run(project, f"retrain {digest[:8]}", tags)
     _record_whole(project, run_id)
-    lock = workspace.lock()  # which keeps the entries of stages that are gone
+    lock = workspace.lock()  # also has the entries of stages that are gone
     for stage in workspace.stages():
         tags = {MLFLOW_PARENT_RUN_ID: run_id, "stage": stage, **own}
         _record_stage(project, tags, lock[stage])
@@ -68,7 +68,7 @@ def record(project: Project) -> Recorded:
 
 
 def record_evaluation(project: Project, name: str, tags: dict[str, str], evaluation: Path) -> str:
-    """Record what was measured of a version without a retraining; return the run's id.
+    """Record a version's evaluation without a retraining; return the run's id.
 
     Hold the workspace, as for `record`.
     """
@@ -86,7 +86,7 @@ def _close_killed(project: Project) -> None:
 
 
 def recorded_runs(tracking: Tracking, digest: str) -> list[str]:
-    """Return the ids of the runs that hold the whole record of a dvc.lock."""
+    """Return the ids of the complete runs that record a dvc.lock."""
     return _runs(tracking, LOCK_TAG, digest, "FINISHED")
 
 
@@ -103,7 +103,7 @@ def _new_run(project: Project, name: str, tags: dict[str, str], start: int | Non
 
 
 def _identity(workspace: Workspace) -> dict[str, str]:
-    """Return the tags that say what exactly was made, and from which code."""
+    """Return the tags that say exactly what was made, and from which code."""
     git = git_state(workspace.root)
     hashes = {
         f"output/{out['path']}": out["md5"]
@@ -119,7 +119,7 @@ def _record_stage(project: Project, tags: dict[str, str], entry: dict[str, Any])
     cost_file = project.root / "logs" / stage / "cost.json"
     cost = read_json(cost_file) if cost_file.exists() else {}
     end = int((cost_file.stat().st_mtime if cost else time.time()) * 1000)
-    start = max(0, end - int(cost.get("seconds", 0) * 1000))  # where a clock stood at 1970
+    start = max(0, end - int(cost.get("seconds", 0) * 1000))  # if a clock stood at 1970
     run_id = _new_run(project, stage, tags, start)
     settings = entry.get("params", {}).get("params.yaml", {})
     [flat] = pd.json_normalize([settings]).to_dict("records")
@@ -163,7 +163,7 @@ def _log(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
 
 
 def _files(root: Path, entry: dict[str, Any]) -> list[Path]:
-    """Return the files that a stage put at the top of its outputs.
+    """Return the files at the top level of a stage's outputs.
 
     Raises ArtifactError if an output is gone.
     """

@@ -1,4 +1,4 @@
-"""The registry of students: MLflow versions, their tags and aliases, and the evidence of each."""
+"""The registry of students: MLflow versions, their tags and aliases, and the evidence for each."""
 
 import shutil
 from collections.abc import Callable
@@ -28,12 +28,12 @@ from tasks.kept import export_hashes
 
 CHALLENGER = "challenger"
 NOT_REPRODUCIBLE_TAG = "not_reproducible"
-"""Why a version's commit does not rebuild it; a version without it can be rebuilt."""
+"""Why a version's commit does not rebuild it; without this tag, it does."""
 RECALIBRATES_TAG = "recalibrates"
-"""The version whose weights a version has, with its own calibration."""
+"""The version whose weights this one shares, under a different calibration."""
 QUESTIONS = "data/prepare/test.parquet"
 STUDENT_FILES = {".safetensors", ".json", ".jsonl", ".jinja", ".model", ".txt"}
-"""Suffixes of what a student's folder holds. Others could be pickles, which are code."""
+"""Suffixes of the files in a student's folder. Others could be pickles, which are code."""
 SERVING_NEEDS = "mlflow numpy pandas pydantic rouge-score ruamel-yaml sacrebleu safetensors scipy"
 SERVING_NEEDS += " tokenizers torch tqdm transformers"
 TEXT, NUMBER, FLAG = DataType.string, DataType.double, DataType.boolean
@@ -46,12 +46,12 @@ SIGNATURE = ModelSignature(
 
 
 def register(project: Project, run_id: str) -> ModelVersion:
-    """Return the registered version of the project's present student, made if need be.
+    """Return the registered version of the project's current student, creating it if needed.
 
     There is one version per dvc.lock, whoever registers it; a new one gets the alias
-    `challenger`. One made from uncommitted changes counts as reproducible once they are committed.
+    `challenger`. If made from uncommitted changes, it becomes reproducible once they are committed.
 
-    Raises PipelineError if what lies here is no longer what the run has recorded.
+    Raises PipelineError if the files here are no longer those that the run recorded.
     """
     root, student, client = project.root, project.student, project.client
 
@@ -74,7 +74,7 @@ def register(project: Project, run_id: str) -> ModelVersion:
 
 
 def version_of(project: Project, run_id: str, tag: str, digest: str, log: Log) -> ModelVersion:
-    """Return the one version with this value of a tag; if there is none, `log` makes its model.
+    """Return the one version with this tag value; if there is none, register the model from `log`.
 
     The newest version gets the alias `challenger`.
     """
@@ -83,7 +83,7 @@ def version_of(project: Project, run_id: str, tag: str, digest: str, log: Log) -
         with tracking.as_default():
             model, tags = log()
     with registry_lock(tracking, name):
-        if is_new and not tagged(project, tag, digest):  # nor by another workspace, meanwhile
+        if is_new and not tagged(project, tag, digest):  # nor by another workspace in the meantime
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
             with tracking.as_default():
@@ -91,7 +91,7 @@ def version_of(project: Project, run_id: str, tag: str, digest: str, log: Log) -
                     name, model.model_uri, run_id, {tag: digest, **tags}, model_id=model.model_id
                 )
         version, *repeated = tagged(project, tag, digest)
-        for extra in repeated:  # by MLflow's client, which asks again if an answer is lost
+        for extra in repeated:  # made by MLflow's client, which retries if an answer is lost
             client.delete_model_version(name, str(extra.version))
         if version.version == versions(project)[0].version:
             client.set_registered_model_alias(name, CHALLENGER, str(version.version))
@@ -105,13 +105,13 @@ def tagged(project: Project, tag: str, value: str) -> list[ModelVersion]:
 
 
 def versions(project: Project) -> list[ModelVersion]:
-    """Return every version, the newest first; none before the first registration."""
+    """Return every version, newest first; none before the first registration."""
     found = project.client.search_model_versions(f"name = '{project.model}'")
     return sorted(found, key=lambda version: -int(version.version))
 
 
 def get_version(project: Project, asked: str | None) -> ModelVersion:
-    """Return a version by number or alias, or the newest; raises PipelineError if it is gone."""
+    """Return a version by number or alias, or the newest; raises PipelineError if there is none."""
     found, known = versions(project), aliases(project)
     if not found:
         raise PipelineError(f"no {project.model} has been registered yet; run `firstkd run` first")
@@ -130,13 +130,13 @@ def aliases(project: Project) -> dict[str, str]:
 
 
 def run_of(version: ModelVersion) -> str:
-    """Return the id of the retraining's run that a version came from."""
+    """Return the id of the run that a version came from."""
     assert version.run_id is not None  # `register` always logs within a run
     return version.run_id
 
 
 def load_evidence(tracking: Tracking, version: ModelVersion) -> Evidence:
-    """Return what the gate needs to know of a version, from what was recorded with it."""
+    """Return what the gate needs to know about a version, from what was recorded with it."""
     with TemporaryDirectory() as scratch:
         files = tracking.run_files(run_of(version), "evaluation", Path(scratch))
         problem = version.tags.get(NOT_REPRODUCIBLE_TAG)
@@ -144,16 +144,16 @@ def load_evidence(tracking: Tracking, version: ModelVersion) -> Evidence:
 
 
 def load_metrics(tracking: Tracking, version: ModelVersion) -> dict[str, Any]:
-    """Return what evaluate measured of a version."""
+    """Return the recorded evaluation metrics of a version."""
     with TemporaryDirectory() as scratch:
         path = tracking.run_files(run_of(version), "evaluation/metrics.json", Path(scratch))
         return dict(read_json(path))
 
 
 def student_files(tracking: Tracking, version: ModelVersion, scratch: Path) -> tuple[Path, Path]:
-    """Return a registered student's weights (a folder) and calibration, not the code with it.
+    """Return a registered student's weights (a folder) and calibration, without its code.
 
-    Raises ArtifactError if there is anything that a student does not consist of.
+    Raises ArtifactError for any file that does not belong to a student.
     """
     found = tracking.version_files(version, "artifacts", scratch)
     for file in sorted(path for path in found.rglob("*") if path.is_file()):
@@ -166,7 +166,7 @@ def student_files(tracking: Tracking, version: ModelVersion, scratch: Path) -> t
 
 
 def log_model(project: Project, run_id: str, weights: Path, evaluation: Path) -> ModelInfo:
-    """Log a student as a model made from code and files."""
+    """Log a student as an MLflow model made from code and files."""
     with TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
         calibration = Path(scratch, "calibration.json")
         shutil.copyfile(evaluation / calibration.name, calibration)
@@ -176,7 +176,7 @@ def log_model(project: Project, run_id: str, weights: Path, evaluation: Path) ->
         model: ModelInfo = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("student_model.py")),
-            # as URIs: MLflow takes a plain path for one, and a % in it for an escape
+            # as URIs: MLflow treats a plain path as one, and a % in it as an escape
             artifacts={"student": weights.as_uri(), "calibration": calibration.as_uri()},
             code_paths=[str(Path(firstkd.__file__).parent)],
             pip_requirements=[_pinned(name) for name in SERVING_NEEDS.split()],
@@ -217,7 +217,7 @@ def headline(root: Path, evaluation: Path) -> dict[str, str]:
 
 
 def _problem(workspace: Workspace) -> str | None:
-    """Return why the present commit does not rebuild the present state, if so."""
+    """Return why the current commit does not rebuild the current state; None if it does."""
     if problem := git_state(workspace.root).problem:
         return problem
     if stale := sorted(workspace.stale()):

@@ -1,4 +1,4 @@
-"""The champion on the challenger's questions, if it was tested on others.
+"""Measure the champion on the challenger's questions, if it was tested on others.
 
 Scoring needs torch, so it runs in a separate process: tasks/remeasure.py.
 """
@@ -25,7 +25,7 @@ def holds_questions(project: Project, evidence: Evidence) -> bool:
 def measure_again(project: Project, version: ModelVersion, before: Evidence) -> Evidence:
     """Return a registered version's evidence on the test questions in the workspace.
 
-    What was measured of it on sets that are gone is kept. Raises PipelineError if the version
+    Its results on sets that are gone are kept. Raises PipelineError if the version
     cannot be measured.
     """
     with TemporaryDirectory() as scratch:

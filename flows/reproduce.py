@@ -1,4 +1,4 @@
-"""Rebuild a registered version from its commit, and compare it with what the registry holds.
+"""Rebuild a registered version from its commit, and compare it with what the registry recorded.
 
 The commit is checked out in a git worktree under logs/, so that nothing here is touched.
 """
@@ -39,8 +39,8 @@ def reproduce(
 ) -> Reproduced:
     """Bring a version's files back and compare hashes, metrics and weights.
 
-    With `rebuild` every stage runs again; otherwise only those whose outputs are in no cache.
-    Raises PipelineError if the version itself says that no commit rebuilds it.
+    With `rebuild` every stage runs again; otherwise only those whose outputs no cache has.
+    Raises PipelineError for a recalibrated version, or one that no commit rebuilds.
     """
     who, commit = f"{version.name} v{version.version}", version.tags["git_commit"]
     if source := version.tags.get(RECALIBRATES_TAG):
@@ -81,9 +81,9 @@ def reproduce(
 def _worktree(workspace: Workspace, commit: str, folder: Path) -> Iterator[Workspace]:
     """Check a commit out in a separate folder; yield the project in it.
 
-    It is left where it is for whoever wants to look; a failure removes it.
+    The folder stays for anyone who wants to look; a failure removes it.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt's
+    shutil.rmtree(folder, ignore_errors=True)  # from an earlier attempt
     root = workspace.root
     git(root, "worktree", "prune")
     try:
@@ -97,9 +97,9 @@ def _worktree(workspace: Workspace, commit: str, folder: Path) -> Iterator[Works
 
 
 def _bring_back(there: Workspace, sources: Path, rebuild: bool, sink: OutputSink) -> str:
-    """Bring the files back; say how.
+    """Bring the files back; return how.
 
-    What was fetched then comes from DVC's copy, and from today's sources only if there is none.
+    Fetched files come from DVC's copy, and from today's sources only if there is none.
     """
     if not rebuild and there.restore(sink):
         return "DVC had a copy of everything"
@@ -116,6 +116,6 @@ def _bring_back(there: Workspace, sources: Path, rebuild: bool, sink: OutputSink
 
 
 def _fetched(root: Path) -> dict[str, str]:
-    """Return the stages that bring something from elsewhere, and what each writes."""
+    """Return the stages that fetch something from elsewhere, and what each writes."""
     roots = load_settings(root / "params.yaml").lineage.roots
     return {"fetch": "data/fetch"} | {f"model-{name}": f"data/model/{name}" for name in roots}

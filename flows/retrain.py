@@ -1,7 +1,7 @@
 """The retraining: every stage that dvc.yaml declares, then the record, the gate and the report.
 
-Prefect shows each stage as a task run of its name, with its state, duration and log. Whether a
-stage has anything to do is DVC's decision: what is up to date ends as `Unchanged`.
+Prefect shows each stage as a task run of the same name, with its state, duration and log. DVC
+decides whether a stage has anything to do: one that is up to date ends as `Unchanged`.
 """
 
 from collections.abc import Callable
@@ -41,9 +41,9 @@ class Retrained:
 
 
 def announce_crash(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
-    """Announce a run that was killed and could not say so itself; the schedule or worker calls it.
+    """Announce a run that was killed before it could say so; the schedule or worker calls this.
 
-    Whoever has started one by hand sees it end.
+    A run started by hand is not announced: its user sees it end.
     """
     if flow_run.deployment_id:
         root = Path(flow_run.parameters["root"])
@@ -53,7 +53,7 @@ def announce_crash(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
 
 @flow(name="retrain", on_crashed=[announce_crash])
 def retrain(root: str = ".") -> Retrained:
-    """Bring the pipeline in `root` up to date, record it, and let its student through the gate.
+    """Bring the pipeline in `root` up to date, record it, and run its student through the gate.
 
     Raises PipelineError for what a user can fix: before the first stage if MLflow does not answer
     or another retraining runs here, later with the failed stage's own message.
@@ -64,7 +64,7 @@ def retrain(root: str = ".") -> Retrained:
         webhook = settings.retrain.webhook
         with workspace.exclusive():
             refresh_graph(folder, settings)
-            with opened(folder) as project:  # what is wrong with MLflow is found before hours pass
+            with opened(folder) as project:  # find MLflow problems before hours pass
                 check_lock(project.tracking)
             outcomes = _run_stages(workspace, settings.retrain)
             with opened(folder) as project:
@@ -75,9 +75,9 @@ def retrain(root: str = ".") -> Retrained:
 
 
 def _run_stages(workspace: Workspace, settings: RetrainSettings) -> dict[str, Outcome]:
-    """Run each stage as a task; DVC is asked again only once something upstream may have changed.
+    """Run each stage as a task; ask DVC again only once something upstream may have changed.
 
-    Asking takes a second, so one question covers all stages until the first one runs.
+    Asking takes a second, so one query covers all stages until the first one runs.
     """
     stale, outcomes = workspace.stale(), dict[str, Outcome]()
     for stage in workspace.stages():
@@ -98,7 +98,7 @@ def run_stage(workspace: Workspace, stage: str, asks_dvc: bool) -> Any:
     except TransientStageError:
         screen.end("failed")
         raise
-    if outcome is Outcome.RESTORED:  # what an earlier run took says nothing about these files
+    if outcome is Outcome.RESTORED:  # an earlier run's cost says nothing about these files
         (workspace.root / "logs" / stage / "cost.json").unlink(missing_ok=True)
     screen.end(outcome.value.lower())
     return Completed(name=outcome.value)
@@ -120,7 +120,7 @@ def _step(
     name: str,
     retried: type[Exception] | None = None,
 ) -> Callable[..., Any]:
-    """Return a function as a task that must end in time, and is tried again after some errors."""
+    """Return a function as a task with a timeout, retried after errors of type `retried`."""
 
     def may_pass_next_time(_task: Any, _task_run: Any, state: State[Any]) -> bool:
         error = state.result(raise_on_failure=False)

@@ -1,4 +1,4 @@
-"""Retrain on a schedule: a process that a lasting Prefect server starts runs in.
+"""Retrain on a schedule: a process in which a lasting Prefect server starts runs.
 
 Prefect's embedded server lives only as long as a run, and never starts a scheduled one.
 """
@@ -16,7 +16,7 @@ from flows.workspace import Workspace
 
 
 def make_schedule(cron: str, timezone: str) -> Schedule:
-    """Return the schedule; raises ConfigError for what is neither cron nor a timezone."""
+    """Return the schedule; raises ConfigError for an invalid cron string or timezone."""
     try:
         ZoneInfo(timezone)
     except (KeyError, ValueError) as error:
@@ -28,7 +28,7 @@ def make_schedule(cron: str, timezone: str) -> Schedule:
 
 
 def check_server() -> str:
-    """Return the address of the Prefect server; raises PipelineError if none can schedule."""
+    """Return the address of the Prefect server; raises PipelineError if no lasting one answers."""
     url = answering_server()
     if url is None:
         raise PipelineError(
@@ -40,21 +40,21 @@ def check_server() -> str:
 
 
 def deployment_name(root: Path) -> str:
-    """Return a name that two clones on one server do not share."""
+    """Return a name that differs between two clones on one server."""
     return f"{root.name}-{Workspace(root).place[:6]}"
 
 
 def serve(root: Path, schedule: Schedule) -> None:
     """Run the schedule until this process ends, which pauses it.
 
-    A retraining that is due while another runs waits for it. Prefect's own limit, kept in its
-    server, is not used: a crash of the machine would leave it taken.
+    A retraining that falls due while another runs waits for it. Prefect's own limit, kept in its
+    server, is not used: a crash of the machine would leave its slot taken.
     """
     retrain.serve(
         name=deployment_name(root),
         schedule=schedule,
         parameters={"root": str(root)},
         limit=1,
-        entrypoint_type=EntrypointType.MODULE_PATH,  # found from whatever folder it runs in
+        entrypoint_type=EntrypointType.MODULE_PATH,  # found from any working folder
         print_starting_message=False,
     )

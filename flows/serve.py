@@ -1,4 +1,4 @@
-"""Registered versions as they are served: in this program's code, from the registry's files."""
+"""Serve registered versions, with this program's code and the registry's files."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from tasks.layout import log_folder
 
 
 def load(project: Project, version: ModelVersion) -> Served:
-    """Load a version; what it brings as code is not run."""
+    """Load a version; the code stored with it is not run."""
     with TemporaryDirectory() as scratch:
         files = registry.student_files(project.tracking, version, Path(scratch))
         answerer = Answerer.load(*files, project.settings.serve.abstain_below)
@@ -28,7 +28,7 @@ def load(project: Project, version: ModelVersion) -> Served:
 
 
 def newest(project: Project, known: str | None = None) -> Served | None:
-    """Return the champion, unless it is the one that is known; raises PipelineError without one."""
+    """Return the champion, or None if it is `known`; raises PipelineError if there is none."""
     number = registry.aliases(project).get(promotion.CHAMPION)
     if number is None:
         raise PipelineError(f"{project.model} has no champion yet; run `firstkd run` first")

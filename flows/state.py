@@ -18,7 +18,7 @@ from tasks.staleness import StageState, stage_states
 
 @dataclass(frozen=True)
 class Record:
-    """What MLflow says; None for what is not there yet."""
+    """What MLflow has recorded; None for what is not there yet."""
 
     champion: str | None = None
     since: str | None = None
@@ -29,12 +29,12 @@ class Record:
 @dataclass(frozen=True)
 class State:
     stages: list[StageState]
-    """Unknown, so none, while DVC is at work."""
+    """Empty while DVC is at work, since they are unknown then."""
     record: Record
     busy: str | None
     """Who is at work here, if anyone."""
     serving: list[str]
-    """What the servers of this project have found of drift, and corrections of the promise."""
+    """What this project's servers found about drift, and corrections about the promise."""
 
 
 def read_state(workspace: Workspace, settings: Settings) -> State:

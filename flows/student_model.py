@@ -16,7 +16,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 class Student(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
-        from firstkd.answering import Answerer  # brings torch, which only a served model needs
+        from firstkd.answering import Answerer  # imports torch, which only a served model needs
 
         self._answerer = Answerer.load(
             Path(context.artifacts["student"]),
@@ -29,17 +29,17 @@ class Student(PythonModel):
     ) -> pd.DataFrame:
         """Answer each row's `question` with one of its `choices`.
 
-        Without `choices`, those that all questions of the student's calibration shared, or else in
-        its own words if it was calibrated on open text.
+        Without `choices` it uses those that all its calibration questions shared, or answers in its
+        own words if it was calibrated on open text.
 
-        `abstain` is true where the confidence is below the threshold of serve.policy or
+        `abstain` is true if the confidence is below the threshold of serve.policy or
         serve.abstain_below, as it was when the version was registered, or below the
-        `abstain_below` that whoever loads the model sets.
+        `abstain_below` set by whoever loads the model.
 
-        Raises MlflowException, whose text MLflow's server passes on to its client, naming the
-        first row that cannot be answered.
+        Raises MlflowException naming the first row that cannot be answered; MLflow's server
+        passes its text on to the client.
         """
-        from firstkd.errors import PipelineError  # of the copy beside the model
+        from firstkd.errors import PipelineError  # from the copy beside the model
 
         choices = model_input.get("choices", [None] * len(model_input))
         try:
@@ -58,7 +58,7 @@ class Student(PythonModel):
 
 
 def _plain(choices: Any) -> Any:
-    """Return choices as given, except that pandas' own words for none are None, arrays lists."""
+    """Return choices as passed, but with pandas' missing values as None and arrays as lists."""
     if pd.api.types.is_scalar(choices) and pd.isna(choices):
         return None
     return choices.tolist() if isinstance(choices, np.ndarray) else choices

@@ -25,7 +25,7 @@ from tasks.record_place import place_of
 
 ERRORS = (MlflowException, SQLAlchemyError, RequestException)
 ARTIFACTS = "artifacts"
-"""The folder beside a local database."""
+"""The artifact folder beside a local database."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,26 @@ class Tracking:
 
     @contextmanager
     def as_default(self) -> Iterator[None]:
-        """Make this the address of MLflow's module functions, some of which take no other.
+        """Make this the address for MLflow's module functions, some of which accept no other.
 
-        MLflow keeps it in the process and in the environment, so it is put back afterwards.
+        MLflow keeps it in the process and in the environment, so both are restored afterwards.
         """
         outside = os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(self.uri)
         try:
             yield
         finally:
-            mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # which resets it
+            mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # resets it
             os.environ.pop("MLFLOW_TRACKING_URI", None)
             if outside is not None:
                 os.environ["MLFLOW_TRACKING_URI"] = outside
 
     def run_files(self, run_id: str, path: str, scratch: Path) -> Path:
-        """Return a run's files; those of a server are brought to `scratch`."""
+        """Return the path of a run's files; those on a server are downloaded to `scratch`."""
         return self._files(f"{self.client.get_run(run_id).info.artifact_uri}/{path}", scratch)
 
     def version_files(self, version: ModelVersion, path: str, scratch: Path) -> Path:
-        """Return a registered version's files; those of a server are brought to `scratch`."""
+        """Return the path of a version's files; those on a server are downloaded to `scratch`."""
         uri = self.client.get_model_version_download_uri(version.name, str(version.version))
         return self._files(f"{uri}/{path}", scratch)
 
@@ -79,7 +79,7 @@ class Tracking:
 
 @contextmanager
 def clear_errors(tracking: Tracking) -> Iterator[None]:
-    """Turn a server that fails on the way into one PipelineError that names it."""
+    """Turn a server failure during the body into one PipelineError that names the server."""
     try:
         yield
     except ERRORS as error:
@@ -90,11 +90,11 @@ def clear_errors(tracking: Tracking) -> Iterator[None]:
 
 
 def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
-    """Connect to MLflow, making the experiment (and a local database) if it is missing.
+    """Connect to MLflow, creating the experiment (and a local database) if it is missing.
 
     MLFLOW_TRACKING_URI in the environment takes precedence over the settings. A local database's
-    artifacts lie beside it; a server decides on its own. Raises PipelineError if nothing answers,
-    and ConfigError for an address that cannot be used.
+    artifacts lie beside it; a server decides where its own lie. Raises PipelineError if nothing
+    answers, and ConfigError for an address that cannot be used.
     """
     _silence()
     url, database = place_of(root, settings)
@@ -117,17 +117,17 @@ def open_tracking(root: Path, settings: RecordSettings) -> Tracking:
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
-    """Return the id of the experiment, which is made if it is missing."""
+    """Return the id of the experiment, creating it if it is missing."""
     found = client.get_experiment_by_name(name)
     if found and artifacts and _was_moved(found.artifact_location, artifacts):
-        # an experiment's place cannot be changed, and a run writes where its experiment says
+        # an experiment's location cannot be changed, and a run writes where its experiment says
         client.rename_experiment(found.experiment_id, f"{name} (moved, {found.experiment_id})")
         found = None
     if found is None:
         try:
             client.create_experiment(name, artifacts.as_uri() if artifacts else None)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another in the same second
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another process just now
                 raise
         found = client.get_experiment_by_name(name)
     assert found is not None
@@ -140,7 +140,7 @@ def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
 
 
 def experiments(client: MlflowClient, name: str) -> list[str]:
-    """Return the ids of the experiment and of those that it had before the project was moved."""
+    """Return the ids of the experiment and of those it replaced when the project was moved."""
     found = {each.name: each.experiment_id for each in client.search_experiments()}
     return [i for each, i in found.items() if each == name or each.startswith(f"{name} (moved, ")]
 
@@ -157,15 +157,15 @@ def _path(uri: str) -> Path:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the innermost reason: the outer messages wrap it in the address, three times over."""
+    """Return the innermost reason; the outer messages wrap it in the address, three times over."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     return " ".join(str(error).split())
 
 
 def _silence() -> None:
-    """Keep out of the user's terminal what the user can do nothing about."""
+    """Silence messages that the user can do nothing about."""
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # it would load the student here
+    # an example would load the student here
     warnings.filterwarnings("ignore", message=".*An input example was not provided")

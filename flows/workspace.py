@@ -1,6 +1,6 @@
 """The project folder as DVC sees it: which stages there are, what is stale, what was made.
 
-DVC is used through its command line. It decides what has to run; nothing here repeats its graph.
+DVC is used through its command line and decides what must run; nothing here repeats its graph.
 """
 
 import fcntl
@@ -28,11 +28,11 @@ from flows.dvc import Outcome, Shown, WorkspaceBusyError
 class Workspace:
     root: Path
     stop_seconds: float = 300.0
-    """As retrain.stop_seconds: between SIGTERM and SIGKILL for what is ended early."""
+    """As retrain.stop_seconds: from SIGTERM to SIGKILL for a command that is ended early."""
 
     @property
     def place(self) -> str:
-        """A short name that no two workspaces share, on whatever machine."""
+        """A short name that no two workspaces share, on any machine."""
         place = hashlib.sha256(f"{socket.gethostname()}:{self.root}".encode()).hexdigest()
         return place[:12]
 
@@ -43,42 +43,42 @@ class Workspace:
     def stale(self) -> set[str]:
         """Return the stages whose own inputs or outputs differ from dvc.lock.
 
-        What depends on them is not in the set until they have run.
+        Stages that depend on them are not in the set until they have run.
         """
         return set(self.changes())
 
     def changes(self) -> dict[str, Any]:
-        """Return what DVC says has changed of each stale stage."""
+        """Return what DVC says has changed in each stale stage."""
         changes: dict[str, Any] = json.loads(dvc.ask(self.root, "status", "--json"))
         return changes
 
     def remote_urls(self) -> dict[str, str]:
-        """Return where each of DVC's remotes is."""
-        # not `dvc remote list`, which breaks long addresses over lines
+        """Return the address of each DVC remote."""
+        # not `dvc remote list`, which wraps long addresses
         listed = dvc.ask(self.root, "config", "--list").splitlines()
         found = (re.fullmatch(r"remote\.(.+?)\.url=(.+)", line) for line in listed)
         return {match[1]: match[2] for match in found if match}
 
     def reproduce(self, stage: str, sink: OutputSink) -> Outcome:
-        """Bring a stage, but not what it depends on, up to date through `dvc repro`.
+        """Bring a stage, but not what it depends on, up to date with `dvc repro`.
 
         Raises StageError with the stage's own error message.
         """
-        # waiting: what a stage has made for hours must not be lost to a `dvc push` of seconds
+        # wait for the lock: a stage's hours of work must not be lost to a `dvc push` of seconds
         said = self._shown(sink, "--wait-for-lock", "repro", "--single-item", stage)
         said.check()
         return said.outcome(stage)
 
     def reproduce_each(self, stages: Sequence[str], sink: OutputSink, force: bool) -> None:
-        """Bring these stages, and no others, up to date in their order.
+        """Bring these stages, and no others, up to date in this order.
 
-        With `force` each runs again, whatever DVC has kept.
+        With `force` each runs again, whatever DVC has cached.
         """
         options = ["--force", "--no-run-cache"] if force else []
         self._shown(sink, "repro", "--single-item", *options, *stages).check()
 
     def damaged(self) -> list[str]:
-        """Return the outputs that are missing or not as dvc.lock says; their files are hashed."""
+        """Return the outputs that are missing or differ from dvc.lock; hashes their files."""
         return sorted(
             path
             for found in self.changes().values()
@@ -88,7 +88,7 @@ class Workspace:
         )
 
     def check_unchanged(self, digest: str) -> None:
-        """Raise PipelineError unless what lies here is what the dvc.lock of this digest names."""
+        """Raise PipelineError unless the outputs here match the dvc.lock with this digest."""
         if self.lock_digest() != digest or self.damaged():
             raise PipelineError(
                 "the results were changed while they were recorded: another `dvc repro` ran here; "
@@ -96,11 +96,11 @@ class Workspace:
             )
 
     def push(self, sink: OutputSink) -> None:
-        """Copy to the default remote what dvc.lock names."""
+        """Copy what dvc.lock names to the default remote."""
         self._shown(sink, "--wait-for-lock", "push", bars=True).check()
 
     def restore(self, sink: OutputSink, *paths: str) -> bool:
-        """Bring back these outputs (by default all that dvc.lock names); whether all came.
+        """Restore these outputs (by default all that dvc.lock names); return whether all came.
 
         They come from the cache, or from the remote if there is one.
         """
@@ -109,7 +109,7 @@ class Workspace:
         return self._shown(sink, "checkout", "--force", *paths, bars=True).code == 0
 
     def use_storage_of(self, other: "Workspace") -> None:
-        """Share another workspace's DVC cache and remotes, also those named since this commit."""
+        """Share another workspace's DVC cache and remotes, even those added since this commit."""
         config, there = ConfigObj(), other.root / ".dvc"
         for name in ("config", "config.local"):
             config.merge(ConfigObj(str(there / name)))
@@ -131,15 +131,15 @@ class Workspace:
             ) from error
 
     def lock(self) -> dict[str, Any]:
-        """Return dvc.lock's entry of each stage."""
+        """Return dvc.lock's entry for each stage."""
         stages: dict[str, Any] = YAML(typ="safe", pure=True).load(self.root / "dvc.lock")["stages"]
         return stages
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the workspace for one retraining; raises WorkspaceBusyError if it is held.
+        """Hold the workspace for one retraining; raises WorkspaceBusyError if it is already held.
 
-        The system drops the hold when its process ends, however it ends.
+        The system releases the lock when its process ends, however it ends.
         """
         path = self.root / "logs" / "retrain.lock"
         path.parent.mkdir(exist_ok=True)
