@@ -82,7 +82,7 @@ def run() -> None:
 
 @app.command()
 def record() -> None:
-    """Write the present state into MLflow and register its student, as after `dvc repro`."""
+    """Record the current state in MLflow and register its student, for use after `dvc repro`."""
     from flows.project import load_workspace
 
     workspace, _ = load_workspace(ROOT)

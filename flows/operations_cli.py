@@ -45,7 +45,7 @@ def promote(
         ),
     ] = False,
 ) -> None:
-    """Let a registered version through the gate, and put it in charge if it passes."""
+    """Put a registered version through the gate, and make it champion if it passes."""
     from flows import promotion, registry
     from flows.conclude import announce
     from flows.project import opened
@@ -66,7 +66,7 @@ def promote(
 
 
 def rollback() -> None:
-    """Put the champion's predecessor back in charge."""
+    """Make the champion's predecessor champion again."""
     from firstkd.notify import notify
     from flows import promotion
     from flows.project import opened
@@ -185,7 +185,7 @@ def serve(
 ) -> None:
     """Serve the champion over HTTP: it answers, abstains or passes on, as `serve` says.
 
-    Takes up each new champion without a restart. Example: `firstkd serve --port 8300`
+    It switches to each new champion without a restart. Example: `firstkd serve --port 8300`
     """
     import logging
 
@@ -204,7 +204,7 @@ def schedule(
     ],
     timezone: Annotated[str, typer.Option(help="Of the schedule.")] = "UTC",
 ) -> None:
-    """Retrain on a schedule, as long as this command runs; where nothing is new, do nothing."""
+    """Retrain on a schedule for as long as this command runs; skip runs when nothing has changed."""
     from firstkd.settings import load_settings
     from flows import schedule
 

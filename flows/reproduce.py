@@ -88,9 +88,10 @@ def _worktree(workspace: Workspace, commit: str, folder: Path) -> Iterator[Works
     git(root, "worktree", "prune")
     try:
         git(root, "worktree", "add", "--detach", str(folder), commit)
-        yield Workspace(folder / git(root, "rev-parse", "--show-prefix"), workspace.stop_seconds)
     except GitError as error:
         raise PipelineError(f"commit {commit} cannot be checked out: {error}") from error
+    try:
+        yield Workspace(folder / git(root, "rev-parse", "--show-prefix"), workspace.stop_seconds)
     except BaseException:
         git(root, "worktree", "remove", "--force", str(folder))
         raise

@@ -25,7 +25,7 @@ def graph(
         bool, typer.Option("--check", help="Write nothing; fail if dvc.yaml is out of date.")
     ] = False,
 ) -> None:
-    """Write dvc.yaml, the graph of stages, as it follows from params.yaml.
+    """Write dvc.yaml, the graph of stages, from params.yaml.
 
     `firstkd run` does so itself; call it before `dvc repro` when models or signals have changed.
     Example: `firstkd graph`
@@ -47,9 +47,9 @@ def collect(
         Path | None, typer.Option(help="File of `id`, as answers have it, and the right `answer`.")
     ] = None,
 ) -> None:
-    """Write the questions that were served to sources/traffic.jsonl, to learn from.
+    """Write served questions to sources/traffic.jsonl, to learn from.
 
-    With corrections, those go to sources/corrected.jsonl, to calibrate on.
+    Corrected ones go to sources/corrected.jsonl, to calibrate on.
     Example: `firstkd collect --corrections corrections.csv`
     """
     from firstkd.settings import load_settings
