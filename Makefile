@@ -16,25 +16,25 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscop
 run: setup ## set everything up and run the pipeline
 	$(BIN)/firstkd run
 
-test: lint ## set everything up and pass the tests
+test: lint ## set everything up and run the tests
 	$(PYTEST)
 
 test-all: lint $(SERVERS) ## also the tests that kill and restart real servers
 	$(BIN)/python -m pytest -m "not infra"
 
-test-integration: $(SERVERS) ## only these; PostgreSQL has to be installed
+test-integration: $(SERVERS) ## only those that kill and restart servers; needs PostgreSQL
 	$(BIN)/python -m pytest -m integration
 
 test-infra: $(SERVERS) ## images, containers and services of infra/; needs root and Podman
 	$(BIN)/python -m pytest -m infra
 
-test-vllm: $(SERVERS) $(VLLM)/.installed ## only those with vLLM on the CPU, which takes 3.5 GB
+test-vllm: $(SERVERS) $(VLLM)/.installed ## only those with vLLM, on the CPU; vLLM takes 3.5 GB
 	$(BIN)/python -m pytest -m integration \
 		tests/tasks/test_served_by_vllm.py tests/firstkd/exports/test_in_vllm.py
 
-test-gpu: ## on a machine with CUDA: its tests and benchmarks, in a separate environment, into gpu.json
+test-gpu: ## GPU tests and benchmarks, in a separate environment; needs CUDA, writes gpu.json
 	@nvidia-smi --list-gpus >/dev/null 2>&1 || \
-		{ echo "make test-gpu: no NVIDIA GPU here (nvidia-smi --list-gpus)" >&2; exit 1; }
+		{ echo "make test-gpu: no NVIDIA GPU found (nvidia-smi --list-gpus)" >&2; exit 1; }
 	test -d $(GPU) || $(PYTHON) -m venv $(GPU)
 	$(GPU)/bin/python -m pip install --quiet --constraint constraints.txt torch \
 		--index-url https://download.pytorch.org/whl/$(CUDA)
@@ -48,14 +48,14 @@ lint: docs
 	$(BIN)/mypy
 	$(BIN)/firstkd graph --check
 
-docs: setup ## build the site into site/; fails at a warning or a dead link
+docs: setup ## build the site into site/; fails on a warning or a dead link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 setup: $(INSTALLED)
 
 $(INSTALLED): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV): some minutes, once"
+	@echo "Installing into $(VENV): takes a few minutes, only once"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -69,7 +69,7 @@ $(VLLM)/.installed: constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement constraints-vllm.txt
 	touch $@
 
-clean: ## forget the installation and everything that can be rebuilt; logged traffic stays
+clean: ## remove the environment and everything that can be rebuilt; logged traffic stays
 	rm -rf $(VENV) $(VLLM) data/fetch data/prepare data/validate data/model data/signal data/calibrate \
 		data/evaluate data/report data/.signal data/.train \
 		$(filter-out logs/traffic,$(wildcard logs/* logs/.[!.]*))

@@ -161,7 +161,7 @@ class Answerer:
     def _choose(self, examples: Sequence[Example], batch_size: int) -> list[Answer]:
         if self.temperature is None:
             raise DataValidationError(
-                "this student was calibrated on open text alone: name no choices"
+                "this student was calibrated on open text alone: leave out the choices"
             )
         encoded = encode(examples, self.tokenizer, self.prompt)
         scores = score_questions(self.model, encoded, batch_size)
@@ -187,8 +187,8 @@ class Answerer:
         if options is None:
             if self.own_words is None:
                 raise DataValidationError(
-                    f"{where} names no choices, and those of this student's calibration questions "
-                    "differ: name two or more"
+                    f"{where} has no choices, and this student's calibration questions do not "
+                    "share a common set: give two or more"
                 )
             return Example(prompt, prompt, "", None, None, "")
         # a str is a sequence too, of characters

@@ -19,7 +19,7 @@ def explain(path: Path, values: Any, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{path}: {key}: missing"
     if problem["input"] is None and problem["type"] in ("model_type", "dict_type"):
-        return f"{path}: {key}: nothing below it; write its keys, indented, or {{}} if it has none"
+        return f"{path}: {key}: empty; write its keys below it, indented, or {{}} if it has none"
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         return f"{path}: {key}: {message}" if key else f"{path}: {message}"

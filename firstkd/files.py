@@ -100,8 +100,8 @@ def disk_refusal(error: Exception, path: Path | None = None) -> ArtifactError | 
     reason = str(error.strerror)
     if error.errno in IN_THE_WAY and error.filename:
         return ArtifactError(
-            f"cannot write {path or error.filename}: {reason}: {error.filename}; a file lies in "
-            "the place of a folder, or a folder in that of a file: move it, and run it again"
+            f"cannot write {path or error.filename}: {reason}: {error.filename}; a file is "
+            "where a folder should be, or vice versa: move it and run again"
         )
     if error.errno not in DISK_REFUSALS:
         return None
@@ -112,7 +112,7 @@ def _unwritable(place: Path | str | None, reason: str) -> ArtifactError:
     place = place or f"a file in this folder or in {tempfile.gettempdir()}"
     return ArtifactError(
         f"cannot write {place}: {reason}. Nothing was left behind; "
-        "free some space or change the permissions, and run it again."
+        "free some space or change the permissions, and run again."
     )
 
 

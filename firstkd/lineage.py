@@ -26,7 +26,7 @@ class Lineage:
             if name not in known:
                 raise ValueError(
                     f"{key}: there is no {name!r} among {section}; "
-                    f"allowed: {listed(set(known)) or 'none, since there are none'}"
+                    f"allowed: {listed(set(known)) or 'none'}"
                 )
         for key, problem in self._misfits():
             raise ValueError(f"{key}: {problem}")
@@ -163,7 +163,7 @@ class Lineage:
         for name, model in self._models.items():
             for other in model.init.models:
                 if self._models[other].init.is_served:
-                    served = f"{other!r} is behind a server, and no other model can be made of it"
+                    served = f"{other!r} is behind a server, and no other model can be made from it"
                     yield f"models.{name}.init.{model.init.origin}", served
         for name, signal in self._signals.items():
             if problem := signal.check(self._signals, self._models):
@@ -173,7 +173,7 @@ class Lineage:
                     yield f"signals.{name}.of", f"{other!r} {problem}"
             for other in signal.signals:
                 if self._signals[other].is_live:
-                    live = f"{other!r} is live: nothing is stored that could be combined"
+                    live = f"{other!r} is live: it stores nothing to combine"
                     yield f"signals.{name}.of", live
         for name, model in self._models.items():
             for term_name, term in (model.learn or {}).items():

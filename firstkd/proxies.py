@@ -32,5 +32,5 @@ def check_proxies() -> None:
         raise ConfigError(
             f"the environment variables {names} cannot be used: a proxy's address starts "
             "with http://, https://, socks5:// or socks5h://, its port is a number, and NO_PROXY "
-            "holds host names and addresses, but no brackets and no IPv6 networks"
+            "holds host names and addresses, but no brackets or IPv6 networks"
         ) from error

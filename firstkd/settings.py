@@ -133,7 +133,7 @@ class Settings(Section):
         if folded and variants:
             raise ValueError(
                 f"{variants[0]}: models.{folded[0]}.leave_out puts a question and its variants "
-                "into different folds, so that no teacher would be without it; use one of the two"
+                "into different folds, so every teacher would see the question; use only one"
             )
         return self
 
@@ -141,8 +141,8 @@ class Settings(Section):
     def _coverage_is_of_a_policy(self) -> Self:
         if self.promote.min_coverage and self.serve.policy is None:
             raise ValueError(
-                f"promote.min_coverage: {self.promote.min_coverage:g} of the questions are to be "
-                "answered under serve.policy, which is null; set serve.policy, or this to 0"
+                f"promote.min_coverage: {self.promote.min_coverage:g} needs serve.policy, which "
+                "is null; set serve.policy, or this to 0"
             )
         return self
 
@@ -151,8 +151,8 @@ class Settings(Section):
         drop, measured = self.promote.max_export_drop, {*self.measured_exports}
         if drop is not None and not measured & {*self.student_exports}:
             raise ValueError(
-                f"promote.max_export_drop: {drop:g} is allowed, but no export of record.student "
-                f"({self.record.student}) is measured; add it to evaluate.models, or set null"
+                f"promote.max_export_drop: {drop:g} is set, but no export of record.student "
+                f"({self.record.student}) is evaluated; add one to evaluate.models, or set null"
             )
         return self
 

@@ -26,8 +26,8 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     help="Distil a large fine-tuned language model into a small student that is accurate and "
-    "knows when it is wrong. Without a command: run.\n\n"
-    "Exit codes: 0 done, 1 an error or a check that failed, 2 a mistake in the command, "
+    "knows when it is wrong. Without a command, it runs `firstkd run`.\n\n"
+    "Exit codes: 0 success, 1 an error or a failed check, 2 a usage error, "
     "130 interrupted.",
     epilog="Start with `firstkd doctor`, then `firstkd run`, then `firstkd report`.",
     pretty_exceptions_show_locals=False,
@@ -40,7 +40,7 @@ operations_cli.add_to(app)
 @app.callback(invoke_without_command=True)
 def firstkd(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
 ) -> None:
     if context.invoked_subcommand is None:
         run()
@@ -66,7 +66,7 @@ def run() -> None:
             concluded = _conclude(publishes=True)
             if not concluded.recorded.is_new and concluded.verdict.outcome != "promoted":
                 champion = concluded.champion and f"{concluded.version.name} v{concluded.champion}"
-                typer.echo(f"Nothing has changed; the champion is {champion or 'none'}.")
+                typer.echo(f"Nothing has changed; champion: {champion or 'none yet'}.")
                 return
         else:
             concluded = _retrain(here.root)
@@ -88,11 +88,11 @@ def record() -> None:
     workspace, _ = load_workspace(ROOT)
     if stale := sorted(workspace.stale()):
         raise PipelineError(
-            f"dvc.lock does not describe the present files of {', '.join(stale)}; "
+            f"dvc.lock does not match the current files of {', '.join(stale)}; "
             "run `firstkd run` or `dvc repro` first"
         )
     found = _conclude(publishes=False)
-    known = "" if found.recorded.is_new else " (it was recorded before)"
+    known = "" if found.recorded.is_new else " (already recorded)"
     who = f"v{found.version.version}"
     typer.echo(f"run {found.recorded.run_id}{known}: {found.version.name} {who}")
     typer.echo(found.verdict.in_words(who))

@@ -32,7 +32,7 @@ def examine(root: Path) -> Iterator[Check]:
         fix = "run `prefect server start`, or unset PREFECT_API_URL"
         yield server_answers("prefect", f"{url}/health", fix)
     else:
-        yield Check("prefect", "ok", "no server set; a run starts its own")
+        yield Check("prefect", "ok", "no server configured; each run starts its own")
 
 
 def _dvc(root: Path) -> Iterator[Check]:
@@ -50,11 +50,11 @@ def _dvc(root: Path) -> Iterator[Check]:
     for name, url in listed.items():
         found = f"{name}: {shown(url)}"
         if "://" in url:
-            yield Check("remote", "ok", f"{found} (`dvc status --cloud` asks it)")
+            yield Check("remote", "ok", f"{found} (`dvc status --cloud` checks it)")
         elif os.access(url, os.W_OK):
             yield Check("remote", "ok", found)
         else:
-            fix = f"make the folder, or `dvc remote modify {name} url PLACE`"
+            fix = f"create the folder, or run `dvc remote modify {name} url PLACE`"
             yield Check("remote", "wrong", f"{found} cannot be written to", fix)
 
 
@@ -68,8 +68,8 @@ def _mlflow(root: Path, settings: RecordSettings) -> Check:
     if url.drivername in ("http", "https"):
         return server_answers("mlflow", f"{url.render_as_string(hide_password=False)}/health", fix)
     if database is None:
-        return Check("mlflow", "warn", f"{url.render_as_string()} was not asked")
+        return Check("mlflow", "warn", f"{url.render_as_string()} was not checked")
     there = next(path for path in [database, *database.parents] if path.exists())
     if not os.access(there, os.W_OK):
         return Check("mlflow", "wrong", f"{there} cannot be written to", "change its permissions")
-    return Check("mlflow", "ok", f"{database}{'' if database.exists() else ' (made by a run)'}")
+    return Check("mlflow", "ok", f"{database}{'' if database.exists() else ' (not created yet)'}")

@@ -125,7 +125,7 @@ class Shown:
         stage, code, own = failed[1], int(failed[2]), said[:dvc_at] or ["no output"]
         if code not in (PipelineError.exit_code, UnreachableError.exit_code):
             what = f"stage {stage} crashed with exit code {code}: {own[-1]}"
-            raise TransientStageError(f"{what} (its output above says more)")
+            raise TransientStageError(f"{what} (see its output above)")
         begins = [i for i in range(len(own)) if is_error_line(stage, own[i])]
         message = "\n".join(own[begins[-1] :] if begins else own[-1:])
         raise (TransientStageError if code == UnreachableError.exit_code else StageError)(message)
@@ -138,7 +138,7 @@ def _check_free(root: Path, dvc_says: str) -> None:
     process = HOLDER.search(dvc_says)
     who = f" (process {process[1]}: {process[2]})" if process else ""
     raise WorkspaceBusyError(
-        f"DVC is already at work in {root.resolve()}{who}; wait for it or end it"
+        f"DVC is already running in {root.resolve()}{who}; wait for it or stop it"
     )
 
 

@@ -50,9 +50,7 @@ def status(as_json: AsJson = False) -> None:
 def compare(
     version: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A registered version to set beside them, by number or alias; may be repeated."
-        ),
+        typer.Option(help="A registered version to include, by number or alias; may be repeated."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -86,13 +84,13 @@ def compare(
         for test_set in dict.fromkeys(name for each in measured.values() for name in each["sets"]):
             print_comparison(measured, test_set, student, differences)
     for name in elsewhere:
-        said = f"{name} was measured on other test questions than the present ones"
-        typer.echo(f"{said}: it cannot be compared with the rest", err=True)
+        said = f"{name} was measured on different test questions"
+        typer.echo(f"{said}, so it cannot be compared with the others", err=True)
 
 
 def report(
     no_open: Annotated[
-        bool, typer.Option("--no-open", help="Do not open it in a browser.")
+        bool, typer.Option("--no-open", help="Do not open the page in a browser.")
     ] = False,
 ) -> None:
     """Bring the report page up to date, add cost and lineage, and open it.

@@ -46,7 +46,7 @@ def registry_lock(tracking: Tracking, name: str) -> Iterator[None]:
             yield
     except httpx.HTTPError as error:
         raise PipelineError(
-            f"Prefect at {url} failed while {name} was locked ({error}); run it again"
+            f"Prefect at {url} failed while {name} was locked ({error}); try again"
         ) from error
 
 
@@ -64,9 +64,9 @@ def _shared_prefect(tracking: Tracking) -> str | None:
     url = lasting_server()
     if url is None and urlsplit(tracking.uri).hostname not in LOOPBACK:
         raise PipelineError(
-            f"other machines may write to MLflow at {tracking.shown}: start a Prefect server with "
-            "`prefect server start`, and name it in PREFECT_API_URL on each of them; it lets one "
-            "at a time change the registry"
+            f"other machines may write to MLflow at {tracking.shown}, but only one may change its "
+            "registry at a time: start a Prefect server with `prefect server start` and set "
+            "PREFECT_API_URL to its address on every machine"
         )
     return url
 

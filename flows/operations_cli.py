@@ -40,8 +40,8 @@ def promote(
         bool,
         typer.Option(
             "--no-comparison",
-            help="Leave out the comparison with the champion, e.g. if that cannot be measured "
-            "on changed test questions; the limits on the version itself hold.",
+            help="Skip the comparison with the champion, e.g. if the champion cannot be measured "
+            "on the changed test questions; the limits on the version itself still apply.",
         ),
     ] = False,
 ) -> None:
@@ -80,13 +80,13 @@ def rollback() -> None:
 
 def recalibrate(
     questions: Annotated[
-        Path, typer.Argument(help="Labelled questions that no model has learned from.")
+        Path, typer.Argument(help="Labelled questions that no model was trained on.")
     ] = CORRECTED,
     version: Annotated[
         str, typer.Option(help="Number or alias of the version to recalibrate.")
     ] = "champion",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Fit and say what is found; release nothing.")
+        bool, typer.Option("--dry-run", help="Fit and show the result; release nothing.")
     ] = False,
 ) -> None:
     """Fit a version's temperature and threshold to newer questions; release it through the gate.
@@ -131,7 +131,7 @@ def history() -> None:
             f"v{version.version}  {made:%Y-%m-%d %H:%M} UTC",
             f"accuracy {tags.get('test_accuracy', '–')}  ECE {tags.get('test_ece', '–')}",
             f"commit {tags.get('git_commit', '–')[:8]}",
-            tags.get(promotion.DECISION_TAG, "not decided on"),
+            tags.get(promotion.DECISION_TAG, "undecided"),
             *([f"recalibrates v{root}"] if (root := tags.get(registry.RECALIBRATES_TAG)) else []),
             *([f"[{', '.join(roles)}]"] if roles else []),
         ]
@@ -147,8 +147,8 @@ def ask(
     choice: Annotated[
         list[str] | None,
         typer.Option(
-            help="A possible answer; name two or more, each with --choice. By default those that "
-            "all questions shared on which it was calibrated, e.g. yes and no, or its own words.",
+            help="A possible answer; name two or more, each with --choice. Default: the choices "
+            "that all its calibration questions shared, e.g. yes and no, or else its own words.",
         ),
     ] = None,
 ) -> None:
@@ -175,12 +175,14 @@ def ask(
 
 def serve(
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's need a token.")
+        str, typer.Option(help="Address to listen on; a non-local one requires a token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8300,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="Holds the token clients must show, instead of FIRSTKD_SERVE_TOKEN."),
+        typer.Option(
+            help="File with the token that clients must send; default: FIRSTKD_SERVE_TOKEN."
+        ),
     ] = None,
 ) -> None:
     """Serve the champion over HTTP: it answers, abstains or passes on, as `serve` says.
@@ -200,11 +202,11 @@ def serve(
 
 def schedule(
     cron: Annotated[
-        str, typer.Option(help="When to retrain, as in cron: '0 3 * * 1' is Monday at 3.")
+        str, typer.Option(help="When to retrain, in cron syntax: '0 3 * * 1' is Mondays at 03:00.")
     ],
-    timezone: Annotated[str, typer.Option(help="Of the schedule.")] = "UTC",
+    timezone: Annotated[str, typer.Option(help="Timezone of the schedule.")] = "UTC",
 ) -> None:
-    """Retrain on a schedule for as long as this command runs; skip runs when nothing has changed."""
+    """Retrain on a schedule while this command runs; skip runs when nothing has changed."""
     from firstkd.settings import load_settings
     from flows import schedule
 
@@ -213,7 +215,7 @@ def schedule(
     url = schedule.check_server()
     root = ROOT.resolve()
     typer.echo(f"Retraining {root} on schedule as {schedule.deployment_name(root)} at {url}")
-    typer.echo(f"Now and then: prefect deployment run 'retrain/{schedule.deployment_name(root)}'")
+    typer.echo(f"To retrain now: prefect deployment run 'retrain/{schedule.deployment_name(root)}'")
     schedule.serve(root, when)
 
 
@@ -221,7 +223,7 @@ def reproduce(
     version: Annotated[str, typer.Argument(help="Number or alias of the version.")],
     rebuild: Annotated[
         bool,
-        typer.Option("--rebuild", help="Run every stage again, on what was fetched then."),
+        typer.Option("--rebuild", help="Rerun every stage on the files fetched at the time."),
     ] = False,
 ) -> None:
     """Bring a version back from its commit, and compare it with what the registry recorded."""
@@ -236,7 +238,9 @@ def reproduce(
     typer.echo("\n".join(result.compared))
     who = f"{chosen.name} v{chosen.version}"
     if result.differences:
-        typer.echo(f"{who} is not reproduced: {len(result.differences)} differences; {result.way}.")
+        typer.echo(
+            f"{who} was not reproduced (differences: {len(result.differences)}); {result.way}."
+        )
         typer.echo(f"Its files are in {result.folder}")
         raise typer.Exit(1)
-    typer.echo(f"{who} is reproduced, byte for byte; {result.way}.")
+    typer.echo(f"{who} was reproduced byte for byte; {result.way}.")

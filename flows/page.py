@@ -28,7 +28,9 @@ def build_page(project: Project, sink: OutputSink) -> Path:
         workspace.reproduce("report", sink)
     page = (workspace.root / "data/report/index.html").read_text(encoding="utf-8")
     if PLACE not in page:
-        raise ArtifactError("data/report/index.html is of another version; run `dvc repro report`")
+        raise ArtifactError(
+            "data/report/index.html was built by another version of firstkd; run `dvc repro report`"
+        )
     files = {stage: workspace.root / "logs" / stage / "cost.json" for stage in workspace.stages()}
     costs = {stage: read_json(file) for stage, file in files.items() if file.exists()}
     template = templates_of("flows").get_template("run.html")

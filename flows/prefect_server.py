@@ -77,16 +77,16 @@ def _check_home() -> None:
     home = get_current_settings().home
     if "?" in str(home):
         raise PipelineError(
-            f"Prefect would take the ? in {home} for a query and keep its database elsewhere; set "
-            "PREFECT_HOME to a folder without one"
+            f"Prefect would read the ? in {home} as a query and keep its database elsewhere; set "
+            "PREFECT_HOME to a path without one"
         )
     try:
         home.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=home).close()
     except OSError as error:
         raise PipelineError(
-            f"Prefect keeps its database in {home}, which cannot be written "
-            f"({error.strerror}); set PREFECT_HOME to a folder that can"
+            f"Prefect keeps its database in {home}, which is not writable "
+            f"({error.strerror}); set PREFECT_HOME to a writable folder"
         ) from error
 
 

@@ -79,7 +79,7 @@ def standing(project: Project, version: ModelVersion) -> Verdict | None:
         if current.tags.get(RECALIBRATES_TAG) == str(version.version):
             return Verdict("in charge", (f"v{champion} is v{version.version}, recalibrated",))
     if decision == "rolled back":
-        way = f"`firstkd promote --version {version.version}` lets it through the gate again"
+        way = f"`firstkd promote --version {version.version}` puts it through the gate again"
         return Verdict("rolled back", (*reasons, way))
     if decision == "rejected" and version.tags[BASIS_TAG] == _basis(project, version, champion):
         return Verdict("rejected", reasons)
@@ -130,7 +130,7 @@ def rollback(project: Project) -> tuple[str, str]:
         target = _predecessor(project, old)
         if target is None:
             raise PipelineError(
-                f"{name} v{old} has no predecessor to go back to: `firstkd history` shows all"
+                f"{name} v{old} has no predecessor to go back to; see `firstkd history`"
             )
         words = f"it was rolled back to v{target} on {_now()}"
         client.set_model_version_tag(name, old, REASONS_TAG, words)
@@ -168,7 +168,7 @@ def _stay(project: Project, version: ModelVersion) -> Verdict:
     """Finish any decision that was interrupted while this version held the champion alias."""
     name, number, client = version.name, str(version.version), project.client
     if version.tags.get(DECISION_TAG) == "rolled back":
-        words = "its rollback was interrupted before it began: it stayed in charge"
+        words = "its rollback was interrupted before it took effect; it stayed in charge"
         client.set_model_version_tag(name, number, REASONS_TAG, words)
     client.set_model_version_tag(name, number, DECISION_TAG, "promoted")
     return Verdict("in charge", _reasons(_reload(project, version)))

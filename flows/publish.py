@@ -45,10 +45,10 @@ def publish(workspace: Workspace, settings: PublishSettings, sink: OutputSink) -
                 "`dvc remote add --default NAME URL`"
             )
         workspace.push(sink)
-        done.append("the outputs are pushed to the DVC remote")
+        done.append("the outputs were pushed to the DVC remote")
     if settings.branch:
         if problem := git_state(workspace.root).problem:
-            done.append(f"dvc.lock is not committed to {settings.branch}: {problem}")
+            done.append(f"dvc.lock was not committed to {settings.branch}: {problem}")
         else:
             done += publish_lock(workspace.root, settings.branch, settings.git_remote)
     return done

@@ -169,7 +169,7 @@ def _files(root: Path, entry: dict[str, Any]) -> list[Path]:
     """
     outs = [root / out["path"] for out in entry.get("outs", [])]
     if gone := [out for out in outs if not out.exists()]:
-        raise ArtifactError(f"{gone[0]} is missing: run `firstkd run`, which makes it again")
+        raise ArtifactError(f"{gone[0]} is missing; run `firstkd run` to rebuild it")
     inside = [file for out in outs if out.is_dir() for file in sorted(out.iterdir())]
     return [file for file in [*outs, *inside] if file.is_file()]
 

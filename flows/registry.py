@@ -159,8 +159,8 @@ def student_files(tracking: Tracking, version: ModelVersion, scratch: Path) -> t
     for file in sorted(path for path in found.rglob("*") if path.is_file()):
         if file.suffix not in STUDENT_FILES:
             raise ArtifactError(
-                f"{version.name} v{version.version} holds {file.relative_to(found)}, which no "
-                "student consists of, and is not loaded; find out who put it into the registry"
+                f"{version.name} v{version.version} contains {file.relative_to(found)}, which is "
+                "not part of a student, so it is not loaded; find out who put it into the registry"
             )
     return found / version.tags["student"], found / "calibration.json"
 
@@ -221,5 +221,5 @@ def _problem(workspace: Workspace) -> str | None:
     if problem := git_state(workspace.root).problem:
         return problem
     if stale := sorted(workspace.stale()):
-        return f"files of {', '.join(stale)} were changed while it was made"
+        return f"files of {', '.join(stale)} were changed while it was being built"
     return None

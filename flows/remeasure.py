@@ -33,8 +33,8 @@ def measure_again(project: Project, version: ModelVersion, before: Evidence) -> 
         output = Path(scratch) / "measured"
         if problem := run_program(project.workspace, "remeasure", *files, output):
             raise PipelineError(
-                f"{version.name} v{version.version} cannot be measured on the present test "
-                f"questions ({problem}); `firstkd promote --no-comparison` leaves the "
-                "comparison with it out"
+                f"{version.name} v{version.version} cannot be measured on the current test "
+                f"questions ({problem}); `firstkd promote --no-comparison` skips the "
+                "comparison with it"
             )
         return before.measured_again(output, sha256_of(project.root / QUESTIONS))

@@ -45,8 +45,8 @@ def reproduce(
     who, commit = f"{version.name} v{version.version}", version.tags["git_commit"]
     if source := version.tags.get(RECALIBRATES_TAG):
         raise PipelineError(
-            f"{who} is v{source} with another calibration: `firstkd reproduce {source}` rebuilds "
-            "its weights, and `firstkd recalibrate` fits the calibration again"
+            f"{who} is v{source} with a different calibration: `firstkd reproduce {source}` "
+            "rebuilds its weights, and `firstkd recalibrate` refits the calibration"
         )
     if problem := version.tags.get(NOT_REPRODUCIBLE_TAG):
         raise PipelineError(f"{who} cannot be rebuilt: {problem}")
@@ -58,7 +58,7 @@ def reproduce(
         shutil.copy(run / "dvc.lock", there.root)
         there.use_storage_of(workspace)
         way = _bring_back(there, workspace.root / "sources", rebuild, sink)
-        differences = [f"damaged  {path}: not as dvc.lock says" for path in there.damaged()]
+        differences = [f"damaged  {path}: does not match dvc.lock" for path in there.damaged()]
         recorded, found = outputs(run / "dvc.lock"), outputs(there.root / "dvc.lock")
         for place, again in kept(there.root, load_settings(there.root / "params.yaml")).items():
             if (file := run / place).exists():  # a release without exports kept none
@@ -104,15 +104,15 @@ def _bring_back(there: Workspace, sources: Path, rebuild: bool, sink: OutputSink
     """
     if not rebuild and there.restore(sink):
         return "DVC had a copy of everything"
-    stages, taken = there.stages(), "what was fetched then"
+    stages, taken = there.stages(), "the files fetched at the time"
     fetched = {stage: out for stage, out in _fetched(there.root).items() if stage in stages}
     if there.restore(sink, *fetched.values()):
         stages = [stage for stage in stages if stage not in fetched]
     else:
         shutil.copytree(sources, there.root / "sources", dirs_exist_ok=True)
-        taken = "the sources of today"
+        taken = "today's sources"
     there.reproduce_each(stages, sink, force=rebuild)
-    again = "every stage ran again" if rebuild else "what DVC had no copy of was built again"
+    again = "every stage was rerun" if rebuild else "missing outputs were rebuilt"
     return f"{again}, from {taken}"
 
 

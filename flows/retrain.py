@@ -144,8 +144,8 @@ def _step(
             return step(*arguments)
         except TimeoutError as error:
             raise PipelineError(
-                f"{name} took longer than retrain.stage_timeout_minutes in params.yaml allows, "
-                "and was ended"
+                f"{name} took longer than retrain.stage_timeout_minutes in params.yaml allows "
+                "and was stopped"
             ) from error
 
     return in_time

@@ -20,7 +20,7 @@ def make_schedule(cron: str, timezone: str) -> Schedule:
     try:
         ZoneInfo(timezone)
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"--timezone {timezone!r} is unknown; allowed is e.g. UTC") from error
+        raise ConfigError(f"--timezone {timezone!r} is unknown; use e.g. UTC") from error
     try:
         return Cron(cron, timezone=timezone)
     except ValueError as error:
@@ -32,8 +32,8 @@ def check_server() -> str:
     url = answering_server()
     if url is None:
         raise PipelineError(
-            "a schedule needs a lasting Prefect server: start one with "
-            "`prefect server start`, and name it with "
+            "a schedule needs a running Prefect server: start one with "
+            "`prefect server start`, and point to it with "
             "`export PREFECT_API_URL=http://127.0.0.1:4200/api`"
         )
     return url

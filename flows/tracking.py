@@ -84,8 +84,8 @@ def clear_errors(tracking: Tracking) -> Iterator[None]:
         yield
     except ERRORS as error:
         raise PipelineError(
-            f"MLflow at {tracking.shown} failed ({_cause(error)}); what was built is kept: see to "
-            "it and run it again"
+            f"MLflow at {tracking.shown} failed ({_cause(error)}); fix it and run again. What "
+            "was built so far is kept"
         ) from error
 
 

@@ -91,8 +91,8 @@ class Workspace:
         """Raise PipelineError unless the outputs here match the dvc.lock with this digest."""
         if self.lock_digest() != digest or self.damaged():
             raise PipelineError(
-                "the results were changed while they were recorded: another `dvc repro` ran here; "
-                "run it again"
+                "the results were changed while being recorded: another `dvc repro` ran here; "
+                "try again"
             )
 
     def push(self, sink: OutputSink) -> None:
@@ -127,7 +127,7 @@ class Workspace:
             return hashlib.sha256((self.root / "dvc.lock").read_bytes()).hexdigest()
         except FileNotFoundError as error:
             raise ArtifactError(
-                f"{self.root / 'dvc.lock'} is missing: nothing was made yet; run `firstkd run`"
+                f"{self.root / 'dvc.lock'} is missing: nothing built yet; run `firstkd run`"
             ) from error
 
     def lock(self) -> dict[str, Any]:
@@ -149,8 +149,8 @@ class Workspace:
             except BlockingIOError as error:
                 file.seek(0)
                 raise WorkspaceBusyError(
-                    f"a retraining already runs in {self.root.resolve()} "
-                    f"(process {file.read().strip()}); wait for it or end it"
+                    f"a retraining is already running in {self.root.resolve()} "
+                    f"(process {file.read().strip()}); wait for it or stop it"
                 ) from error
             file.truncate(0)
             file.write(f"{os.getpid()}\n")

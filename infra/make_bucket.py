@@ -1,4 +1,4 @@
-"""Make a bucket unless it is there: python infra/make_bucket.py NAME (address and login: AWS_…)."""
+"""Create a bucket if missing: python infra/make_bucket.py NAME (address and login: AWS_…)."""
 
 import sys
 

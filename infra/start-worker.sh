@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the work pool and the deployments of prefect.yaml in this folder, then works for them.
+# Creates the work pool and the deployments of prefect.yaml in this folder, then runs a worker.
 set -eu
 prefect --no-prompt work-pool inspect firstkd >/dev/null 2>&1 ||
     prefect --no-prompt work-pool create firstkd --type process

@@ -103,9 +103,8 @@ def open_live(root: Path, settings: Settings, name: str, tokenizer: Any) -> Live
         other = before_training(root, settings, name, signal.of)
         if vocabulary_digest(load_tokenizer(other)) != vocabulary_digest(tokenizer):
             raise ConfigError(
-                f"{key}.from: signals.{term.signal} is of the tokens of another tokenizer than "
-                f"{name}'s; learn from a stored signal of choices, whose texts mean the same to "
-                "both"
+                f"{key}.from: signals.{term.signal} uses a different tokenizer than {name}; learn "
+                "from a stored signal of choices, whose texts mean the same to both"
             )
         pairing = pairing_of(root, settings, name, signal.of)
         pairs = term.pairs(pairing, key)

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 def main(root: Path, name: str) -> None:
     settings = load_settings(root / "params.yaml")
     if name not in settings.signals:
-        raise ConfigError(f"there is no signals.{name}; there are {', '.join(settings.signals)}")
+        raise ConfigError(f"there is no signals.{name}; allowed: {', '.join(settings.signals)}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     decisions = load_decisions(root, settings, name)
     fitted: dict[str, dict[str, Any]] = {}
@@ -132,8 +132,8 @@ def cross_fitted(
     fold_R = folds(decisions.groups)
     if fold_R.max() == 0:
         raise DataValidationError(
-            f"data/prepare/calibration.parquet: only {decisions.groups[0]} has decisions of its "
-            "kind; fitting a recalibration takes two examples at least, and dozens to be of use"
+            f"data/prepare/calibration.parquet: only {decisions.groups[0]} has decisions of this "
+            "kind; fitting a recalibration takes at least two examples, and dozens to be useful"
         )
     parts = []
     for fold in np.unique(fold_R):

@@ -31,11 +31,11 @@ def _promise(student: Evaluated) -> str | None:
     if student.promise is None:
         return None
     if student.promise.threshold is None:
-        return f"Of “{student.name}”, {student.promise}."
+        return f"“{student.name}”: {student.promise}."
     found = student.sets["test"]["policy"]
     return (
-        f"Of “{student.name}”, {student.promise}. On the test questions it answers "
-        f"{_share(found['coverage'])}, of which {_share(found['error'])} are wrong."
+        f"“{student.name}”: {student.promise}. It answers {_share(found['coverage'])} of the test "
+        f"questions; {_share(found['error'])} of those answers are wrong."
     )
 
 
@@ -57,12 +57,15 @@ def _pair(student: Evaluated, teacher: Evaluated, settings: Settings) -> dict[st
     ]
     headline = asdict(both.kept_share(samples, seed))
     words = (
-        f"With “{teacher.name}” behind it, “{student.name}” can answer {_share(headline)} of the "
-        f"test questions for an accuracy within {100 * LOSS:.0f} point of “{teacher.name}” alone"
+        f"With “{teacher.name}” to fall back on, “{student.name}” can answer {_share(headline)} of "
+        f"the test questions and stay within {100 * LOSS:.0f} point of the accuracy of "
+        f"“{teacher.name}” alone"
     )
     if settings.serve.cost is not None:
         cost, alone = _cost(settings, headline["value"]), settings.serve.cost.teacher
-        words += f"; a thousand questions then cost {cost:g}, of the teacher alone {alone:g}"
+        words += (
+            f"; a thousand questions then cost {cost:g}, against {alone:g} for the teacher alone"
+        )
     return {"teacher": teacher.name, "kept": headline, "words": f"{words}.", "rows": rows}
 
 

@@ -12,7 +12,7 @@ ROOT = Path(".")
 
 Name = Annotated[str, typer.Argument(help="A signal of tokens in params.yaml.")]
 Split = Annotated[str, typer.Argument(help="train or calibration.")]
-Lines = Annotated[Path, typer.Argument(help="JSON lines, one example each.")]
+Lines = Annotated[Path, typer.Argument(help="File of JSON lines, one example per line.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,14 +37,14 @@ def graph(
     if check:
         check_graph(ROOT, settings)
     elif write_graph(ROOT, settings):
-        typer.echo("dvc.yaml is written")
+        typer.echo("wrote dvc.yaml")
     else:
         typer.echo("dvc.yaml is up to date")
 
 
 def collect(
     corrections: Annotated[
-        Path | None, typer.Option(help="File of `id`, as answers have it, and the right `answer`.")
+        Path | None, typer.Option(help="File with the `id` of each answer and the right `answer`.")
     ] = None,
 ) -> None:
     """Write served questions to sources/traffic.jsonl, to learn from.
@@ -64,7 +64,7 @@ def collect(
         where = f"{found.questions:,} corrected questions in {found.path}"
         typer.echo(f"{where}; name it in fetch.datasets with role: calibration")
         if found.unknown:
-            typer.echo(f"{found.unknown:,} corrections are of questions that were not logged")
+            typer.echo(f"{found.unknown:,} corrections are for questions that were not logged")
         if found.promise:
             typer.echo(found.promise)
 
@@ -93,4 +93,4 @@ def import_knowledge(name: Name, split: Split, path: Lines) -> None:
     store = import_split(ROOT, name, split, path)
     typer.echo(f"{len(store.keys):,} examples, {len(store):,} tokens in {store.folder}")
     if lacks := ", ".join(store.manifest["incomplete"]):
-        typer.echo(f"incomplete: {lacks}; what needs it will refuse this store")
+        typer.echo(f"incomplete: {lacks}; terms that need it will refuse this store")

@@ -24,7 +24,7 @@ CORRECTNESS = (
     Column("accuracy", "raw", "accuracy", True, "share of questions answered right"),
     Column("NLL at T", "calibrated", "nll", False, "negative log-likelihood of the right answer"),
     Column("Brier at T", "calibrated", "brier", False, "squared error of the probabilities"),
-    Column("ECE", "raw", "ece", False, "calibration error of the model as it is, ten bins"),
+    Column("ECE", "raw", "ece", False, "calibration error of the raw model, ten bins"),
     Column("ECE at T", "calibrated", "ece", False, "the same at the model's own temperature"),
 )
 RANKING = (
@@ -33,21 +33,21 @@ RANKING = (
         "calibrated",
         "auroc",
         True,
-        "chance that a right answer is surer than a wrong one; 0.5 says nothing",
+        "probability that a right answer is surer than a wrong one; 0.5 is pure chance",
     ),
     Column(
         "AURC",
         "calibrated",
         "aurc",
         False,
-        "error rate, averaged over all shares of the questions it may answer, surest first",
+        "error rate averaged over all shares of questions answered, surest first",
     ),
     Column(
         "excess AURC",
         "calibrated",
         "excess_aurc",
         False,
-        "AURC beyond that of a model as accurate whose right answers are all surer",
+        "AURC minus that of an equally accurate model whose right answers are all surer",
     ),
     Column("top 25 %", "calibrated", "accuracy_at_25", True, "accuracy on its surest quarter"),
     Column("top 50 %", "calibrated", "accuracy_at_50", True, "accuracy on its surest half"),
@@ -61,12 +61,12 @@ RANKING = (
 )
 COLUMNS = CORRECTNESS + RANKING
 TEXT = (
-    Column("exact match", "text", "exact_match", True, "share that is the right answer's words"),
+    Column("exact match", "text", "exact_match", True, "share of answers that match the right one"),
     Column("token F1", "text", "token_f1", True, "words shared with the right answer (SQuAD's F1)"),
     Column("ROUGE-1", "text", "rouge_1", True, "words shared, stemmed (F1)"),
     Column("ROUGE-2", "text", "rouge_2", True, "pairs of neighbouring words shared (F1)"),
-    Column("ROUGE-L", "text", "rouge_l", True, "longest sequence of words shared (F1)"),
-    Column("chrF", "text", "chrf", True, "character n-grams shared, of all answers together"),
-    Column("BLEU", "text", "bleu", True, "word n-grams shared, of all answers together"),
+    Column("ROUGE-L", "text", "rouge_l", True, "longest common subsequence of words (F1)"),
+    Column("chrF", "text", "chrf", True, "character n-grams shared, over all answers combined"),
+    Column("BLEU", "text", "bleu", True, "word n-grams shared, over all answers combined"),
 )
 """For answers in the models' own words."""

@@ -70,11 +70,11 @@ def collect_corrected(root: Path, file: Path, policy: PolicySettings | None) -> 
 def corrections(file: Path) -> Iterable[tuple[str, str, str]]:
     """Yield the place, id and answer of each correction."""
     if not file.is_file():
-        raise DataValidationError(f"{file} is missing: name a file of `id` and `answer`")
+        raise DataValidationError(f"{file} is missing: name a file with `id` and `answer`")
     for place, record in read_records(file):
         where, named = f"{file}, {place}", [record.get(key) for key in ("id", "answer")]
         if not all(isinstance(each, str) and each for each in named):
-            raise DataValidationError(f"{where}: needs `id` and `answer`, both texts")
+            raise DataValidationError(f"{where}: needs `id` and `answer`, both as text")
         yield where, str(named[0]), str(named[1])
 
 
@@ -86,7 +86,7 @@ def _choice(choices: Sequence[str], answer: str, where: str) -> str:
     wanted = clean(answer)
     letters = dict(zip(string.ascii_uppercase, choices, strict=False))
     if wanted not in choices and wanted not in letters:
-        raise DataValidationError(f"{where}: {answer!r} is none of the choices {[*choices]}")
+        raise DataValidationError(f"{where}: {answer!r} is not one of the choices {[*choices]}")
     return wanted if wanted in choices else letters[wanted]
 
 
@@ -109,21 +109,21 @@ def promise_words(
 
 def kept_words(error: Estimate, answers: int, most: float) -> str:
     """Say whether a promise of at most `most` wrong answers still holds, by their interval."""
-    said = "it holds" if error.high <= most else "nothing speaks against it"
+    said = "it holds" if error.high <= most else "nothing contradicts it"
     if error.value > most:
         said = "it may be broken"
     if error.low > most:
         said = "it is broken: recalibrate or retrain"
     shown = f"{error.value:.1%} of {answers:,} answers are wrong ({error.low:.1%} to "
-    return f"{shown}{error.high:.1%}), at most {most:.0%} were promised; {said}"
+    return f"{shown}{error.high:.1%}); the promise was at most {most:.0%}; {said}"
 
 
 def recalibration_words(who: str, measured: dict[str, Any]) -> str:
     """Say what was fitted, and whether the earlier promise held on the same questions."""
     newer = measured["recalibrated"]
     words = (
-        f"fitted to {newer['questions']:,} questions: {who}'s temperature of "
-        f"{newer['temperature_before']:.3g} becomes {measured['temperature']:.3g}"
+        f"fitted to {newer['questions']:,} questions: {who}'s temperature changes from "
+        f"{newer['temperature_before']:.3g} to {measured['temperature']:.3g}"
     )
     if promised := newer.get("promise_before"):
         error, answers = Estimate(**promised["error"]), promised["answers"]

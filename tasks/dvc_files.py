@@ -9,8 +9,8 @@ from firstkd.errors import ArtifactError
 
 BROKEN = re.compile(r"'(?:\./)?(dvc\.lock|dvc\.yaml)' (is invalid|validation failed)")
 MENDED = {
-    "dvc.lock": "delete it: `firstkd run` takes from DVC's cache what it has made before",
-    "dvc.yaml": "`firstkd graph` writes it from params.yaml",
+    "dvc.lock": "delete it, and `firstkd run` restores earlier results from DVC's cache",
+    "dvc.yaml": "`firstkd graph` rewrites it from params.yaml",
 }
 GONE = re.compile(r"No such file or directory: '([^']+)'")
 
@@ -20,12 +20,12 @@ def check_readable(root: Path, dvc_says: str) -> None:
     if broken := BROKEN.search(dvc_says):
         name, problem = broken.groups()
         raise ArtifactError(
-            f"{root / name} {problem}, perhaps by a merge that left conflicts; {MENDED[name]}"
+            f"{root / name} {problem}, perhaps because a merge left conflicts; {MENDED[name]}"
         )
     if (gone := GONE.search(dvc_says)) and Path(gone[1]).is_symlink():
         raise ArtifactError(
-            f"{gone[1]} is a link to a file that is not there, as DVC's links are when a project "
-            "was moved; `dvc checkout --relink --force` remakes all links"
+            f"{gone[1]} is a broken link, as DVC's links are after a project is moved; "
+            "`dvc checkout --relink --force` recreates them all"
         )
 
 

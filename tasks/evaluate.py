@@ -40,7 +40,7 @@ def main(root: Path, model: str) -> None:
     settings = load_settings(root / "params.yaml")
     if model not in settings.measured_models:
         names = ", ".join(settings.measured_models)
-        raise ConfigError(f"{model!r} is not a model of evaluate.models; there are {names}")
+        raise ConfigError(f"{model!r} is not a model in evaluate.models; allowed: {names}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     if settings.models[model].init.is_served:
         from tasks.evaluate_served import evaluate_served

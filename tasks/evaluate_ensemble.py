@@ -36,7 +36,7 @@ def main(root: Path, name: str) -> None:
     settings = load_settings(root / "params.yaml")
     if name not in settings.measured_ensembles:
         names = ", ".join(settings.measured_ensembles) or "none"
-        raise ConfigError(f"{name!r} is not an ensemble of evaluate.models; there are {names}")
+        raise ConfigError(f"{name!r} is not an ensemble in evaluate.models; allowed: {names}")
     deterministic(settings.runtime.seed, settings.runtime.threads)
     ensemble, seed = settings.evaluate.ensembles[name], settings.runtime.seed
     folders = {of: model_folder(root, of) for of in ensemble.models}

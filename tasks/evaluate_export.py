@@ -33,7 +33,7 @@ def main(root: Path, name: str) -> None:
     settings = load_settings(root / "params.yaml")
     if name not in settings.measured_exports:
         names = ", ".join(settings.measured_exports) or "none"
-        raise ConfigError(f"{name!r} is not an export of evaluate.models; there are {names}")
+        raise ConfigError(f"{name!r} is not an export in evaluate.models; allowed: {names}")
     folder = export_folder(root, name)
     try:
         student = Student(folder, threads=settings.runtime.threads)

@@ -112,8 +112,8 @@ def load_evaluated(root: Path, settings: Settings) -> dict[str, Evaluated]:
     for other in others:
         if not _asked(other).equals(asked):
             raise ArtifactError(
-                f"data/evaluate/{other.name} is of other questions than data/evaluate/"
-                f"{first.name}; run the evaluate stage again"
+                f"data/evaluate/{other.name} covers other questions than data/evaluate/"
+                f"{first.name}; run the evaluate stages again"
             )
     return models
 

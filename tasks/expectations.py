@@ -69,7 +69,7 @@ def expected_of_split(split: str, places: pd.DataFrame, settings: ValidateSettin
         return
     fewest, least = settings.min_answer_questions, settings.min_answer_share
     setting = (
-        f"validate.min_answer_share = {least}, judged where validate.min_answer_questions = "
+        f"validate.min_answer_share = {least}, checked once validate.min_answer_questions = "
         f"{fewest} questions have the choice"
     )
     for column in places.columns:

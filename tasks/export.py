@@ -36,7 +36,7 @@ def main(root: Path, name: str) -> None:
     settings = load_settings(root / "params.yaml")
     if name not in settings.exports:
         raise ConfigError(
-            f"there is no exports.{name}; there are {', '.join(settings.exports) or 'none'}"
+            f"there is no exports.{name}; allowed: {', '.join(settings.exports) or 'none'}"
         )
     deterministic(settings.runtime.seed, settings.runtime.threads)
     export = settings.exports[name]
@@ -70,13 +70,17 @@ def facts_of(
     temperature = calibration["temperature"]
     if temperature is None:
         raise ConfigError(
-            "the model has no temperature, since the calibration split has no questions with "
+            "the model has no temperature because the calibration split has no questions with "
             "choices; add such questions to fetch.datasets, or remove the export"
         )
     # scores of several tokens are means of log-probabilities, which no weight can divide by T
     by_one_token = all("vocabulary" in found for found in measured["sets"].values())
     folded = by_one_token and fold_temperature(model, temperature)
-    log.info("T = %.3f is %s", temperature, "in the weights" if folded else "beside the weights")
+    log.info(
+        "T = %.3f is %s",
+        temperature,
+        "folded into the weights" if folded else "stored beside the weights",
+    )
     return {
         "temperature": 1.0 if folded else temperature,
         "folded_temperature": temperature if folded else None,

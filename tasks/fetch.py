@@ -32,7 +32,7 @@ def fetch_dataset(name: str, dataset: DatasetSource, folder: Path, project: Path
     if suffix not in SUFFIXES:
         raise SourceError(
             f"fetch.datasets.{name}: {dataset.source} is not a data file; "
-            f"expected one of {', '.join(sorted(SUFFIXES))}, also with .gz after it"
+            f"expected one of {', '.join(sorted(SUFFIXES))}, optionally followed by .gz"
         )
     target = folder / f"{name}{suffix}"
     fetch_source(dataset.source, dataset.sha256, target, project)

@@ -117,19 +117,18 @@ def _own_numbers(student: Evaluated) -> str:
     raw, calibrated = found["raw"], found["calibrated"]
     return (
         f"It answers {_share(raw['accuracy'])} of {found['examples']} test questions right. Its "
-        f"confidence is off by {_share(raw['ece'])} on average as it is, and by "
-        f"{_share(calibrated['ece'])} {student.served}, "
-        "which goes with it wherever it is served."
+        f"confidence is off by {_share(raw['ece'])} on average before calibration, and by "
+        f"{_share(calibrated['ece'])} {student.served}; "
+        "this calibration goes with it wherever it is served."
     )
 
 
 def _own_ranking(student: Evaluated) -> str:
     found = student.sets["test"]["calibrated"]
     return (
-        f"On the quarter of the questions of which it is surest it is right in "
-        f"{_share(found['accuracy_at_25'])}, on the surest half in "
-        f"{_share(found['accuracy_at_50'])}. Its right answers are surer than its wrong ones with "
-        f"a chance of {_share(found['auroc'])}; 50% would say nothing."
+        f"It is right on {_share(found['accuracy_at_25'])} of the quarter of the questions it is "
+        f"surest of, and on {_share(found['accuracy_at_50'])} of the surest half. A right answer "
+        f"is surer than a wrong one with probability {_share(found['auroc'])}; 50% is pure chance."
     )
 
 
@@ -137,8 +136,8 @@ def _difference(found: Comparison, who: str) -> str:
     return (
         f"Against {who}: accuracy {_points(found.differences['accuracy'])}; NLL "
         f"{_change(found.differences['NLL at T'])}, AURC {_change(found.differences['AURC'])} and "
-        f"calibration error (ECE) {_points(found.differences['ECE at T'])} at temperatures of "
-        "their own."
+        f"calibration error (ECE) {_points(found.differences['ECE at T'])}, each at its own "
+        "temperature."
     )
 
 
@@ -163,7 +162,7 @@ def _beside_chance(accuracy: Mapping[str, float], scores_EC: NDArray[np.float64]
         return f"more than guessing would ({chance:.1%})"
     if accuracy["high"] < chance:
         return f"less than guessing would ({chance:.1%})"
-    return f"which cannot be told from guessing ({chance:.1%})"
+    return f"which is indistinguishable from guessing ({chance:.1%})"
 
 
 def _share(metric: Mapping[str, float]) -> str:

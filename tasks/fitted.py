@@ -53,7 +53,7 @@ def fitted(
     if "test" not in decided:
         raise DataValidationError(
             f"{test_files(prepared)[0]}: no questions like those of "
-            f"{prepared / 'calibration.parquet'} (with choices, or of open text) that "
+            f"{prepared / 'calibration.parquet'} (with choices, or open text) that "
             f"{subject.name} can answer; its confidence is calibrated there and measured here"
         )
     answers = {name: answered for name, (_, answered) in decided.items()}

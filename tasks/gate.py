@@ -21,7 +21,7 @@ Outcome = Literal["promoted", "rejected", "in charge", "rolled back"]
 WORDS: dict[Outcome, str] = {
     "promoted": "is promoted",
     "rejected": "is not promoted",
-    "in charge": "is the champion already",
+    "in charge": "is already the champion",
     "rolled back": "is not promoted",
 }
 
@@ -64,16 +64,16 @@ def decide(challenger: Evidence, champion: Evidence | None, limits: PromoteSetti
         checks += _worth_starting_with(challenger, limits)
     elif not champion.is_complete:
         words = (
-            f"the answers of champion v{champion.version} were recorded by an earlier release, "
-            "without the scores that are compared now, and its test questions are not in "
-            "data/prepare to measure it again"
+            f"champion v{champion.version}'s answers were recorded by an earlier release, without "
+            "the scores that are now compared, and its test questions are not in data/prepare, so "
+            "it cannot be measured again"
         )
         checks.append((False, words))
     elif champion.test_digest != challenger.test_digest:
         words = (
             f"champion v{champion.version} was tested on other questions (test set "
-            f"{champion.test_digest[:8]}, not {challenger.test_digest[:8]}), and these are not in "
-            "data/prepare to measure it again: no comparison is fair"
+            f"{champion.test_digest[:8]}, not {challenger.test_digest[:8]}), and the new ones are "
+            "not in data/prepare, so it cannot be measured again for a fair comparison"
         )
         checks.append((False, words))
     else:
@@ -113,7 +113,7 @@ def _coverage(challenger: Evidence, limits: PromoteSettings) -> Iterator[Check]:
     words = f"under its policy it answers {share['value']:.0%} of the test questions"
     if share["value"]:
         words += f", {error['value']:.1%} of them wrong ({error['low']:.1%} to {error['high']:.1%})"
-    asked = f"; at least {limits.min_coverage:.0%} is asked for" if limits.min_coverage else ""
+    asked = f"; at least {limits.min_coverage:.0%} is required" if limits.min_coverage else ""
     yield share["value"] >= limits.min_coverage, words + asked
 
 
@@ -122,7 +122,7 @@ def _reproducible(challenger: Evidence, limits: PromoteSettings) -> list[Check]:
         return []
     words = f"it cannot be rebuilt: {challenger.not_reproducible}"
     if limits.require_reproducible:
-        return [(False, f"{words} (promote.require_reproducible asks for that)")]
+        return [(False, f"{words} (promote.require_reproducible requires it)")]
     return [(True, f"{words}, which promote.require_reproducible: false allows")]
 
 
@@ -131,7 +131,7 @@ def _exports(challenger: Evidence, limits: PromoteSettings) -> Iterator[Check]:
     if (limit := limits.max_export_drop) is None:
         return
     if not challenger.exports:
-        yield False, "no export of it was measured, which promote.max_export_drop asks for"
+        yield False, "no export of it was measured; promote.max_export_drop requires one"
     before, who = challenger.served("test"), f"the student's {challenger.metric('accuracy'):.3f}"
     for name, export in challenger.exports.items():
         there, groups = export.served("test"), challenger.groups("test")
@@ -146,8 +146,8 @@ def _worth_starting_with(challenger: Evidence, limits: PromoteSettings) -> Itera
     if limits.require_better_than_guessing:
         low = challenger.metric("accuracy", "low")
         for name, share in _guesses(challenger.of_set("test")).items():
-            words = f"accuracy {accuracy:.3f}, at least {low:.3f}"
-            yield low > share, f"{words}, must be above the {share:.3f} of {name}"
+            words = f"accuracy {accuracy:.3f}: its lower bound of {low:.3f}"
+            yield low > share, f"{words} must be above the {share:.3f} of {name}"
     if challenger.teacher_accuracy is None:
         words = "no teacher was evaluated, so the share of its accuracy that is kept is unknown"
         yield True, f"{words} (promote.min_share_of_teacher is not checked)"
@@ -156,7 +156,7 @@ def _worth_starting_with(challenger: Evidence, limits: PromoteSettings) -> Itera
     yield (
         accuracy >= needed,
         f"accuracy {accuracy:.3f} against the teacher's {challenger.teacher_accuracy:.3f}; at "
-        f"least {limits.min_share_of_teacher:.0%} of it, {needed:.3f}, is asked for",
+        f"least {limits.min_share_of_teacher:.0%} of it, {needed:.3f}, is required",
     )
 
 

@@ -80,8 +80,8 @@ def check_graph(root: Path, settings: Settings) -> None:
     file = root / "dvc.yaml"
     if not file.exists() or file.read_text(encoding="utf-8") != render(settings):
         raise ConfigError(
-            f"{file} does not follow from params.yaml and the code (edited by hand, or out of "
-            "date): run `firstkd graph`, which writes it"
+            f"{file} does not match params.yaml and the code (edited by hand, or out of date); "
+            "run `firstkd graph` to rewrite it"
         )
 
 
@@ -164,7 +164,7 @@ def _model(settings: Settings, names: Sequence[str]) -> Stage:
         verb, code = "Train", code_of(["tasks.model", LEARNING, *kinds], without=unused)
     what = f"the model “{names[0]}”"
     if len(names) > 1:
-        what = f"together, each from the others, {' and '.join(f'“{name}”' for name in names)}"
+        what = f"{' and '.join(f'“{name}”' for name in names)} together, learning from one another"
     return Stage(
         f"model-{'-'.join(names)}",
         f"{verb} {what}",

@@ -45,7 +45,7 @@ def reliability_figures(models: Models) -> list[dict[str, Any]]:
 
 def coverage_figure(models: Models) -> str:
     drawn = draw_coverage({name: model.calibrated("test") for name, model in models.items()})
-    return inline(drawn, "coverage", "Accuracy by share of questions answered, one line a model")
+    return inline(drawn, "coverage", "Accuracy by share of questions answered, one line per model")
 
 
 def accuracy_at(models: Models) -> dict[str, list[dict[str, float]]]:
@@ -81,7 +81,7 @@ def knowledge(root: Path, settings: Settings) -> dict[str, Any] | None:
         return None
     mass = {split: list(found["cumulative_mass"].values()) for split, found in metrics.items()}
     tokens = metrics["train"]["records"]
-    label = "Share of the teacher's probability by number of tokens kept, one line a split"
+    label = "Share of the teacher's probability by number of tokens kept, one line per split"
     return {
         "svg": inline(draw_concentration(mass), "concentration", label),
         "splits": list(mass),

@@ -34,7 +34,7 @@ def import_split(root: Path, name: str, split: str, path: Path) -> SignalStore:
     signal = settings.signals.get(name)
     if not isinstance(signal, Tokens):
         known = [key for key, each in settings.signals.items() if isinstance(each, Tokens)]
-        raise ConfigError(f"{name!r} is not a signal of tokens; there are {', '.join(known)}")
+        raise ConfigError(f"{name!r} is not a signal of tokens; allowed: {', '.join(known)}")
     model = model_folder(root, signal.of)
     tokenizer = load_tokenizer(model)
     examples = read_all(files_of(root, settings)[split])

@@ -53,8 +53,8 @@ def _commit_lock(root: Path, branch: str, references: list[str]) -> str:
     reference = references[0]
     if git_or_none(root, "symbolic-ref", "HEAD") == reference:
         raise ConfigError(
-            f"publish.branch: {branch} is checked out here, and what is checked out is not "
-            "touched; name a separate branch, or leave it with `git switch --detach`"
+            f"publish.branch: {branch} is checked out here, and the checked-out branch is never "
+            "touched; name another branch, or leave this one with `git switch --detach`"
         )
     tips = [git_or_none(root, "rev-parse", "--verify", "--quiet", each) for each in references]
     published = [tip for tip in tips if tip]
@@ -68,7 +68,7 @@ def _commit_lock(root: Path, branch: str, references: list[str]) -> str:
     holds = git(root, "rev-parse", f"{latest}^{{tree}}") == tree
     if parents == [latest] and latest in published and holds:
         git(root, "update-ref", reference, latest)
-        return f"{branch} holds this dvc.lock already ({latest[:8]})"
+        return f"{branch} already holds this dvc.lock ({latest[:8]})"
     ancestry = [word for parent in parents for word in ("-p", parent)]
     message = f"Retrain\n\ndvc.lock {sha256_of(root / 'dvc.lock')}\n"
     commit = git(root, "commit-tree", tree, *ancestry, "-m", message, env=IDENTITY)

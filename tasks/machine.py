@@ -39,12 +39,12 @@ def examine_machine(root: Path) -> Iterator[Check]:
     yield _python()
     yield _packages(root)
     free = shutil.disk_usage(root).free
-    fix = f"a default run wants {FREE_DISK / 1e9:.0f} GB: free some, e.g. `dvc gc --workspace`"
+    fix = f"a default run needs {FREE_DISK / 1e9:.0f} GB: free some, e.g. `dvc gc --workspace`"
     yield warn_unless(free >= FREE_DISK, "disk", f"{free / 1e9:.0f} GB free", fix)
     meminfo = Path("/proc/meminfo")
     if meminfo.exists() and (found := re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())):
         size = int(found[1]) * 1024
-        fix = "lower the micro_batch_size of the stages that train"
+        fix = "lower micro_batch_size in the training settings"
         yield warn_unless(size >= FREE_MEMORY, "memory", f"{size / 1e9:.1f} GB available", fix)
     yield _device()
 
@@ -56,15 +56,15 @@ def check_place(database: Path) -> None:
     """
     if re.search(r"\?|%[0-9A-Fa-f]{2}", str(database)):
         raise ConfigError(
-            f"{database}: MLflow misreads a ? or a % with two hex digits in a folder's name, and "
-            "could not load what it keeps there; rename the folder, or name another place in "
+            f"{database}: MLflow misreads a ? or a % followed by two hex digits in a folder's name "
+            "and could not load models from there; rename the folder, or choose another place with "
             "MLFLOW_TRACKING_URI"
         )
 
 
 def examine_threads(settings: RuntimeSettings) -> Check:
     cores = len(os.sched_getaffinity(0))
-    found = f"runtime.threads is {settings.threads}, for {cores} cores"
+    found = f"runtime.threads is {settings.threads}; this machine has {cores} cores"
     fix = "lower it in params.yaml, or expect a slow run"
     return warn_unless(settings.threads <= cores, "threads", found, fix)
 
@@ -98,7 +98,7 @@ def _packages(root: Path) -> Check:
     if other or missing:
         absent = [f"{len(missing)} missing: {', '.join(missing[:5])}"] if missing else []
         return Check("packages", "warn", "; ".join([*other[:5], *absent]), "run `make setup`")
-    return Check("packages", "ok", f"the {len(pins)} versions of constraints.txt")
+    return Check("packages", "ok", f"all {len(pins)} versions match constraints.txt")
 
 
 def _device() -> Check:
@@ -111,7 +111,7 @@ def _device() -> Check:
     if done.returncode:
         return Check("device", "wrong", done.stdout.strip(), "repair the NVIDIA driver")
     found = f"{'; '.join(done.stdout.splitlines())}; torch {built}"
-    fix = "this torch is for CPU: install one with CUDA"
+    fix = "this torch is CPU-only; install a CUDA build"
     return warn_unless(not built.endswith("+cpu"), "device", found, fix)
 
 

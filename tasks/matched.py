@@ -51,8 +51,8 @@ class Matched:
         if term.same_tokens and store.identity["vocabulary"] != vocabulary_digest(self.tokenizer):
             raise ConfigError(
                 f"params.yaml: models.{name}.learn.{term_name}.from: signals.{of} holds token ids "
-                f"of another tokenizer than {name}'s; learn from a signal of choices, whose texts "
-                "mean the same to both, or by alm, which compares pieces of text"
+                f"from a different tokenizer than {name}'s; learn from a signal of choices, whose "
+                "texts mean the same to both, or use alm, which compares pieces of text"
             )
         for column in term.columns:
             store.require(column)

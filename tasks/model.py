@@ -26,7 +26,7 @@ def main(root: Path, name: str) -> None:
     names = name.split("-")
     for each in names:
         if each not in settings.models:
-            raise ConfigError(f"there is no models.{each}; there are {', '.join(settings.models)}")
+            raise ConfigError(f"there is no models.{each}; allowed: {', '.join(settings.models)}")
     if names != (peers := settings.lineage.peers(names[0])):
         raise ConfigError(f"models.{names[0]} is made by `python -m tasks.model {'-'.join(peers)}`")
     deterministic(settings.runtime.seed, settings.runtime.threads)

@@ -24,5 +24,5 @@ def partial_folder(place: Path, name: str, made_from: Any, ranks: Ranks) -> Path
             half_written.unlink()
     ranks.barrier()
     if folder.exists():
-        log.info("going on from the shards that an interrupted run has left")
+        log.info("resuming from the shards of an interrupted run")
     return folder

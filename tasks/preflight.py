@@ -94,7 +94,7 @@ def check_signals(settings: Settings, decided: Mapping[str, int], questions: int
             raise ConfigError(
                 f"params.yaml: signals.{name}: {decided[name]} of {questions:,} questions of "
                 f"data/prepare/calibration.parquet have {signal.decides}s to recalibrate it on, "
-                f"and {MIN_DECIDED} are the fewest; add such questions to fetch.datasets, or "
+                f"but at least {MIN_DECIDED} are needed; add such questions to fetch.datasets, or "
                 "remove the signal"
             )
 
@@ -115,22 +115,22 @@ def check_measured(
     )
     if not all(has_choices) and not all(is_open):
         raise DataValidationError(
-            f"{prepared / 'calibration'}.parquet and {prepared / 'test'}.parquet: the one has only "
-            "questions with choices, the other only open text (or nothing); a model's confidence "
-            "is fitted on the one and measured on the other, so add a data set with the role split "
-            "to fetch.datasets"
+            f"{prepared / 'calibration'}.parquet and {prepared / 'test'}.parquet: one has only "
+            "questions with choices, the other only open text (or nothing); confidence is fitted "
+            "on one and measured on the other, so add a data set with role: split to "
+            "fetch.datasets"
         )
     if settings.exports and not all(has_choices):
         raise ConfigError(
-            "params.yaml: exports: an export chooses its answers, and the calibration and test "
-            "splits have no questions with choices to measure that on; remove the exports, or add "
-            "such questions to fetch.datasets"
+            "params.yaml: exports: an export answers by choosing, but the calibration or test "
+            "split has no questions with choices to measure it on; remove the exports, or add such "
+            "questions to fetch.datasets"
         )
     longest, room = settings.evaluate.open_text.max_new_tokens, settings.prompt.max_length
     if is_open[0] and longest > room // 2:
         raise ConfigError(
-            f"params.yaml: evaluate.open_text.max_new_tokens: {longest} leave too little of "
-            f"prompt.max_length = {room} for the prompt; at most half of it is allowed"
+            f"params.yaml: evaluate.open_text.max_new_tokens: {longest} leaves too little of "
+            f"prompt.max_length = {room} for the prompt; at most half is allowed"
         )
 
 
@@ -142,8 +142,8 @@ def check_exports(settings: Settings, configs: Mapping[str, Any]) -> None:
             export.check(configs[settings.lineage.root(export.of)])
             if name in settings.measured_exports and find_spec(export.runtime) is None:
                 raise ConfigError(
-                    f"it would be measured through {export.runtime}, which is not installed here; "
-                    f"install it, or take {name} out of evaluate.models"
+                    f"measuring it needs {export.runtime}, which is not installed here; "
+                    f"install it, or remove {name} from evaluate.models"
                 )
 
 
@@ -152,7 +152,7 @@ def check_own_text(settings: Settings) -> None:
     for name, signal in settings.signals.items():
         if signal.is_own_text and settings.prompt.format != "chat":
             raise ConfigError(
-                f"params.yaml: signals.{name}: a server answers in its model's chat template, and "
+                f"params.yaml: signals.{name}: a server answers in its model's chat template, but "
                 f"students would read {settings.prompt.format}; set prompt.format to chat"
             )
     for name, model in settings.models.items():
@@ -160,8 +160,8 @@ def check_own_text(settings: Settings) -> None:
         if own and len(model.signals) > 1:
             others = ", ".join(f"signals.{of}" for of in model.signals if of != own[0])
             raise ConfigError(
-                f"params.yaml: models.{name}.learn: signals.{own[0]} is of answers that its model "
-                f"has written, and {others} of other ones; let another model learn from that"
+                f"params.yaml: models.{name}.learn: signals.{own[0]} is about answers that its "
+                f"model wrote, {others} about other answers; use separate models"
             )
 
 
@@ -177,8 +177,8 @@ def check_averages(settings: Settings) -> None:
             first = model.init.models[0]
             if start(other) != start(first):
                 raise ConfigError(
-                    f"params.yaml: models.{name}.init.of: {first!r} starts as {start(first)!r}, "
-                    f"{other!r} as {start(other)!r}; name models trained from the same start"
+                    f"params.yaml: models.{name}.init.of: {first!r} starts from {start(first)!r}, "
+                    f"{other!r} from {start(other)!r}; name models trained from the same start"
                 )
 
 

@@ -98,7 +98,7 @@ def file_of(root: Path, settings: Settings, name: str) -> Path:
 def fetched(folder: Path, name: str) -> Path:
     file = next(folder.glob(f"{name}.*"), None)
     if file is None:
-        raise ArtifactError(f"{folder}/{name}.* is missing; run the stage fetch")
+        raise ArtifactError(f"{folder}/{name}.* is missing; run the fetch stage")
     return file
 
 
@@ -106,8 +106,8 @@ def warn_of_large_groups(pool: Pool, folder: Path, datasets: Mapping[str, Datase
     for name, (group, size, total) in sorted(pool.largest_groups().items()):
         if datasets[name].role in ("split", "train") and size > LARGE_GROUP * total:
             log.warning(
-                "%s: %s of %s examples are one group, %s, and go to one split; if it is not a "
-                "passage that they share, set fetch.datasets.%s.columns.group",
+                "%s: %s of %s examples are one group, %s, and go to one split; unless it is a "
+                "passage they share, set fetch.datasets.%s.columns.group",
                 *(fetched(folder, name), f"{size:,}", f"{total:,}", group, name),
             )
 
@@ -149,12 +149,12 @@ def add_variants(folder: Path, augment: AugmentSettings) -> dict[str, Any]:
     count = sum(map(len, example_chunks(made)))
     if not count:
         raise DataValidationError(
-            "params.yaml: prepare.augment: no question has variants: their choices are the same "
-            "everywhere, or there are none; remove it"
+            "params.yaml: prepare.augment: no question has variants: all have the same choices, "
+            "or none; remove it"
         )
     write_examples(target, _all([*unlabelled, made]))
     made.unlink()
-    log.info("made %s variants of questions, for teachers to label", f"{count:,}")
+    log.info("made %s variants of questions for teachers to label", f"{count:,}")
     sources = Counter(example.source for example in _all([target]))
     return {"examples": sources.total(), "sources": sources, "variants": count}
 

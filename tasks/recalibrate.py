@@ -39,19 +39,21 @@ def main(root: Path, model: str, evaluation: str, questions: str, output: str) -
     before, kept = (read_json(Path(evaluation) / f"{n}.json") for n in ("metrics", "calibration"))
     newer = read_questions(Path(questions))
     unseen = list(without_seen(newer, prepared))
-    log.info("%s: %d of %d questions are in no split", questions, len(unseen), len(newer))
+    log.info(
+        "%s: %d of %d questions are in no split but calibration", questions, len(unseen), len(newer)
+    )
     fewest = settings.validate_.min_examples.calibration
     if len(unseen) < fewest:
         raise DataValidationError(
-            f"{questions}: {len(unseen)} questions that no split but calibration has; "
-            f"validate.min_examples.calibration asks for {fewest}"
+            f"{questions}: {len(unseen)} questions are in no split but calibration; "
+            f"validate.min_examples.calibration requires {fewest}"
         )
     prompt = PromptSettings.model_validate(kept["prompt"])
     subject = Subject.load(Path(model).name, Path(model), prompt, settings.evaluate)
     if kept["temperature"] is None:
         raise DataValidationError(
-            f"{subject.name} was calibrated on open text alone; questions with choices say nothing "
-            "of it, so retrain instead"
+            f"{subject.name} was calibrated on open text alone; questions with choices cannot "
+            "recalibrate it, so retrain instead"
         )
     fitted_on = subject.score(unseen, f"{subject.name} on {NAME}")
     words = kept.get("open_text")

@@ -22,13 +22,13 @@ def place_of(root: Path, settings: RecordSettings) -> tuple[URL, Path | None]:
     if "MLFLOW_TRACKING_URI" not in os.environ:
         if database and not database.is_relative_to(root.resolve()):
             raise ConfigError(
-                f"record.tracking_uri: {database} is outside {root.resolve()}, and params.yaml "
-                "must not have anything written there; name it in MLFLOW_TRACKING_URI instead"
+                f"record.tracking_uri: {database} is outside {root.resolve()}, but params.yaml "
+                "may only name a database inside it; set MLFLOW_TRACKING_URI instead"
             )
         if url.password:
             raise ConfigError(
-                "record.tracking_uri in params.yaml holds a password, and params.yaml is kept by "
-                "git and MLflow; give the whole address in MLFLOW_TRACKING_URI instead"
+                "record.tracking_uri in params.yaml contains a password, but git and MLflow keep "
+                "params.yaml; put the whole address in MLFLOW_TRACKING_URI instead"
             )
     return url, database
 

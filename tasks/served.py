@@ -40,8 +40,8 @@ def opened(
         gives = what_it_gives(served)
         if gives != (found := read_json(folder / SERVER)["gives"]):
             raise ArtifactError(
-                f"{init.url} gives {gives} now, and gave {found} when {folder} was made; change "
-                "the fingerprint if it serves other weights, or run that stage again"
+                f"{init.url} now gives {gives}, but gave {found} when {folder} was made; change "
+                "the fingerprint if it serves other weights, or rerun the stage that made it"
             )
         yield AskedTeacher(served, gives, size, viewer or Viewer(settings.prompt))
 

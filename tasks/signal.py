@@ -56,7 +56,7 @@ def main(root: Path, name: str) -> None:
             for split in files_of(root, settings):
                 combine(root, signal, split, partial / split, identity)
     elif not isinstance(signal, CapturedSignal) or signal.live:
-        raise ConfigError(f"signals.{name} is live: nothing of it is stored")
+        raise ConfigError(f"signals.{name} is live, so it is not stored")
     else:
         capture(root, settings, signal, partial, identity, ranks)
     ranks.barrier()

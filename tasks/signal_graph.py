@@ -31,7 +31,7 @@ def _signal(settings: Settings, name: str) -> Stage:
     examples = ["data/prepare/calibration.parquet", *map(str, learned_from(Path(), settings))]
     return Stage(
         f"signal-{name}",
-        f"Keep the signal “{name}” of {', '.join([*signal.models, *signal.signals])}",
+        f"Store the signal “{name}” of {', '.join([*signal.models, *signal.signals])}",
         f"python -m tasks.signal {name}",
         [f"signals.{name}", "capture", "prompt", "runtime"],
         code_of(["tasks.signal", type(signal).__module__], without=unused),

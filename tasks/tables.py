@@ -86,9 +86,9 @@ def print_comparison(
 def _print_tables(console: Console, test_set: str, measured: Mapping[str, Any]) -> None:
     questions = "the test questions" if test_set == "test" else f"the test set {test_set}"
     titles = {
-        f"On {questions}, with 95 % intervals; T: the model's own temperature": CORRECTNESS,
+        f"On {questions}, with 95 % intervals; T is the model's own temperature": CORRECTNESS,
         "Whether it is surer of what it gets right, at T": RANKING,
-        "Its own words beside the right ones; above, T stands for their calibration": TEXT,
+        "Its own words against the right ones; above, T stands for their calibration": TEXT,
     }
     for title, columns in titles.items():
         if found := rows(test_set, measured, columns):
@@ -106,8 +106,8 @@ def _print_differences(
             if titles[0] in each["differences"]
         ]
         if found:
-            title = f"{student} less each other model, on the same questions"
-            console.print(_table(title, ["less", *titles], found))
+            title = f"{student} minus each other model, on the same questions"
+            console.print(_table(title, ["minus", *titles], found))
 
 
 def _table(title: str, titles: Sequence[str], found: Sequence[Sequence[Cell]]) -> Table:

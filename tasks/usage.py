@@ -36,7 +36,7 @@ class UsageLog:
         total = asking_cost(self._logs)
         words = (
             f"{total['requests']:,} requests and {total['retries']:,} retries, "
-            f"{total['prompt_tokens']:,} tokens of prompts and {total['response_tokens']:,} of "
-            "responses"
+            f"{total['prompt_tokens']:,} prompt tokens and {total['response_tokens']:,} response "
+            "tokens"
         )
         return f"{words}, which cost {total['cost']:,.2f}" if "cost" in total else words

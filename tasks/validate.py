@@ -48,7 +48,7 @@ def main(root: Path = Path(".")) -> None:
     docs = log_folder(root, "validate") / "data_docs"
     validation, checks = Validation(settings.validate_, docs), Checks(root, settings, tokenizers)
     for split, file in files.items():
-        log.info("validating %s examples of %s", f"{owners.examples(split):,}", file)
+        log.info("validating %s examples in %s", f"{owners.examples(split):,}", file)
         validate_split(validation, checks, split, file, owners, tokenizers, settings.prompt)
     outcomes = validation.finish()
     report(outcomes, docs / "index.html")
@@ -103,9 +103,9 @@ def check_tokenizers(settings: Settings, tokenizers: Mapping[str, Any]) -> None:
             if vocabulary_digest(tokenizers[own]) != vocabulary_digest(tokenizers[other]):
                 raise ConfigError(
                     f"params.yaml: models.{name}.learn.{term_name}.from: signals.{term.signal} "
-                    f"is of the tokens of {other}'s tokenizer, and {name} has {own}'s; learn from "
-                    "a stored signal of choices, whose texts mean the same to both, or by alm from "
-                    "a stored signal of tokens"
+                    f"uses {other}'s tokenizer, but {name} has {own}'s; learn from a stored signal "
+                    "of choices, whose texts mean the same to both, or by alm from a stored signal "
+                    "of tokens"
                 )
 
 
@@ -148,7 +148,7 @@ def report(outcomes: dict[str, dict[str, Any]], docs: Path) -> None:
     if failures:
         listed = "\n  ".join(failures)
         raise DataValidationError(
-            f"{len(failures)} expectations failed; correct the data, or the setting of params.yaml "
+            f"{len(failures)} expectations failed; correct the data, or the params.yaml setting "
             f"in parentheses (all results: {docs}):\n  {listed}"
         )
 

@@ -47,8 +47,8 @@ def check_views(
         datasets = settings.fetch.datasets.values()
         if signal.view.context and not any(each.columns.context for each in datasets):
             raise ConfigError(
-                f"params.yaml: signals.{name}.view.context: true, but no data set has one; name "
-                "its column as fetch.datasets.NAME.columns.context"
+                f"params.yaml: signals.{name}.view.context: true, but no data set has one; set "
+                "fetch.datasets.NAME.columns.context to its column"
             )
         of = settings.lineage.root(signal.of)
         with about(f"signals.{name}.view"):
@@ -57,7 +57,7 @@ def check_views(
         if most and longest > most and not settings.models[signal.of].init.is_served:
             raise ConfigError(
                 f"params.yaml: signals.{name}.view: with what it shows, questions have up to "
-                f"{longest} tokens, and {signal.of} reads {most} at most; set max_length: {most}"
+                f"{longest} tokens, but {signal.of} reads at most {most}; set max_length: {most}"
             )
 
 
@@ -78,7 +78,7 @@ def _check_view(
     if cut := sum(length > limit for length in whole):
         log.warning(
             "signals.%s.view: with what it shows, %d of %d questions are longer than %d tokens (up "
-            "to %d), and lose solved questions or, without any, their start; raise its max_length",
+            "to %d) and lose solved questions or, if they have none, their start; raise max_length",
             *(name, cut, len(whole), limit, max(whole)),
         )
     return max(map(_length, shown), default=0)

@@ -58,8 +58,9 @@ def main(root: Path, name: str) -> None:
     shown = training_questions(root, settings, write)
     if len(shown) < write.shots:
         raise DataValidationError(
-            f"params.yaml: write.{name}.shots: {write.shots}, but {write.like} has {len(shown)} "
-            "training questions with choices in one paragraph; lower it, or name another data set"
+            f"params.yaml: write.{name}.shots: {write.shots}, but {write.like} has only "
+            f"{len(shown)} one-paragraph training questions with choices; lower it, or name "
+            "another data set"
         )
     tokenizer: Any = load_tokenizer(model_folder(root, write.by))
     asked = [*drafts(shown, write, settings.runtime.seed)]
@@ -136,8 +137,8 @@ def _texts(
     longest = len(start) + max(map(len, prompts)) + write.max_new_tokens
     if most and longest > most:
         raise ConfigError(
-            f"params.yaml: write.{name}: with its shots and max_new_tokens a text has {longest} "
-            f"tokens, and {write.by} reads {most} at most; lower either"
+            f"params.yaml: write.{name}: shots and max_new_tokens make texts of up to {longest} "
+            f"tokens, but {write.by} reads at most {most}; lower either"
         )
     draws = [
         Draw([*start, *ids], write.temperature, number, settings.runtime.seed)

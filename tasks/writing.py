@@ -83,8 +83,8 @@ class Writing:
         fitted = Calibration.fit(kind, judged.confidence, judged.correct, settings.calibrate)
         if judged.correct.all() or not judged.correct.any():
             log.warning(
-                "%s on the calibration split: %d of %d answers count as right, from which nobody "
-                "can tell how sure it should be; choose evaluate.open_text.metric and right_from "
+                "%s on the calibration split: %d of %d answers count as right, which says nothing "
+                "about how sure it should be; choose evaluate.open_text.metric and right_from "
                 "so that some are right and some are not, or add calibration examples",
                 *(subject.name, judged.correct.sum(), len(judged.correct)),
             )

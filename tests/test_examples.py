@@ -173,7 +173,7 @@ def test_conversations_alone_run_from_raw_messages_to_a_report(conversed: Path) 
     differences = json.loads((conversed / "data/report/differences.json").read_text())
     assert all({"AURC", "ROUGE-L", "chrF"} <= each["differences"].keys() for each in differences)
     page = (conversed / "data/report/index.html").read_text()
-    assert page.count("ROUGE-L") >= 2 and "the models' own words beside the right ones" in page
+    assert page.count("ROUGE-L") >= 2 and "the models' own words against the right ones" in page
     found = json.loads((conversed / "data/evaluate/teacher/metrics.json").read_text())
     assert 0 < found["sets"]["test"]["text"]["rouge_l"]["value"] <= 1
     assert found["open_text"]["test"]["tokens"] > found["open_text"]["test"]["examples"]

@@ -113,11 +113,11 @@ def test_what_was_served_and_corrected_makes_the_next_version(project, tmp_path)
         assert dry.returncode == 0 and dry.stdout.endswith("nothing has changed.\n"), dry.stderr
         done = project.firstkd("recalibrate", "sources/newer.jsonl")
         assert done.returncode == 0, done.stderr
-        assert "fitted to 25 questions: v2's temperature of " in done.stdout
+        assert "fitted to 25 questions: v2's temperature changes from " in done.stdout
         assert "firstkd-student v3 is promoted" in done.stdout
         takes_over(address, "v3")
         assert post(f"{address}/answer", body)["answers"][0]["by"] == "firstkd-student v3"
         shown = project.firstkd("history").stdout
         assert "recalibrates v2  [challenger, champion]" in shown
         status = project.firstkd("status").stdout
-        assert "drift: none in what firstkd-student v" in status, status
+        assert "drift: none in the questions firstkd-student v" in status, status

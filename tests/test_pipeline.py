@@ -96,7 +96,7 @@ def test_a_second_run_does_nothing_and_says_so(project):
     lock = (project.root / "dvc.lock").read_bytes()
     done = project.firstkd("run")
     assert done.returncode == 0
-    assert "Nothing has changed; the champion is firstkd-student v1" in done.stdout
+    assert "Nothing has changed; champion: firstkd-student v1" in done.stdout
     assert (project.root / "dvc.lock").read_bytes() == lock
 
 

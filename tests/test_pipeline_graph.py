@@ -359,7 +359,7 @@ def test_a_run_writes_the_graph_again_unless_it_is_somebodys_own(project):
 
 def test_a_graph_that_was_edited_is_out_of_date_or_is_missing_is_refused(project):
     def refused(settings: Settings) -> None:
-        with pytest.raises(ConfigError, match=r"dvc\.yaml does not follow .* run `firstkd graph`"):
+        with pytest.raises(ConfigError, match=r"dvc\.yaml does not match .* run `firstkd graph`"):
             check_graph(project, settings)
 
     text = (project / "dvc.yaml").read_text()
@@ -389,10 +389,10 @@ def test_the_command_writes_the_graph_and_checks_it_within_two_seconds(project):
     found = firstkd(project, "graph", "--check")
     assert found.returncode == 1
     (line,) = found.stderr.splitlines()
-    assert line.startswith("error: dvc.yaml does not follow from params.yaml and the code")
+    assert line.startswith("error: dvc.yaml does not match params.yaml and the code")
     assert (project / "dvc.yaml").read_text() == edited
     before = seconds_of_children()
-    assert firstkd(project, "graph").stdout == "dvc.yaml is written\n"
+    assert firstkd(project, "graph").stdout == "wrote dvc.yaml\n"
     assert seconds_of_children() - before < 2
     assert (project / "dvc.yaml").read_text() == render(SETTINGS)
     assert firstkd(project, "graph").stdout == "dvc.yaml is up to date\n"
@@ -408,7 +408,7 @@ def test_a_stage_refuses_a_graph_that_is_out_of_date(project):
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("fetch: dvc.yaml does not follow from")
+    assert done.stderr.splitlines()[-1].startswith("fetch: dvc.yaml does not match params.yaml")
     assert not (project / "data").exists()
 
 

@@ -215,7 +215,7 @@ def test_weekly_retraining_by_a_worker(
     shutil.rmtree(operated.root / ".dvc/cache")
     said = operated.firstkd("reproduce", "2")
     assert said.splitlines()[-1] == (
-        f"{NAME} v2 is reproduced, byte for byte; DVC had a copy of everything."
+        f"{NAME} v2 was reproduced byte for byte; DVC had a copy of everything."
     )
     assert operated.git("rev-list", "--count", "retrained", "--not", "HEAD") == "3"
     _nobody_gets_in_without_a_login(operated)

@@ -19,7 +19,7 @@ export class Student {
     for (const [name, expected] of Object.entries(facts.sha256)) {
       files[name] = await bytes(`${folder}/${name}`);
       if ((await sha256(files[name])) !== expected) {
-        throw new Error(`${folder}/${name} is not the file that was exported (its SHA-256)`);
+        throw new Error(`${folder}/${name} is not the file that was exported (SHA-256 differs)`);
       }
     }
     const session = await ort.InferenceSession.create(files[facts.file]);
@@ -41,7 +41,7 @@ export class Student {
   /** Return the ids of the prompt and of each choice, as the student was trained with them. */
   encode(question, choices) {
     const { format, max_length } = this.facts.prompt;
-    if (format === "chat") throw new Error("this student is asked in its chat template");
+    if (format === "chat") throw new Error("this student uses its chat template");
     let [answers, options] = [choices, ""];
     if (format === "letter") {
       answers = [...LETTERS.slice(0, choices.length)];

@@ -113,16 +113,16 @@ def example_chunks(path: Path) -> Iterator[list[Example]]:
         with pq.ParquetFile(path) as file:
             if not file.schema_arrow.equals(SCHEMA):
                 raise ArtifactError(
-                    f"{path}: not the schema of examples; found {_fields(file.schema_arrow)}, "
-                    f"expected {_fields(SCHEMA)}; run the stage prepare again"
+                    f"{path}: wrong schema; found {_fields(file.schema_arrow)}, "
+                    f"expected {_fields(SCHEMA)}; run the prepare stage again"
                 )
             for batch in file.iter_batches(CHUNK):
                 yield examples_in(batch)
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing; run the stage prepare") from error
+        raise ArtifactError(f"{path} is missing; run the prepare stage") from error
     except pa.ArrowInvalid as error:
         raise ArtifactError(
-            f"{path}: not a parquet file ({error}); run the stage prepare again"
+            f"{path}: not a parquet file ({error}); run the prepare stage again"
         ) from error
 
 

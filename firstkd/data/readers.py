@@ -85,7 +85,7 @@ def _answer_index(entry: Entry, reading: Reading | None) -> int | None:
     if reading not in entry.answers:
         raise Malformed(
             f"answer {entry.answer!r} is not the {reading} of a choice in "
-            f"{[*(entry.choices or ())]}, and that is how the answers of this file are read"
+            f"{[*(entry.choices or ())]}, but this file's answers are read that way"
         )
     return entry.answers[reading]
 

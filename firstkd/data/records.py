@@ -51,9 +51,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
             except UnicodeDecodeError as error:
                 raise _not_utf8(where, error) from error
             except (ValueError, RecursionError) as error:
-                hint = "" if line.endswith(b"\n") else ", the file seems to be cut off here"
+                hint = "" if line.endswith(b"\n") else "; the file seems to be cut off here"
                 if line.strip() == b"{":
-                    hint = ", since an object must be on one line, or in a list: [{…}, {…}]"
+                    hint = "; each object must be on one line, or in a list: [{…}, {…}]"
                 raise _unreadable(where, f"not valid JSON ({error}){hint}") from error
             if not isinstance(record, dict):
                 raise _unreadable(where, f"expected an object, found {type(record).__name__}")
@@ -100,7 +100,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Record]]:
             for row in rows:
                 line = rows.line_num
                 if None in row or None in row.values():
-                    raise _unreadable(f"{path}, line {line}", "not as many cells as the head")
+                    raise _unreadable(f"{path}, line {line}", "not as many cells as the header")
                 yield f"line {line}", row
     except UnicodeDecodeError as error:
         raise _not_utf8(str(path), error) from error
@@ -120,7 +120,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
                     yield f"row {number}", record
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = f"{path}, after row {number}" if number else str(path)
-        raise _unreadable(where, f"not a whole Parquet file ({error})") from error
+        raise _unreadable(where, f"not a complete Parquet file ({error})") from error
 
 
 def class_names(path: Path, column: str) -> tuple[str, ...] | None:
@@ -136,7 +136,7 @@ def class_names(path: Path, column: str) -> tuple[str, ...] | None:
         kept = (schema.metadata or {}).get(b"huggingface", b"{}")
         feature = json.loads(kept).get("info", {}).get("features", {}).get(column, {})
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(str(path), f"not a whole Parquet file ({error})") from error
+        raise _unreadable(str(path), f"not a complete Parquet file ({error})") from error
     if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
         return None
     if "choices" in schema.names:  # MMLU's classes are A to D, not the texts of its choices

@@ -89,7 +89,7 @@ def lettered(example: Example) -> tuple[str, list[str]]:
     if len(choices) > len(letters):
         raise ConfigError(
             f"params.yaml: prompt.format: letter: example {example.id} has {len(choices)} "
-            f"choices, and there are {len(letters)} letters; set it to cloze"
+            f"choices, but there are only {len(letters)} letters; set it to cloze"
         )
     options = (f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True))
     return "\n".join(options), letters

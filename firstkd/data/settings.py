@@ -53,12 +53,14 @@ class Source(Section):
         scheme, _, rest = self.source.partition(":")
         why = None
         if scheme == "path" and not Path(os.path.normpath(rest)).is_relative_to("sources"):
-            why = f"{rest} lies outside sources/, where no change would be noticed: put it there"
+            why = (
+                f"{rest} lies outside sources/, so changes to it would go unnoticed: move it there"
+            )
         if scheme == "hub" and not COMMIT.search(rest):
-            why = f"{rest} names no commit (@ and 40 hex digits), and what it names may move"
+            why = f"{rest} names no commit (@ and 40 hex digits), so it may change: add one"
         if why and not self.sha256:
             raise ValueError(
-                f"{why}, or pin it with a sha256 (write 64 zeros: the error prints the actual one)"
+                f"{why}, or pin it with a sha256 (write 64 zeros: the error prints the actual hash)"
             )
         return self
 

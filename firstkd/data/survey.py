@@ -113,7 +113,7 @@ class Survey:
                 f"change that in fetch.datasets.{name}, or remove the data set"
             )
         raise DataValidationError(
-            f"{path}: no records in it ({path.stat().st_size:,} bytes); correct "
+            f"{path}: no records found ({path.stat().st_size:,} bytes); correct "
             f"fetch.datasets.{name}.source, or remove the data set"
         )
 
@@ -151,8 +151,8 @@ class Survey:
             log.warning("%s: records left out: %s", path, self._left_out())
         if self.entities:
             log.warning(
-                "%s: %s records hold HTML entities such as &amp;, first %s; unless that is meant, "
-                "replace them by their characters",
+                "%s: %s records contain HTML entities such as &amp;, the first at %s; unless that "
+                "is intended, replace them with the characters",
                 *(path, f"{self.entities:,}", self.first_entity),
             )
 
@@ -174,8 +174,8 @@ class Survey:
                 continue
             if differ := self.differing[one, other]:
                 log.warning(
-                    "%s: read as the %s of a choice, %s answers would name another one; if that "
-                    "is meant, set fetch.datasets.%s.answers_are",
+                    "%s: read as the %s of a choice, %s answers would name a different one; "
+                    "if that is intended, set fetch.datasets.%s.answers_are",
                     *(path, other if reading == one else one, f"{differ:,}", name),
                 )
         return reading

@@ -56,7 +56,7 @@ def tokenise(rendered: Sequence[Rendered], tokenizer: Tokenizer, has_control: bo
     """
     if not tokenizer.is_fast:
         raise ArtifactError(
-            "the model's tokenizer has no tokenizer.json, without which it cannot be seen where a "
+            "the model's tokenizer has no tokenizer.json, which is needed to find where a "
             "response's tokens begin; convert it with transformers first"
         )
     texts = [each.prompt + text + each.end for each in rendered for text in each.responses or [""]]

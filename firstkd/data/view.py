@@ -167,6 +167,6 @@ def _check_responses(shown: Sequence[Question], asked: Sequence[Question]) -> No
     for ours, theirs in zip(shown, asked, strict=True):
         if ours.responses != theirs.responses:
             raise ConfigError(
-                f"example {ours.id}: after what the view shows, the tokenizer cuts its response "
-                "into other tokens than for the student; learn from a signal of choices"
+                f"example {ours.id}: after the view's text, the tokenizer splits its response "
+                "into different tokens than for the student; learn from a signal of choices"
             )

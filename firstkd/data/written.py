@@ -53,20 +53,20 @@ def check_written(
     learned = {name for name, found in datasets.items() if found.is_learned}
     for name, settings in write.items():
         if name in taken:
-            raise ValueError(f"write.{name}: that is the name of a split or a data set")
+            raise ValueError(f"write.{name}: a split or data set already has this name")
         if settings.by not in models:
             raise ValueError(
                 f"write.{name}.by: {settings.by!r} does not exist, is trained here or is behind a "
-                f"server; allowed: {listed(models) or 'none, since there are none'}"
+                f"server; allowed: {listed(models) or 'none'}"
             )
         if settings.like in learned and not datasets[settings.like].has_choices:
             raise ValueError(
-                f"write.{name}.like: {settings.like!r} is open text, and what is written has "
-                "choices; name a data set that has some"
+                f"write.{name}.like: {settings.like!r} is open text, but written questions have "
+                "choices; name a data set with choices"
             )
         if settings.like not in learned:
             raise ValueError(
-                f"write.{name}.like: {settings.like!r} is not a data set that is learned from; "
+                f"write.{name}.like: {settings.like!r} is not a data set that models learn from; "
                 f"allowed: {listed(learned)}"
             )
 

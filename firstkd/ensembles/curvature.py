@@ -14,7 +14,7 @@ from firstkd.models.scoring import ResponseScorer
 from firstkd.terms.divergences import choice_scores
 
 
-@memory_explained("while the curvature was measured")
+@memory_explained("while measuring the curvature")
 def curvature(
     model: PreTrainedModel, questions: Sequence[Question], batch_size: int
 ) -> tuple[Tensor, Tensor]:

@@ -35,8 +35,8 @@ class Swag(Ensemble):
         for name, other in zip(self.of[1:], others, strict=True):
             if other != first:
                 raise ConfigError(
-                    f"of: {name} has other weights than {self.of[0]}, so they have no mean; name "
-                    "snapshots of one training"
+                    f"of: {name}'s weights do not match {self.of[0]}'s, so they cannot be "
+                    "averaged; name snapshots of one training run"
                 )
 
     def passes(

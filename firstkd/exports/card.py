@@ -25,9 +25,9 @@ def card(
 ) -> str:
     folded, inside = facts["folded_temperature"], facts["temperature"]
     calibration = (
-        f"T = {folded:.3f} is in the weights: divide by nothing."
+        f"T = {folded:.3f} is already in the weights: do not divide the scores."
         if folded
-        else f"divide the scores of the choices by T = {inside:.3f}, which firstkd.json holds."
+        else f"divide the choices' scores by T = {inside:.3f} (in firstkd.json)."
     )
     lines = [
         "---",
@@ -42,7 +42,7 @@ def card(
         "Data: " + "; ".join(f"{name} ({source})" for name, source in origin.data.items()) + ".",
         "",
         f"Calibration: {calibration}",
-        "A choice's score is the mean log-probability of its tokens behind the prompt.",
+        "A choice's score is the mean log-probability of its tokens after the prompt.",
         "",
         *_usage(export),
         f"Measured before the export ({origin.model} in its own precision), with 95 % intervals:",

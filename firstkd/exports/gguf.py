@@ -49,12 +49,13 @@ class GgufExport(Export):
         family = config.model_type
         if family not in ARCHITECTURES:
             known = ", ".join(sorted(ARCHITECTURES))
-            raise ConfigError(f"gguf is written for {known}, not for {family}; export it as onnx")
+            raise ConfigError(f"gguf export supports {known}, not {family}; export it as onnx")
         rope = config.rope_parameters["rope_type"]
         if layer_kinds(config) != {"full_attention"} or rope != "default":
             raise ConfigError(
-                f"gguf is written for {family} with full attention and plain rotary positions, "
-                f"not {', '.join(sorted(layer_kinds(config)))} and {rope}; export it as onnx"
+                f"gguf export supports {family} only with full attention and plain rotary "
+                f"positions, not {', '.join(sorted(layer_kinds(config)))} and {rope}; export it "
+                "as onnx"
             )
 
     def write(self, exported: Exported, file: Path) -> None:
@@ -102,7 +103,9 @@ def _add_vocabulary(writer: Any, model: Any, tokenizer: Any) -> None:
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     bpe, size = described["model"], model.config.vocab_size
     if bpe["type"] != "BPE" or bpe.get("byte_fallback") or described["normalizer"]:
-        raise ArtifactError("gguf is written for tokenizers of byte-level BPE; export it as onnx")
+        raise ArtifactError(
+            "gguf export supports only byte-level BPE tokenizers; export it as onnx"
+        )
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [TokenType.UNUSED] * size
     for token, i in tokenizer.get_vocab().items():
@@ -139,8 +142,8 @@ def _split(pre_tokenizer: Any) -> str:
         found = SPLITS.get(json.dumps(shapes, sort_keys=True))
     if found is None:
         raise ArtifactError(
-            "llama.cpp would split texts in another way than this tokenizer does, or its way is "
-            "not known here; export it as onnx"
+            "llama.cpp would split text differently from this tokenizer, or firstkd does not know "
+            "how it would split it; export it as onnx"
         )
     return found
 
@@ -171,8 +174,8 @@ def _add_tensors(writer: Any, model: Any, weights: str, idle: int) -> None:
             packed = quantize(np.ascontiguousarray(values), kind)
         except QuantError as error:
             raise ConfigError(
-                f"{name} has rows of {values.shape[-1]}, which {BLOCK} does not divide; export it "
-                "as f16"
+                f"{name} has rows of {values.shape[-1]} values, not a multiple of {BLOCK}; "
+                "export it as f16"
             ) from error
         writer.add_tensor(place, packed, raw_dtype=kind)
 

@@ -40,8 +40,8 @@ class OnnxExport(Export):
 
         if unknown := layer_kinds(config) - ATTENTION:
             raise ConfigError(
-                f"onnx scores choices behind a shared prompt, and {config.model_type} has layers "
-                f"that carry a state ({', '.join(sorted(unknown))}); export another model"
+                f"onnx scores choices after a shared prompt, but {config.model_type} has stateful "
+                f"layers ({', '.join(sorted(unknown))}); export another model"
             )
 
     def write(self, exported: Exported, file: Path) -> None:
@@ -159,8 +159,8 @@ def _graph(model: Any) -> Any:
     scorer = ResponseScorer(model, exact=True)
     if not scorer.can_pack:
         raise ConfigError(
-            f"onnx scores choices behind a shared prompt, which {model.config.model_type} cannot; "
-            "export another model"
+            f"onnx scores choices after a shared prompt, which {model.config.model_type} cannot "
+            "do; export another model"
         )
     return Graph(scorer).eval()
 

@@ -84,7 +84,7 @@ class LlamaModel:
         found = self.server.handle_completions({**asked, "n_probs": 1, "temperature": 0.0})
         content = found["choices"][0]["logprobs"]["content"]
         if [token["id"] for token in content] != [*response]:
-            raise Unusable(f"llama.cpp gave other tokens than {[*response]}")
+            raise Unusable(f"llama.cpp did not return the tokens {[*response]}")
         return [token["logprob"] for token in content]
 
 
@@ -127,7 +127,9 @@ class Student:
         self.facts = read(folder / FACTS)
         for name, expected in self.facts["sha256"].items():
             if digest(folder / name) != expected:
-                raise Unusable(f"{folder / name} is not the file that was exported (its SHA-256)")
+                raise Unusable(
+                    f"{folder / name} is not the file that was exported (SHA-256 differs)"
+                )
         if calibration is not None:
             fitted = read(calibration)
             self.facts |= {key: fitted[key] for key in ("temperature", "policy", "choices")}
@@ -163,7 +165,7 @@ class Student:
         """Return the token ids of the prompt and of each choice, as in the student's training."""
         how, start = self.facts["prompt"], self.facts["start_ids"]
         if how["format"] == "chat":
-            raise Unusable("this student is asked in its chat template: give `scores` token ids")
+            raise Unusable("this student uses its chat template: pass token ids to `scores`")
         answers, options = [*choices], ""
         if how["format"] == "letter":
             answers = [*LETTERS[: len(choices)]]

@@ -86,7 +86,7 @@ def _quantised_names(model: Any) -> set[str]:
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and name.rpartition(".")[0] not in known:
             raise ConfigError(
-                f"int8 is written for models of linear maps, and {model.config.model_type} has "
+                f"int8 export supports only linear layers, but {model.config.model_type} has "
                 f"{name}; export it as bf16"
             )
     return {f"{name}.weight" for name in linear - {"lm_head"}}

@@ -101,9 +101,9 @@ def _check_shared(place: Path) -> None:
     while not place.is_dir():
         if time.monotonic() > deadline:
             raise RankError(
-                f"{socket.gethostname()}: {Path.cwd()} is not the project's folder as the host of "
-                f"the flow sees it: {place}, which was made there, is missing here; put the "
-                "project on a file system that all hosts share, at the same path"
+                f"{socket.gethostname()}: {Path.cwd()} is not the project's folder on the flow's "
+                f"host: {place}, created there, is missing here; put the project on a file system "
+                "that all hosts share, at the same path"
             )
         time.sleep(0.2)
 
@@ -128,8 +128,8 @@ def _own_address_towards(address: str, port: int) -> str:
         except socket.gaierror as error:
             if time.monotonic() > deadline:
                 raise RankError(
-                    f"{socket.gethostname()} knows no host {address} ({error.strerror}); name the "
-                    "first host as the others know it, in machine.launcher"
+                    f"{socket.gethostname()} cannot resolve {address} ({error.strerror}); in "
+                    "machine.launcher, name the first host as the others know it"
                 ) from error
             time.sleep(1)
     own = _source(family, there)

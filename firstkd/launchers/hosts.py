@@ -36,7 +36,7 @@ class Hosts(Remote):
         words = shlex.split(self.reach)
         if COMMAND not in words or HOST not in self.reach:
             raise ValueError(
-                f"reach: {self.reach!r} needs {HOST}, and {COMMAND} as a word, such as "
+                f"reach: {self.reach!r} needs {HOST}, and {COMMAND} as a separate word, such as "
                 f"'ssh {HOST} {COMMAND}'"
             )
         return self

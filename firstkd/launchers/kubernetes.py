@@ -60,7 +60,8 @@ class Kubernetes(Remote):
             raise ConfigError(f"machine.launcher.pod: there is no {self.pod}") from error
         if not isinstance(found, dict) or found.get("kind") != "PodTemplate":
             raise ConfigError(
-                f"machine.launcher.pod: {self.pod} is not a PodTemplate; infra/kubernetes.yaml is"
+                f"machine.launcher.pod: {self.pod} is not a PodTemplate; for an example, see "
+                "infra/kubernetes.yaml"
             )
         return found
 

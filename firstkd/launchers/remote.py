@@ -102,7 +102,8 @@ class _Command:
             )
         except FileNotFoundError as error:
             raise RankError(
-                f"machine.launcher: there is no program {error.filename} here to reach {self.name}"
+                f"machine.launcher: {error.filename} is not installed here, so {self.name} cannot "
+                "be reached"
             ) from error
         self._shown = threading.Thread(target=self._show)
         self._shown.start()
@@ -136,5 +137,5 @@ class _Command:
         code = self.code
         if code == STOPPED:
             return Failure("stopped", "")
-        said = self._last.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        said = self._last.decode(errors="replace").strip().splitlines() or ["no error message"]
         return Failure("killed", f"{self.name} ended with exit code {code}: {said[-1]}")

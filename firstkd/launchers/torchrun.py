@@ -102,10 +102,10 @@ def _failure(rank: int, found: Any) -> Failure:
         name = signal.Signals(-found.exitcode).name
         killed = (
             f"rank {rank} on {socket.gethostname()} was killed ({name}) and the others ended; "
-            "where memory ran out, lower micro_batch_size, or set a higher zero_stage"
+            "if memory ran out, lower micro_batch_size or raise zero_stage"
         )
         return Failure("killed", killed, when)
-    crashed = f"{told.get('traceback', '')}rank {rank} failed, exit code {found.exitcode}"
+    crashed = f"{told.get('traceback', '')}rank {rank} failed with exit code {found.exitcode}"
     return Failure("crashed", crashed, when)
 
 
@@ -130,8 +130,8 @@ def take_gpu() -> None:
     own, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if gpus and own >= gpus:
         raise RankError(
-            f"machine.processes: {socket.gethostname()} has {gpus} GPUs for more processes; set it "
-            f"to {gpus} at most"
+            f"machine.processes: {socket.gethostname()} has only {gpus} GPUs; set it to at most "
+            f"{gpus}"
         )
     if gpus:
         torch.cuda.set_device(own)

@@ -82,7 +82,7 @@ def save_reliability(path: Path, diagrams: Mapping[str, Predictions]) -> None:
 
 def _reliability(diagram: Axes, counts: Axes, readings: Mapping[str, Predictions]) -> None:
     """Draw one or two readings of a model's confidence, above their counts."""
-    diagram.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2, label="honest")
+    diagram.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2, label="ideal")
     width = 0.84 / len(readings)
     for number, (label, predictions) in enumerate(readings.items()):
         bins = reliability_bins(predictions.confidence, predictions.correct, BINS)
@@ -128,8 +128,8 @@ def draw_coverage(models: Mapping[str, Predictions]) -> str:
             enough = share * len(predictions) >= FEW
             axes.plot(share[enough], accuracy[enough], label=name)
             axes.lines[-1].set(**_line(number))
-        axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy of what it answers")
-        axes.set_xlabel("share of the questions it answers, surest first")
+        axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy on answered questions")
+        axes.set_xlabel("share of questions answered, surest first")
         _add_legend(figure, models)
         return to_svg(figure)
 
@@ -149,7 +149,7 @@ def draw_deferral(pair: Deferral) -> str:
             axes.plot(*points, label=name)
             axes.lines[-1].set(**_line(number))
         axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy of the pair")
-        axes.set_xlabel("share of the questions passed on to the teacher")
+        axes.set_xlabel("share of questions passed on to the teacher")
         _add_legend(figure, lines)
         return to_svg(figure)
 
@@ -171,7 +171,7 @@ def _concentration(splits: Mapping[str, Sequence[float]]) -> Figure:
     for number, (name, mass) in enumerate(splits.items()):
         axes.plot(range(1, len(mass) + 1), mass, label=name, marker="os^D"[number % 4])
         axes.lines[-1].set(**_line(number))
-    axes.set(ylim=(0, 1), xlabel="tokens kept", ylabel="probability they hold")
+    axes.set(ylim=(0, 1), xlabel="tokens kept", ylabel="probability they cover")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _add_legend(figure, splits)
     return figure

@@ -86,7 +86,7 @@ def read_config(folder: Path) -> Any:
         kind = "not a causal language model"
     else:
         return config
-    raise ArtifactError(f"{folder}: {family} is {kind}; choose a causal language model of text")
+    raise ArtifactError(f"{folder}: {family} is {kind}; choose a text-only causal language model")
 
 
 def _config(folder: Path) -> Any:
@@ -104,9 +104,9 @@ def _named(folder: Path, file: str) -> Iterator[None]:
     except (ImportError, KeyError, TypeError, ValueError, OSError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ArtifactError(
-            f"{folder}: transformers {transformers.__version__} cannot load it as {file} says "
-            f"({type(error).__name__}: {reason}); correct that file, or choose a model that is "
-            "neither quantised nor needs its own code"
+            f"{folder}: transformers {transformers.__version__} cannot load it as {file} describes "
+            f"it ({type(error).__name__}: {reason}); correct that file, or choose an unquantised "
+            "model that needs no custom code"
         ) from error
 
 
@@ -167,7 +167,7 @@ def _check_complete(folder: Path, info: dict[str, Any]) -> None:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ArtifactError(
                 f"{folder}: {what} {', '.join(names[:3])}{more}; config.json and weights belong to "
-                "different models, or the files are not complete: fetch them again"
+                "different models, or the files are incomplete: fetch them again"
             )
 
 

@@ -44,5 +44,5 @@ def check_gguf(file: Path) -> None:
         GGUFReader(file)
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise SourceError(
-            f"{file.name} is not a whole GGUF file ({error}); fetch it again"
+            f"{file.name} is not a complete GGUF file ({error}); fetch it again"
         ) from error

@@ -25,9 +25,9 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     outermost = [module for name, module in lists.items() if name.count(".") == depth]
     if len(outermost) != 1:
         raise ArtifactError(
-            f"{model.config.model_type}: {len(outermost)} lists of {count} modules in the model, "
-            "not one of decoder layers, so they can be neither removed nor watched; choose another "
-            "model"
+            f"{model.config.model_type}: {len(outermost)} lists of {count} modules, instead of "
+            "one, could be the decoder layers, so these can be neither removed nor read; choose "
+            "another model"
         )
     return outermost[0]
 
@@ -47,8 +47,9 @@ def projection(layer: nn.Module, of: str) -> Any:
     found = [module for name, module in layer.named_modules() if name.endswith(f".{wanted}")]
     if len(found) != 1:
         raise ArtifactError(
-            f"{type(layer).__name__} has {len(found)} modules {wanted}, not one, so its attention "
-            "cannot be watched; learn from hidden states instead (kinds hidden, relation, flow)"
+            f"{type(layer).__name__} has {len(found)} {wanted} modules instead of one, so its "
+            "attention cannot be read; learn from hidden states instead (kinds hidden, relation, "
+            "flow)"
         )
     return found[0]
 

@@ -37,9 +37,9 @@ def feed_forwards(model: Any) -> list[nn.Module]:
     ]
     if not all(len(found) == 1 for found in blocks):
         raise ArtifactError(
-            f"{model.config.model_type}: not one feed-forward block of gate_proj, up_proj and "
-            "down_proj in each layer, so it cannot be narrowed; use a start of the kind prune, or "
-            "choose another model"
+            f"{model.config.model_type}: not every layer has exactly one feed-forward block of "
+            "gate_proj, up_proj and down_proj, so it cannot be narrowed; use kind prune, or choose "
+            "another model"
         )
     return [found[0] for found in blocks]
 
@@ -61,7 +61,7 @@ class Chosen(NamedTuple):
     """Share of the output W x that they do not explain, E‖W x − W' x_K‖² / E‖W x‖²."""
 
 
-@memory_explained("while the activations of neurons were measured")
+@memory_explained("while measuring neuron activations")
 @torch.inference_mode()
 def choose_neurons(
     model: PreTrainedModel,
@@ -110,7 +110,7 @@ def activation_products(
         for block, of in zip(blocks, sums, strict=True)
     ]
     batches = batches_by_length(questions, batch_size, batch_tokens)
-    tokens = pass_through(scorer, questions, batches, current, "activations of neurons")
+    tokens = pass_through(scorer, questions, batches, current, "neuron activations")
     for hook in hooks:
         hook.remove()
     for sums_II in sums:

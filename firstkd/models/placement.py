@@ -55,7 +55,7 @@ class Whole(Placement):
         from firstkd.models.folders import load_model
 
         remedy = "set machine.placement to { kind: spread }, or to { kind: sharded }"
-        with memory_explained(f"while {folder} was loaded", remedy):
+        with memory_explained(f"while loading {folder}", remedy):
             model = load_model(folder, precision)
         yield model
 

@@ -17,7 +17,7 @@ from firstkd.models.layers import decoder_layers, hidden_given
 from firstkd.models.scoring import ResponseScorer
 
 
-@memory_explained("while the influence of layers was measured")
+@memory_explained("while measuring layer influence")
 @torch.inference_mode()
 def block_influence(
     model: PreTrainedModel,
@@ -151,5 +151,5 @@ def check_same_logits(
     if difference > tolerance:
         raise ArtifactError(
             f"{family}: the pruned model's logits differ by {difference:.3g} from the base model's "
-            "without what was left out, so this family cannot be pruned; choose another student"
+            "with the same parts disabled, so this family cannot be pruned; choose another student"
         )

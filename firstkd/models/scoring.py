@@ -167,7 +167,7 @@ class ResponseScorer(nn.Module):
         return scores
 
 
-@memory_explained("while questions were scored")
+@memory_explained("while scoring questions")
 @torch.inference_mode()
 def score_questions(
     model: PreTrainedModel,
@@ -219,7 +219,7 @@ class TokenScores:
     """Index of the question whose response contains it."""
 
 
-@memory_explained("while tokens were scored")
+@memory_explained("while scoring tokens")
 @torch.inference_mode()
 def score_tokens(
     model: PreTrainedModel,

@@ -51,7 +51,7 @@ class Shape(NamedTuple):
         if not fitting:
             raise ConfigError(
                 f"max_parameters: {most:,}, but {fewest} layers with {STEP} neurons each have "
-                f"{self.parameters(fewest, STEP):,}, of a model of {self.layers} layers; raise it, "
+                f"{self.parameters(fewest, STEP):,} (the model has {self.layers} layers); raise it "
                 "or lower min_layers"
             )
         return fitting[0], fitting[-1]

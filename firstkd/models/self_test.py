@@ -54,7 +54,7 @@ def check_model(model: Any, tokenizer: Any, questions: Sequence[Question]) -> No
     if not largest <= TOLERANCE:
         raise ArtifactError(
             f"{family}: scores differ by {largest:.2g} nats from those of a plain forward "
-            f"pass (at most {TOLERANCE:g}): this family's attention or head is not supported; "
+            f"pass (limit {TOLERANCE:g}): this family's attention or head is not supported; "
             "choose another model"
         )
 
@@ -71,7 +71,7 @@ def plain_score(model: Any, prompt: Sequence[int], response: Sequence[int]) -> f
 def check_end_token(tokenizer: Any, family: str) -> None:
     if tokenizer.eos_token_id is None:
         raise ArtifactError(
-            f"{family}: the tokenizer has no end-of-text token; name it as eos_token in "
+            f"{family}: the tokenizer has no end-of-text token; set eos_token in "
             "tokenizer_config.json"
         )
 
@@ -81,8 +81,8 @@ def check_ids(model: Any, questions: Sequence[Question], family: str) -> None:
     for question in questions:
         if (largest := _largest_id(question)) >= rows:
             raise ArtifactError(
-                f"{family}: example {question.id} has the token {largest}, but the model embeds "
-                f"{rows}: the tokenizer belongs to another model"
+                f"{family}: example {question.id} has token id {largest}, but the model has "
+                f"only {rows} embeddings: the tokenizer belongs to another model"
             )
 
 

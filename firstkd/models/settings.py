@@ -34,7 +34,9 @@ class LeftOut(Section):
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:
         if self.fold >= self.of:
-            raise ValueError(f"fold: {self.fold} is not allowed: of {self.of}, 0 to {self.of - 1}")
+            raise ValueError(
+                f"fold: {self.fold} is out of range; with of: {self.of}, set 0 to {self.of - 1}"
+            )
         return self
 
     def keeps(self, example: Example) -> bool:
@@ -66,17 +68,19 @@ class ModelSettings(Section):
             given, lacking = ("learn", "train") if self.train is None else ("train", "learn")
             raise ValueError(f"{given} without {lacking}: a model needs both to be trained")
         if self.leave_out is not None and self.learn is None:
-            raise ValueError("leave_out without learn: it learns nothing that could be left out")
+            raise ValueError(
+                "leave_out without learn: it learns nothing, so nothing can be left out"
+            )
         if self.keep is not None and self.learn is None:
-            raise ValueError("keep without learn: it learns nothing that could be chosen")
+            raise ValueError("keep without learn: it learns nothing, so there is nothing to choose")
         if self.on_policy is not None and self.learn is None:
-            raise ValueError("on_policy without learn: it would write, and learn nothing")
+            raise ValueError("on_policy without learn: it would write but learn nothing")
         if self.bandit is not None and self.learn is None:
             raise ValueError("bandit without learn: it has no terms that could take turns")
         if self.learn is not None and not self.init.can_learn:
             raise ValueError(
-                f"a model of kind {self.init.kind} is made once and learns nothing itself; let "
-                "another model learn that starts with `init: { kind: copy, of: … }`"
+                f"a model of kind {self.init.kind} is made once and does not learn; train "
+                "another model that starts with `init: { kind: copy, of: … }`"
             )
         return self
 
@@ -104,14 +108,14 @@ class ModelSettings(Section):
             if getattr(self, key) != getattr(peer, key):
                 yield (
                     f".{key}",
-                    f"not what models.{name} has, which learns in the same training, since each "
-                    "learns from a live signal of the other; set both to the same",
+                    f"differs from models.{name}'s, but the two are trained together because each "
+                    "learns from a live signal of the other; set both to the same value",
                 )
         if self is not peer and self.init == peer.init and self._terms() == peer._terms():
             yield (
                 "",
-                f"starts and learns as models.{name} does, from which it learns, so both stay the "
-                "same and have nothing to tell each other; start one of them from another model",
+                f"starts and learns just like models.{name}, from which it learns, so both stay "
+                "identical and teach each other nothing; start one of them from another model",
             )
 
     def _terms(self) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ def sharded(folder: Path, precision: Precision, ranks: Ranks) -> Iterator[PreTra
     Its head is whole in each of them. Raises ArtifactError as `load_model` does, and
     OutOfMemoryError.
     """
-    with memory_explained(f"while {folder} was loaded", REMEDY):
+    with memory_explained(f"while loading {folder}", REMEDY):
         # while this object exists, transformers builds each module under deepspeed.zero.Init
         config = deepspeed_config(precision)
         sharding = HfDeepSpeedConfig(config)

@@ -39,7 +39,9 @@ def check_model(folder: Path, source: str) -> None:
     check_weights(folder, source)
     config = _json_object(folder / "config.json", source)
     if "model_type" not in config:
-        raise SourceError(f"{source}: config.json has no model_type; it is not that of a model")
+        raise SourceError(
+            f"{source}: config.json has no model_type, so it does not describe a model"
+        )
     check_tokenizer(folder, source)
 
 
@@ -48,9 +50,9 @@ def check_weights(folder: Path, source: str) -> None:
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files:
         raise SourceError(
-            f"{source} has no weights in safetensors; needed is a folder with *.safetensors, or "
-            "one .gguf file. Pickled weights (.bin, .pt) are not read, since loading them runs "
-            "the code inside: save the model again with save_pretrained."
+            f"{source} has no weights in safetensors format; expected a folder with *.safetensors, "
+            "or one .gguf file. Pickled weights (.bin, .pt) are not read, because loading them "
+            "runs the code inside: save the model again with save_pretrained."
         )
     tensors = {file.name: _tensors(file, source) for file in files}
     if (folder / WEIGHTS).exists():
@@ -70,8 +72,8 @@ def check_weights(folder: Path, source: str) -> None:
     for tensor, file in places.items():
         if tensor not in tensors[file]:
             raise SourceError(
-                f"{source}: {file} has no {tensor}, which {INDEX} says it has; the shards are of "
-                "different models, fetch them again"
+                f"{source}: {file} lacks {tensor}, which {INDEX} lists there; the shards belong to "
+                "different models: fetch them again"
             )
 
 
@@ -92,10 +94,10 @@ def check_tokenizer(folder: Path, source: str) -> None:
     if not convertible and importlib.util.find_spec("sentencepiece"):
         convertible = sorted(folder.glob("*.model"))
     if not convertible:
-        found = ", ".join(file.name for file in sorted(folder.glob("*token*"))) or "nothing"
+        found = ", ".join(file.name for file in sorted(folder.glob("*token*"))) or "none"
         raise SourceError(
-            f"{source} has no tokenizer.json (of a tokenizer, it has {found}). If there is a "
-            "tokenizer.model, convert it once, where the package sentencepiece is installed: "
+            f"{source} has no tokenizer.json (tokenizer files: {found}). If there is a "
+            "tokenizer.model, convert it once, with the package sentencepiece installed: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     from transformers import AutoTokenizer
@@ -104,7 +106,7 @@ def check_tokenizer(folder: Path, source: str) -> None:
         AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a family's own class raises
         raise SourceError(
-            f"{source}: no tokenizer can be made of {convertible[0].name} ({error}); add the "
+            f"{source}: no tokenizer can be built from {convertible[0].name} ({error}); add the "
             "tokenizer.json that save_pretrained writes"
         ) from error
 
@@ -121,7 +123,7 @@ def _tensors(file: Path, source: str) -> set[str]:
             return set(opened.keys())
     except (SafetensorError, OSError) as error:
         raise SourceError(
-            f"{source}: {file.name} is not a whole safetensors file ({error}); fetch it again"
+            f"{source}: {file.name} is not a complete safetensors file ({error}); fetch it again"
         ) from error
 
 

@@ -33,7 +33,7 @@ def load_spread(
     """
     rewritten = tempfile.mkdtemp(prefix="firstkd-")
     try:
-        with memory_explained(f"while {folder} was loaded", REMEDY):
+        with memory_explained(f"while loading {folder}", REMEDY):
             model = load_model(
                 folder,
                 precision,

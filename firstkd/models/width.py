@@ -22,8 +22,8 @@ def shape_at(config: Any, hidden_size: int) -> dict[str, int]:
     smallest = config.hidden_size // gcd(config.hidden_size, *sizes.values())
     if hidden_size % smallest:
         raise ConfigError(
-            f"hidden_size: {hidden_size} cannot have whole heads as in {config.model_type} at "
-            f"{config.hidden_size}; set a multiple of {smallest}"
+            f"hidden_size: {hidden_size} would need fractions of heads or neurons, scaled from "
+            f"{config.model_type}'s {config.hidden_size}; set a multiple of {smallest}"
         )
     scaled = {name: size * hidden_size // config.hidden_size for name, size in sizes.items()}
     return {"hidden_size": hidden_size, **scaled}
@@ -56,6 +56,6 @@ def _scale(model: Any) -> None:
         matrix.div_(ratio**0.5)
     if not fold_temperature(model, ratio):
         raise ArtifactError(
-            f"{model.config.model_type}: its logits are not divided by dividing its last norm, so "
-            "there is no µP for it here; set base_width to null"
+            f"{model.config.model_type}: scaling its last norm does not scale its logits, so µP is "
+            "not supported; set base_width to null"
         )

@@ -46,7 +46,7 @@ class OnPolicy(Section):
         """Raise ValueError if the prompt would get too little room."""
         if self.max_new_tokens > prompt.max_length // 2:
             raise ValueError(
-                f"{key}.max_new_tokens: {self.max_new_tokens} leave too little of "
+                f"{key}.max_new_tokens: {self.max_new_tokens} leaves too little of "
                 f"prompt.max_length = {prompt.max_length} for the prompt; at most half of it is "
                 "allowed"
             )
@@ -63,12 +63,12 @@ class OnPolicy(Section):
             if name not in live and not term.needs.choices:
                 yield (
                     f"learn.{name}",
-                    f"{term.kind} knows one response to each question beforehand, and with "
-                    "on_policy the student writes others; learn from a signal with live: true, or "
+                    f"{term.kind} needs each question's response in advance, but with "
+                    "on_policy the student writes its own; learn from a signal with live: true, or "
                     "remove on_policy",
                 )
         if all(signals[str(learn[name].signal)].decides == "choice" for name in live):
-            yield "on_policy", "nothing is learned of what it writes; learn from tokens, live: true"
+            yield "on_policy", "no term learns from what it writes; learn from tokens, live: true"
         if len(peers) > 1:
             yield (
                 "on_policy",

@@ -34,8 +34,8 @@ def what_it_gives(served: ServedModel) -> dict[str, Any]:
     else:
         way = way_given(served)
         gives = {"texts": way}
-        words = f"log-probabilities of prompts ({way})"
-    log.info("%s: %s gives %s", init.url, init.model, words)
+        words = f"log-probabilities for prompts ({way})"
+    log.info("%s: %s returns %s", init.url, init.model, words)
     return gives
 
 
@@ -68,10 +68,10 @@ def letters_given(served: ServedModel) -> int:
             raise
         found = f"{error}: {error.reason}"
     except (KeyError, TypeError, IndexError, ValueError, UnreadableReplyError):
-        found = "a reply without them"
+        found = "its reply has none"
     raise ConfigError(
-        f"{served.init.url} gives no log-probabilities of what {served.init.model!r} answers "
-        f"({found}); switch them on there, or choose another server"
+        f"{served.init.url} returns no log-probabilities for answers of {served.init.model!r} "
+        f"({found}); enable them there, or choose another server"
     )
 
 
@@ -90,9 +90,9 @@ def way_given(served: ServedModel) -> Way:
                 raise
             found.append(f"{way}: {error}")
         except UnreadableReplyError:
-            found.append(f"{way}: a reply without them")
+            found.append(f"{way}: its reply has none")
     raise ConfigError(
-        f"ask: texts: {served.init.url} gives no log-probabilities of prompts "
+        f"ask: texts: {served.init.url} returns no log-probabilities for prompts "
         f"({'; '.join(found)}); set it to letters, or choose a server such as vLLM or SGLang"
     )
 
@@ -101,7 +101,7 @@ def check_reading(served: ServedModel, prompt: Sequence[int], read: str | None) 
     """Raise ConfigError if the server reads the ids of the local tokenizer as another text."""
     if read is None:
         log.warning(
-            "%s does not say how it reads token ids; is its tokenizer really that of models.%s?",
+            "%s does not say how it reads token ids; check that its tokenizer is that of models.%s",
             *(served.init.url, served.init.tokenizer),
         )
         return
@@ -109,7 +109,7 @@ def check_reading(served: ServedModel, prompt: Sequence[int], read: str | None) 
     # decoders of single tokens differ in the spaces that they keep
     if "".join(read.split()) != "".join(meant.split()):
         raise ConfigError(
-            f"tokenizer: {served.init.url} takes the ids of {meant!r} for {read!r}, so "
-            f"{served.init.tokenizer!r} has another tokenizer than {served.init.model!r}; name a "
-            "model that has the same, or set ask to letters"
+            f"tokenizer: {served.init.url} reads the token ids of {meant!r} as {read!r}, so "
+            f"{served.init.tokenizer!r} has a different tokenizer than {served.init.model!r}; name "
+            "a model that has the same one, or set ask to letters"
         )

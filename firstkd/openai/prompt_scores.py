@@ -45,7 +45,7 @@ def scores_in(
         pairs = zip(found, prompts, strict=True)
         scores = [read(choice, prompt, ids) for choice, prompt in pairs]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UnreadableReplyError("a reply without a score of each token") from error
+        raise UnreadableReplyError("a reply without a score for each token") from error
     return scores
 
 
@@ -86,5 +86,5 @@ def _by_text(choice: Any, prompt: Sequence[int], ids: Mapping[str, int]) -> list
 
 def _complete(scored: list[Scored], prompt: Sequence[int]) -> list[Scored]:
     if len(scored) != len(prompt) - 1:
-        raise ValueError(f"{len(scored)} scores of {len(prompt)} tokens")
+        raise ValueError(f"{len(scored)} scores for {len(prompt)} tokens")
     return scored

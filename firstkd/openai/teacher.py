@@ -129,8 +129,8 @@ class ServedModel:
                 return read(reply)
             except (KeyError, TypeError, IndexError, ValueError, UnreadableReplyError) as error:
                 failed: PipelineError = SourceError(
-                    f"{self.init.url}, example {example}: a reply of another form than when it was "
-                    f"asked what it gives ({type(error).__name__}: {error})"
+                    f"{self.init.url}, example {example}: the reply's form differs from the one "
+                    f"checked at the start ({type(error).__name__}: {error})"
                 )
             except RefusedError as error:
                 failed = self._known(error) or SourceError(
@@ -160,10 +160,10 @@ class ServedModel:
         return None
 
     def _silent(self, error: httpx.HTTPError, attempts: int) -> UnreachableError:
-        times = f" {attempts} times" if attempts > 1 else ""
+        times = f" in {attempts} attempts" if attempts > 1 else ""
         return UnreachableError(
-            f"{self.init.url} does not answer{times} ({type(error).__name__}: {error}); start it, "
-            "or correct its url. What was asked so far is kept"
+            f"{self.init.url} did not answer{times} ({type(error).__name__}: {error}); start it "
+            "or correct its url. Answers received so far are kept"
         )
 
 

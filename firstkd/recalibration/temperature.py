@@ -64,10 +64,10 @@ def bounds(settings: CalibrateSettings) -> tuple[float, float]:
 def warn_at_bound(what: str, temperature: float, correct_R: Bools) -> None:
     """Warn about a temperature at a bound of its search; `what` names the model and the split."""
     log.warning(
-        "%s: the fitted temperature of %g is the bound of its search: the best one lies beyond, "
-        "so the confidence it gives is not calibrated. %d of %d decisions are right; a split of "
-        "which the model gets all or nothing right cannot tell how sure it should be. Use more "
-        "and other calibration examples, or widen calibrate.max_temperature",
+        "%s: the fitted temperature of %g is at the bound of its search: the best one lies "
+        "beyond, so the confidence it gives is not calibrated. %d of %d decisions are right; a "
+        "split that the model gets all right or all wrong cannot show how sure it should be. Use "
+        "more and different calibration examples, or widen calibrate.max_temperature",
         what,
         temperature,
         correct_R.sum(),

@@ -111,7 +111,7 @@ class Service:
             try:
                 found = await asyncio.to_thread(self.newest, known)
             except PipelineError as error:
-                log.warning("%s stays, for the registry cannot be read: %s", known, error)
+                log.warning("%s stays in charge; the registry cannot be read: %s", known, error)
                 continue
             if found is not None:
                 self.champion.served = found
@@ -192,7 +192,7 @@ async def _unanswerable(_: Any, error: Exception) -> JSONResponse:
 
 
 async def _overloaded(*_: Any) -> JSONResponse:
-    return JSONResponse({"error": "too many questions wait"}, 503, {"Retry-After": "1"})
+    return JSONResponse({"error": "too many questions are waiting"}, 503, {"Retry-After": "1"})
 
 
 async def _refused(_: Any, error: Any) -> JSONResponse:

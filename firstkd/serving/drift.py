@@ -124,9 +124,9 @@ class Drift:
         recent, reference = middle(self._recent[name]), middle(self._reference[name])
         kind = "" if name == BELOW else "median "
         return (
-            f"{self.state.version}: the {name} of served questions is not that of its calibration "
-            f"questions ({kind}{recent:.3g} over the last {len(self._recent[name])} instead of "
-            f"{reference:.3g}), so its promise and its confidence may not hold"
+            f"{self.state.version}: the {name} of served questions differs from that of its "
+            f"calibration questions ({kind}{recent:.3g} over the last {len(self._recent[name])} "
+            f"instead of {reference:.3g}), so its promise and confidence may not hold"
         )
 
     async def work(self) -> None:
@@ -147,7 +147,7 @@ class Drift:
             state = {**asdict(self.state), "of": self.settings.questions, "at": _now()}
             await asyncio.to_thread(write_json, self.file, state)
         except (OSError, PipelineError) as error:
-            log.warning("the state of the drift could not be written: %s", error)
+            log.warning("the drift state could not be written: %s", error)
 
 
 def _now() -> str:
@@ -164,8 +164,8 @@ def drift_lines(folder: Path) -> list[str]:
 def _in_words(file: Path) -> str:
     state = read_json(file)
     if not state["compared"]:
-        return f"{state['version']} keeps no reference to compare with: retrain or recalibrate"
+        return f"{state['version']} has no reference to compare with: retrain or recalibrate"
     if alarm := state["alarm"]:
         return f"since {alarm['since']}, {alarm['words']}"
     seen = f"{state['questions']:,} of {state['of']:,} questions compared at {state['at']}"
-    return f"none in what {state['version']} answers ({seen})"
+    return f"none in the questions {state['version']} answers ({seen})"

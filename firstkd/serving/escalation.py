@@ -67,7 +67,7 @@ class Escalation:
         if self._failed >= self.failures:
             self._open_until = self.clock() + self.pause_seconds
             log.warning(
-                "the escalation failed %d times in a row, the last time with: %s; nothing is "
+                "escalation failed %d times in a row, most recently with: %s; nothing is "
                 "passed on for %g s",
                 self._failed,
                 reason,

@@ -94,7 +94,7 @@ class Guard:
             again = {"Retry-After": "5", "Connection": "close"}
             return JSONResponse({"error": "the server is stopping"}, 503, again)
         if self._login is None and not is_loopback(_host(headers.get(b"host", b""))):
-            return JSONResponse({"error": "this Host is not this machine's"}, 421)
+            return JSONResponse({"error": "the Host header does not name this machine"}, 421)
         if self._login is None or scope["path"] in OPEN:
             return None
         if hmac.compare_digest(headers.get(b"authorization", b""), self._login):

@@ -15,21 +15,23 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         own = self.registry
-        self.requests = Counter("firstkd_requests", "By status", ["status"], registry=own)
-        self.seconds = Histogram("firstkd_request_seconds", "Of a request", registry=own)
-        self.questions = Counter("firstkd_questions", "By route", ["route"], registry=own)
+        self.requests = Counter("firstkd_requests", "Requests by status", ["status"], registry=own)
+        self.seconds = Histogram("firstkd_request_seconds", "Duration of a request", registry=own)
+        self.questions = Counter("firstkd_questions", "Questions by route", ["route"], registry=own)
         failures = "firstkd_escalation_failures"
-        self.failures = Counter(failures, "By reason", ["reason"], registry=own)
+        self.failures = Counter(failures, "Failed escalations by reason", ["reason"], registry=own)
         sure = "firstkd_confidence"
-        self.confidence = Histogram(sure, "Of the student", buckets=SHARES, registry=own)
+        self.confidence = Histogram(sure, "Confidence of the student", buckets=SHARES, registry=own)
         batch = "firstkd_batch_questions"
-        self.batch = Histogram(batch, "Answered at a time", buckets=SIZES, registry=own)
-        self.waiting = Gauge("firstkd_waiting_questions", "Not in a batch yet", registry=own)
+        self.batch = Histogram(batch, "Questions answered at a time", buckets=SIZES, registry=own)
+        self.waiting = Gauge(
+            "firstkd_waiting_questions", "Questions not in a batch yet", registry=own
+        )
         shift = "firstkd_drift_evidence"
-        self.evidence = Gauge(shift, "Of 1 that raises an alarm", ["of"], registry=own)
-        self.alarm = Gauge("firstkd_drift_alarm", "1 while there is one", registry=own)
+        self.evidence = Gauge(shift, "Evidence of drift; 1 raises an alarm", ["of"], registry=own)
+        self.alarm = Gauge("firstkd_drift_alarm", "1 while an alarm is raised", registry=own)
         version = "firstkd_version"
-        self.version = Gauge(version, "1 for the one in charge", ["version"], registry=own)
+        self.version = Gauge(version, "1 for the version in charge", ["version"], registry=own)
 
     def count(self, told: Told) -> None:
         self.questions.labels(told.route).inc()

@@ -41,7 +41,7 @@ class Promise:
         if self.threshold is None:
             return f"no threshold can promise {wanted}, so nothing is answered"
         return (
-            f"answers from a confidence of {self.threshold:.3f} promise {wanted}; "
+            f"answers with a confidence of {self.threshold:.3f} or more promise {wanted}; "
             f"{self.coverage:.0%} of the questions are expected to get one"
         )
 

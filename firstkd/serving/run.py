@@ -36,8 +36,8 @@ def token_for(host: str, file: Path | None) -> str | None:
         return None
     if not token:
         raise ConfigError(
-            f"other machines reach {host}, so clients need a token: set {TOKEN}, or name a file "
-            "that holds one with --token-file"
+            f"other machines can reach {host}, so clients need a token: set {TOKEN}, or pass a "
+            "file that holds one with --token-file"
         )
     if len(token) < SHORTEST or not token.isascii():
         raise ConfigError(f"the token must be at least {SHORTEST} ASCII characters")

@@ -49,9 +49,9 @@ class Answers(Tokens):
         self, signals: Mapping[str, Signal], models: "Mapping[str, ModelSettings]"
     ) -> str | None:
         if not models[self.of].init.is_served:
-            return f"of: {self.of!r} is not behind a server; learn from its tokens: kind tokens"
+            return f"of: {self.of!r} is not behind a server; use a signal of kind tokens"
         if self.select.width > MOST:
-            return f"select: a server gives {MOST} tokens at most, not {self.select.width}"
+            return f"select: a server returns at most {MOST} tokens, not {self.select.width}"
         return super().check(signals, models)
 
     def layout(self, vocabulary_size: int, hidden_size: int = 0) -> "Layout":
@@ -91,12 +91,14 @@ class Answers(Tokens):
         others = sum(not positions for positions in read)
         if others > len(read) / 2:
             raise ConfigError(
-                f"models.{self.of}.init.tokenizer: the server cuts {others} of {len(read)} answers "
-                f"into other tokens than {teacher.served.init.tokenizer!r} does; name a model with "
-                "its tokenizer"
+                f"models.{self.of}.init.tokenizer: the server splits {others} of {len(read)} "
+                f"answers into different tokens than {teacher.served.init.tokenizer!r} does; name "
+                "a model with the server's tokenizer"
             )
         if others:
-            log.warning("%d of %d answers are of other tokens and left out", others, len(read))
+            log.warning(
+                "left out %d of %d answers, which the server splits differently", others, len(read)
+            )
         records = packed(self.select.of_positions(found, teacher.vocabulary_size), counts)
         own = torch.tensor([token for _, token in found], dtype=torch.int32)
         return Records({**records.columns, TOKEN: own}, counts)

@@ -119,7 +119,7 @@ class AskedTeacher:
     def _warn_of_prose(self, masses: Sequence[float]) -> None:
         if masses and (held := fmean(masses)) < FEW_LETTERS:
             log.warning(
-                "%s: letters hold only %.1f %% of what %s answers; it does not answer by letter, "
-                "so its probabilities mean little",
+                "%s: letters get only %.1f %% of %s's probability; it does not answer by letter, "
+                "so these probabilities mean little",
                 *(self.served.init.url, 100 * held, self.served.init.model),
             )

@@ -166,7 +166,7 @@ class CapturedSignal(LiveSignal):
             )
         if self.decides == "state":
             raise ValueError(
-                "view: states are compared token by token, so both have to read the same; choose "
+                "view: states are compared token by token, so both must read the same; choose "
                 "a signal of choices or tokens"
             )
         return self
@@ -210,7 +210,8 @@ class CombinedSignal(Signal):
         for store in others:
             if not torch.equal(store.keys, first.keys):
                 raise ArtifactError(
-                    f"{store.folder} holds other examples than {first.folder}; run its stage again"
+                    f"{store.folder} has different examples from {first.folder}; run its stage "
+                    "again"
                 )
         records = [store.whole() for store in stores]
         if self.tempers:

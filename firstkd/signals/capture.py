@@ -76,7 +76,7 @@ class Shards:
 class Capture(Shards):
     """Captures one signal of one local model."""
 
-    @memory_explained("while a signal was captured", "lower capture.micro_batch_tokens")
+    @memory_explained("while capturing a signal", "lower capture.micro_batch_tokens")
     @torch.inference_mode()
     def write(
         self,

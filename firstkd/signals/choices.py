@@ -83,8 +83,8 @@ class CombinedChoices(OfChoices, CombinedSignal):
         for name in self.of:
             if signals[name].decides != self.combines:
                 return (
-                    f"of: {name!r} is of {signals[name].decides}s; only signals of choices can be "
-                    "combined, since the top tokens of two models differ"
+                    f"of: {name!r} is a signal of {signals[name].decides}s; only signals of "
+                    "choices can be combined, because two models' top tokens differ"
                 )
         return None
 

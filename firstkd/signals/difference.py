@@ -45,11 +45,11 @@ class Difference(Section):
             if signal.decides != "token" or signal.is_live or signal.is_sampled:
                 yield (
                     key,
-                    f"signals.{name} does not keep how likely each token of an answer is; name a "
-                    "signal of tokens that is stored, and not of draws",
+                    f"signals.{name} does not store the probability of each answer's tokens; name "
+                    "a stored signal of tokens that is not sampled",
                 )
         if self.of == self.less:
-            yield "less", f"{self.less!r} is `of` as well, so there is no difference; name another"
+            yield "less", f"{self.less!r} is also `of`, so there is no difference; name another"
 
     def kept(
         self, examples: Sequence[Example], large: "SignalStore", small: "SignalStore"

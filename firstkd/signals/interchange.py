@@ -67,8 +67,8 @@ def import_lines(
         lines.pop()
     if len(lines) != len(questions):
         raise ArtifactError(
-            f"{path}: {len(lines)} lines for {len(questions)} examples; give one for each, in the "
-            "order of the split"
+            f"{path}: {len(lines)} lines for {len(questions)} examples; expected one per example, "
+            "in the split's order"
         )
     layout = signal.layout(vocabulary_size)
     with atomic_folder(folder) as temporary:
@@ -107,7 +107,7 @@ def _positions(
     if len(read) != len(response):
         raise ArtifactError(
             f"{where}: {len(read)} positions, but the response of example {question.id} has "
-            f"{len(response)} tokens; is it captured with the same tokenizer and order?"
+            f"{len(response)} tokens; was it captured with the same tokenizer and order?"
         )
     for position in read:
         if not position:
@@ -119,6 +119,6 @@ def _positions(
         mass = math.fsum(map(math.exp, position.values()))
         if mass > 1.01 or max(position.values()) > 0:
             raise ArtifactError(
-                f"{where}: probabilities that add up to {mass:.3g}; are they natural logarithms?"
+                f"{where}: probabilities add up to {mass:.3g}; are they natural logarithms?"
             )
     return list(zip(read, response, strict=True))

@@ -35,8 +35,9 @@ class OutOfFold(CombinedChoices):
                 fold = models[model].leave_out
                 if fold is None or (fold.fold, fold.of) != (number, len(self.of)):
                     return (
-                        f"of: {name!r} stands for fold {number}, so its teacher must not learn it: "
-                        f"set models.{model}.leave_out to {{ fold: {number}, of: {len(self.of)} }}"
+                        f"of: {name!r} stands for fold {number}, so its teacher must not learn "
+                        f"from it: set models.{model}.leave_out to {{ fold: {number}, of: "
+                        f"{len(self.of)} }}"
                     )
         return None
 

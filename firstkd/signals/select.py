@@ -145,8 +145,8 @@ class Sample(Select):
         self, found: "Sequence[tuple[Position, int]]", vocabulary_size: int
     ) -> "Knowledge":
         raise ConfigError(
-            f"select: kind {self.kind} draws from the whole distribution, of which others give the "
-            "most probable tokens alone; set { kind: top_k, k: 5 }"
+            f"select: kind {self.kind} draws from the whole distribution, but only the most "
+            "probable tokens are available here; set { kind: top_k, k: 5 }"
         )
 
 

@@ -121,7 +121,7 @@ class SignalStore:
         if version != FORMAT_VERSION:
             raise ArtifactError(
                 f"{folder}: signal format {version}, but this version reads {FORMAT_VERSION}; "
-                f"rebuild it with `dvc repro --force` of the stage that writes {folder}"
+                f"rebuild it: run `dvc repro --force` on the stage that writes {folder}"
             )
         self.layout = {
             name: Column.from_json(column) for name, column in self.manifest["columns"].items()
@@ -138,11 +138,11 @@ class SignalStore:
     def _open(self, shard: Mapping[str, Any]) -> dict[str, Tensor]:
         path = self.folder / shard["file"]
         if not path.exists():
-            raise ArtifactError(f"{path} is missing; run the stage that writes it again")
+            raise ArtifactError(f"{path} is missing; rerun the stage that writes it")
         if (found := sha256_of(path)) != shard["sha256"]:
             raise ArtifactError(
                 f"{path} is damaged: sha256 {found}, but the manifest says {shard['sha256']}; "
-                "run the stage that writes it again"
+                "rerun the stage that writes it"
             )
         tensors: dict[str, Tensor] = load_file(path)
         return tensors
@@ -171,8 +171,8 @@ class SignalStore:
         """Raise ArtifactError if a record lacks a column that its reader needs."""
         if column in self.manifest["incomplete"] or column not in self.layout:
             raise ArtifactError(
-                f"{self.folder} lacks {column}, which is needed here; capture it again, or give it "
-                "in what is imported"
+                f"{self.folder} lacks {column}, which is needed here; capture the signal again, or "
+                "include it in the import"
             )
 
     def positions(self, keys: Sequence[int], names: Sequence[str]) -> Tensor:
@@ -186,8 +186,8 @@ class SignalStore:
         missing = (self.keys[positions] != wanted).nonzero()[:, 0].tolist()
         if missing:
             raise ArtifactError(
-                f"{self.folder} holds nothing of {len(missing)} examples, {names[missing[0]]} "
-                "among them; the data have changed since it was written: run its stage again"
+                f"{self.folder} lacks {len(missing)} examples, including {names[missing[0]]}; "
+                "the data have changed since it was written: run its stage again"
             )
         return positions
 
@@ -196,8 +196,8 @@ class SignalStore:
         found, expected = self.starts.diff()[positions], torch.tensor(wanted, dtype=torch.int64)
         for i in (found != expected).nonzero()[:1, 0].tolist():
             raise ArtifactError(
-                f"{self.folder} has {found[i]} records of example {names[i]}, but it has "
-                f"{expected[i]} here: it was cut into other tokens; run its stage again"
+                f"{self.folder} has {found[i]} records for example {names[i]}, not {expected[i]}: "
+                "it was split into different tokens; run its stage again"
             )
 
     def of_examples(self, positions_B: Tensor) -> Records:

@@ -47,8 +47,8 @@ class Tokens(CapturedSignal):
     def _nodes_are_of_a_fixed_tail(self) -> Self:
         if self.tail_nodes and self.select.is_ragged:
             raise ValueError(
-                f"tail_nodes: {self.tail_nodes}, but with select.kind {self.select.kind} each "
-                "token has a tail of another size; set it to 0, or select: { kind: top_k, … }"
+                f"tail_nodes: {self.tail_nodes}, but with select.kind {self.select.kind} tails "
+                "differ in size; set it to 0, or use select: { kind: top_k, … }"
             )
         return self
 
@@ -65,8 +65,8 @@ class Tokens(CapturedSignal):
     ) -> str | None:
         if self.is_sampled and models[self.of].init.is_served:
             return (
-                f"select: kind {self.select.kind} draws from the whole distribution, and a server "
-                "gives its most probable tokens alone; set { kind: top_k, k: 5 }"
+                f"select: kind {self.select.kind} draws from the whole distribution, but a server "
+                "returns only the most probable tokens; set { kind: top_k, k: 5 }"
             )
         return None
 
@@ -78,7 +78,7 @@ class Tokens(CapturedSignal):
 
         if vocabulary_size > MAX_VOCABULARY:
             raise ConfigError(
-                f"its model has a vocabulary of {vocabulary_size:,} tokens, and at most "
+                f"its model has a vocabulary of {vocabulary_size:,} tokens, but at most "
                 f"{MAX_VOCABULARY:,} can be stored; choose a signal of choices"
             )
         if (k := self.select.width) >= vocabulary_size:

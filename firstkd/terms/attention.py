@@ -59,8 +59,8 @@ class Attention(SignalTerm):
                 width = projection(layer, of).weight.shape[0]
                 if width % self.heads:
                     raise ConfigError(
-                        f"heads: {self.heads} heads of equal width cannot be made of the "
-                        f"{width} numbers of {of}_proj; set a divisor of {width}"
+                        f"heads: the {width} numbers of {of}_proj cannot be split into "
+                        f"{self.heads} heads of equal width; set a divisor of {width}"
                     )
 
     def count(self, question: Question) -> int:

@@ -30,6 +30,6 @@ class Bandit(Section):
             yield f"arms: {', '.join(self.arms)} names a term twice; name each once"
         if len(peers) > 1:
             yield (
-                f"{', '.join(peers)} learn from one another, so what changes the answers of one "
-                "may be the other's terms; remove it"
+                f"{', '.join(peers)} learn from one another, so a change in one's answers may come "
+                "from the other's terms; remove it"
             )

@@ -100,7 +100,7 @@ class Term(Section):
         """Return why it cannot learn from this signal, or None."""
         if signal.decides == self.decides:
             return None
-        return f"it compares {self.decides}s, but signals.{self.signal} is of {signal.decides}s"
+        return f"it compares {self.decides}s, but signals.{self.signal} holds {signal.decides}s"
 
     def weight_at(self, progress: float) -> float:
         """Return the weight at this share of the training's steps."""
@@ -172,7 +172,7 @@ class SoftTerm(SignalTerm):
         if signal.is_live and self.recalibrate != "none":
             return (
                 f"recalibrate: {self.recalibrate} cannot be fitted to signals.{self.from_}, which "
-                "is live and leaves nothing stored; set recalibrate: none, or live: false there"
+                "is live and stores nothing; set recalibrate: none, or live: false there"
             )
         if signal.is_sampled and self.recalibrate != "none":
             return (

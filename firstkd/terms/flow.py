@@ -40,7 +40,7 @@ class Flow(StatesTerm):
         if self.form == "gram" and narrow != wide:
             raise ConfigError(
                 f"{key}.form: gram compares matrices of {narrow} × {narrow} and {wide} × {wide} "
-                "numbers, which takes equal widths; set length, or use the kind relation"
+                "numbers, which requires equal widths; set length, or use the kind relation"
             )
         return found
 

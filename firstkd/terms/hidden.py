@@ -32,8 +32,8 @@ class Hidden(StatesTerm):
         narrow, wide = pairing.widths
         if narrow != wide and not self.projector:
             raise ConfigError(
-                f"{key}.projector: false, but hidden states of {narrow} and of {wide} numbers are "
-                "to be compared; set it to true"
+                f"{key}.projector: false, but the hidden states have {narrow} and {wide} numbers; "
+                "set it to true"
             )
         return super().pairs(pairing, key)
 

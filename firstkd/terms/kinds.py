@@ -67,8 +67,8 @@ def _kind_is_the_name(learn: Any) -> Any:
 def _names_are_free(learn: dict[str, AnyTerm]) -> dict[str, AnyTerm]:
     if taken := learn.keys() & CURVE:
         raise ValueError(
-            f"{listed(set(taken))} is taken by a column of the training curve, in which each term "
-            "has one of its own; rename the term"
+            f"{listed(set(taken))} is already a column of the training curve, where each term "
+            "gets one; rename the term"
         )
     return learn
 

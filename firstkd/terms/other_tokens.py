@@ -17,17 +17,17 @@ class OtherTokensTerm(SignalTerm):
         if signal.is_live:
             return (
                 f"signals.{self.from_} is live, so its model reads the student's tokens; set live: "
-                "false there, or learn by sparse_kl"
+                "false there, or use sparse_kl"
             )
         if signal.is_sampled:
             return (
-                f"signals.{self.from_} keeps draws, which only sparse_kl learns from; set "
+                f"signals.{self.from_} keeps draws, which only sparse_kl can learn from; set "
                 "select: { kind: top_k, … } there"
             )
         if signal.is_own_text:
             return (
-                f"signals.{self.from_} is of its model's own answers, which the student has to cut "
-                "into the same tokens; learn by sparse_kl"
+                f"signals.{self.from_} holds its model's own answers, which the student must "
+                "split into the same tokens; use sparse_kl"
             )
         return super().misfit(signal)
 

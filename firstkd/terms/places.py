@@ -46,8 +46,8 @@ def matched(
     if layers == "kept":
         if pairing.kept is None:
             raise ConfigError(
-                f"{key}.layers: kept, but the student is not what pruning has left of the "
-                f"other model or its start; set uniform, last or pairs of {of}"
+                f"{key}.layers: kept, but the student was not pruned from the other model "
+                f"or from its start; set uniform, last or pairs of {of}"
             )
         kept = [*enumerate(pairing.kept)]
         return kept if of == "layers" else [*kept[1:], (ours, theirs)]
@@ -75,8 +75,8 @@ class StatesTerm(SignalTerm):
     def misfit(self, signal: Signal) -> str | None:
         if not signal.is_live and self.layers != "last":
             return (
-                f"layers: signals.{self.from_} is stored and holds what leaves the final norm "
-                "alone; set layers: last, or live: true there"
+                f"layers: signals.{self.from_} is stored and holds only the output of the "
+                "final norm; set layers: last, or live: true there"
             )
         return super().misfit(signal)
 

@@ -37,8 +37,8 @@ class SparseKl(SoftTerm):
     def misfit(self, signal: Signal) -> str | None:
         if signal.is_sampled and (self.tail != "ghost" or self.divergence != FORWARD):
             return (
-                f"signals.{self.from_} keeps draws, which are unbiased for tail: ghost and "
-                "divergence: { kind: forward } alone; set both, or select: { kind: top_k, … } there"
+                f"signals.{self.from_} keeps draws, which are unbiased only for tail: ghost "
+                "and divergence: { kind: forward }; set both, or select: { kind: top_k, … } there"
             )
         return super().misfit(signal)
 

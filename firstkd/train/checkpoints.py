@@ -152,10 +152,10 @@ def _checked(folder: Path) -> Checkpoint | None:
     try:
         for name, digest in read_json(folder / SUMS).items():
             if not (folder / name).exists() or sha256_of(folder / name) != digest:
-                raise ArtifactError(f"{folder / name} is missing or not as it was written")
+                raise ArtifactError(f"{folder / name} is missing or differs from what was written")
         return Checkpoint(folder, **read_json(folder / STATE))
     except ArtifactError as error:
-        log.warning("damaged checkpoint, the one before is taken: %s", error)
+        log.warning("damaged checkpoint; using the one before it: %s", error)
         shutil.rmtree(folder)
         return None
 

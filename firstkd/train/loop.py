@@ -85,7 +85,7 @@ def train(
     saver = Checkpoints(checkpoints, ranks) if checkpoints else None
     engine, done, curve = _begin(player, settings, machine, ranks, saver)
     if done:
-        log.info("going on after step %d of %d", done, steps)
+        log.info("resuming after step %d of %d", done, steps)
     of_plan = questions, plan, settings, ranks, steps, seed
     training = _Training(engine, player, *of_plan, own_text, rounds)
     interval = machine.checkpoint_steps or steps + 1
@@ -110,7 +110,7 @@ def _begin(
     saved = saver.newest() if saver else None
     if saved:
         saved.load_weights(player)
-    with memory_explained("with the optimizer's states", REMEDY):
+    with memory_explained("while setting up the optimizer", REMEDY):
         engine = make_engine(player, settings, machine, ranks)
     if saved is None:
         return engine, 0, []
@@ -131,7 +131,7 @@ def _save(
     if stop or done % interval == 0:
         saver.save(engine, done, curve)
     if stop:
-        log.warning("stopped after step %d of %d, which is saved", done, steps)
+        log.warning("stopped after step %d of %d; checkpoint saved", done, steps)
         sys.exit(128 + signal.SIGTERM)
 
 

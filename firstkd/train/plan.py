@@ -66,12 +66,13 @@ def number_of_steps(micro_batches: int, settings: TrainingSettings, processes: i
     if per_step % processes:
         raise ConfigError(
             f"micro_batches_per_step: {per_step} cannot be shared out evenly among "
-            f"{processes} processes; set it to a multiple of {processes}, and "
-            "micro_batch_size to as much less as leaves a step as many examples"
+            f"{processes} processes; set it to a multiple of {processes}, and lower "
+            "micro_batch_size to keep the number of examples per step"
         )
     if micro_batches < per_step:
         raise ConfigError(
-            f"micro_batches_per_step: {per_step}, but all epochs have only {micro_batches} "
-            "micro-batches, which is less than one step; lower it, or add questions or epochs"
+            f"micro_batches_per_step: {per_step}, but all epochs together have only "
+            f"{micro_batches} micro-batches, less than one step; lower it, or add questions "
+            "or epochs"
         )
     return micro_batches // per_step

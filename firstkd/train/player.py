@@ -102,9 +102,9 @@ class Player(nn.Module):
         """
         if any(place != self.scorer.depth for place in self.places):
             raise ConfigError(
-                "machine.gradient_checkpointing: hidden states or attention within layers are to "
-                "be matched, and get no gradient while layers are computed again; set it to false, "
-                "or match the last hidden states alone (layers: last)"
+                "machine.gradient_checkpointing: hidden states or attention inside layers are "
+                "matched, but get no gradient when layers are recomputed; set it to false, or "
+                "match only the last hidden states (layers: last)"
             )
         # The reentrant kind runs the modules' hooks again, which ZeRO 3 needs to gather weights.
         # It passes gradients on only if its input requires them.

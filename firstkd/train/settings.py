@@ -39,7 +39,7 @@ class TrainingSettings(Section):
         if self.warmup_ratio + self.schedule.decay > 1:
             raise ValueError(
                 f"schedule.decay: {self.schedule.decay:g} and warmup_ratio: {self.warmup_ratio:g} "
-                "are more than all steps; lower one of them"
+                "add up to more than all steps; lower one of them"
             )
         return self
 

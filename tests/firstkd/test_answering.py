@@ -70,7 +70,7 @@ def test_the_threshold_comes_from_the_promise_unless_there_is_a_number(
 def test_a_question_without_choices_has_those_that_all_questions_shared(answerer):
     shared = dataclasses.replace(answerer, common_choices=CHOICES[0])
     assert shared.answer(QUESTIONS, [None, CHOICES[1]]) == answerer.answer(QUESTIONS, CHOICES)
-    with pytest.raises(DataValidationError, match=r"question 2 .*live.* names no choices"):
+    with pytest.raises(DataValidationError, match=r"question 2 .*live.* has no choices"):
         answerer.answer(QUESTIONS, [CHOICES[0], None])
 
 

@@ -60,7 +60,10 @@ def test_a_finished_folder_replaces_whatever_is_there(tmp_path, there):
 def test_a_file_in_the_place_of_a_parent_folder_is_named(tmp_path, write):
     (tmp_path / "data").write_text("mine")
     for name in ("data/stage", "data/deeper/stage"):
-        with pytest.raises(ArtifactError, match="in the place of a folder"), write(tmp_path / name):
+        with (
+            pytest.raises(ArtifactError, match="is where a folder should be"),
+            write(tmp_path / name),
+        ):
             raise AssertionError
     assert (tmp_path / "data").read_text() == "mine"
 

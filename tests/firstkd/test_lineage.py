@@ -92,11 +92,11 @@ WRITING: dict[str, Any] = {
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a difference of a signal of choices": (
         {"models.first.keep": {"of": "tokens", "less": "choices", "share": 0.5}},
-        r"models.first.keep.less: signals.choices does not keep how likely each token of an answer",
+        r"models.first.keep.less: signals.choices does not store the probability of each answer's",
     ),
     "a difference of nothing": (
         {"models.first.keep": {"of": "tokens", "less": "tokens", "share": 0.5}},
-        r"models.first.keep.less: 'tokens' is `of` as well, so there is no difference",
+        r"models.first.keep.less: 'tokens' is also `of`, so there is no difference",
     ),
     "a difference of a signal that is not there": (
         {"models.first.keep": {"of": "tokens", "less": "of_base", "share": 0.5}},
@@ -104,31 +104,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a choice of data without learning": (
         {"models.start.keep": {"of": "tokens", "less": "choices", "share": 0.5}},
-        r"models.start: keep without learn: it learns nothing that could be chosen",
+        r"models.start: keep without learn: it learns nothing, so there is nothing to choose",
     ),
     "a right answer to what a student writes itself": (
         {**WRITING, "models.first.learn.gold": {"kind": "gold"}},
-        r"models.first.learn.gold: gold knows one response to each question beforehand, and with "
-        r"on_policy the student writes others; learn from a signal with live: true",
+        r"models.first.learn.gold: gold needs each question's response in advance, but with "
+        r"on_policy the student writes its own; learn from a signal with live: true",
     ),
     "what is stored of text that a student writes itself": (
         {**WRITING, "signals.live_tokens.live": False},
-        r"models.first.learn.tokens: sparse_kl knows one response to each question beforehand",
+        r"models.first.learn.tokens: sparse_kl needs each question's response in advance",
     ),
     "text that nobody looks at": (
         {
             "models.first.on_policy": ON_POLICY,
             "models.first.learn": {"right": {"kind": "gold_choice"}},
         },
-        r"models.first.on_policy: nothing is learned of what it writes; learn from tokens, live",
+        r"models.first.on_policy: no term learns from what it writes; learn from tokens, live",
     ),
     "own text without learning": (
         {"models.start.on_policy": ON_POLICY},
-        r"models.start: on_policy without learn: it would write, and learn nothing",
+        r"models.start: on_policy without learn: it would write but learn nothing",
     ),
     "own text that is too long": (
         {**WRITING, "models.first.on_policy": {"max_new_tokens": 129}},
-        r"models.first.on_policy.max_new_tokens: 129 leave too little of prompt.max_length = 256",
+        r"models.first.on_policy.max_new_tokens: 129 leaves too little of prompt.max_length = 256",
     ),
     "turns of a term that is not there": (
         {"models.first.bandit": {"arms": ["choices", "tokens"]}},
@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "turns of two that learn together": (
         {**MUTUAL, "models.left.bandit": {"arms": ["gold", "other"]}},
-        r"models.left.bandit: left, right learn from one another, so what changes",
+        r"models.left.bandit: left, right learn from one another, so a change in",
     ),
     "own text of two that learn together": (
         {
@@ -160,7 +160,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "tokens of a server that is asked for letters": (
         {"models.served": {"init": SERVED}, "signals.tokens.of": "served"},
-        r"signals.tokens.of: 'served' is asked for letters alone; set its `ask` to texts",
+        r"signals.tokens.of: 'served' is asked for letters only; set its `ask` to texts",
     ),
     "tails of a server": (
         {
@@ -175,11 +175,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "models.served": {"init": SERVED},
             "signals.choices": {"kind": "choices", "of": "served", "live": True},
         },
-        r"signals.choices.of: 'served' is behind a server and cannot run in a training",
+        r"signals.choices.of: 'served' is behind a server and cannot run during training",
     ),
     "a student cut from a server": (
         {"models.served": {"init": SERVED}, "models.start.init.of": "served"},
-        r"models.start.init.of: 'served' is behind a server, and no other model can be made of it",
+        r"models.start.init.of: 'served' is behind a server, "
+        r"and no other model can be made from it",
     ),
     "an export of a server": (
         {
@@ -201,7 +202,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a password in the settings": (
         {"models.served": {"init": {**SERVED, "url": "http://me:secret@localhost/v1"}}},
-        r"models.served.init.url: holds a user or password(?!.*secret)",
+        r"models.served.init.url: contains a user name or password(?!.*secret)",
     ),
     "a model that is its own origin": (
         {"models.first.init": {"kind": "copy", "of": "first"}},
@@ -237,11 +238,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "mutual learning by two sections of train": (
         MUTUAL | {"models.right.train": "finetune"},
-        r"models.left.train: not what models.right has, which learns in the same training, ",
+        r"models.left.train: differs from models.right's, but the two are trained together ",
     ),
     "mutual learning of two models that are the same": (
         MUTUAL | {"models.right.init.of": "start"},
-        r"models.left: starts and learns as models.right does, .*so both stay the same",
+        r"models.left: starts and learns just like models.right, .*so both stay identical",
     ),
     "a mean of itself": (
         {"signals.pooled": {"kind": "mean", "of": ["choices", "pooled"]}},
@@ -249,8 +250,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a teacher that has learned the fold that it is asked of": (
         FOLDS | {"models.second.leave_out": {"fold": 0, "of": 2}},
-        r"signals.unseen: of: 'others' stands for fold 1, so its teacher must not learn it: set "
-        r"models.second.leave_out to \{ fold: 1, of: 2 \}",
+        r"signals.unseen: of: 'others' stands for fold 1, so its teacher must not learn from it: "
+        r"set models.second.leave_out to \{ fold: 1, of: 2 \}",
     ),
     "a teacher that has learned all folds": (
         FOLDS | {"models.teacher.leave_out": None},
@@ -259,7 +260,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a fold beyond the last": (
         {"models.teacher.leave_out": {"fold": 2, "of": 2}},
-        r"models.teacher.leave_out: fold: 2 is not allowed: of 2, 0 to 1",
+        r"models.teacher.leave_out: fold: 2 is out of range; with of: 2, set 0 to 1",
     ),
     "a source that leaves something out": (
         {"models.base.leave_out": {"fold": 0, "of": 2}},
@@ -267,7 +268,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "tokens asked out of fold": (
         FOLDS | {"signals.unseen": {"kind": "out_of_fold", "of": ["choices", "tokens"]}},
-        r"signals.unseen: of: 'tokens' is of tokens; only signals of choices can be combined",
+        r"signals.unseen: of: 'tokens' is a signal of tokens; only signals of choices can be "
+        r"combined",
     ),
     "a start of a model that is not there": (
         {"models.first.init.of": "begin"},
@@ -291,15 +293,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a pool of tokens": (
         {"signals.pooled": {"kind": "mean", "of": ["choices", "tokens"]}},
-        r"signals.pooled: of: 'tokens' is of tokens; only signals of choices can be combined",
+        r"signals.pooled: of: 'tokens' is a signal of tokens; only signals of choices can be "
+        r"combined",
     ),
     "a term on choices from tokens": (
         {"models.first.learn.choices.from": "tokens"},
-        r"models.first.learn.choices: it compares choices, but signals.tokens is of tokens",
+        r"models.first.learn.choices: it compares choices, but signals.tokens holds tokens",
     ),
     "a term on tokens from choices": (
         {"models.first.learn.tokens": {"kind": "sparse_kl", "from": "choices"}},
-        r"models.first.learn.tokens: it compares tokens, but signals.choices is of choices",
+        r"models.first.learn.tokens: it compares tokens, but signals.choices holds choices",
     ),
     "a recalibration of what is not stored": (
         {
@@ -313,19 +316,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "signals.now": {"kind": "choices", "of": "teacher", "live": True},
             "signals.pooled": {"kind": "mean", "of": ["choices", "now"]},
         },
-        r"signals.pooled.of: 'now' is live: nothing is stored that could be combined",
+        r"signals.pooled.of: 'now' is live: it stores nothing to combine",
     ),
     "hidden states of a signal of choices": (
         {"models.first.learn.states": {"kind": "hidden", "from": "choices"}},
-        r"models.first.learn.states: it compares states, but signals.choices is of choices",
+        r"models.first.learn.states: it compares states, but signals.choices holds choices",
     ),
     "stored hidden states of other layers than the last": (
         {
             "signals.states": {"kind": "hidden_states", "of": "teacher", "live": False},
             "models.first.learn.states": {"kind": "hidden", "from": "states", "layers": "uniform"},
         },
-        r"models.first.learn.states: layers: signals.states is stored and holds what leaves the "
-        r"final norm alone; set layers: last, or live: true there",
+        r"models.first.learn.states: layers: signals.states is stored and holds only the output "
+        r"of the final norm; set layers: last, or live: true there",
     ),
     "attention that is stored": (
         {
@@ -339,7 +342,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "signals.states": {"kind": "hidden_states", "of": "teacher", "live": False},
             "signals.pooled": {"kind": "mean", "of": ["choices", "states"]},
         },
-        r"signals.pooled: of: 'states' is of states; only signals of choices can be combined",
+        r"signals.pooled: of: 'states' is a signal of states; only signals of choices can be "
+        r"combined",
     ),
     "tails that are not kept": (
         {
@@ -378,11 +382,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a source that learns": (
         {"models.base.train": "finetune", "models.base.learn": {"gold": {}}},
-        r"models.base: a model of kind source is made once and learns nothing itself; let another",
+        r"models.base: a model of kind source is made once and does not learn; train another",
     ),
     "a pruned start that learns": (
         {"models.start.train": "finetune", "models.start.learn": {"gold": {}}},
-        r"models.start: a model of kind narrow is made once and learns nothing itself; let another",
+        r"models.start: a model of kind narrow is made once and does not learn; train another",
     ),
     "a student that is not evaluated": (
         {"evaluate.models": ["teacher", "sft"]},

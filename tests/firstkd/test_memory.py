@@ -74,7 +74,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_that_does_not_fit_is_named(large, tiny_model):
     command = [sys.executable, "-c", LOAD, str(large), str(tiny_model)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    error = f"OutOfMemoryError: memory ran out while {large} was loaded; "
+    error = f"OutOfMemoryError: memory ran out while loading {large}; "
     spread = "set machine.placement to { kind: spread }, or to { kind: sharded }"
     lower = "lower machine.placement.device_gb or host_gb, so that more of it stays on disk"
     assert done.stdout.splitlines() == [

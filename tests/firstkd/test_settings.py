@@ -54,7 +54,7 @@ def with_changes(tmp_path, *path, to=None, remove=False):
         (
             ("promote", "max_export_drop"),
             0.02,
-            r"promote.max_export_drop: 0.02 is allowed, but no export .* \(average\) is measured",
+            r"promote.max_export_drop: 0.02 is set, but no export .* \(average\) is evaluated",
         ),
         (("models", "first", "init", "of"), 3, "models.first.init.of: 3 is not allowed"),
         (
@@ -140,7 +140,7 @@ def test_what_lora_would_add_to_rounded_weights_is_refused(tmp_path):
         "learn": {"gold": {"kind": "gold"}},
     }
     yaml.dump(params, tmp_path / "params.yaml")
-    message = "models.rounded.train: what lora adds to rounded weights is not rounded"
+    message = "models.rounded.train: lora adds unrounded values to rounded weights"
     with pytest.raises(ConfigError, match=message):
         load_settings(tmp_path / "params.yaml")
 
@@ -151,10 +151,13 @@ COMMIT = "c" * 40
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("path:model", r"models.base.init: model lies outside sources/, where .* or pin it"),
+        (
+            "path:model",
+            r"models.base.init: model lies outside sources/, so .* unnoticed: .* or pin it",
+        ),
         ("path:sources/../model", "lies outside sources/"),
         ("path:/models/large", "/models/large lies outside sources/"),
-        ("hub:org/name@main", r"org/name@main names no commit .* may move, or pin it"),
+        ("hub:org/name@main", r"org/name@main names no commit .* may change: add one, or pin it"),
         ("hub:datasets/org/name@main/a.jsonl", "names no commit"),
         ("path:sources-of-mine/model", "lies outside sources/"),
         ("path:sources/model", None),
@@ -238,7 +241,7 @@ def test_a_folder_in_the_place_of_the_settings_is_named(tmp_path):
 
 @pytest.mark.parametrize("section", ["serve", "models", "fetch"])
 def test_a_section_with_nothing_below_it_is_named(tmp_path, section):
-    with pytest.raises(ConfigError, match=rf"{section}: nothing below it; write its keys"):
+    with pytest.raises(ConfigError, match=rf"{section}: empty; write its keys below it"):
         load_settings(with_changes(tmp_path, section, to=None))
 
 

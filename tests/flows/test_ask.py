@@ -77,7 +77,7 @@ def test_it_answers_with_its_calibrated_confidence_and_what_is_promised(
     answered, promise = capsys.readouterr().out.splitlines()
     sure = f"{surest['calibrated_confidence']:.2f}"
     assert answered == f"{surest['given']}  (confidence {sure}, {champion.model} v1)"
-    assert promise.startswith(f"{champion.model} v1: answers from a confidence of 0.")
+    assert promise.startswith(f"{champion.model} v1: answers with a confidence of 0.")
     operations_cli.ask(least["question"])
     abstained = capsys.readouterr().out.splitlines()[0]
     assert abstained.startswith(f"abstain  (best guess: {least['given']}, confidence 0.")

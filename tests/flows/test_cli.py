@@ -64,13 +64,13 @@ def test_record_refuses_stale_files_and_then_records_once(project: Workspace) ->
     change(project.root, "train.distill", "epochs", 5)
     refused = firstkd(project.root, "record")
     assert refused.returncode == 1
-    assert "dvc.lock does not describe the present files of model-first" in refused.stderr
+    assert "dvc.lock does not match the current files of model-first" in refused.stderr
     change(project.root, "train.distill", "epochs", 4)
     first = firstkd(project.root, "record")
     assert first.returncode == 0, first.stderr
     assert "firstkd-student v1" in first.stdout and "v1 is promoted" in first.stdout
     assert first.stderr == ""
-    assert "it was recorded before" in firstkd(project.root, "record").stdout
+    assert "already recorded" in firstkd(project.root, "record").stdout
     assert "champion: firstkd-student v1" in firstkd(project.root, "status").stdout
 
 
@@ -87,7 +87,7 @@ def test_run_on_the_embedded_server(project: Workspace) -> None:
     assert "firstkd-student v1 is promoted" in first.stdout.replace("\n", " ")
 
     second = firstkd(project.root)
-    assert second.stdout == "Nothing has changed; the champion is firstkd-student v1.\n"
+    assert second.stdout == "Nothing has changed; champion: firstkd-student v1.\n"
     assert second.stderr == ""
 
     change(project.root, "train.finetune", "epochs", 13)

@@ -76,7 +76,7 @@ def test_compare_sets_registered_versions_beside_the_present_models(project: Wor
     expected = {"first": 50 / 60, "v1": 40 / 60, "v1, champion": 40 / 60}
     assert accuracy == pytest.approx(expected)
     (project.root / "data/prepare/test.parquet").write_bytes(b"other questions")
-    assert "v1 was measured on other test questions" in firstkd(project.root, *asked).stderr
+    assert "v1 was measured on different test questions" in firstkd(project.root, *asked).stderr
     unknown = firstkd(project.root, "compare", "--version", "best")
     assert unknown.returncode == 1
     assert "has no version 'best'; allowed: 1, challenger, champion" in unknown.stderr
@@ -110,7 +110,7 @@ def test_doctor_finds_nothing_wrong_with_a_good_project(project: Workspace) -> N
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert done.returncode == 0, checks
     assert {"python", "packages", "disk", "memory", "device", "dvc", "mlflow"} <= set(checks)
-    assert checks["packages"]["found"].endswith("versions of constraints.txt")
+    assert checks["packages"]["found"].endswith("versions match constraints.txt")
 
 
 def test_doctor_says_what_is_wrong_and_how_to_mend_it(

@@ -86,7 +86,10 @@ def test_a_server_that_is_named_and_does_not_answer_is_one_error(
 
 @pytest.mark.parametrize(
     ("home", "problem"),
-    [("/proc/nowhere", "/proc/nowhere, which cannot"), ("/tmp/a?b", r"the \? in /tmp/a\?b")],
+    [
+        ("/proc/nowhere", "/proc/nowhere, which is not writable"),
+        ("/tmp/a?b", r"the \? in /tmp/a\?b"),
+    ],
 )
 def test_a_home_that_prefect_cannot_use_is_named_before_a_server_starts(
     home: str, problem: str

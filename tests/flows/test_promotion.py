@@ -115,7 +115,7 @@ def test_decision_is_kept_with_its_numbers_and_stands(
     assert verdict.reasons[0] == "ECE 0.050, at most 0.15 is allowed"
     assert aliases(opened_project) == {"challenger": "1", "champion": "1"}
     again = promote(opened_project, version)
-    assert again.in_words("v1").splitlines()[0] == "v1 is the champion already"
+    assert again.in_words("v1").splitlines()[0] == "v1 is already the champion"
     assert again.reasons == verdict.reasons
     [file] = tracking.client.list_artifacts(run_id, "promotion/version-1")
     kept = json.loads(Path(tracking.client.download_artifacts(run_id, file.path)).read_text())

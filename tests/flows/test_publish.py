@@ -59,7 +59,7 @@ def test_lock_is_committed_beside_the_users_branch(repository: Workspace) -> Non
     assert git(root, "log", "-1", "--format=%an %P", "retrained") == f"firstkd {head}"
     assert git(root, "rev-parse", "HEAD") == head and git(root, "status", "--porcelain") == ""
     again = publish(repository, branch("retrained"), Quiet())
-    assert again[0].startswith("retrained holds this dvc.lock")
+    assert again[0].startswith("retrained already holds this dvc.lock")
 
     change(root, "train.distill", "epochs", 5)
     refused = publish(repository, branch("retrained"), Quiet())
@@ -163,7 +163,7 @@ def test_a_student_that_the_run_has_not_recorded_is_not_registered(
     run_id = record(opened_repository).run_id
     change(root, "train.distill", "epochs", 5)
     dvc(root, "repro", "--quiet")  # from another terminal
-    with pytest.raises(PipelineError, match="results were changed while they were recorded"):
+    with pytest.raises(PipelineError, match="results were changed while being recorded"):
         register(opened_repository, run_id)
     assert versions(opened_repository) == []
 
@@ -216,13 +216,13 @@ def test_version_comes_back_the_same(
     restored = reproduce(opened_repository, version, rebuild=False, sink=Quiet())
     assert restored.way == "DVC had a copy of everything" and not restored.differences
     rebuilt = reproduce(opened_repository, version, rebuild=True, sink=Quiet())
-    assert rebuilt.way.startswith("every stage ran again") and not rebuilt.differences
+    assert rebuilt.way.startswith("every stage was rerun") and not rebuilt.differences
     assert "same     the registered student" in rebuilt.compared
     assert not rebuilt.folder.exists() and git(root, "worktree", "list").count("\n") == 0
 
     shutil.rmtree(root / ".dvc" / "cache")
     again = reproduce(opened_repository, version, rebuild=False, sink=Quiet())
-    assert again.way.startswith("what DVC had no copy of was built again") and not again.differences
+    assert again.way.startswith("missing outputs were rebuilt") and not again.differences
     assert (root / "dvc.lock").read_bytes() == before
 
 
@@ -260,18 +260,18 @@ def test_a_rebuild_takes_the_sources_of_then_where_they_are_kept(
     version = register(opened_repository, run_id)
     (root / "sources" / "README.md").write_text("other data\n")
     rebuilt = reproduce(opened_repository, version, rebuild=True, sink=Quiet())
-    assert rebuilt.way == "every stage ran again, from what was fetched then"
+    assert rebuilt.way == "every stage was rerun, from the files fetched at the time"
     assert not rebuilt.differences
     [lost] = (out for out in Workspace(root).lock()["report"]["outs"])
     digest = lost["md5"].removesuffix(".dir")
     (copy,) = (root / ".dvc/cache/files/md5").rglob(f"{digest[2:]}.dir")
     copy.unlink()
     partly = reproduce(opened_repository, version, rebuild=False, sink=Quiet())
-    assert partly.way == "what DVC had no copy of was built again, from what was fetched then"
+    assert partly.way == "missing outputs were rebuilt, from the files fetched at the time"
     assert not partly.differences
     shutil.rmtree(root / ".dvc" / "cache")
     rebuilt = reproduce(opened_repository, version, rebuild=True, sink=Quiet())
-    assert rebuilt.way == "every stage ran again, from the sources of today"
+    assert rebuilt.way == "every stage was rerun, from today's sources"
     [difference] = rebuilt.differences
     assert difference.startswith("differs  data/fetch: recorded ")
 

@@ -55,7 +55,7 @@ def test_it_passes_the_gate_with_the_weights_it_had(
     ).read_bytes()
     again = register(opened_project, new, fitted)  # of the version that it made, the same one
     assert again.version == new.version and len(versions(opened_project)) == 2
-    with pytest.raises(PipelineError, match="v2 is v1 with another calibration"):
+    with pytest.raises(PipelineError, match="v2 is v1 with a different calibration"):
         reproduce(opened_project, new, False, Quiet())
 
 
@@ -66,7 +66,7 @@ def test_a_run_without_news_does_not_undo_it(
     concluded = conclude(opened_project)
     assert concluded.champion == "2" and not concluded.recorded.is_new
     assert concluded.verdict.in_words("v1").splitlines() == [
-        "v1 is the champion already",
+        "v1 is already the champion",
         "  - v2 is v1, recalibrated",
     ]
     assert rollback(opened_project) == ("2", "1")

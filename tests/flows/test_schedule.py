@@ -65,7 +65,7 @@ def test_plain_dvc_repro_keeps_the_retraining_out(project: Workspace) -> None:
     )
     try:
         wait_for((project.root / "pid").exists)
-        words = rf"^DVC is already at work in {project.root} \(process {other.pid}: .*; wait for"
+        words = rf"^DVC is already running in {project.root} \(process {other.pid}: .*; wait for"
         with pytest.raises(WorkspaceBusyError, match=words):
             project.stale()
         with pytest.raises(WorkspaceBusyError, match=words):
@@ -222,7 +222,7 @@ def test_schedule_needs_a_lasting_server(project: Workspace) -> None:
     )
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
-    assert "a schedule needs a lasting" in line and "`prefect server start`" in line
+    assert "a schedule needs a running" in line and "`prefect server start`" in line
     assert "PREFECT_API_URL" in line
 
 

@@ -51,7 +51,7 @@ def test_choices_may_be_left_out_where_all_questions_shared_them(tmp_path, tiny_
 
 def test_where_they_differ_a_question_has_to_name_them(tmp_path, tiny_model):
     student = load(tmp_path, tiny_model, None)
-    with pytest.raises(MlflowException, match=r"question 1 .* names no choices"):
+    with pytest.raises(MlflowException, match=r"question 1 .* has no choices"):
         student.predict(pd.DataFrame({"question": [QUESTION]}))
 
 

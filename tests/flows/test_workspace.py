@@ -107,7 +107,7 @@ CONFLICT = "<<<<<<< HEAD\n  x: 1\n=======\n  y: 2\n>>>>>>> branch\n"
     [
         ("dvc.lock", CONFLICT, "dvc.lock is invalid, .*; delete it"),
         ("dvc.lock", "", "dvc.lock validation failed, .*; delete it"),
-        ("dvc.yaml", CONFLICT, "dvc.yaml is invalid, .*; `firstkd graph` writes it"),
+        ("dvc.yaml", CONFLICT, "dvc.yaml is invalid, .*; `firstkd graph` rewrites it"),
     ],
 )
 def test_a_damaged_file_of_dvcs_is_told_with_what_to_do(

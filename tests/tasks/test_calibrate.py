@@ -47,5 +47,5 @@ def test_what_fits_nothing_is_the_same_cross_fitted() -> None:
 
 
 def test_one_example_alone_is_refused() -> None:
-    with pytest.raises(DataValidationError, match="only q0 has decisions of its kind"):
+    with pytest.raises(DataValidationError, match="only q0 has decisions of this kind"):
         cross_fitted(Temperature, decisions(10, 1), SETTINGS)

@@ -74,10 +74,10 @@ def test_what_was_corrected_before_stays_though_its_traffic_has_gone(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ({"id": "ID", "answer": "in space"}, "line 1: 'in space' is none of the choices"),
-        ({"id": "ID", "answer": "D"}, "line 1: 'D' is none of the choices"),
-        ({"id": "ID"}, "line 1: needs `id` and `answer`, both texts"),
-        ({"id": "ID", "answer": 2}, "line 1: needs `id` and `answer`, both texts"),
+        ({"id": "ID", "answer": "in space"}, "line 1: 'in space' is not one of the choices"),
+        ({"id": "ID", "answer": "D"}, "line 1: 'D' is not one of the choices"),
+        ({"id": "ID"}, "line 1: needs `id` and `answer`, both as text"),
+        ({"id": "ID", "answer": 2}, "line 1: needs `id` and `answer`, both as text"),
     ],
 )
 def test_what_is_no_correction_is_named_and_nothing_is_written(tmp_path, line, words):
@@ -95,7 +95,9 @@ def test_the_promise_is_judged_on_the_answers_of_the_version_that_answers_now(tm
     file = correct(tmp_path, *((name, "in a den") for name in (*old, *new)))
     found = collect_corrected(tmp_path, file, POLICY)
     assert found.promise.startswith("student v2: 25.0% of 60 answers are wrong (14.7% to 37.9%)")
-    assert found.promise.endswith("at most 10% were promised; it is broken: recalibrate or retrain")
+    assert found.promise.endswith(
+        "the promise was at most 10%; it is broken: recalibrate or retrain"
+    )
     assert drift_lines(tmp_path / "logs/drift") == [f"promise: {found.promise}"]
 
 
@@ -104,4 +106,4 @@ def test_a_promise_is_called_broken_only_beyond_chance():
         kept_words(Estimate(value, low, high), 50, 0.1).rpartition("; ")[2]
         for value, low, high in ((0.02, 0, 0.09), (0.08, 0.03, 0.2), (0.12, 0.05, 0.2))
     ]
-    assert verdicts == ["it holds", "nothing speaks against it", "it may be broken"]
+    assert verdicts == ["it holds", "nothing contradicts it", "it may be broken"]

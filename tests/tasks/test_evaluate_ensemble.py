@@ -88,7 +88,9 @@ def test_swag_of_unlike_models_is_one_line_with_its_key(tmp_path, tiny_model):
     with_ensemble(tmp_path, ensembles={"deep": {"kind": "swag", "of": MEMBERS}})
     shutil.copytree(tiny_model, tmp_path / "data/model/teacher")
     write_tiny_model(tmp_path / "data/model/first", layers=1)
-    with pytest.raises(ConfigError, match=r"evaluate.ensembles.deep: of: first has other weights"):
+    with pytest.raises(
+        ConfigError, match=r"evaluate.ensembles.deep: of: first's weights do not match"
+    ):
         main(tmp_path, "deep")
 
 

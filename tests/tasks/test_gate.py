@@ -138,7 +138,7 @@ def test_first_student_must_keep_a_share_of_its_teachers_accuracy() -> None:
     verdict = decide(evidence("1", 80, teacher=0.82), None, LIMITS)
     assert not verdict.passed
     assert verdict.reasons[0] == (
-        "accuracy 0.400 against the teacher's 0.820; at least 50% of it, 0.410, is asked for"
+        "accuracy 0.400 against the teacher's 0.820; at least 50% of it, 0.410, is required"
     )
     alone = decide(evidence("1", 80), None, LIMITS)
     assert alone.passed and any("no teacher was evaluated" in words for words in alone.reasons)
@@ -316,7 +316,7 @@ def test_a_student_that_answers_too_little_under_its_policy_is_refused():
     words = "under its policy it answers 25% of the test questions, 8.0% of them wrong"
     refused = decide(answering(0.25, 0.08), None, limits)
     assert not refused.passed and refused.reasons[0].startswith(words)
-    assert refused.reasons[0].endswith("at least 30% is asked for")
+    assert refused.reasons[0].endswith("at least 30% is required")
     assert decide(answering(0.35, 0.08), None, limits).passed
     # without a limit it is stated alone
     told = decide(answering(0.0, 0.0), None, LIMITS)

@@ -195,7 +195,7 @@ def test_more_neurons_than_there_are_is_refused(project: Path) -> None:
 
 
 def test_a_name_that_is_not_there_is_refused(project: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no models\.frist; there are base, teacher"):
+    with pytest.raises(ConfigError, match=r"there is no models\.frist; allowed: base, teacher"):
         model.main(project, "frist")
 
 
@@ -260,7 +260,7 @@ def test_stored_states_teach_what_live_ones_do(project: Path) -> None:
 def test_a_signal_of_other_data_is_refused(project: Path) -> None:
     taught(project)
     write_data(project, CHOICES[:3])
-    with pytest.raises(ArtifactError, match=r"choices/train holds nothing of 8 examples, train/0 "):
+    with pytest.raises(ArtifactError, match=r"choices/train lacks 8 examples, including train/0; "):
         model.main(project, "first")
 
 
@@ -333,5 +333,5 @@ def test_a_start_from_scratch_trains_at_the_rates_of_its_width(project: Path) ->
     found = load_model(project / "data/model/sft", "fp32")
     assert found.config.mup_base_width == 32
     change(project, "models", "start", "init", "hidden_size", to=40)
-    with pytest.raises(ConfigError, match=r"models\.start: hidden_size: 40 cannot have"):
+    with pytest.raises(ConfigError, match=r"models\.start: hidden_size: 40 would need"):
         model.main(project, "start")

@@ -122,7 +122,7 @@ def test_a_missing_answer_leaves_nothing(project: Path) -> None:
 
 def test_missing_data_are_named(project: Path) -> None:
     (project / "data/fetch/questions.jsonl").unlink()
-    with pytest.raises(ArtifactError, match=r"questions\.\* is missing; run the stage fetch"):
+    with pytest.raises(ArtifactError, match=r"questions\.\* is missing; run the fetch stage"):
         prepare.main(project)
 
 

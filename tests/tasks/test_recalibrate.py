@@ -62,8 +62,8 @@ def test_fitted_to_its_own_calibration_questions_it_is_what_it_was(root, tmp_pat
     assert found["metrics"] == metrics
     assert newer["questions"] == 12 and newer["temperature_before"] == metrics["temperature"]
     words = recalibration_words("v3", {**found["metrics"], "recalibrated": newer})
-    assert words.startswith("fitted to 12 questions: v3's temperature of ")
-    assert "v3's promise on them: " in words and "at most 90% were promised" in words
+    assert words.startswith("fitted to 12 questions: v3's temperature changes from ")
+    assert "v3's promise on them: " in words and "the promise was at most 90%" in words
 
 
 def test_other_questions_give_another_temperature_and_reference(root, tmp_path):
@@ -85,7 +85,7 @@ def test_what_is_learned_from_or_tested_on_is_left_out_and_too_few_are_refused(r
     assert len(examples) == 5  # one that is there twice, or in capitals, counts once
     left = [e.prompt for e in without_seen(examples, root / "data/prepare")]
     assert left == [e.prompt for e in newer]
-    with pytest.raises(DataValidationError, match=r"2 questions that no split but calibration"):
+    with pytest.raises(DataValidationError, match=r"2 questions are in no split but calibration"):
         run(root, file, tmp_path / "output")
     with pytest.raises(DataValidationError, match="missing: name a file"):
         run(root, tmp_path / "nowhere.jsonl", tmp_path / "output")

@@ -86,7 +86,7 @@ def test_evaluations_of_other_questions_are_refused(three: Path, tmp_path: Path)
     shutil.rmtree(root / "data/evaluate/sft")
     fewer = {name: np.zeros(count - 1, dtype=int) for name, count in SETS.items()}
     write_evaluation(root, "sft", fewer, seed=1, skill=1.0)
-    with pytest.raises(ArtifactError, match="data/evaluate/sft is of other questions"):
+    with pytest.raises(ArtifactError, match="data/evaluate/sft covers other questions"):
         main(root)
 
 
@@ -121,18 +121,18 @@ def test_the_page_says_what_a_cascade_keeps_and_costs(three: Path, tmp_path: Pat
     measured["sets"]["test"]["policy"] = {"coverage": share, "error": error}
     write_json(evaluation / "metrics.json", measured)
     page = report(root)
-    assert "40% of the questions are expected to get one. On the test questions it answers" in page
-    assert "38% (29 to 47), of which 10% (3 to 20) are wrong" in page
+    assert "40% of the questions are expected to get one. It answers" in page
+    assert "38% (29 to 47) of the test questions; 10% (3 to 20) of those answers are wrong" in page
     found = json.loads((root / "data/report/cascade.json").read_text())["pair"]
     assert [row["kept"] for row in found["rows"]] == [1, 0.75, 0.5, 0.375, 0.25, 0]
     assert [row["cost"] for row in found["rows"]] == [0.5, 1.0, 1.5, 1.75, 2.0, 2.5]
     rows = pd.read_parquet(root / "data/evaluate/teacher/predictions.parquet")
     alone = rows[rows["set"] == "test"]["correct"].mean()
     assert found["rows"][-1]["accuracy"]["value"] == pytest.approx(alone)
-    assert found["words"] in page and "of the teacher alone 2" in found["words"]
+    assert found["words"] in page and "against 2 for the teacher alone" in found["words"]
     assert cascade_words(root) == [
         found["words"],
-        page[page.index("Of “first”") :].split(" The pr")[0],
+        page[page.index("“first”: ") :].split(" The pr")[0],
     ]
 
 

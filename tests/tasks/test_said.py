@@ -185,7 +185,9 @@ def test_a_server_of_another_tokenizer_is_refused(root, server):
     tokenizer = load_tokenizer(root / "other")
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(root / "data/model/base")
-    with pytest.raises(ConfigError, match=r"cuts \d+ of \d+ answers into other tokens than 'base'"):
+    with pytest.raises(
+        ConfigError, match=r"splits \d+ of \d+ answers into different tokens than 'base'"
+    ):
         captured(root, server)
 
 
@@ -196,7 +198,7 @@ REFUSED = {
     ),
     "more than servers give": (
         lambda params: params["signals"]["said"]["select"].update(k=21),
-        "a server gives 20 tokens at most, not 21",
+        "a server returns at most 20 tokens, not 21",
     ),
     "a recalibration": (
         lambda params: params["models"]["first"]["learn"]["tokens"].update(recalibrate="paper"),
@@ -206,7 +208,7 @@ REFUSED = {
         lambda params: params["models"]["first"]["learn"].update(
             tokens={"kind": "alm", "from": "said"}
         ),
-        "learn by sparse_kl",
+        "use sparse_kl",
     ),
     "plain text": (
         lambda params: params["prompt"].update(format="cloze"),
@@ -219,7 +221,7 @@ REFUSED = {
                 choices={"kind": "choice_kl", "from": "choices"}
             ),
         ),
-        "signals.choices of other ones; let another model learn from that",
+        "signals.choices about other answers; use separate models",
     ),
 }
 

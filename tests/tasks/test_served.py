@@ -217,7 +217,7 @@ def test_a_store_is_whole_and_the_same_after_the_server_has_gone_and_come_back(p
         answered = len(server.asked)
         shutil.rmtree(root / "data/signal")
         server.asked, server.refused_behind, server.busy = [], 30, 2
-        with pytest.raises(UnreachableError, match=r"models\.teacher\.init: .* does not answer"):
+        with pytest.raises(UnreachableError, match=r"models\.teacher\.init: .* did not answer"):
             stage.main(root, "choices")
         port = int(server.url.rsplit(":", 1)[1].partition("/")[0])
     shards = len([*root.glob("data/.signal/*/train/*.safetensors")])  # of 8 questions each
@@ -310,7 +310,7 @@ def test_it_is_measured_as_it_would_be_here(project, server, teacher, caplog):
     assert cost["cost"] == pytest.approx(
         (2 * cost["prompt_tokens"] + 6 * cost["response_tokens"]) / 1e6
     )
-    assert f"{cost['prompt_tokens']:,} tokens of prompts" in caplog.text
+    assert f"{cost['prompt_tokens']:,} prompt tokens" in caplog.text
 
 
 REFUSED: dict[str, tuple[dict[str, Any], frozenset[str], type[Exception], str]] = {
@@ -318,13 +318,13 @@ REFUSED: dict[str, tuple[dict[str, Any], frozenset[str], type[Exception], str]] 
         {},
         EVERYTHING - {"prompt_logprobs", "echo"},
         ConfigError,
-        "ask: texts: .* gives no log-probabilities of prompts .* set it to letters",
+        "ask: texts: .* returns no log-probabilities for prompts .* set it to letters",
     ),
     "a server without any log-probabilities": (
         {"ask": "letters"},
         frozenset(),
         ConfigError,
-        "gives no log-probabilities of what 'teacher-large' answers",
+        "returns no log-probabilities for answers of 'teacher-large'",
     ),
     "a model that is not there": (
         {"model": "other"},
@@ -342,7 +342,7 @@ REFUSED: dict[str, tuple[dict[str, Any], frozenset[str], type[Exception], str]] 
         {"url": "http://127.0.0.1:9/v1"},
         EVERYTHING,
         UnreachableError,
-        r"http://127\.0\.0\.1:9/v1 does not answer .* start it, or correct its url",
+        r"http://127\.0\.0\.1:9/v1 did not answer .* start it or correct its url",
     ),
 }
 
@@ -367,7 +367,7 @@ def test_a_server_with_a_permuted_tokenizer_is_refused(project, server, inputs, 
         (root / "data/model/base").unlink()
         shutil.copytree(inputs / "data/model/base", root / "data/model/base")
         permute_tokenizer(root / "data/model/base")
-        with pytest.raises(ConfigError, match=r"tokenizer: .* 'base' has another tok") as told:
+        with pytest.raises(ConfigError, match=r"tokenizer: .* 'base' has a different tok") as told:
             model.main(root, "teacher")
     assert "\n" not in str(told.value)
 
@@ -377,7 +377,7 @@ def test_a_server_that_gives_something_else_later_is_refused(project, server):
         root = project()
         model.main(root, "teacher")
         server.gives = EVERYTHING - {"prompt_logprobs"}
-        with pytest.raises(ArtifactError, match=r"gives .*'echo'.* now, and gave .*prompt_logprob"):
+        with pytest.raises(ArtifactError, match=r"now gives .*'echo'.*, but gave .*prompt_logprob"):
             stage.main(root, "choices")
 
 

@@ -92,7 +92,7 @@ def test_letters_are_those_of_the_same_weights_here_though_it_is_killed(
         until(lambda: [*tmp_path.glob("data/.signal/*/*/*.safetensors")], asking)
         server.kill()
         _, said = asking.communicate()
-    assert asking.returncode == UnreachableError.exit_code and b"does not answer" in said
+    assert asking.returncode == UnreachableError.exit_code and b"did not answer" in said
     kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("data/.signal/*/*/*.saf*")}
     assert kept and not (tmp_path / "data/signal").exists()
     with llamacpp(teacher, port):
@@ -133,6 +133,8 @@ def test_texts_are_refused_in_one_line(teacher: Path, tmp_path: Path) -> None:
     write_project(tmp_path, teacher, port, ask="texts")
     with (
         llamacpp(teacher, port),
-        pytest.raises(ConfigError, match=r"gives no log-probabilities of prompts .* set it to let"),
+        pytest.raises(
+            ConfigError, match=r"returns no log-probabilities for prompts .* set it to let"
+        ),
     ):
         model.main(tmp_path, "teacher")

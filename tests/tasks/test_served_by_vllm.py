@@ -81,7 +81,7 @@ def test_texts_are_scored_as_here_though_it_is_killed(default: Path, tmp_path: P
         until(lambda: [*tmp_path.glob("data/.signal/*/*/*.safetensors")], asking)
         server.kill()
         _, said = asking.communicate()
-    assert asking.returncode == UnreachableError.exit_code and b"does not answer" in said
+    assert asking.returncode == UnreachableError.exit_code and b"did not answer" in said
     kept = {file.name: sha256_of(file) for file in tmp_path.glob("data/.signal/*/train/*.saf*")}
     assert kept
     with vllm(default, port):

@@ -95,7 +95,7 @@ def test_sigterm_saves_the_step_on_all_hosts(project, two_processes):
     _, said = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 128 + signal.SIGTERM
     (saved,) = project.checkpoints()
-    assert saved == f"step-{project.steps_done():08d}" and "which is saved" in said
+    assert saved == f"step-{project.steps_done():08d}" and "checkpoint saved" in said
     assert project.run() == result(two_processes)
 
 

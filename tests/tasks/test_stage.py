@@ -70,7 +70,7 @@ def test_a_file_in_the_place_of_a_folder_is_no_traceback(
         assert done.returncode == 0 and (tmp_path / name).is_dir()
     else:
         assert done.returncode == 2
-        assert name in done.stderr and "move it, and run it again" in done.stderr
+        assert name in done.stderr and "move it and run again" in done.stderr
         assert len(done.stderr.splitlines()) == 2
 
 

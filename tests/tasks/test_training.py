@@ -180,7 +180,7 @@ def test_a_training_resumes_under_other_settings_of_the_machine(
     process = project.start()
     _, said = process.communicate()
     assert process.returncode == 0, said
-    assert "going on after step" in said
+    assert "resuming after step" in said
     expected = read_json_lines(undisturbed[1].root / "data/model/teacher/training.jsonl")
     found = read_json_lines(project.root / "data/model/teacher/training.jsonl")
     for alone, changed in zip(expected, found, strict=True):
@@ -202,8 +202,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(project, undisturbed):
     process = project.start()
     _, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
-    assert "damaged checkpoint, the one before is taken" in said
-    assert "going on after step" in said
+    assert "damaged checkpoint; using the one before it" in said
+    assert "resuming after step" in said
     assert result(project) == result(undisturbed[2])
 
 
@@ -217,7 +217,7 @@ def test_a_changed_setting_begins_anew(project):
     process = project.start()
     _, said = process.communicate()
     assert process.returncode == 0
-    assert "going on" not in said
+    assert "resuming" not in said
     assert not stale.exists()
 
 
@@ -251,7 +251,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before(project, undisturbed
         process = project.start()
         _, said = process.communicate()
         assert process.returncode == 0, said
-        assert "going on after step 10" in said
+        assert "resuming after step 10" in said
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
     assert result(project) == result(undisturbed[2])

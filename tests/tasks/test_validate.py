@@ -127,9 +127,9 @@ def as_open_text(examples: list[Example]) -> list[Example]:
         ),
         (
             ["calibration"],
-            "the one has only questions with choices, the other only open text",
+            "one has only questions with choices, the other only open text",
         ),
-        (["test"], "the one has only questions with choices, the other only open text"),
+        (["test"], "one has only questions with choices, the other only open text"),
         (
             ["train", "calibration", "test"],
             "models.teacher.learn.right: no training question has what gold_choice compares",
@@ -156,7 +156,7 @@ def test_an_export_without_choices_to_choose_from_is_refused_before_any_training
         }
 
     change(project, on_open_text)
-    with pytest.raises(ConfigError, match="exports: an export chooses its answers"):
+    with pytest.raises(ConfigError, match="exports: an export answers by choosing"):
         check(project, {name: as_open_text(examples) for name, examples in good().items()})
 
 
@@ -233,7 +233,8 @@ def test_an_average_of_what_did_not_start_as_one_is_refused_before_any_training(
 
     change(project, average)
     with pytest.raises(
-        ConfigError, match=r"models\.mean\.init\.of: 'first' starts as 'start', 'teacher' as 'base'"
+        ConfigError,
+        match=r"models\.mean\.init\.of: 'first' starts from 'start', 'teacher' from 'base'",
     ):
         validate.main(project)
 
@@ -254,14 +255,14 @@ def test_layers_are_counted_along_the_models_that_are_made_from_each_other(proje
     ("term", "message"),
     [
         ({"layers": [[1, 3]]}, r"states\.layers: there is no pair \[1, 3\]; .*0 to 2, .* to 2"),
-        ({"layers": "kept", "from": "others"}, r"states\.layers: kept, but the student is not"),
+        ({"layers": "kept", "from": "others"}, r"states\.layers: kept, but the student was not"),
         ({"layers": "kept"}, None),
         (
             {"kind": "flow", "layers": [[1, 1]]},
             r"states\.layers: a single place, but flow compares one place with",
         ),
         ({"kind": "attention", "layers": [[2, 0]]}, r"states\.layers: there is no pair \[2, 0\]"),
-        ({"kind": "attention", "heads": 5}, r"states: heads: 5 heads .* the 32 numbers of q_proj"),
+        ({"kind": "attention", "heads": 5}, r"states: heads: the 32 numbers of q_proj .* 5 heads"),
         ({"kind": "relation", "from": "choices"}, r"states.*: it compares states, but .*choices"),
     ],
 )
@@ -393,7 +394,7 @@ def test_answers_that_are_always_the_same_fail(project: Path) -> None:
     with pytest.raises(DataValidationError) as caught:
         check(project, splits)
     assert (
-        "test.parquet: answer_share_0: observed 0.0 (validate.min_answer_share = 0.1, judged where "
+        "test.parquet: answer_share_0: observed 0.0 (validate.min_answer_share = 0.1, checked once "
         "validate.min_answer_questions = 8 questions have the choice)" in str(caught.value)
     )
 
@@ -494,7 +495,7 @@ def test_token_ids_of_two_tokenizers_are_refused_before_any_training(project: Pa
     permute_tokenizer(judge)  # of as many tokens
     with pytest.raises(
         ConfigError,
-        match=r"models\.first\.learn\.tokens\.from: signals\.tokens is of the tokens of ",
+        match=r"models\.first\.learn\.tokens\.from: signals\.tokens uses judge's tokenizer",
     ):
         check(project, good())
 
@@ -552,7 +553,7 @@ def test_a_view_of_more_tokens_than_the_model_reads_is_refused(project):
     set_view(project, shots=18, max_length=2000)
     splits = good()
     splits["train"] = [replace(e, prompt=f"{e.prompt} {'why ' * 30}") for e in splits["train"]]
-    with pytest.raises(ConfigError, match=r"teacher reads 512 at most; set max_length: 512"):
+    with pytest.raises(ConfigError, match=r"teacher reads at most 512; set max_length: 512"):
         check(project, splits)
 
 

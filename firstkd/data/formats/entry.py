@@ -85,7 +85,8 @@ def answer_of(record: Record, key: str) -> str:
 
 def missing_answer(key: str) -> Malformed:
     return Malformed(
-        f"the answer is missing: {key!r} has none; `role: unlabelled` is for questions without"
+        f"the answer is missing: {key!r} is empty or absent; "
+        "for questions without answers, set `role: unlabelled`"
     )
 
 

@@ -34,7 +34,7 @@ def parse(record: Record, labelled: bool) -> Iterator[Entry]:
     passage = text_of(record, "passage") if "passage" in record else None
     question = "\n".join(lines[:first])
     if not question:
-        raise Malformed(f"'question' holds nothing but options, found {record['question']!r}")
+        raise Malformed(f"'question' contains only options, found {record['question']!r}")
     named = [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
     answer = answer_of(record, "answer") if labelled else None
     if labelled and answer not in named:

@@ -36,8 +36,8 @@ def _parse(dataset: Dataset, record: Record, labelled: bool) -> Iterator[Entry]:
     turns = [_turn(message) for message in found]
     answers = _answers(turns, may_open="unpaired_turns" not in dataset.skip)
     if not answers:
-        problem = "the conversation has no turn of the assistant that answers the user"
-        raise Unfit("unpaired_turns", f"{problem}, to learn from")
+        problem = "the conversation has no assistant turn that answers the user"
+        raise Unfit("unpaired_turns", f"{problem}, so there is nothing to learn")
     name = name_of(record.get("id"), "id") or _content(turns)
     for number, place in enumerate(answers, 1):
         if not _is_learned(found[place]):
@@ -64,7 +64,7 @@ def _answers(turns: list[Turn], may_open: bool) -> list[int]:
         elif turn.role == "assistant" and place and turns[place - 1].role == "user":
             answers.append(place)
         elif turn.role == "assistant" and not opening:
-            problem = f"turn {place + 1} of the assistant does not follow one of the user"
+            problem = f"turn {place + 1} (assistant) does not follow a user turn"
             raise Unfit("unpaired_turns", problem)
     return answers
 
@@ -84,17 +84,17 @@ def _turn(message: dict[str, Any]) -> Turn:
     named = message.get("role", message.get("from"))
     role: Any = ROLES.get(str(named), named)
     if role in TOOL_ROLES:
-        raise Unfit("tool_calls", f"a turn of {named!r}")
+        raise Unfit("tool_calls", f"a {named!r} turn")
     _refuse_unfit(message)
     if role not in ("system", "user", "assistant"):
-        raise Malformed(f"a turn of {named!r}; allowed are system, user and assistant")
+        raise Malformed(f"unknown role {named!r}; allowed: system, user, assistant")
     content = message.get("content", message.get("value"))
     if isinstance(content, list):
         content = "\n".join(map(_part, content))
     if is_nothing(content):
-        raise Unfit("empty_turns", f"an empty turn of {named!r}")
+        raise Unfit("empty_turns", f"an empty {named!r} turn")
     if not isinstance(content, str):
-        raise Malformed(f"what {named!r} says must be text, found {content!r}")
+        raise Malformed(f"the content of a {named!r} turn must be text, found {content!r}")
     return Turn(role, cleaned(content, "content"))
 
 
@@ -111,7 +111,7 @@ def _refuse_unfit(holder: dict[str, Any]) -> None:
     for key in (*TOOL_KEYS, *MEDIA_KEYS):
         if not _is_gap(holder.get(key)):
             holds: Unwanted = "tool_calls" if key in TOOL_KEYS else "images"
-            raise Unfit(holds, f"it holds {key!r}")
+            raise Unfit(holds, f"it contains {key!r}")
 
 
 def _is_gap(value: object) -> bool:

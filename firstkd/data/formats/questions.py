@@ -103,7 +103,9 @@ def _named(
 def _marked(answer: list[object], choices: int) -> int:
     """Return the index of the one choice marked with 1; all others must have 0."""
     if len(answer) != choices or not all(mark in (0, 1) for mark in answer):
-        raise Malformed(f"the answer must mark each of {choices} choices by 0 or 1, not {answer!r}")
+        raise Malformed(
+            f"the answer must mark each of {choices} choices with 0 or 1, not {answer!r}"
+        )
     if sum(map(bool, answer)) != 1:
         raise Malformed(
             f"{sum(map(bool, answer))} choices are marked as right; a question has one right answer"
@@ -162,6 +164,6 @@ def _unreadable(answer: object, texts: list[str], first_index: int) -> Malformed
     from_one = first_index == 0 and str(answer).strip() == str(len(texts))
     hint = ", or `first_index: 1` if yours count from 1" if from_one else ""
     return Malformed(
-        f"answer {answer!r} is not among the choices {texts}; allowed are their text, label, "
+        f"answer {answer!r} is not among the choices {texts}; allowed: their text, label, "
         f"letter, or index from {first_index}{hint}"
     )

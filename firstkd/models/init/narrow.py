@@ -35,7 +35,7 @@ class NarrowInit(SmallerInit):
         if self.intermediate_size > present:
             raise ConfigError(
                 f"intermediate_size: {self.intermediate_size}, but {self.of} has {present}; keep "
-                f"{present} at most"
+                f"at most {present}"
             )
 
     def cut(

@@ -27,7 +27,7 @@ class PruneInit(SmallerInit):
     def layers_of(self, present: int, key: str = "") -> int:
         if self.layers > present:
             raise ConfigError(
-                f"{key}layers: {self.layers}, but {self.of} has {present}; keep {present} at most"
+                f"{key}layers: {self.layers}, but {self.of} has {present}; keep at most {present}"
             )
         return self.layers
 

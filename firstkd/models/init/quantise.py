@@ -29,10 +29,11 @@ class QuantiseInit(Init):
 
     def cannot_train(self, training: "TrainingSettings", machine: "MachineSettings") -> str | None:
         if training.lora:
-            return "what lora adds to rounded weights is not rounded; set lora to null"
+            return "lora adds unrounded values to rounded weights; set lora to null"
         if machine.zero_stage == 3:
             return (
-                "machine.zero_stage: 3 leaves no process whole rows to round; set it to 2 or less"
+                "machine.zero_stage: 3 leaves no process with whole rows to round; set it to 2 or "
+                "less"
             )
         return None
 

@@ -31,7 +31,7 @@ class ScratchInit(Init):
     def layers_of(self, present: int, key: str = "") -> int:
         if self.layers is not None and self.layers > present:
             raise ConfigError(
-                f"{key}layers: {self.layers}, but {self.of} has {present}; set {present} at most"
+                f"{key}layers: {self.layers}, but {self.of} has {present}; set at most {present}"
             )
         return self.layers or present
 

@@ -65,7 +65,9 @@ class ServerInit(Init):
     @classmethod
     def _url_holds_no_password(cls, url: str) -> str:
         if urlsplit(url).username is not None:
-            raise ValueError("holds a user or password; put the key in an environment variable")
+            raise ValueError(
+                "contains a user name or password; put the key in an environment variable"
+            )
         return url
 
     @property
@@ -74,13 +76,13 @@ class ServerInit(Init):
 
     def cannot_show(self, signal: "Signal") -> str | None:
         if signal.is_live:
-            return "is behind a server and cannot run in a training; store a signal of it"
+            return "is behind a server and cannot run during training; store its signal instead"
         if signal.decides == "state":
-            return "is behind a server, which shows no hidden states"
+            return "is behind a server, which does not expose hidden states"
         if signal.has_token_ids and self.ask == "letters" and not signal.is_own_text:
-            return "is asked for letters alone; set its `ask` to texts"
+            return "is asked for letters only; set its `ask` to texts"
         if signal.has_token_ids and signal.keeps_tails:
-            return "is behind a server, which says nothing of the tail; set tail_nodes to 0"
+            return "is behind a server, which reveals nothing about the tail; set tail_nodes to 0"
         return None
 
     def make(self, folder: Path, given: Given) -> None:

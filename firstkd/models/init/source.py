@@ -20,7 +20,7 @@ class SourceInit(Source, Init):
     @classmethod
     def _changes_of_the_template_are_noticed(cls, path: str | None) -> str | None:
         if path and not Path(os.path.normpath(path)).is_relative_to("sources"):
-            raise ValueError(f"{path} lies outside sources/, where no change would be noticed")
+            raise ValueError(f"{path} lies outside sources/, where changes would go unnoticed")
         return path
 
     def make(self, folder: Path, given: Given) -> None:

@@ -98,7 +98,7 @@ TEXT_ALONE = {key: value for key, value in LLAVA.items() if key != "image"}
     ],
 )
 def test_pictures_and_sound_beside_the_text_are_refused_or_skipped(tmp_path, record, key):
-    with pytest.raises(DataValidationError, match=f"line 2: it holds '{key}'; add images to"):
+    with pytest.raises(DataValidationError, match=f"line 2: it contains '{key}'; add images to"):
         read_all(tmp_path, OPENAI, record)
     assert len(read_all(tmp_path, OPENAI, record, skip=["images"])) == 2
 
@@ -115,7 +115,7 @@ def test_an_empty_list_of_tools_or_images_is_none(tmp_path, empty):
     record = {**OPENAI, "tools": empty, "images": empty}
     record["messages"] = [{**turn, "tool_calls": empty} for turn in OPENAI["messages"]]
     assert read_all(tmp_path, record) == read_all(tmp_path, OPENAI)
-    with pytest.raises(DataValidationError, match="it holds 'tools'; add tool_calls to `skip`"):
+    with pytest.raises(DataValidationError, match="it contains 'tools'; add tool_calls to `skip`"):
         read_all(tmp_path, {**OPENAI, "tools": '[{"name": "search"}]'})
 
 
@@ -172,13 +172,19 @@ def test_what_is_too_long_is_left_out_and_counted(tmp_path):
     [
         ({"messages": "Hello"}, "expected a list of turns"),
         ({"text": "Hello"}, "expected a list of turns"),
-        ({"messages": []}, "no turn of the assistant that answers the user, to learn from; add"),
-        ({"messages": OPENAI["messages"][:2]}, "no turn of the assistant that answers the user"),
-        ({"messages": [OPENAI["messages"][i] for i in (0, 2)]}, "no turn .*; add unpaired_turns"),
-        (UNFIT["unpaired_turns"], "turn 6 of the assistant does not follow one of the user; add"),
-        (with_turn(role="narrator", content="Hm."), "a turn of 'narrator'; allowed are system"),
-        (with_turn(role="tool", content="42"), "a turn of 'tool'; add tool_calls to `skip`"),
-        (with_turn(role="user", content=7), "what 'user' says must be text, found 7"),
+        (
+            {"messages": []},
+            "no assistant turn that answers the user, so there is nothing to learn; add",
+        ),
+        ({"messages": OPENAI["messages"][:2]}, "no assistant turn that answers the user"),
+        (
+            {"messages": [OPENAI["messages"][i] for i in (0, 2)]},
+            "no assistant turn .*; add unpaired_turns",
+        ),
+        (UNFIT["unpaired_turns"], r"turn 6 \(assistant\) does not follow a user turn; add"),
+        (with_turn(role="narrator", content="Hm."), "unknown role 'narrator'; allowed: system"),
+        (with_turn(role="tool", content="42"), "a 'tool' turn; add tool_calls to `skip`"),
+        (with_turn(role="user", content=7), "the content of a 'user' turn must be text, found 7"),
     ],
 )
 def test_a_malformed_conversation_is_named(tmp_path, record, problem):

@@ -250,7 +250,9 @@ def test_several_right_answers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataValidationError, match="2 choices are marked as right; a question has"):
         read_rows(tmp_path, [TRUTHFULQA], several)
     row = {"question": "Where?", "choices": ["a", "b"], "answer": [1]}
-    with pytest.raises(DataValidationError, match=r"must mark each of 2 choices by 0 or 1, not \["):
+    with pytest.raises(
+        DataValidationError, match=r"must mark each of 2 choices with 0 or 1, not \["
+    ):
         read_rows(tmp_path, [row], {})
 
 

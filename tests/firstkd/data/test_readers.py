@@ -388,7 +388,10 @@ def test_html_entities_are_warned_of(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     read_all(tmp_path, "questions", OWN, {**OWN, "question": text})
-    assert "data.jsonl: 1 records hold HTML entities such as &amp;, first line 2" in caplog.text
+    assert (
+        "data.jsonl: 1 records contain HTML entities such as &amp;, the first at line 2"
+        in caplog.text
+    )
     caplog.clear()
     read_all(tmp_path, "questions", {**OWN, "question": "AT&T; R&D?"})
     assert "HTML" not in caplog.text
@@ -470,7 +473,7 @@ def test_answers_that_can_be_read_in_two_ways_are_reported_and_can_be_set(
     record = {"question": "Which?", "choices": MIXED, "answer": "A"}
     [example] = read_all(tmp_path, "questions", record)
     assert example.response == "A"
-    assert "read as the letter of a choice, 1 answers would name another one" in caplog.text
+    assert "read as the letter of a choice, 1 answers would name a different one" in caplog.text
     caplog.clear()
     [example] = read_all(tmp_path, "questions", record, answers_are="letter")
     assert example.response == "AB" and not caplog.records
@@ -568,7 +571,7 @@ def test_a_number_that_is_a_label_and_the_index_of_another_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     read_all(tmp_path, "questions", {"question": "Good?", "answer": 4}, labels=STARS)
-    assert "read as the index of a choice, 1 answers would name another one" in caplog.text
+    assert "read as the index of a choice, 1 answers would name a different one" in caplog.text
     assert "set fetch.datasets.set.answers_are" in caplog.text
 
 
@@ -611,7 +614,7 @@ def test_a_parquet_table_with_a_column_per_choice_and_gaps(tmp_path: Path) -> No
 def test_a_damaged_parquet_file_is_named(tmp_path: Path, damage: Any) -> None:
     write_parquet(tmp_path / "a.parquet", [OWN])
     (tmp_path / "a.parquet").write_bytes(damage((tmp_path / "a.parquet").read_bytes()))
-    with pytest.raises(DataValidationError, match=r"a\.parquet: not a whole Parquet file"):
+    with pytest.raises(DataValidationError, match=r"a\.parquet: not a complete Parquet file"):
         [*read(tmp_path / "a.parquet", dataset(), "set")]
 
 

@@ -46,7 +46,7 @@ def test_a_gzip_file_arrives_decompressed_and_is_pinned_by_its_content(tmp_path:
 def test_a_truncated_gzip_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources/a.jsonl.gz").write_bytes(gzip.compress(os.urandom(5000))[:-100])
-    with pytest.raises(SourceError, match=r"a\.jsonl\.gz: not a whole gzip file"):
+    with pytest.raises(SourceError, match=r"a\.jsonl\.gz: not a complete gzip file"):
         fetch_source("path:sources/a.jsonl.gz", None, tmp_path / "out/a", tmp_path)
     assert names(tmp_path / "out") == []
 
@@ -92,7 +92,7 @@ def test_a_linked_folder_that_nobody_watches_must_be_pinned(tmp_path: Path) -> N
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
     (tmp_path / "sources/model").symlink_to(tmp_path / "model")
-    with pytest.raises(SourceError, match=r"where no change would be noticed: put .* or pin it"):
+    with pytest.raises(SourceError, match=r"where changes would go unnoticed: move .* or pin it"):
         fetch_source("path:sources/model", None, tmp_path / "out/a", tmp_path)
     assert names(tmp_path / "out") == []
     pin = sha256_of(tmp_path / "model")

@@ -107,7 +107,9 @@ def test_a_tokenizer_that_cuts_responses_differently_after_the_view_is_refused()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
     shown = viewer(instructions="Hint")
     shown.encode([FOX], tokenizer)
-    with pytest.raises(ConfigError, match="example a/fox: after what the view shows"):
+    with pytest.raises(
+        ConfigError, match="example a/fox: after the view's text, the tokenizer splits"
+    ):
         shown.encode([FOX], tokenizer, same_tokens=True)
 
 

@@ -94,7 +94,7 @@ def test_a_question_is_whole_once_something_follows_it():
             {"by": "student"},
             "write.more.by: 'student' does not exist, is trained here or is behind",
         ),
-        ({"like": "test_set"}, "write.more.like: 'test_set' is not a data set that is learned"),
+        ({"like": "test_set"}, "write.more.like: 'test_set' is not a data set that models learn"),
         ({"like": "talk"}, "write.more.like: 'talk' is open text"),
         ({}, None),
     ],
@@ -109,7 +109,7 @@ def test_who_writes_what_is_checked(changed, problem):
     write = settings(**changed)
     if problem is None:
         check_written({"more": write}, {"base"}, datasets)
-        with pytest.raises(ValueError, match=r"write\.a: that is the name of a split or"):
+        with pytest.raises(ValueError, match=r"write\.a: a split or data set already"):
             check_written({"a": write}, {"base"}, datasets)
     else:
         with pytest.raises(ValueError, match=problem):

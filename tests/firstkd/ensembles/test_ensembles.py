@@ -112,7 +112,7 @@ def test_swag_draws_have_the_mean_and_the_spread_of_the_models():
 
 def test_swag_of_unlike_models_is_refused():
     networks = [float64_model(SIZE, 0), float64_model(SIZE, 0, layers=1)]
-    with pytest.raises(ConfigError, match="of: b has other weights than a"):
+    with pytest.raises(ConfigError, match="of: b's weights do not match a's"):
         made({"kind": "swag", "of": ["a", "b"]}).check(networks)
 
 

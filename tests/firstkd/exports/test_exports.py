@@ -250,7 +250,7 @@ def test_a_temperature_that_no_weight_divides_by_leaves_the_model_as_it_was():
 
 
 def test_a_family_that_a_format_does_not_know_is_named():
-    with pytest.raises(ConfigError, match=r"gguf is written for llama, .*, not for gemma; export"):
+    with pytest.raises(ConfigError, match=r"gguf export supports llama, .*, not gemma; export"):
         export(GgufExport, "f16").check(gemma().config)
 
 

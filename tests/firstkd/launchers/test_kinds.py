@@ -37,7 +37,9 @@ def test_a_step_is_shared_out_among_the_processes_of_all_hosts():
 
 @pytest.mark.parametrize("reach", ["ssh {host}", "ssh a {command}", "ssh {host} sh-c={command}"])
 def test_a_way_that_does_not_say_where_the_command_goes_is_refused(reach):
-    with pytest.raises(ValidationError, match=r"needs \{host\}, and \{command\} as a word"):
+    with pytest.raises(
+        ValidationError, match=r"needs \{host\}, and \{command\} as a separate word"
+    ):
         made(kind="hosts", hosts=["a"], reach=reach)
 
 
@@ -96,6 +98,8 @@ def test_without_a_cluster_kubectl_says_so(tmp_path, monkeypatch):
 
 def test_a_program_that_is_not_here_is_named(tmp_path):
     hosts = made(kind="hosts", hosts=["a"], reach="not-installed {host} {command}")
-    with pytest.raises(RankError, match=r"no program not-installed here to reach host a"):
+    with pytest.raises(
+        RankError, match=r"not-installed is not installed here, so host a cannot be reached"
+    ):
         hosts.launch(replace(JOB, logs=tmp_path))
     assert not (tmp_path / "hosts").exists()

@@ -117,7 +117,7 @@ def test_a_score_that_is_not_a_number_is_noticed_wherever_it_is(tiny_model):
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        (Question("x", [5, 400], [[6]], 0), r"example x has the token 400, but the model embeds"),
+        (Question("x", [5, 400], [[6]], 0), r"example x has token id 400, but the model has only"),
         (Question("x", [5], [[6] * 513], 0), r"example x has 514 tokens, but the model has 512"),
     ],
 )

@@ -155,8 +155,11 @@ def test_weights_that_are_not_the_models_are_refused(tiny_model, tmp_path, chang
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "t5"}, "t5 is an encoder-decoder; choose a causal language model"),
-        ({"model_type": "gemma3"}, "gemma3 is a multimodal model; choose a causal language"),
+        (
+            {"model_type": "t5"},
+            "t5 is an encoder-decoder; choose a text-only causal language model",
+        ),
+        ({"model_type": "gemma3"}, "gemma3 is a multimodal model; choose a text-only causal"),
         ({"model_type": "newest"}, r"newest is unknown to transformers \d"),
         ({"model_type": "vit"}, "vit is not a causal language model; choose"),
     ],

@@ -30,7 +30,9 @@ REFUSED = {
 def test_a_family_is_narrowed_right_or_refused_by_name(family, tmp_path):
     model = tiny_model(family)
     if family in REFUSED:
-        with pytest.raises(ArtifactError, match=rf"{family}: not one feed-forward block"):
+        with pytest.raises(
+            ArtifactError, match=rf"{family}: not every layer has exactly one feed-forward block"
+        ):
             feed_forwards(model)
         return
     before = model.num_parameters()

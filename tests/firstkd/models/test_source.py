@@ -56,10 +56,10 @@ def test_whole_models_in_shards_arrive(sharded: Path) -> None:
     ("file", "damage", "problem"),
     [
         (WEIGHTS, lambda _: POINTER, r"model\.safetensors is a Git LFS pointer.*`git lfs pull`"),
-        (WEIGHTS, lambda b: b[:-100], r"model\.safetensors is not a whole safetensors file"),
-        (WEIGHTS, lambda b: b[:40], r"model\.safetensors is not a whole safetensors file"),
-        (WEIGHTS, lambda _: b"<html>404</html>", r"is not a whole safetensors file"),
-        (WEIGHTS, lambda _: b"", r"is not a whole safetensors file"),
+        (WEIGHTS, lambda b: b[:-100], r"model\.safetensors is not a complete safetensors file"),
+        (WEIGHTS, lambda b: b[:40], r"model\.safetensors is not a complete safetensors file"),
+        (WEIGHTS, lambda _: b"<html>404</html>", r"is not a complete safetensors file"),
+        (WEIGHTS, lambda _: b"", r"is not a complete safetensors file"),
         ("config.json", lambda _: POINTER, r"config\.json is a Git LFS pointer"),
         ("config.json", lambda b: b[:-30], r"config\.json is not JSON"),
         ("config.json", lambda _: b"{}", r"config\.json has no model_type"),
@@ -98,7 +98,7 @@ def test_shards_without_their_index_are_refused(sharded: Path) -> None:
 
 def test_a_shard_of_another_model_is_refused(sharded: Path) -> None:
     shutil.copy(sharded / SHARDS[0], sharded / SHARDS[1])
-    with pytest.raises(SourceError, match=f"{SHARDS[1]} has no model"):
+    with pytest.raises(SourceError, match=f"{SHARDS[1]} lacks model"):
         fetch(sharded)
 
 
@@ -144,16 +144,16 @@ def test_a_tokenizer_of_vocabulary_and_merges_needs_no_conversion(model: Path) -
     (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
     fetch(model)
     (model / "vocab.json").write_text("[")
-    with pytest.raises(SourceError, match=r"no tokenizer can be made of vocab\.json"):
+    with pytest.raises(SourceError, match=r"no tokenizer can be built from vocab\.json"):
         fetch(model)
 
 
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda b: b[:-500], "is not a whole GGUF file"),
-        (lambda b: b[:2000], "is not a whole GGUF file"),
-        (lambda _: b"<html>404</html>", "is not a whole GGUF file"),
+        (lambda b: b[:-500], "is not a complete GGUF file"),
+        (lambda b: b[:2000], "is not a complete GGUF file"),
+        (lambda _: b"<html>404</html>", "is not a complete GGUF file"),
         (lambda _: POINTER, "is a Git LFS pointer"),
         (lambda b: b.replace(b"llama", b"lluma"), "cannot be converted .*lluma"),
     ],

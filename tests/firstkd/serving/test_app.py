@@ -85,7 +85,7 @@ BAD = [
     (b'{"questions": [{"question": 3, "choices": ["x", "y"]}]}', 422, "question: "),
     (b'{"questions": [{"question": "secret", "choices": ["x"]}]}', 422, "choices: "),
     (b'{"questions": [{"question": "secret", "model": "../../etc"}]}', 422, "model: Extra"),
-    (b'{"questions": [{"question": "secret"}]}', 422, "names no choices"),
+    (b'{"questions": [{"question": "secret"}]}', 422, "has no choices"),
     (b'{"questions": [{"question": " ", "choices": ["x", "y"]}]}', 422, "is empty"),
     (b'{"questions": [%s]}' % b",".join([b'{"question": "q"}'] * 9), 413, "9 questions; at most 8"),
     (

@@ -56,7 +56,7 @@ def test_each_change_is_named_with_what_it_is_now_and_was(text, low, of, words):
     drift = watching()
     drift.add(questions(200, text), sure(200, low))
     assert drift.state.alarm.of == of and words in drift.state.alarm.words
-    assert drift.state.alarm.words.startswith(f"student v1: the {of} of served questions is not")
+    assert drift.state.alarm.words.startswith(f"student v1: the {of} of served questions differs")
 
 
 def test_an_alarm_is_announced_once_and_stays_until_as_many_questions_were_calm(tmp_path):
@@ -75,14 +75,14 @@ def test_an_alarm_is_announced_once_and_stays_until_as_many_questions_were_calm(
         await drift.flush()
         assert drift.state.alarm is None
         [line] = drift_lines(file.parent)
-        assert line.startswith("drift: none in what student v1 answers (")
+        assert line.startswith("drift: none in the questions student v1 answers (")
         drift.watch("student v2", None, None)
         await drift.flush()
 
     asyncio.run(story())
     (file.parent / PROMISE).write_text("it holds\n")
     assert drift_lines(file.parent) == [
-        "drift: student v2 keeps no reference to compare with: retrain or recalibrate",
+        "drift: student v2 has no reference to compare with: retrain or recalibrate",
         "promise: it holds",
     ]
     assert drift_lines(tmp_path / "nothing served yet") == []

@@ -11,7 +11,7 @@ def test_other_machines_need_a_token(tmp_path, monkeypatch):
     for host in ("127.0.0.1", "127.3.2.1", "::1", "localhost"):
         assert token_for(host, None) is None
     for host in ("0.0.0.0", "192.168.1.4", "::", "example.org"):
-        with pytest.raises(ConfigError, match=f"other machines reach {host}"):
+        with pytest.raises(ConfigError, match=f"other machines can reach {host}"):
             token_for(host, None)
     monkeypatch.setenv(TOKEN, GOOD)
     assert token_for("0.0.0.0", None) == token_for("127.0.0.1", None) == GOOD

@@ -50,8 +50,8 @@ def test_only_the_term_dirichlet_learns_from_disagreement():
     dirichlet = Dirichlet(**{"kind": "dirichlet", "from": "all"})
     choices = ChoiceKl(**{"kind": "choice_kl", "from": "all"})
     assert dirichlet.misfit(ENSEMBLE) is None
-    message = "it compares choices, but signals.all is of members' choices"
+    message = "it compares choices, but signals.all holds members' choices"
     assert choices.misfit(ENSEMBLE) == message
-    assert "signals.all is of choices" in dirichlet.misfit(CHOICES)
+    assert "signals.all holds choices" in dirichlet.misfit(CHOICES)
     pooled = Mean(kind="mean", of=["all", "a"])
-    assert "'all' is of members' choices" in pooled.check({**signals, "all": ENSEMBLE}, {})
+    assert "'all' is a signal of members' choices" in pooled.check({**signals, "all": ENSEMBLE}, {})

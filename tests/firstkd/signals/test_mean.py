@@ -79,5 +79,5 @@ def test_equally_confident_teachers_weigh_the_same(tmp_path):
 def test_stores_of_other_examples_are_refused(tmp_path, keys):
     first = write_choices(tmp_path / "first", logprobs(0), range(4))
     other = write_choices(tmp_path / "other", logprobs(1)[: len(keys)], keys)
-    with pytest.raises(ArtifactError, match=r"other holds other examples than .*first; run its"):
+    with pytest.raises(ArtifactError, match=r"other has different examples from .*first; run its"):
         MEAN.combine([first, other])

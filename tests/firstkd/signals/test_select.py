@@ -135,8 +135,11 @@ def test_draws_are_the_same_however_capture_is_cut(tiny_model, tmp_path):
     ("settings", "message"),
     [
         ({"recalibrate": "temperature"}, "recalibrate: temperature changes probabilities"),
-        ({"recalibrate": "none", "tail": "renormalise"}, "unbiased for tail: ghost"),
-        ({"recalibrate": "none", "divergence": {"kind": "reverse"}}, "unbiased for tail: ghost"),
+        ({"recalibrate": "none", "tail": "renormalise"}, "unbiased only for tail: ghost"),
+        (
+            {"recalibrate": "none", "divergence": {"kind": "reverse"}},
+            "unbiased only for tail: ghost",
+        ),
         ({"recalibrate": "none"}, None),
     ],
 )
@@ -155,7 +158,7 @@ def test_a_server_gives_no_draws():
     models = {"m": ModelSettings(init=ServerInit.model_validate(init))}
     assert "draws from the whole distribution" in tokens(SAMPLE).check({}, models)
     assert tokens(TOP_P).check({}, models) is None
-    with pytest.raises(ConfigError, match="others give the most probable tokens alone"):
+    with pytest.raises(ConfigError, match="but only the most probable tokens are available"):
         tokens(SAMPLE).select.of_positions([({5: -0.1}, 5)], 400)
     kept = tokens(TOP_P).select.of_positions([({5: -0.1, 6: -3.0}, 5)], 400)
     assert kept.top_logprobs.isfinite().sum() == 1  # which hold 0.3 already

@@ -19,7 +19,7 @@ def hidden(**settings):
 
 
 def test_widths_that_differ_are_refused_without_a_projector():
-    message = r"k.projector: false, but hidden states of 32 and of 48 numbers"
+    message = r"k.projector: false, but the hidden states have 32 and 48 numbers"
     with pytest.raises(ConfigError, match=message):
         hidden(projector=False).pairs(Pairing((4, 6), (32, 48), None), "k")
 

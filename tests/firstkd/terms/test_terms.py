@@ -203,9 +203,9 @@ def test_a_weight_is_a_number_or_changes_linearly():
 def test_a_term_learns_only_from_decisions_of_its_own_kind():
     assert LEARN["choices"].misfit(CHOICES) is None and LEARN["tokens"].misfit(TOKENS) is None
     assert LEARN["choices"].misfit(TOKENS) == (
-        "it compares choices, but signals.choices is of tokens"
+        "it compares choices, but signals.choices holds tokens"
     )
-    assert "compares tokens, but signals.tokens is of choices" in LEARN["tokens"].misfit(CHOICES)
+    assert "compares tokens, but signals.tokens holds choices" in LEARN["tokens"].misfit(CHOICES)
 
 
 def test_tempering_the_vocabulary_needs_the_tails_nodes():
@@ -217,5 +217,5 @@ def test_tempering_the_vocabulary_needs_the_tails_nodes():
 @pytest.mark.parametrize("name", ["loss", "step", "step_tokens", "learning_rate"])
 def test_a_term_is_not_named_like_a_column_of_the_curve(name):
     init = {"kind": "copy", "of": "base"}
-    with pytest.raises(ValidationError, match=f"{name} is taken by a column .* rename the term"):
+    with pytest.raises(ValidationError, match=f"{name} is already a column .* rename the term"):
         ModelSettings(init=init, train="t", learn={name: {"kind": "gold"}})

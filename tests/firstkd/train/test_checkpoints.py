@@ -80,9 +80,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_model, tmp_path, 
     (newest / damaged).write_bytes(content)
     with caplog.at_level(logging.INFO):
         same(undisturbed, trained(tiny_model, tmp_path, saved, checkpoint_steps=6))
-    assert "damaged checkpoint, the one before is taken" in caplog.text
+    assert "damaged checkpoint; using the one before it" in caplog.text
     assert "step-00000018" in caplog.text
-    assert "going on after step 12 of 20" in caplog.text
+    assert "resuming after step 12 of 20" in caplog.text
 
 
 def test_what_a_kill_left_half_written_is_no_checkpoint(tiny_model, tmp_path):

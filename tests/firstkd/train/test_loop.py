@@ -211,7 +211,9 @@ def test_the_decay_sees_the_data_sets_that_it_names_alone(per_step):
 
 def test_a_decay_that_begins_in_the_warm_up_is_refused():
     schedule = {"schedule": {"kind": "wsd", "decay": 0.95}}
-    with pytest.raises(ValueError, match=r"schedule\.decay: 0\.95 and warmup_ratio: 0\.1 are more"):
+    with pytest.raises(
+        ValueError, match=r"schedule\.decay: 0\.95 and warmup_ratio: 0\.1 add up to more"
+    ):
         TrainingSettings.model_validate(SETTINGS.model_dump() | schedule)
 
 
