@@ -41,7 +41,7 @@ def publish_lock(root: Path, branch: str, remote: str | None) -> list[str]:
     git_or_none(root, "fetch", remote, f"+{reference}:{theirs}", env=alone)
     done = _commit_lock(root, branch, [reference, theirs])
     git(root, "push", remote, f"{reference}:{reference}", env=alone)
-    return [done, f"{branch} is pushed to {remote}"]
+    return [done, f"{branch} was pushed to {remote}"]
 
 
 def _commit_lock(root: Path, branch: str, references: list[str]) -> str:
@@ -73,4 +73,4 @@ def _commit_lock(root: Path, branch: str, references: list[str]) -> str:
     message = f"Retrain\n\ndvc.lock {sha256_of(root / 'dvc.lock')}\n"
     commit = git(root, "commit-tree", tree, *ancestry, "-m", message, env=IDENTITY)
     git(root, "update-ref", "-m", "firstkd: retrain", reference, commit, tips[0] or "")
-    return f"dvc.lock is committed to {branch} ({commit[:8]})"
+    return f"dvc.lock was committed to {branch} ({commit[:8]})"

@@ -56,7 +56,7 @@ class Text:
     head to compute them."""
 
 
-@memory_explained("while answers were written")
+@memory_explained("while writing answers")
 @torch.inference_mode()
 def decode(
     model: PreTrainedModel,

@@ -53,7 +53,7 @@ def test_lock_is_committed_beside_the_users_branch(repository: Workspace) -> Non
     head = git(root, "rev-parse", "HEAD")
     (root / "dvc.yaml").touch()
     said = publish(repository, branch("retrained"), Quiet())
-    assert said[0].startswith("dvc.lock is committed to retrained (")
+    assert said[0].startswith("dvc.lock was committed to retrained (")
     assert git(root, "show", "retrained:dvc.lock") == (root / "dvc.lock").read_text().strip()
     assert git(root, "show", "retrained:params.yaml") == (root / "params.yaml").read_text().strip()
     assert git(root, "log", "-1", "--format=%an %P", "retrained") == f"firstkd {head}"
@@ -151,9 +151,9 @@ def test_a_state_is_published_once_for_the_same_settings(opened_repository: Proj
     (root / "notes").touch()
     assert "not committed" in publish_once(asked("first"), version, Quiet())[0]
     (root / "notes").unlink()
-    assert "is committed to first" in publish_once(asked("first"), version, Quiet())[0]
+    assert "was committed to first" in publish_once(asked("first"), version, Quiet())[0]
     assert publish_once(asked("first"), version, Quiet()) == []
-    assert "is committed to second" in publish_once(asked("second"), version, Quiet())[0]
+    assert "was committed to second" in publish_once(asked("second"), version, Quiet())[0]
 
 
 def test_a_student_that_the_run_has_not_recorded_is_not_registered(
