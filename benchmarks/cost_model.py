@@ -25,7 +25,7 @@ EXAMPLE_BYTES = 12
 """Taken in a shard by an example's key and its number of records."""
 OPEN_SECONDS_PER_TOKEN = 0.3 / 10_076_160
 """`benchmarks.store`, open_seconds; nearly all of it for checksums, so it depends on the disk."""
-VALIDATE_SECONDS_PER_EXAMPLE = 110 / 100_000
+VALIDATE_SECONDS_PER_EXAMPLE = 3566 / 5_000_000
 """`benchmarks.data`, validate_seconds; on one core."""
 TRAINING_BYTES_PER_PARAMETER = 16
 """bfloat16 weights and gradients, float32 master weights and Adam's two moments."""
