@@ -21,13 +21,13 @@ from firstkd.data.examples import read_examples
 from firstkd.data.packing import Batch, batches_by_length, pack
 from firstkd.data.prompts import Question, encode
 from firstkd.measure.metrics import Predictions, one_right
+from firstkd.models.choice_scores import choice_scores
 from firstkd.models.folders import load_model, load_tokenizer
 from firstkd.models.head import chunks, within
 from firstkd.models.scoring import ResponseScorer
 from firstkd.recalibration.temperature import Temperature
 from firstkd.settings import load_settings
 from firstkd.signals.knowledge import Knowledge
-from firstkd.terms.divergences import choice_scores
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0)
 SHOWN = ("accuracy", "ece", "nll")

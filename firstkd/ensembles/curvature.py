@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from firstkd.data.packing import BATCH_TOKENS, batches_by_length, pack
 from firstkd.data.prompts import Question
 from firstkd.memory import memory_explained
+from firstkd.models.choice_scores import choice_scores
 from firstkd.models.head import widest
 from firstkd.models.scoring import ResponseScorer
-from firstkd.terms.divergences import choice_scores
 
 
 @memory_explained("while measuring the curvature")

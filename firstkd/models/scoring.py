@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from firstkd.data.packing import BATCH_TOKENS, Batch, batches_by_length, pack, unpack
 from firstkd.data.prompts import Question
 from firstkd.memory import memory_explained
+from firstkd.models.choice_scores import choice_scores
 from firstkd.models.folders import device_of, vocabulary_size
 from firstkd.models.head import (
     HeadScores,
@@ -26,7 +27,6 @@ from firstkd.models.head import (
 from firstkd.models.layers import states_watched
 from firstkd.models.masks import attention_masks, can_pack
 from firstkd.models.needs import Place
-from firstkd.terms.divergences import choice_scores
 
 
 class Pass(NamedTuple):

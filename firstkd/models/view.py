@@ -6,10 +6,10 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from firstkd.data.packing import Batch
+from firstkd.models.choice_scores import choice_scores
 from firstkd.models.head import HeadScores
 from firstkd.models.needs import Place
 from firstkd.models.scoring import Pass, ResponseScorer
-from firstkd.terms.divergences import choice_scores
 
 
 class View:

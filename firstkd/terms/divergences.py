@@ -1,6 +1,6 @@
-"""Divergences between a teacher's decisions and a student's, and the choices' scores.
+"""Divergences between a teacher's decisions and a student's.
 
-Legend: N positions, K top-k, M scored tokens, B questions, C choices.
+Legend: N positions, K top-k, B questions, C choices.
 """
 
 from typing import assert_never
@@ -13,16 +13,6 @@ from firstkd.terms.divergence import FORWARD, Divergence, TailPolicy
 
 ABSENT = -1e4
 """Log-probability of an absent candidate: 0 as a probability, but finite."""
-
-
-def choice_scores(logprobs_M: Tensor, response_of_M: Tensor, choice_mask_BC: Tensor) -> Tensor:
-    """Return scores [B, C]: the mean log-probability of each choice's tokens, −inf if absent.
-
-    The mean, not the sum, which would favour short choices (benchmarks/choice_score.py).
-    """
-    sums = logprobs_M.new_zeros(choice_mask_BC.numel()).index_add(0, response_of_M, logprobs_M)
-    counts = response_of_M.bincount(minlength=choice_mask_BC.numel()).clamp_min(1)
-    return (sums / counts).view_as(choice_mask_BC).masked_fill(~choice_mask_BC, -torch.inf)
 
 
 def with_gold(target_BC: Tensor, gold_B: Tensor, share: float) -> Tensor:

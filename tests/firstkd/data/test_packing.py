@@ -10,9 +10,9 @@ from firstkd.data.packing import (
     unpack,
 )
 from firstkd.data.prompts import Question
+from firstkd.models.choice_scores import choice_scores
 from firstkd.models.folders import load_model
 from firstkd.models.scoring import ResponseScorer
-from firstkd.terms.divergences import choice_scores
 
 QUESTIONS = [
     Question("a", [5, 6, 7], [[8], [9, 10], [11, 12, 13]], 1),

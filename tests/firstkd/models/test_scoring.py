@@ -5,10 +5,10 @@ from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
 from firstkd.errors import OutOfMemoryError
 from firstkd.models import head as objective
+from firstkd.models.choice_scores import choice_scores
 from firstkd.models.folders import load_model
 from firstkd.models.scoring import ResponseScorer, score_questions, score_tokens
 from firstkd.models.self_test import plain_score
-from firstkd.terms.divergences import choice_scores
 
 QUESTIONS = [
     Question("a", [5, 6, 7], [[8], [9, 10], [11, 12, 13]], 1),

@@ -3,7 +3,7 @@ import torch.nn.functional as F
 
 from firstkd.recalibration.temperature import Temperature
 from firstkd.signals.knowledge import Knowledge
-from firstkd.terms.divergences import choice_kl, choice_scores, sparse_kl
+from firstkd.terms.divergences import choice_kl, sparse_kl
 
 
 def test_the_tail_is_the_stored_one_not_what_rounded_probabilities_lack_to_one():
@@ -19,13 +19,6 @@ def test_the_tail_is_the_stored_one_not_what_rounded_probabilities_lack_to_one()
     # an empty tail costs nothing, not even where the student has none either
     none = torch.zeros(1, dtype=torch.float64)
     assert torch.isfinite(sparse_kl(rounded, none, log_student, none - torch.inf, "ghost")).all()
-
-
-def test_choice_scores_are_means_over_each_choices_tokens():
-    logprobs = torch.tensor([-1.0, -2.0, -4.0, -5.0])
-    mask = torch.tensor([[True, True, False]])
-    scores = choice_scores(logprobs, torch.tensor([0, 1, 1, 1]), mask)
-    torch.testing.assert_close(scores, torch.tensor([[-1.0, -11 / 3, -torch.inf]]))
 
 
 def test_choice_kl_is_zero_at_the_target_and_ignores_missing_choices():
