@@ -25,5 +25,5 @@ def test_the_temperature_is_in_the_weights_only_where_answers_are_one_token(
 
 def test_a_student_without_a_temperature_is_refused_in_one_line(tiny_model):
     model, tokenizer = load_model(tiny_model, "fp32"), load_tokenizer(tiny_model)
-    with pytest.raises(ConfigError, match=r"^the model has no temperature, [^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^the model has no temperature because [^\n]*$"):
         facts_of(model, tokenizer, {"sets": {}}, {**CALIBRATION, "temperature": None})

@@ -84,7 +84,9 @@ def test_training_keeps_the_models_own_head(tiny_model):
 
 def test_scoring_that_runs_out_of_memory_names_the_settings_to_lower(model):
     question = Question("long", [5] * 300_000, [[6], [7]], 0)  # a mask of 360 GB
-    with pytest.raises(OutOfMemoryError, match=r"scored; lower the stage's micro_batch_size or "):
+    with pytest.raises(
+        OutOfMemoryError, match=r"scoring questions; lower the stage's micro_batch_size or "
+    ):
         score_questions(model, [question], 1)
 
 
