@@ -26,9 +26,9 @@ LAUNCH = "PET_RDZV_ID"
 LEASH = "FIRSTKD_ENDS_WITH_INPUT"
 """Set if the end of standard input is the order to stop, as no signal gets through to here."""
 PASSED_ON = ("CUDA_", "GLOO_", "HF_", "NCCL_", "OMP_", "PYTHONPATH", "TORCH_")
-"""Prefixes of the variables that this host passes on to others: the libraries'."""
-SECRET = "HF_TOKEN"
-"""Prefix of those that it keeps: another user can read the command line that they would be on."""
+"""Prefixes of the libraries' variables, which this host passes on to others."""
+WITHHELD = "HF_TOKEN"
+"""Prefix of those it withholds: other users could read them on the command line."""
 BEGUN = ".begun"
 """Suffix of the file with which a host reports that it has begun."""
 FOLDER_SECONDS = 15.0
@@ -64,7 +64,7 @@ def command_line(
 
 def passed_on() -> dict[str, str]:
     names = sorted(name for name in os.environ if name.startswith(PASSED_ON))
-    return {name: os.environ[name] for name in names if not name.startswith(SECRET)}
+    return {name: os.environ[name] for name in names if not name.startswith(WITHHELD)}
 
 
 def run_host(job: Job) -> None:

@@ -22,7 +22,7 @@ PASSING = {408, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
 LONGEST_WAIT = 60.0
 LONGEST_ASKED = 600.0
-"""Seconds to wait at most if the server asks for it; more is a limit per day, or a mistake."""
+"""Longest wait in seconds that a server may ask for; more is a daily limit or a mistake."""
 """Most seconds between two attempts, unless the server says how many."""
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class ServedModel:
         except RefusedError as error:
             if error.status in PASSING and attempt < self.init.retries:
                 self.usage.retries += 1
-                time.sleep(_wait(attempt, error.retry_after))
+                time.sleep(seconds_to_wait(attempt, error.retry_after))
                 return self._once(ask, attempt + 1)
             if refused := self._known(error):
                 raise refused from error
@@ -121,7 +121,7 @@ class ServedModel:
         if it may be at fault.
         """
         for attempt in range(self.init.retries + 1):
-            wait = _wait(attempt, None)
+            wait = seconds_to_wait(attempt, None)
             try:
                 async with self._slots:
                     reply = await self._client.post(path, body)
@@ -138,7 +138,7 @@ class ServedModel:
                 )
                 if error.status not in PASSING:
                     raise failed from error
-                wait = _wait(attempt, error.retry_after)
+                wait = seconds_to_wait(attempt, error.retry_after)
             except httpx.HTTPError as error:
                 failed = self._silent(error, attempt + 1)
             if attempt < self.init.retries:
@@ -167,7 +167,7 @@ class ServedModel:
         )
 
 
-def _wait(attempt: int, retry_after: float | None) -> float:
+def seconds_to_wait(attempt: int, retry_after: float | None) -> float:
     """Return the seconds to wait: what the server asks for, else exponential with jitter."""
     if retry_after is not None:
         return min(LONGEST_ASKED, retry_after)

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from firstkd.errors import ConfigError
 from firstkd.files import write_json
 from firstkd.launchers.base import Job
+from firstkd.launchers.host import passed_on
 from firstkd.launchers.kinds import AnyLauncher
 from firstkd.launchers.torchrun import RankError
 from firstkd.train.settings import MachineSettings
@@ -24,6 +25,15 @@ KUBERNETES = {"kind": "kubernetes", "hosts": 3, "pod": REPOSITORY / "infra/kuber
 
 def made(**settings):
     return TypeAdapter(AnyLauncher).validate_python(settings)
+
+
+def test_no_token_is_passed_on_to_other_hosts(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_HOME", "/models")
+    monkeypatch.setenv("FIRSTKD_TEACHER_KEY", "sk-secret")
+    found = passed_on()
+    assert found["HF_HOME"] == "/models"
+    assert not {"hf_secret", "sk-secret"} & set(found.values())
 
 
 def test_a_step_is_shared_out_among_the_processes_of_all_hosts():
