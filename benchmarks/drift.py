@@ -100,7 +100,7 @@ def main(name: str | None = None, root: Path = Path(".")) -> None:
                     found.append(alarm_after(drift, draw(generator, served, SOON)))
             soon = [after for after in found if after is not None]
             line[f"{other}_after_{before}"] = {
-                "alarms_within": len(soon) / len(found),
+                "alarms_within": len(soon) / len(found) if found else None,
                 "median": statistics.median(soon) if soon else None,
             }
     print(json.dumps(line))

@@ -119,9 +119,8 @@ class Load:
         except httpx.ConnectError:
             self.refused["no connection"] += 1
             return False
-        except httpx.TransportError as error:  # it connected, but got no answer
+        except httpx.TransportError:  # it connected, but got no answer
             self.lost += 1
-            self.refused[type(error).__name__] += 1
             return False
         if reply.status_code != 200:
             self.refused[str(reply.status_code)] += 1

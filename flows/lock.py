@@ -7,6 +7,7 @@ holder dies. Writers to an MLflow server may be on several machines: they share 
 of one on their Prefect server, which frees the slot of a dead holder.
 """
 
+import asyncio
 import fcntl
 import hashlib
 import re
@@ -37,6 +38,7 @@ def registry_lock(tracking: Tracking, name: str) -> Iterator[None]:
             yield
         return
     import httpx
+    from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
     from prefect.concurrency.sync import concurrency
 
     limit = f"registry-{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}"
@@ -44,7 +46,8 @@ def registry_lock(tracking: Tracking, name: str) -> Iterator[None]:
         _create(limit)
         with concurrency(limit, strict=True, lease_duration=LEASE_SECONDS):
             yield
-    except httpx.HTTPError as error:
+    # the last: Prefect cancels a holder whose lease it could not renew
+    except (httpx.HTTPError, ConcurrencySlotAcquisitionError, asyncio.CancelledError) as error:
         raise PipelineError(
             f"Prefect at {url} failed while {name} was locked ({error}); try again"
         ) from error

@@ -1,5 +1,6 @@
 """What real machines do to a project: links, odd and moved folders, proxies, encodings, pipes."""
 
+import asyncio
 import http.server
 import os
 import re
@@ -246,3 +247,13 @@ def test_writers_of_a_shared_server_share_a_limit_of_prefect(opened_project: Pro
     for thread in threads:
         thread.join(timeout=60)
     assert (inside, most) == (0, 1)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_holder_that_prefect_cancels_fails_in_one_line(opened_project: Project) -> None:
+    server = replace(opened_project.tracking, database=None, uri="https://mlflow.example")
+    message = "Prefect at .* failed while student was locked"
+    with pytest.raises(PipelineError, match=message), registry_lock(server, "student"):
+        raise asyncio.CancelledError
+    with registry_lock(server, "student"):  # its slot is free again
+        pass
