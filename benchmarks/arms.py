@@ -129,7 +129,7 @@ def write_project(root: Path, seed: int, given: argparse.Namespace) -> None:
             **split,
             "test": None if SETS[given.dataset].test else TEST,
             "out_of_domain": TRANSFER,
-            "unlabelled": given.unlabelled,
+            "unlabelled": given.unlabelled or None,
         },
     }
     params["prompt"]["max_length"] = 1280  # BoolQ's passages; the others' questions are short
@@ -165,10 +165,9 @@ def datasets(sources: Path, given: argparse.Namespace) -> dict[str, Any]:
     rest = lines[count + given.held_out :]
     if files.unlabelled:
         rest = read_lines(folder / files.unlabelled)
-    parts = [
-        ("labelled", "train" if files.test else "split", lines[:count]),
-        ("unlabelled", "unlabelled", rest),
-    ]
+    parts = [("labelled", "train" if files.test else "split", lines[:count])]
+    if given.unlabelled:
+        parts.append(("unlabelled", "unlabelled", rest))
     if files.test:
         parts.append(("tested", "test", read_lines(folder / files.test) + held_out))
     written = {
