@@ -46,10 +46,10 @@ def registry_lock(tracking: Tracking, name: str) -> Iterator[None]:
         _create(limit)
         with concurrency(limit, strict=True, lease_duration=LEASE_SECONDS):
             yield
-    # the last: Prefect cancels a holder whose lease it could not renew
     except (httpx.HTTPError, ConcurrencySlotAcquisitionError, asyncio.CancelledError) as error:
+        reason = str(error) or "the lock could not be renewed"  # Prefect then cancels its holder
         raise PipelineError(
-            f"Prefect at {url} failed while {name} was locked ({error}); try again"
+            f"Prefect at {url} failed while {name} was locked ({reason}); try again"
         ) from error
 
 

@@ -21,9 +21,9 @@ LARGEST_REPLY = 2**26
 PASSING = {408, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
 LONGEST_WAIT = 60.0
+"""Longest wait in seconds between two attempts, unless the server asks for one."""
 LONGEST_ASKED = 600.0
 """Longest wait in seconds that a server may ask for; more is a daily limit or a mistake."""
-"""Most seconds between two attempts, unless the server says how many."""
 
 log = logging.getLogger(__name__)
 
