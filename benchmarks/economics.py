@@ -31,7 +31,7 @@ from benchmarks.models import FINE_TUNING, MACHINE, PRECISION, SETTINGS, random_
 from benchmarks.train import questions_of_many_lengths
 from firstkd.data.packing import Batch, pack, packed_length
 from firstkd.reproducibility import deterministic
-from firstkd.train.distributed import Ranks, join_ranks
+from firstkd.train.distributed import Ranks, join_ranks, leave_ranks
 from firstkd.train.engine import make_engine
 from firstkd.train.player import Player
 
@@ -188,5 +188,6 @@ if __name__ == "__main__":
         measured = measure(given.measure)
         if join_ranks().is_first:
             print(json.dumps(measured))
+        leave_ranks()
     else:
         main(given.out, given.euros_per_hour, given.tiny)

@@ -23,7 +23,7 @@ from benchmarks.models import FINE_TUNING, MACHINE, SETTINGS, random_model, wait
 from firstkd.data.packing import pack
 from firstkd.data.prompts import Question
 from firstkd.reproducibility import deterministic
-from firstkd.train.distributed import Ranks, join_ranks
+from firstkd.train.distributed import Ranks, join_ranks, leave_ranks
 from firstkd.train.engine import end_engine, make_engine
 from firstkd.train.player import Player
 
@@ -124,5 +124,6 @@ if __name__ == "__main__":
         measured = {stage: measure(stage, int(sys.argv[2]), joined) for stage in range(4)}
         if joined.is_first:
             print(json.dumps(measured))
+        leave_ranks()
     else:
         main(layers=1 if "--tiny" in sys.argv else 10)

@@ -65,3 +65,14 @@ def join_ranks() -> Ranks:
         else:
             torch.distributed.init_process_group(backend)
     return ranks
+
+
+def leave_ranks() -> None:
+    """Leave the processes joined by `join_ranks`, at the end of a program other than a stage.
+
+    Otherwise gloo's threads may outlive the interpreter, which aborts the process. Not for an
+    `except` or `finally`: it waits for exchanges that the other processes may never finish.
+    """
+    import torch
+
+    torch.distributed.destroy_process_group()

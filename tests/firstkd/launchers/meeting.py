@@ -4,9 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
-from firstkd.train.distributed import join_ranks
+from firstkd.train.distributed import join_ranks, leave_ranks
 
 SECONDS = 100
 
@@ -19,7 +17,7 @@ def main(folder: Path, name: str, ranks_of_all: int) -> None:
         assert time.monotonic() < deadline, "the other launch has not begun"
         time.sleep(0.05)
     assert ranks.gather(name) == [name] * ranks.world_size
-    torch.distributed.destroy_process_group()
+    leave_ranks()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from firstkd.data.prompts import Question
 from firstkd.models.scoring import score_questions
 from firstkd.open_text.decoding import Draw, decode
 from firstkd.section import Precision
-from firstkd.train.distributed import join_ranks
+from firstkd.train.distributed import join_ranks, leave_ranks
 from firstkd.train.settings import MachineSettings
 from tests.firstkd.train.loading import Peak, anonymous_bytes
 
@@ -66,3 +66,4 @@ def main(folder: Path, tiny: Path, out: Path, precision: Precision, placement: o
 if __name__ == "__main__":
     *folders, precision, placement = sys.argv[1:]
     main(*map(Path, folders), cast(Precision, precision), json.loads(placement))
+    leave_ranks()

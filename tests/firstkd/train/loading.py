@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from firstkd.terms.gold import Gold
-from firstkd.train.distributed import join_ranks
+from firstkd.train.distributed import join_ranks, leave_ranks
 from firstkd.train.engine import end_engine, load_to_train, make_engine
 from firstkd.train.player import Player
 from tests.firstkd.train.trainings import changed
@@ -55,3 +55,4 @@ def main(folder: Path, tiny: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:]))
+    leave_ranks()

@@ -20,7 +20,7 @@ from firstkd.signals.live import Peer
 from firstkd.terms.choice_kl import ChoiceKl
 from firstkd.terms.gold_choice import GoldChoice
 from firstkd.terms.hidden import Hidden
-from firstkd.train.distributed import join_ranks
+from firstkd.train.distributed import join_ranks, leave_ranks
 from firstkd.train.player import Player, Players
 from tests.firstkd.train.trainings import SHARED, trained
 
@@ -101,3 +101,4 @@ def main(tiny_model: Path, out: Path, stages: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    leave_ranks()

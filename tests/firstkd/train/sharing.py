@@ -16,7 +16,7 @@ import torch
 from firstkd.models.folders import load_model
 from firstkd.signals.target import StoredStates
 from firstkd.terms.hidden import Hidden
-from firstkd.train.distributed import join_ranks
+from firstkd.train.distributed import join_ranks, leave_ranks
 from firstkd.train.player import Player
 from tests.firstkd.open_text.test_on_policy import training
 from tests.firstkd.signals.stores import STATES, capture_into
@@ -89,3 +89,4 @@ def main(tiny_model: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:]))
+    leave_ranks()

@@ -12,7 +12,7 @@ from pathlib import Path
 from firstkd.data.prompts import Question
 from firstkd.reproducibility import deterministic
 from firstkd.terms.gold import Gold
-from firstkd.train.distributed import join_ranks
+from firstkd.train.distributed import join_ranks, leave_ranks
 from firstkd.train.engine import load_to_train
 from firstkd.train.loop import train
 from firstkd.train.plan import training_plan
@@ -108,3 +108,4 @@ def main(tiny_model: Path, out: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    leave_ranks()

@@ -17,7 +17,7 @@ from firstkd.signals.live import Watched
 from firstkd.terms.adversarial import Adversarial
 from firstkd.terms.hidden import Hidden
 from firstkd.terms.relation import Relation
-from firstkd.train.distributed import join_ranks
+from firstkd.train.distributed import join_ranks, leave_ranks
 from firstkd.train.player import Player
 from tests.firstkd.train.trainings import GOLD, SHARED, trained
 
@@ -82,3 +82,4 @@ def main(tiny_model: Path, out: Path, stages: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    leave_ranks()
