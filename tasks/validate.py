@@ -75,7 +75,8 @@ def validate_split(
             with about(f"models.{name}"):
                 uncut[name] = encode(examples, tokenizer, unlimited)
         lengths = token_lengths(uncut.values())
-        cut += sum(asked + response > prompt.max_length for asked, response in lengths)
+        for same in zip(*uncut.values(), strict=True):
+            cut += any(question.length > prompt.max_length for question in same)
         if validation.rows(split, flat_frame(split, examples, lengths, owners)):
             checks.read(split, examples, uncut)
         places.append(answer_places(examples))
