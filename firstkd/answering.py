@@ -20,6 +20,7 @@ from firstkd.open_text.settings import OpenTextSettings
 from firstkd.open_text.writer import Writer
 from firstkd.serving.promise import Threshold
 from firstkd.serving.reference import Reference
+from firstkd.words import counted
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,8 @@ class Answerer:
         if not isinstance(options, list | tuple):
             raise DataValidationError(f"{where}: choices must be a list of texts, not {options!r}")
         if len(options) < 2:
-            raise DataValidationError(f"{where} has {len(options)} choices; at least 2 are needed")
+            found = counted(len(options), "choice")
+            raise DataValidationError(f"{where} has {found}; at least 2 are needed")
         texts = [_text(option, where, f"choice {i}") for i, option in enumerate(options, 1)]
         return Example(prompt, prompt, "", tuple(texts), None, "")
 

@@ -1,8 +1,9 @@
 """What every section of params.yaml has in common: strict keys, frozen values, common types."""
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -29,6 +30,16 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _without_password(url: str) -> str:
+    if urlsplit(url).username is not None:
+        raise ValueError("contains a user name or password; put the key in an environment variable")
+    return url
+
+
+ServerUrl = Annotated[str, Field(pattern=r"^https?://[^\s]+$"), AfterValidator(_without_password)]
+"""Address of a server with OpenAI's interface, up to and including its /v1."""
 
 
 class Section(BaseModel):

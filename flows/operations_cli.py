@@ -194,6 +194,9 @@ def serve(
     from flows.project import opened
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(
+        logging.WARNING
+    )  # else it logs addresses, some of them secret
     with opened(ROOT) as project:
         from flows import serve
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from firstkd.words import counted
+
 ROOT = Path(".")
 
 Name = Annotated[str, typer.Argument(help="A signal of tokens in params.yaml.")]
@@ -57,14 +59,17 @@ def collect(
     from tasks.corrections import collect_corrected
 
     path, count = collect(ROOT)
-    typer.echo(f"{count:,} questions in {path}; name it in fetch.datasets with role: unlabelled")
+    typer.echo(
+        f"{counted(count, 'question')} in {path}; name it in fetch.datasets with role: unlabelled"
+    )
     if corrections:
         policy = load_settings(ROOT / "params.yaml").serve.policy
         found = collect_corrected(ROOT, corrections, policy)
-        where = f"{found.questions:,} corrected questions in {found.path}"
+        where = f"{counted(found.questions, 'corrected question')} in {found.path}"
         typer.echo(f"{where}; name it in fetch.datasets with role: calibration")
         if found.unknown:
-            typer.echo(f"{found.unknown:,} corrections are for questions that were not logged")
+            unknown = counted(found.unknown, "correction")
+            typer.echo(f"{unknown} for questions that were not logged")
         if found.promise:
             typer.echo(found.promise)
 
@@ -77,7 +82,7 @@ def export_knowledge(name: Name, split: Split, path: Lines) -> None:
     from tasks.knowledge import export_split
 
     store = export_split(ROOT, name, split, path)
-    typer.echo(f"{len(store.keys):,} examples, {len(store):,} tokens in {path}")
+    typer.echo(f"{counted(len(store.keys), 'example')}, {counted(len(store), 'token')} in {path}")
 
 
 def import_knowledge(name: Name, split: Split, path: Lines) -> None:
@@ -91,6 +96,8 @@ def import_knowledge(name: Name, split: Split, path: Lines) -> None:
     from tasks.knowledge import import_split
 
     store = import_split(ROOT, name, split, path)
-    typer.echo(f"{len(store.keys):,} examples, {len(store):,} tokens in {store.folder}")
+    typer.echo(
+        f"{counted(len(store.keys), 'example')}, {counted(len(store), 'token')} in {store.folder}"
+    )
     if lacks := ", ".join(store.manifest["incomplete"]):
         typer.echo(f"incomplete: {lacks}; terms that need it will refuse this store")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from firstkd.data.text import is_blank
 from firstkd.errors import ArtifactError
 from firstkd.files import write_json_lines
 from tasks.layout import log_folder
@@ -20,7 +21,8 @@ NEEDED = ("question", "choices")
 
 
 def collect(root: Path) -> tuple[Path, int]:
-    """Write the file; return its path and how many questions it has.
+    """Write the file, without questions that hold an invisible text; return its path and how many
+    questions it has.
 
     It replaces an earlier collection. Raises ArtifactError if there is no traffic, or its
     questions were dropped or hashed.
@@ -28,6 +30,7 @@ def collect(root: Path) -> tuple[Path, int]:
     found = {
         (row["question"], tuple(row["choices"])): {n: row[n] for n in NEEDED}
         for row in traffic(root)
+        if not any(map(is_blank, (row["question"], *row["choices"])))  # `prepare` refuses the file
     }
     path = root / "sources/traffic.jsonl"
     write_json_lines(path, list(found.values()))

@@ -9,7 +9,7 @@ Writes  sources/corrected.jsonl, labelled questions; each run adds to them
 """
 
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from firstkd.measure.risk import interval
 from firstkd.serving.drift import PROMISE
 from firstkd.serving.settings import PolicySettings
 from firstkd.serving.wire import question_id
+from firstkd.words import counted
 from tasks.collect import traffic
 from tasks.layout import log_folder
 
@@ -59,11 +60,13 @@ def collect_corrected(root: Path, file: Path, policy: PolicySettings | None) -> 
         found = {column: asked[name][column] for column in ("question", "choices")}
         kept[name] = {**found, "answer": answer}
     write_json_lines(path, list(kept.values()))
-    answers = {name: row["answer"] for name, row in kept.items()}
-    words = promise_words(rows, answers, policy)
-    if words is not None:
-        with atomic_file(log_folder(root, "drift") / PROMISE) as shown:  # by `firstkd status`
-            shown.write_text(f"{words}\n", encoding="utf-8")
+    words = promise_words(rows, kept, policy)
+    shown = log_folder(root, "drift") / PROMISE  # by `firstkd status`
+    if words is None:
+        shown.unlink(missing_ok=True)
+    else:
+        with atomic_file(shown) as temporary:
+            temporary.write_text(f"{words}\n", encoding="utf-8")
     return Corrected(path, len(kept), unknown, words)
 
 
@@ -91,20 +94,33 @@ def _choice(choices: Sequence[str], answer: str, where: str) -> str:
 
 
 def promise_words(
-    rows: Iterable[dict[str, Any]], answers: dict[str, str], policy: PolicySettings | None
+    rows: Iterable[dict[str, Any]],
+    corrected: Mapping[str, dict[str, Any]],
+    policy: PolicySettings | None,
 ) -> str | None:
-    """Say how many of the answers given were wrong, among those whose right answer is known.
+    """Say how many of the answers given were wrong, among the questions that were corrected.
 
-    Only the version that answered last counts, since each has its own promise.
+    Only the version that answered last counts, since each has its own promise. A question that was
+    asked often counts once, by its last answer: repeats add no evidence.
     """
-    answered = [row for row in rows if row.get("route") == "answered" and row.get("answer")]
-    known = [row for row in answered if _id(row) in answers and row.get("by")]
+    known = [row for row in rows if row["route"] == "answered" and _id(row) in corrected]
     if not known or policy is None:
         return None
     version = known[-1]["by"]
-    ours = [row for row in known if row["by"] == version]
-    wrong = sum(row["answer"] != answers[_id(row)] for row in ours)
+    ours = {_id(row): row for row in known if row["by"] == version and row.get("answer")}
+    if not ours:
+        return (
+            f"{version}: the traffic holds no answers (serve.traffic.drop or .hash), so its "
+            "promise cannot be judged"
+        )
+    wrong = sum(_place(row) != _place(corrected[name]) for name, row in ours.items())
     return f"{version}: {kept_words(interval(wrong, len(ours)), len(ours), policy.max_error)}"
+
+
+def _place(row: dict[str, Any]) -> int:
+    """Position of the answer among the choices, which questions with the same id share; their texts
+    may differ in case and spacing."""
+    return list(row["choices"]).index(row["answer"])
 
 
 def kept_words(error: Estimate, answers: int, most: float) -> str:
@@ -114,8 +130,10 @@ def kept_words(error: Estimate, answers: int, most: float) -> str:
         said = "it may be broken"
     if error.low > most:
         said = "it is broken: recalibrate or retrain"
-    shown = f"{error.value:.1%} of {answers:,} answers are wrong ({error.low:.1%} to "
-    return f"{shown}{error.high:.1%}); the promise was at most {most:.0%}; {said}"
+    wrong = (
+        f"{error.value:.1%} of {counted(answers, 'answer')} ({error.low:.1%} to {error.high:.1%})"
+    )
+    return f"wrong: {wrong}; the promise was at most {most:.0%}; {said}"
 
 
 def recalibration_words(who: str, measured: dict[str, Any]) -> str:

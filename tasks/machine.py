@@ -16,6 +16,7 @@ import httpx
 
 from firstkd.errors import ConfigError
 from firstkd.settings import RuntimeSettings
+from firstkd.words import counted
 
 PYTHON = (3, 11)
 ANSWER_SECONDS = 5.0
@@ -64,7 +65,7 @@ def check_place(database: Path) -> None:
 
 def examine_threads(settings: RuntimeSettings) -> Check:
     cores = len(os.sched_getaffinity(0))
-    found = f"runtime.threads is {settings.threads}; this machine has {cores} cores"
+    found = f"runtime.threads is {settings.threads}; this machine has {counted(cores, 'core')}"
     fix = "lower it in params.yaml, or expect a slow run"
     return warn_unless(settings.threads <= cores, "threads", found, fix)
 

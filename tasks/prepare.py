@@ -39,6 +39,7 @@ from firstkd.data.written import WRITTEN
 from firstkd.errors import ArtifactError, DataValidationError
 from firstkd.files import atomic_folder, write_json
 from firstkd.settings import Settings, load_settings
+from firstkd.words import counted
 from tasks.layout import written_folder
 from tasks.stage import run_stage
 
@@ -62,7 +63,7 @@ def main(root: Path = Path(".")) -> None:
             dropped = divide(pool)
             for reason, examples in dropped.items():
                 if examples:
-                    log.info("dropped as %s: %s examples", reason, f"{len(examples):,}")
+                    log.info("dropped as %s: %s", reason, counted(len(examples), "example"))
             splits, over = write_splits(
                 pool, folder, expected(datasets), settings.prepare.max_examples
             )

@@ -22,6 +22,7 @@ from firstkd.files import atomic_folder, read_json, sha256_of
 from firstkd.reproducibility import deterministic
 from firstkd.serving.promise import Promise
 from firstkd.settings import load_settings
+from firstkd.words import counted
 from tasks.choosing import Choosing
 from tasks.fitted import fitted
 from tasks.scores import under
@@ -40,12 +41,13 @@ def main(root: Path, model: str, evaluation: str, questions: str, output: str) -
     newer = read_questions(Path(questions))
     unseen = list(without_seen(newer, prepared))
     log.info(
-        "%s: %d of %d questions are in no split but calibration", questions, len(unseen), len(newer)
+        "%s: in no split but calibration: %d of %s",
+        *(questions, len(unseen), counted(len(newer), "question")),
     )
     fewest = settings.validate_.min_examples.calibration
     if len(unseen) < fewest:
         raise DataValidationError(
-            f"{questions}: {len(unseen)} questions are in no split but calibration; "
+            f"{questions}: {counted(len(unseen), 'question')} in no split but calibration; "
             f"validate.min_examples.calibration requires {fewest}"
         )
     prompt = PromptSettings.model_validate(kept["prompt"])

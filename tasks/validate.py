@@ -23,6 +23,7 @@ from firstkd.files import atomic_folder, write_json
 from firstkd.models.folders import load_tokenizer
 from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.settings import Settings, load_settings
+from firstkd.words import counted
 from tasks.checks import Checks
 from tasks.layout import log_folder, model_folder
 from tasks.stage import run_stage
@@ -85,9 +86,9 @@ def validate_split(
     validation.split(split, pd.concat([pd.DataFrame(), *places], ignore_index=True))
     if cut:
         log.warning(
-            "data/prepare/%s.parquet: %s of %s examples are longer than prompt.max_length = %d "
-            "and lose the start of their prompt",
-            *(split, f"{cut:,}", f"{owners.examples(split):,}", prompt.max_length),
+            "data/prepare/%s.parquet: longer than prompt.max_length = %d, so that the start of the "
+            "prompt is lost: %s of %s",
+            *(split, prompt.max_length, f"{cut:,}", counted(owners.examples(split), "example")),
         )
 
 
@@ -149,8 +150,8 @@ def report(outcomes: dict[str, dict[str, Any]], docs: Path) -> None:
     if failures:
         listed = "\n  ".join(failures)
         raise DataValidationError(
-            f"{len(failures)} expectations failed; correct the data, or the params.yaml setting "
-            f"in parentheses (all results: {docs}):\n  {listed}"
+            f"{counted(len(failures), 'expectation')} failed; correct the data, or the params.yaml "
+            f"setting in parentheses (all results: {docs}):\n  {listed}"
         )
 
 
@@ -160,7 +161,7 @@ def _seen(outcome: dict[str, Any]) -> str:
         return f"observed {outcome['observed']} ({outcome['setting']})"
     more = " …" if outcome["unexpected"] > len(outcome["ids"]) else ""
     ids = ", ".join(map(str, outcome["ids"]))
-    return f"{outcome['unexpected']} rows: {ids}{more} ({outcome['setting']})"
+    return f"{counted(outcome['unexpected'], 'row')}: {ids}{more} ({outcome['setting']})"
 
 
 def summary(owners: Owners, outcomes: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from firstkd.data.formats.entry import Entry, Format, Malformed, Reading, Unfit
 from firstkd.data.records import read_records
 from firstkd.data.settings import Dataset
 from firstkd.errors import DataValidationError
+from firstkd.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +152,9 @@ class Survey:
             log.warning("%s: records left out: %s", path, self._left_out())
         if self.entities:
             log.warning(
-                "%s: %s records contain HTML entities such as &amp;, the first at %s; unless that "
-                "is intended, replace them with the characters",
-                *(path, f"{self.entities:,}", self.first_entity),
+                "%s: HTML entities such as &amp; in %s, the first at %s; unless that is intended, "
+                "replace them with the characters",
+                *(path, counted(self.entities, "record"), self.first_entity),
             )
 
     def agreed_reading(self, path: Path, dataset: Dataset, name: str) -> Reading | None:

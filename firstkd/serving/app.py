@@ -113,6 +113,12 @@ class Service:
             except PipelineError as error:
                 log.warning("%s stays in charge; the registry cannot be read: %s", known, error)
                 continue
+            except Exception as error:  # e.g. too little memory for two; the next look may succeed
+                kind = type(error).__name__
+                log.warning(
+                    "%s stays in charge; loading the next failed: %s: %s", known, kind, error
+                )
+                continue
             if found is not None:
                 self.champion.served = found
                 self._in_charge(found)

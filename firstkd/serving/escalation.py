@@ -10,7 +10,7 @@ import httpx
 
 from firstkd.data.examples import Example
 from firstkd.openai.client import RefusedError, UnreadableReplyError
-from firstkd.serving.targets import EscalationError, Given, Target
+from firstkd.serving.targets import CannotAskError, EscalationError, Given, Target
 
 FAILURES = 5
 """Failures in a row after which nothing is passed on for a while."""
@@ -53,6 +53,10 @@ class Escalation:
         try:
             async with asyncio.timeout(self.timeout_seconds):
                 given = await self.target.ask(example)
+        except CannotAskError:
+            if self._failed >= self.failures:
+                self._open_until = self.clock()  # the next question is the trial
+            raise
         except Exception as error:
             reason = _reason(error)
             self._count_failure(reason)

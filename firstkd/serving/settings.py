@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from firstkd.section import Positive, RegisteredName, Section, Share, Weight
+from firstkd.section import Positive, RegisteredName, Section, ServerUrl, Share, Weight
 
 Seconds = Annotated[float, Field(gt=0)]
 Open = Annotated[float, Field(gt=0, lt=1)]
@@ -33,8 +33,7 @@ class OpenAISettings(Section):
     """
 
     kind: Literal["openai"]
-    url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
-    """Up to and including its /v1."""
+    url: ServerUrl
     model: Annotated[str, Field(min_length=1)]
     timeout_seconds: Seconds
     parallel: Positive

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from firstkd.data.examples import Example
 from firstkd.data.rendering import letter_question
 from firstkd.data.text import clean
-from firstkd.errors import ConfigError
+from firstkd.errors import ConfigError, DataValidationError
 from firstkd.openai.client import Client
 from firstkd.openai.letters import letter_masses, letter_request
 from firstkd.serving.batching import Batcher
@@ -22,6 +22,10 @@ LONGEST_ANSWER = 512
 
 class EscalationError(Exception):
     """There is no answer; the text says why in a word or two, without the question."""
+
+
+class CannotAskError(EscalationError):
+    """The target cannot be asked this question, which says nothing about its health."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,10 @@ class Registered:
     batcher: Batcher
 
     async def ask(self, example: Example) -> Given:
-        served, [answer] = await self.batcher.answer([example])
+        try:
+            served, [answer] = await self.batcher.answer([example])
+        except DataValidationError as error:
+            raise CannotAskError("not a question for this model") from error
         return Given(served.name, answer.answer, answer.confidence)
 
     async def close(self) -> None:
@@ -70,7 +77,7 @@ class OpenAI:
         try:
             question, letters = letter_question(example)
         except ConfigError as error:
-            raise EscalationError("more choices than letters") from error
+            raise CannotAskError("more choices than letters") from error
         messages = [{"role": "user", "content": question}]
         request = letter_request(self.settings.model, messages)
         reply = await self._client.post("chat/completions", request)

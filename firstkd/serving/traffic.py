@@ -20,6 +20,7 @@ from firstkd.errors import PipelineError
 from firstkd.files import atomic_file
 from firstkd.serving.settings import TrafficSettings
 from firstkd.serving.wire import Told
+from firstkd.words import counted
 
 FLUSH_SECONDS = 30.0
 """Seconds after which rows are written even if they do not fill a file."""
@@ -79,7 +80,8 @@ class TrafficLog:
         try:
             await asyncio.to_thread(self._write, rows)
         except (OSError, PipelineError, pa.ArrowException) as error:
-            log.warning("%d rows of traffic could not be written: %s", len(rows), error)
+            lost = counted(len(rows), "row")
+            log.warning("%s of traffic could not be written: %s", lost, error)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         file = self.folder / f"{time.time_ns():020d}-{os.getpid()}.parquet"

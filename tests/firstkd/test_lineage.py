@@ -62,6 +62,7 @@ MUTUAL = {
 """Two models that learn from one another."""
 
 
+ESCALATE = {"kind": "openai", "model": "large", "timeout_seconds": 5, "parallel": 4}
 SERVED = {
     "kind": "server",
     "url": "http://127.0.0.1:8000/v1",
@@ -203,6 +204,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a password in the settings": (
         {"models.served": {"init": {**SERVED, "url": "http://me:secret@localhost/v1"}}},
         r"models.served.init.url: contains a user name or password(?!.*secret)",
+    ),
+    "a password in the address that questions are passed on to": (
+        {"serve.escalate": {**ESCALATE, "url": "http://me:secret@localhost/v1"}},
+        r"serve.escalate.url: contains a user name or password(?!.*secret)",
     ),
     "a model that is its own origin": (
         {"models.first.init": {"kind": "copy", "of": "first"}},

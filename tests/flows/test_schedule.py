@@ -1,6 +1,7 @@
 """Unattended: busy workspaces, retries, the webhook, and a real schedule with a cancelled run."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from prefect.states import Cancelling
 from typer.testing import CliRunner
 
 from firstkd.errors import ConfigError
+from firstkd.notify import notify
 from firstkd.settings import load_settings
 from flows.cli import app
 from flows.dvc import StageError, TransientStageError, WorkspaceBusyError
@@ -201,6 +203,25 @@ def test_webhook_hears_of_a_rollback(
     assert done.output == "The champion is firstkd-student v1; v2 was rolled back.\n"
     assert [message["event"] for message in messages] == ["promoted", "promoted", "rolled back"]
     assert messages[2]["text"] == done.output.strip()
+
+
+def test_a_server_keeps_the_address_of_its_webhook_out_of_its_log(
+    project: Workspace,
+    webhook: tuple[str, list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url, messages = webhook
+
+    def serve(opened: Any, *_: Any) -> None:
+        notify(url, opened.root, "drift", "the questions have changed")
+
+    monkeypatch.setattr("flows.serve.serve", serve)
+    monkeypatch.chdir(project.root)
+    with caplog.at_level(logging.INFO):
+        assert CliRunner().invoke(app, ["serve"]).exit_code == 0
+    assert [message["event"] for message in messages] == ["drift"]
+    assert url not in caplog.text
 
 
 def test_schedule_is_checked_at_once() -> None:

@@ -94,11 +94,51 @@ def test_the_promise_is_judged_on_the_answers_of_the_version_that_answers_now(tm
     new = log(tmp_path, 60, by="student v2", first=20, wrong=15)
     file = correct(tmp_path, *((name, "in a den") for name in (*old, *new)))
     found = collect_corrected(tmp_path, file, POLICY)
-    assert found.promise.startswith("student v2: 25.0% of 60 answers are wrong (14.7% to 37.9%)")
+    assert found.promise.startswith("student v2: wrong: 25.0% of 60 answers (14.7% to 37.9%)")
     assert found.promise.endswith(
         "the promise was at most 10%; it is broken: recalibrate or retrain"
     )
     assert drift_lines(tmp_path / "logs/drift") == [f"promise: {found.promise}"]
+
+
+def test_a_question_that_many_asked_is_judged_once_by_its_last_answer(tmp_path):
+    for first in range(40):
+        log(tmp_path, 1, wrong=1)
+        file = tmp_path / "logs/traffic/00000.parquet"
+        file.rename(file.with_name(f"a{first:04d}.parquet"))
+    [name] = log(tmp_path, 1)
+    file = tmp_path / "logs/traffic/00000.parquet"
+    file.rename(file.with_name("b.parquet"))
+    found = collect_corrected(tmp_path, correct(tmp_path, (name, "in a den")), POLICY)
+    assert "wrong: 0.0% of 1 answer (" in found.promise
+
+
+def test_an_answer_in_other_letters_is_the_same_answer(tmp_path):
+    rows = [
+        {"question": question, "choices": choices, "route": "answered", "answer": choices[0]}
+        for question, choices in (("Is it so?", ["Yes", "No"]), ("is it so", ["yes", "no"]))
+    ]
+    folder = tmp_path / "logs/traffic"
+    folder.mkdir(parents=True)
+    for number, row in enumerate(rows):
+        by = f"student v{number}"
+        pq.write_table(pa.Table.from_pylist([{**row, "by": by}]), folder / f"{number}.parquet")
+    name = question_id(rows[0]["question"], rows[0]["choices"])
+    file = correct(tmp_path, (name, "yes"))
+    collect_corrected(tmp_path, file, POLICY)  # as the last one wrote it
+    pq.write_table(pa.Table.from_pylist([{**rows[0], "by": "student v2"}]), folder / "2.parquet")
+    found = collect_corrected(tmp_path, correct(tmp_path), POLICY)
+    assert found.promise.startswith("student v2: wrong: 0.0% of 1 answer (")
+
+
+def test_traffic_without_answers_says_why_no_promise_is_judged(tmp_path):
+    [name] = log(tmp_path, 1)
+    file = tmp_path / "logs/traffic/00000.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["answer"]), file)
+    found = collect_corrected(tmp_path, correct(tmp_path, (name, "in a den")), POLICY)
+    assert found.promise.startswith("student v1: the traffic holds no answers (serve.traffic.drop")
+    assert collect_corrected(tmp_path, correct(tmp_path), None).promise is None
+    assert drift_lines(tmp_path / "logs/drift") == []  # what no longer holds is not shown
 
 
 def test_a_promise_is_called_broken_only_beyond_chance():

@@ -85,7 +85,7 @@ def test_what_is_learned_from_or_tested_on_is_left_out_and_too_few_are_refused(r
     assert len(examples) == 5  # one that is there twice, or in capitals, counts once
     left = [e.prompt for e in without_seen(examples, root / "data/prepare")]
     assert left == [e.prompt for e in newer]
-    with pytest.raises(DataValidationError, match=r"2 questions are in no split but calibration"):
+    with pytest.raises(DataValidationError, match=r"2 questions in no split but calibration"):
         run(root, file, tmp_path / "output")
     with pytest.raises(DataValidationError, match="missing: name a file"):
         run(root, tmp_path / "nowhere.jsonl", tmp_path / "output")

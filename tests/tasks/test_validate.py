@@ -290,7 +290,8 @@ def test_a_length_that_leaves_no_room_is_refused_and_one_that_cuts_is_warned_of(
 ) -> None:
     change(project, lambda params: params["prompt"].update(max_length=10))
     check(project, good())
-    assert "train.parquet: 20 of 20 examples are longer than prompt.max_length = 10" in caplog.text
+    assert "longer than prompt.max_length = 10, so that the start" in caplog.text
+    assert "is lost: 20 of 20 examples" in caplog.text
     splits = good()
     change(project, lambda params: params["prompt"].update(max_length=8))
     splits["train"][3] = replace(splits["train"][3], choices=("w " * 9,) * 4, response="w " * 9)
@@ -339,21 +340,21 @@ def succeeded(root: Path, split: str) -> list[bool]:
 
 SPOILED: list[tuple[str, int, dict[str, Any], str]] = [
     ("train", 0, {"id": "a/train1"}, "id_unique: 2 rows: a/train1, a/train1"),
-    ("train", 2, {"answer_index": 4}, "answer_index_within_choices: 1 rows: a/train2"),
-    ("train", 3, {"answer_index": -1}, "answer_index_not_negative: 1 rows: a/train3"),
-    ("train", 4, {"choices": ("w",)}, "choices_two_or_more: 1 rows: a/train4"),
-    ("train", 5, {"choices": ("w", "x", " ")}, "choices_not_blank: 1 rows: a/train5"),
-    ("train", 6, {"prompt": "word " * 300}, "prompt_tokens_within_limit: 1 rows: a/train6"),
-    ("calibration", 0, {"response": "v"}, "response_is_chosen_choice: 1 rows: a/calibration0"),
-    ("calibration", 1, {"id": "a/test0"}, "id_in_one_split: 1 rows: a/test0"),
-    ("test", 0, {"prompt": " \n"}, "prompt_not_blank: 1 rows: a/test0"),
-    ("test", 1, {"response": ""}, "response_not_blank: 1 rows: a/test1"),
+    ("train", 2, {"answer_index": 4}, "answer_index_within_choices: 1 row: a/train2"),
+    ("train", 3, {"answer_index": -1}, "answer_index_not_negative: 1 row: a/train3"),
+    ("train", 4, {"choices": ("w",)}, "choices_two_or_more: 1 row: a/train4"),
+    ("train", 5, {"choices": ("w", "x", " ")}, "choices_not_blank: 1 row: a/train5"),
+    ("train", 6, {"prompt": "word " * 300}, "prompt_tokens_within_limit: 1 row: a/train6"),
+    ("calibration", 0, {"response": "v"}, "response_is_chosen_choice: 1 row: a/calibration0"),
+    ("calibration", 1, {"id": "a/test0"}, "id_in_one_split: 1 row: a/test0"),
+    ("test", 0, {"prompt": " \n"}, "prompt_not_blank: 1 row: a/test0"),
+    ("test", 1, {"response": ""}, "response_not_blank: 1 row: a/test1"),
     ("test", 2, {"answer_index": None}, "response_is_chosen_choice: 2 rows: a/test1, a/test2"),
-    ("test", 4, {"choices": ("w", "word " * 90)}, "response_tokens_within_limit: 1 rows: a/test4"),
-    ("test", 3, {"split": "train"}, "split_as_file: 1 rows: a/test3"),
-    ("ood_b", 0, {"prompt": "the test question 7"}, "question_in_one_split: 1 rows: a/ood_b0"),
-    ("ood_b", 1, {"group": "passage/1"}, "group_in_one_split: 1 rows: a/ood_b1"),
-    ("train", 7, {"group": "passage/1"}, "group_in_one_split: 1 rows: a/train7"),
+    ("test", 4, {"choices": ("w", "word " * 90)}, "response_tokens_within_limit: 1 row: a/test4"),
+    ("test", 3, {"split": "train"}, "split_as_file: 1 row: a/test3"),
+    ("ood_b", 0, {"prompt": "the test question 7"}, "question_in_one_split: 1 row: a/ood_b0"),
+    ("ood_b", 1, {"group": "passage/1"}, "group_in_one_split: 1 row: a/ood_b1"),
+    ("train", 7, {"group": "passage/1"}, "group_in_one_split: 1 row: a/train7"),
 ]
 
 
@@ -442,12 +443,12 @@ def test_unlabelled_questions_pass_and_may_share_passages_with_train(project: Pa
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"answer_index": 0}, "no_answer_index: 1 rows: a/unlabelled2"),
-        ({"response": "w"}, "response_empty: 1 rows: a/unlabelled2"),
-        ({"prompt": "The TEST question 1"}, "question_in_one_split: 1 rows: a/unlabelled2"),
-        ({"prompt": "The train question 1?"}, "question_in_one_split: 1 rows: a/unlabelled2"),
-        ({"group": "passage/1"}, "group_in_one_split: 1 rows: a/unlabelled2"),
-        ({"choices": ("w",)}, "choices_two_or_more: 1 rows: a/unlabelled2"),
+        ({"answer_index": 0}, "no_answer_index: 1 row: a/unlabelled2"),
+        ({"response": "w"}, "response_empty: 1 row: a/unlabelled2"),
+        ({"prompt": "The TEST question 1"}, "question_in_one_split: 1 row: a/unlabelled2"),
+        ({"prompt": "The train question 1?"}, "question_in_one_split: 1 row: a/unlabelled2"),
+        ({"group": "passage/1"}, "group_in_one_split: 1 row: a/unlabelled2"),
+        ({"choices": ("w",)}, "choices_two_or_more: 1 row: a/unlabelled2"),
     ],
 )
 def test_unlabelled_questions_with_answers_or_of_other_splits_fail(
@@ -472,7 +473,7 @@ def test_repeated_choices_only_warn(project: Path, caplog: pytest.LogCaptureFixt
     splits = good()
     splits["ood_b"][0] = replace(splits["ood_b"][0], choices=("w", "x", "x"))
     check(project, splits)
-    warned = "ood_b.parquet: choices_distinct: 1 rows: a/ood_b0 (fetch.datasets.a)"
+    warned = "ood_b.parquet: choices_distinct: 1 row: a/ood_b0 (fetch.datasets.a)"
     assert warned in caplog.text
 
 
@@ -562,5 +563,5 @@ def test_wrong_questions_are_named_before_a_view_reads_them(project):
     splits = good()
     splits["train"] = [replace(e, prompt=f"{e.prompt} {'why ' * 30}") for e in splits["train"]]
     splits["test"][3] = replace(splits["test"][3], split="train")
-    with pytest.raises(DataValidationError, match="split_as_file: 1 rows: a/test3"):
+    with pytest.raises(DataValidationError, match="split_as_file: 1 row: a/test3"):
         check(project, splits)

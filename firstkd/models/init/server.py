@@ -2,12 +2,11 @@
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from firstkd.models.init.base import Given, Init
-from firstkd.section import Name, Positive, Section, Weight
+from firstkd.section import Name, Positive, Section, ServerUrl, Weight
 
 if TYPE_CHECKING:
     from firstkd.signals.base import Signal
@@ -30,8 +29,7 @@ class ServerInit(Init):
     is_served: ClassVar[bool] = True
     origin: ClassVar[str] = "tokenizer"
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
-    """Up to and including its /v1."""
+    url: ServerUrl
     model: Annotated[str, Field(min_length=1)]
     """The model's name on the server."""
     fingerprint: Annotated[str, Field(min_length=1)]
@@ -60,15 +58,6 @@ class ServerInit(Init):
                 "itself belongs in that variable and nowhere else"
             )
         return key
-
-    @field_validator("url")
-    @classmethod
-    def _url_holds_no_password(cls, url: str) -> str:
-        if urlsplit(url).username is not None:
-            raise ValueError(
-                "contains a user name or password; put the key in an environment variable"
-            )
-        return url
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -388,10 +388,7 @@ def test_html_entities_are_warned_of(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     read_all(tmp_path, "questions", OWN, {**OWN, "question": text})
-    assert (
-        "data.jsonl: 1 records contain HTML entities such as &amp;, the first at line 2"
-        in caplog.text
-    )
+    assert "data.jsonl: HTML entities such as &amp; in 1 record, the first at line 2" in caplog.text
     caplog.clear()
     read_all(tmp_path, "questions", {**OWN, "question": "AT&T; R&D?"})
     assert "HTML" not in caplog.text

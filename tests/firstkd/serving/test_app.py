@@ -179,12 +179,23 @@ def test_a_new_champion_takes_over_without_losing_a_request(tiny_model, tmp_path
     assert set(found) >= {"student v1", "student v2"} and len(found) > 16
 
 
-def test_a_registry_that_is_down_leaves_the_champion_in_charge(champion, tiny_model, tmp_path):
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (PipelineError("MLflow does not answer"), "cannot be read: MLflow does not answer"),
+        (MemoryError("two are too many"), "loading the next failed: MemoryError: two are too many"),
+    ],
+    ids=["registry", "memory"],
+)
+def test_what_keeps_the_next_champion_away_leaves_the_last_one_in_charge(
+    champion, tiny_model, tmp_path, caplog, broken, words
+):
     registry = Registry(champion)
     with serving(registry, settings()) as client:
-        registry.broken = PipelineError("MLflow does not answer")
+        registry.broken = broken
         registry.champion = served(tiny_model, tmp_path, "student v2")
-        assert ask(client)[0]["by"] == "student v1"
+        while words not in caplog.text:
+            assert ask(client)[0]["by"] == "student v1"
         registry.broken = None
         while client.get("/health").json()["version"] != "student v2":
             pass

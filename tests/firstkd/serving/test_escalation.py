@@ -72,6 +72,18 @@ def test_a_dead_server_is_asked_five_times_and_then_left_alone(unsure):
         assert client.get("/health").json()["escalation"] == "paused"
 
 
+def test_questions_that_cannot_be_asked_do_not_count_against_the_server(unsure):
+    many = {"question": QUESTION, "choices": [f"in place {n}" for n in range(27)]}
+    with teaching() as teacher:
+        chosen = to(teacher.url).model_copy(
+            update={"limits": settings(limits={"choices": 30}).limits}
+        )
+        with serving(Registry(unsure), chosen) as client:
+            reasons = {ask(client, many)[0]["reason"] for _ in range(6)}
+            assert reasons == {"more choices than letters"} and not teacher.asked
+            assert ask(client)[0]["route"] == "escalated"
+
+
 def test_a_slow_server_makes_no_pile_up(unsure):
     with teaching("slow") as teacher:
         chosen = to(teacher.url, timeout_seconds=0.5, parallel=3)
