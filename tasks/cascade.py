@@ -71,7 +71,8 @@ def _pair(student: Evaluated, teacher: Evaluated, settings: Settings) -> dict[st
 
 def pair_of(student: Evaluated, teacher: Evaluated) -> Deferral:
     alone = student.calibrated("test")
-    return Deferral(alone.confidence, alone.correct, teacher.raw("test").correct)
+    right = teacher.raw("test").correct
+    return Deferral(alone.confidence, alone.correct, right, student.groups("test"))
 
 
 def _cost(settings: Settings, kept: float) -> float | None:

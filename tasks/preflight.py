@@ -107,8 +107,8 @@ def check_measured(
 ) -> None:
     """Raise DataValidationError if calibration and test have no kind of question in common.
 
-    Raises ConfigError if prompt.max_length leaves no room to answer open text, and for exports if
-    either split has only open text.
+    Raises ConfigError if prompt.max_length leaves no room to answer open text, for exports if
+    either split has only open text, and for models that cannot answer all that is measured.
     """
     has_choices, is_open = (
         [split in kind for split in SPLITS] for kind in (with_choices, open_text)
@@ -125,6 +125,16 @@ def check_measured(
             "params.yaml: exports: an export answers by choosing, but the calibration or test "
             "split has no questions with choices to measure it on; remove the exports, or add such "
             "questions to fetch.datasets"
+        )
+    choosers = [
+        name
+        for name in settings.evaluate.models
+        if name not in settings.models or settings.models[name].init.is_served
+    ]
+    if choosers and all(is_open):
+        raise ConfigError(
+            f"params.yaml: evaluate.models: {choosers[0]!r} is measured by its choices alone, but "
+            "calibration and test have open text, too; remove it"
         )
     longest, room = settings.evaluate.open_text.max_new_tokens, settings.prompt.max_length
     if is_open[0] and longest > room // 2:

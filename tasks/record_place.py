@@ -49,6 +49,15 @@ def address_of(settings: RecordSettings) -> URL:
         ) from error
 
 
+def where_runs_are(settings: RecordSettings) -> str:
+    """Return a server's address, or the command that shows a database; without any password."""
+    url = address_of(settings)
+    shown = url.render_as_string(hide_password=True)
+    if url.drivername in ("http", "https"):
+        return shown
+    return f"mlflow ui --backend-store-uri {shown}"
+
+
 def database_at(root: Path, url: URL) -> Path | None:
     """Return the absolute path of an SQLite database; a relative one lies in the project.
 

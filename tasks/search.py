@@ -3,8 +3,8 @@
 Each candidate is `search.of` cut down, as wide as the budget allows at its number of layers. It
 learns as `search.like` does, with a short section of `train`. Candidates are ranked by their NLL on
 the calibration split at their own temperature; the test split is not read. Optuna chooses the
-numbers of layers to try (TPE: Bergstra et al. 2011) and remembers them, so an interrupted search
-resumes and gives the same result.
+numbers of layers to try (the first at random, then TPE: Bergstra et al. 2011) and remembers them,
+so an interrupted search resumes and gives the same result.
 
 Reads   data/prepare/, and what `search.like` reads of data/model/, data/signal/, data/calibrate/
 Writes  data/search/candidates.json, best first
@@ -29,16 +29,19 @@ from firstkd.train.distributed import Ranks
 from tasks import model
 from tasks.answers import Asked
 from tasks.choosing import score_all
-from tasks.layout import model_folder, prepared
+from tasks.layout import learned_from, model_folder, prepared
 from tasks.partial import partial_folder
 from tasks.scores import own_temperature
 from tasks.stage import run_program
 from tasks.subject import Subject
+from tasks.training import inputs_of
 
 log = logging.getLogger(__name__)
 CUT, START, CANDIDATE = "searched_cut", "searched_start", "searched"
 """Names of the models made for a candidate."""
 MADE = ("prepare", "signal", "calibrate")
+AT_RANDOM = 4
+"""Trials drawn at random before TPE has enough to go by."""
 
 
 def main(root: Path) -> None:
@@ -51,7 +54,8 @@ def main(root: Path) -> None:
     with about("params.yaml: search"):
         shape = Shape.of(load_model(model_folder(root, search.of), "fp32"))
         fewest, most = shape.depths(search.min_layers, search.max_parameters)
-    folder = partial_folder(root / "data/.search", "shape", identity(root, settings), Ranks())
+    made_from = identity(root, settings, search)
+    folder = partial_folder(root / "data/.search", "shape", made_from, Ranks())
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -63,8 +67,11 @@ def main(root: Path) -> None:
         "layers": optuna.distributions.IntDistribution(fewest, most)
     }
     for number in range(len(done), search.trials):
-        # a sampler per trial: what is tried next depends only on the trials before
-        study.sampler = optuna.samplers.TPESampler(seed=settings.runtime.seed + number)
+        # a sampler per trial, which ignores unfinished ones: what is tried next depends only on
+        # the finished trials before
+        study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=AT_RANDOM, constant_liar=False, seed=settings.runtime.seed + number
+        )
         trial = study.ask(depths)
         layers = trial.params["layers"]
         if layers not in found:
@@ -80,11 +87,12 @@ def main(root: Path) -> None:
     log.info("best: %d layers of %d neurons", best["layers"], best["intermediate_size"])
 
 
-def identity(root: Path, settings: Settings) -> Any:
+def identity(root: Path, settings: Settings, search: SearchSettings) -> Any:
     """Return everything that decides the candidates, whichever are tried."""
     values = settings.model_dump(exclude={"machine", "record", "promote", "serve", "publish"})
     del values["search"]["trials"]  # a search with more trials resumes from one with fewer
-    paths = [prepared(root, split) for split in ("train", "calibration")]
+    paths = [*learned_from(root, settings), prepared(root, "calibration")]
+    paths += [model_folder(root, search.of), *inputs_of(root, settings, search.like)]
     return [values, [sha256_of(path) for path in paths]]
 
 

@@ -8,6 +8,7 @@ from firstkd.settings import Settings
 from tasks.cascade import cascade_words
 from tasks.evaluated import teacher_name
 from tasks.gate import Verdict
+from tasks.record_place import where_runs_are
 from tasks.tables import load_differences, load_metrics, print_comparison, recalibration_words
 
 
@@ -24,7 +25,7 @@ def print_summary(
         f"{f'The champion is {name} v{champion}.' if champion else 'No champion yet.'}\n",
         "Where to look next, after `. .venv/bin/activate`:\n"
         f"  report      firstkd report, or {root / 'data' / 'report' / 'index.html'}\n"
-        f"  every run   mlflow ui --backend-store-uri {settings.record.tracking_uri}\n"
+        f"  every run   {where_runs_are(settings.record)}\n"
         "  state       firstkd status",
     ]
     Console().print("\n".join(said), highlight=False, markup=False, soft_wrap=True)

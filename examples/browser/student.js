@@ -44,6 +44,7 @@ export class Student {
     if (format === "chat") throw new Error("this student uses its chat template");
     let [answers, options] = [choices, ""];
     if (format === "letter") {
+      if (choices.length > LETTERS.length) throw new Error("more choices than letters");
       answers = [...LETTERS.slice(0, choices.length)];
       options = choices.map((choice, i) => `${answers[i]}. ${choice}\n`).join("");
     }
@@ -57,6 +58,7 @@ export class Student {
     const responses = all.map(({ ids }) => ids.slice(shared));
     const start = this.facts.start_ids;
     const room = max_length - Math.max(...responses.map((ids) => ids.length)) - start.length;
+    if (room <= 0) throw new Error("a choice is so long that it leaves no room for the question");
     return [[...start, ...first.slice(0, shared).slice(-room)], responses];
   }
 

@@ -168,6 +168,8 @@ class Student:
             raise Unusable("this student uses its chat template: pass token ids to `scores`")
         answers, options = [*choices], ""
         if how["format"] == "letter":
+            if len(choices) > len(LETTERS):
+                raise Unusable(f"{len(choices)} choices; this student answers with one letter")
             answers = [*LETTERS[: len(choices)]]
             options = "".join(f"{a}. {c}\n" for a, c in zip(answers, choices, strict=True))
         prompt = f"Question: {question}\n{options}Answer:"
@@ -178,6 +180,8 @@ class Student:
             shared -= 1
         responses = [each.ids[shared:] for each in found]
         room = how["max_length"] - max(map(len, responses)) - len(start)
+        if room <= 0:
+            raise Unusable("a choice is so long that it leaves no room for the question")
         return [*start, *found[0].ids[:shared][-room:]], responses
 
 

@@ -6,6 +6,7 @@ Legend: E questions, D distinct confidences, S samples of a bootstrap (firstkd/m
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from firstkd.measure.bootstrap import Counts, Draws, Estimate, Statistic, resample
 from firstkd.measure.ranking import Bools, Floats
@@ -22,6 +23,8 @@ class Deferral:
     """[E], the student's."""
     student_right: Bools
     teacher_right: Bools
+    groups: NDArray[np.int64] | None = None
+    """[E], the group that each is drawn with; None: each on its own."""
 
     def curve(self, counts: Counts | None = None) -> tuple[Floats, Floats]:
         """Return [S, D + 1] shares the student keeps, from 0 to 1, and the pair's accuracies.
@@ -72,7 +75,8 @@ class Deferral:
         return float(self.student_right.mean() + gained / len(gain))
 
     def _estimated(self, statistic: Statistic, name: str, samples: int, seed: int) -> Estimate:
-        return resample(statistic, Draws(len(self.confidence), samples, seed))[name].estimate(0, 1)
+        draws = Draws.of(len(self.confidence), samples, seed, self.groups)
+        return resample(statistic, draws)[name].estimate(0, 1)
 
 
 def _from_0(sums: Floats) -> Floats:

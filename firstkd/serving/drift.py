@@ -48,7 +48,7 @@ class State:
 
     version: str
     compared: bool
-    """False for a version from an earlier release, which kept no reference."""
+    """False for a version without a reference: from an earlier release, or of open text alone."""
     questions: int = 0
     """Served since the tests last began."""
     evidence: dict[str, float] = field(default_factory=dict)
@@ -164,8 +164,9 @@ def drift_lines(folder: Path) -> list[str]:
 def _in_words(file: Path) -> str:
     state = read_json(file)
     if not state["compared"]:
-        return f"{state['version']} has no reference to compare with: retrain or recalibrate"
+        what = "retrain or recalibrate, unless it answers open text alone, which is not compared"
+        return f"{state['version']} has no reference to compare with: {what}"
     if alarm := state["alarm"]:
-        return f"since {alarm['since']}, {alarm['words']}"
+        return f"since {alarm['since']}, {alarm['words']} (as of {state['at']})"
     seen = f"{state['questions']:,} of {state['of']:,} questions compared at {state['at']}"
     return f"none in the questions {state['version']} answers ({seen})"

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -68,6 +69,46 @@ def test_interrupted_it_goes_on_to_the_same_result(project, tmp_path_factory, mo
         search.main(other)
     search.main(other)
     assert results(other) == results(project)
+
+
+def test_a_trial_that_was_interrupted_changes_none_of_those_after_it(
+    tmp_path, tmp_path_factory, monkeypatch
+):
+    """Of 20 trials; candidates are scored by their shape, since only the order is looked at."""
+    write_tiny_params(tmp_path)
+    write_tiny_model(tmp_path / "data/model/teacher", layers=24)
+    write_data(tmp_path, CHOICES)
+    set_search(tmp_path, max_parameters=400_000, trials=20)
+    tried: list[int] = []
+
+    def scored(*given: Any) -> dict[str, Any]:
+        *_, layers, width = given
+        if len(tried) == stop_after:
+            raise KeyboardInterrupt
+        tried.append(layers)
+        nll = abs(layers - 17) + layers / 100
+        return {"layers": layers, "intermediate_size": width, "nll": nll}
+
+    monkeypatch.setattr(search, "candidate", scored)
+    expected = None
+    for stop in (None, 3, 6, 9):
+        root = tmp_path_factory.mktemp("searched") / "project"
+        shutil.copytree(tmp_path, root)
+        tried, stop_after = [], stop
+        if stop is not None:
+            with pytest.raises(KeyboardInterrupt):
+                search.main(root)
+            stop_after = None
+        search.main(root)
+        expected = expected or tried
+        assert tried == expected and len(tried) > 9
+
+
+def test_other_questions_or_another_teacher_start_a_search_anew(project):
+    settings = load_settings(project / "params.yaml")
+    before = search.identity(project, settings, settings.search)
+    write_tiny_model(project / "data/model/teacher", layers=4)
+    assert search.identity(project, settings, settings.search) != before
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,22 @@ def test_an_export_without_choices_to_choose_from_is_refused_before_any_training
         check(project, {name: as_open_text(examples) for name, examples in good().items()})
 
 
+def test_an_ensemble_cannot_be_measured_beside_models_that_also_answer_open_text(
+    project: Path,
+) -> None:
+    def with_ensemble(params: Any) -> None:
+        params["evaluate"]["ensembles"] = {"deep": ["sft", "first"]}
+        params["evaluate"]["models"].append("deep")
+
+    change(project, with_ensemble)
+    splits = good()
+    for name in ("calibration", "test"):
+        splits[name][:2] = as_open_text(splits[name][:2])
+    with pytest.raises(ConfigError, match=r"evaluate\.models: 'deep' is measured by its choices"):
+        check(project, splits)
+    check(project, good())
+
+
 def test_one_question_with_choices_is_too_little_to_recalibrate_a_signal_on(project: Path) -> None:
     splits = good()
     splits["calibration"][1:] = as_open_text(splits["calibration"][1:])

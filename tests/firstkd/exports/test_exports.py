@@ -112,6 +112,20 @@ def test_the_reader_makes_the_ids_that_the_student_was_trained_on(
         assert found == (question.prompt, question.responses)
 
 
+@pytest.mark.parametrize(
+    ("choice_format", "choices", "words"),
+    [
+        ("letter", [f"in place {n}" for n in range(27)], "27 choices; this student answers with"),
+        ("cloze", ["in a den", "in a hive " * 60], "leaves no room for the question"),
+    ],
+)
+def test_what_the_student_could_not_be_asked_is_refused(folder, choice_format, choices, words):
+    student = reader.Student(folder)
+    student.facts["prompt"] = PROMPT.model_copy(update={"format": choice_format}).model_dump()
+    with pytest.raises(reader.Unusable, match=words):
+        student.answer("Where does it live?", choices)
+
+
 def test_a_question_is_answered_without_firstkd_and_torch(folder):
     """The shipped file in an interpreter that can import neither."""
     blocked = "import sys; sys.modules['torch'] = sys.modules['firstkd'] = None; "

@@ -49,6 +49,17 @@ def test_the_headline_is_the_largest_share_that_costs_a_point_at_most(pair):
     ).value == pytest.approx(1)
 
 
+def test_questions_on_one_passage_are_drawn_together(pair):
+    """300 copies of 30 questions say no more than the 30: one group of ten is one draw."""
+    parts = (pair.confidence, pair.student_right, pair.teacher_right)
+    few = Deferral(*(part[:30] for part in parts))
+    grouped = Deferral(*(part[:30].repeat(10) for part in parts), np.arange(30).repeat(10))
+    assert grouped.accuracy_at(0.5, 200, seed=0) == pytest.approx(few.accuracy_at(0.5, 200, seed=0))
+    alone = Deferral(*(part[:30].repeat(10) for part in parts)).accuracy_at(0.5, 200, seed=0)
+    found = grouped.accuracy_at(0.5, 200, seed=0)
+    assert found.high - found.low > 2 * (alone.high - alone.low)
+
+
 def test_chance_and_oracle_enclose_what_a_useful_confidence_does(pair):
     for kept in (0.25, 0.5, 0.75):
         found = pair.accuracy_at(kept, samples=200, seed=0)

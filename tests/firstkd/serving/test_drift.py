@@ -82,7 +82,8 @@ def test_an_alarm_is_announced_once_and_stays_until_as_many_questions_were_calm(
     asyncio.run(story())
     (file.parent / PROMISE).write_text("it holds\n")
     assert drift_lines(file.parent) == [
-        "drift: student v2 has no reference to compare with: retrain or recalibrate",
+        "drift: student v2 has no reference to compare with: retrain or recalibrate, unless it "
+        "answers open text alone, which is not compared",
         "promise: it holds",
     ]
     assert drift_lines(tmp_path / "nothing served yet") == []
