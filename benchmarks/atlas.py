@@ -30,7 +30,7 @@ from benchmarks.arms_tables import interval
 from benchmarks.atlas_cells import CELLS, PLAIN, with_cells
 from firstkd.files import read_json, read_json_lines, write_json
 from firstkd.measure.bootstrap import Estimate
-from firstkd.settings import load_settings
+from firstkd.settings import Settings, load_settings
 from tasks.evaluated import Evaluated, load_evaluated
 from tasks.layout import log_folder, signal_folder
 from tasks.scores import plain
@@ -41,8 +41,8 @@ VALUES = [
     ("AURC", "calibrated", "aurc"),
 ]  # fmt: skip
 DIFFERENCES = [
-    ("accuracy", "raw", "accuracy"), ("NLL, own T", "calibrated", "nll"),
-    ("AURC", "calibrated", "aurc"),
+    ("accuracy", "raw", "accuracy"), ("NLL", "raw", "nll"), ("ECE", "raw", "ece"),
+    ("NLL, own T", "calibrated", "nll"), ("AURC", "calibrated", "aurc"),
 ]  # fmt: skip
 
 
@@ -54,12 +54,14 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=project.REPOSITORY / "params.yaml")
     given = parser.parse_args()
     work = given.work.resolve()
-    roots = [work / f"seed-{seed}" for seed in range(given.seeds)]
-    for seed, root in enumerate(roots):
-        write_project(root, given.params, seed)
     chosen = [PLAIN, *(cell for cell in given.cells if cell != PLAIN)]
     results = work / "results.json"
     found: dict[str, Any] = read_json(results) if results.exists() else {}
+    if other := {name for name, cell in found.items() if cell["seeds"] != given.seeds}:
+        parser.error(f"{results} has cells of another number of seeds: {', '.join(sorted(other))}")
+    roots = [work / f"seed-{seed}" for seed in range(given.seeds)]
+    for seed, root in enumerate(roots):
+        write_project(root, given.params, seed)
     with tqdm([(cell, root) for cell in chosen for root in roots], unit="model") as progress:
         for cell, root in progress:
             progress.set_description(f"{cell}, {root.name}")
@@ -85,7 +87,7 @@ def write_project(root: Path, params: Path, seed: int) -> None:
 def measured(roots: Sequence[Path], cell: str) -> dict[str, Any]:
     """Return a cell's test metrics, their differences from the plain recipe's, and its cost."""
     ours, theirs = (evaluated(roots, name) for name in (cell, PLAIN))
-    found: dict[str, Any] = {"cost": cost(roots, cell)}
+    found: dict[str, Any] = {"seeds": len(roots), "cost": cost(roots, cell)}
     for how in ("raw", "calibrated"):
         predictions, others = (
             [getattr(model, how)("test") for model in models] for models in (ours, theirs)
@@ -107,20 +109,30 @@ def evaluated(roots: Sequence[Path], name: str) -> list[Evaluated]:
 
 def cost(roots: Sequence[Path], cell: str) -> dict[str, float | None]:
     """Return the mean seconds of the training steps, None if DVC's cache had them, and the bytes of
-    the signals that the cell learns from."""
-    settings, seconds = load_settings(roots[0] / "params.yaml"), []
-    stage = f"model-{'-'.join(settings.lineage.peers(cell))}"
+    the signals that the cell learns from; of an average or an ensemble, those of its parts."""
+    settings, seconds = load_settings(roots[0] / "params.yaml"), list[float]()
+    parts = trained(settings, cell)
+    stages = [f"model-{'-'.join(settings.lineage.peers(part))}" for part in parts]
     for root in roots:
-        curve = log_folder(root, stage) / "curve.jsonl"
-        if curve.exists():
-            points = read_json_lines(curve)
+        curves = [log_folder(root, stage) / "curve.jsonl" for stage in stages]
+        if all(curve.exists() for curve in curves):
+            points = [point for curve in curves for point in read_json_lines(curve)]
             seconds.append(sum(p["step_tokens"] / p["tokens_per_second"] for p in points))
-    stored = [name for name in settings.models[cell].signals if name in settings.lineage.stored]
+    learned = {name for part in parts for name in settings.models[part].signals}
+    stored = sorted(learned.intersection(settings.lineage.stored))
     sizes = [read_json(signal_folder(roots[0], name) / "metrics.json") for name in stored]
     return {
         "seconds": sum(seconds) / len(seconds) if seconds else None,
         "bytes": sum(size["train"]["bytes"] for size in sizes),
     }
+
+
+def trained(settings: Settings, cell: str) -> list[str]:
+    """Return the models whose training a cell takes: itself, or the parts that it is made of."""
+    if cell in settings.evaluate.ensembles:
+        return list(settings.evaluate.ensembles[cell].models)
+    model = settings.models[cell]
+    return [cell] if model.learn is not None else list(model.init.models)
 
 
 def table(found: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 PLAIN = "plain"
 """The student learns the teacher's choices, as they are."""
 CHOICES = {"kind": "choice_kl", "from": "choices", "recalibrate": "none"}
-GOLD = {"kind": "gold_choice", "weight": 0.5}
+GOLD = {"kind": "gold_choice"}
 TOP_5 = {"kind": "top_k", "k": 5}
 
 
@@ -19,6 +19,8 @@ class Cell:
     """Terms to add; `choices` replaces the plain one."""
     model: dict[str, Any] = field(default_factory=dict)
     """Model settings that differ."""
+    ensemble: dict[str, Any] | None = None
+    """Instead of a training: an ensemble of `evaluate.ensembles`."""
 
 
 def instead(what: str, **settings: Any) -> Cell:
@@ -33,7 +35,7 @@ def beside(what: str, **settings: Any) -> Cell:
 
 def on_states(kind: str, **settings: Any) -> Cell:
     shown = ", ".join(str(value) for value in settings.values())
-    return beside(f"+ {kind}, {shown}", kind=kind, **{"from": "live_states", **settings})
+    return beside(f"+ {kind} of states, {shown}", kind=kind, **{"from": "live_states", **settings})
 
 
 def on_tokens(what: str, signal: str, **settings: Any) -> Cell:
@@ -52,7 +54,7 @@ CELLS: dict[str, Cell] = {
     "adaptive_focal": beside("+ right choice, AdaFocal", kind="adaptive_focal", weight=0.5),
     "gold_share": instead("half of each target the answer", gold_share=0.5),
     "gold_alone": Cell("right choice alone", {"choices": {"kind": "gold_choice"}}),
-    "average": Cell("right choice alone and + right choice, weights averaged", model={
+    "average": Cell("the default: weights of + right choice and right choice alone, averaged", model={
         "init": {"kind": "average", "of": ["gold", "gold_alone"]}, "train": None, "learn": None}),
     # response
     "hard": Cell("the teacher's answers as labels", {
@@ -60,7 +62,8 @@ CELLS: dict[str, Cell] = {
     "reverse": instead("reverse KL", divergence={"kind": "reverse"}),
     "jsd": instead("Jensen–Shannon", divergence={"kind": "jsd"}),
     "skew": instead("skew KL", divergence={"kind": "skew"}),
-    "hinton": instead("both at T = 2", student_temperature=2.0, recalibrate="temperature"),
+    "student_at_2": instead("targets at the teacher's T, student at T = 2",
+        student_temperature=2.0, recalibrate="temperature"),
     "tempered": instead("targets at the teacher's T", recalibrate="temperature"),
     "adaptive": instead("targets at a T each", recalibrate="adaptive_temperature"),
     "platt": instead("targets by Platt", recalibrate="platt"),
@@ -77,7 +80,8 @@ CELLS: dict[str, Cell] = {
         {name: on_tokens("", name).learn["more"] for name in ("tokens", "draws")},
         {"bandit": {"arms": ["tokens", "draws"]}}),
     # features, relations
-    "states": beside("+ last hidden state", kind="hidden", weight=3.0, **{"from": "live_states"}),
+    "states": on_states("hidden", layers="last"),
+    "states_3": on_states("hidden", layers="last", weight=3.0),
     "all_states": on_states("hidden", layers="uniform"),
     "states_mse": on_states("hidden", distance="mse"),
     "attention": on_states("attention", layers="last", heads=4),
@@ -94,6 +98,7 @@ CELLS: dict[str, Cell] = {
     "spread": Cell("spread of two teachers", {
         "choices": {"kind": "dirichlet", "from": "ensemble", "recalibrate": "none"}}),
     "out_of_fold": instead("teachers that have not learned it", **{"from": "unseen"}),
+    "unsolved": instead("of the base", **{"from": "base_choices"}),
     "solved": instead("of the base, shown 5 solved questions", **{"from": "solved_choices"}),
     "born_again": instead("of the plain student", **{"from": "of_plain"}),
     "mutual": Cell("of a twin that learns beside it", {
@@ -101,8 +106,16 @@ CELLS: dict[str, Cell] = {
     # training
     "wsd": Cell("constant rate, then falling", model={"train": "atlas_wsd"}),
     "two_stages": Cell("labelled questions alone in the end", model={"train": "atlas_two_stages"}),
+    # several answers
+    "again": Cell("in another order", model={"order": 1}),
+    "deep": Cell("both orders' answers averaged", ensemble={
+        "kind": "deep", "of": [PLAIN, "again"]}),
+    "dropped": Cell("MC dropout, 10 draws", ensemble={
+        "kind": "dropout", "of": PLAIN, "rate": 0.05, "draws": 10}),
+    "doubted": Cell("Laplace, 20 draws", ensemble={
+        "kind": "laplace", "of": PLAIN, "draws": 20}),
 }  # fmt: skip
-"""Keyed by the name of the model that each trains."""
+"""Keyed by the name of the model that each trains, or of the ensemble."""
 
 SIGNALS: dict[str, dict[str, Any]] = {
     "choices": {"kind": "choices", "of": "teacher"},
@@ -111,6 +124,7 @@ SIGNALS: dict[str, dict[str, Any]] = {
     "tokens": {"kind": "tokens", "of": "teacher", "select": TOP_5},
     "top_p": {"kind": "tokens", "of": "teacher", "select": {"kind": "top_p", "p": 0.9}},
     "draws": {"kind": "tokens", "of": "teacher", "select": {"kind": "sample", "draws": 12}},
+    "base_choices": {"kind": "choices", "of": "base"},
     "solved_choices": {"kind": "choices", "of": "base", "view": {"shots": 5, "max_length": 640}},
     "other_choices": {"kind": "choices", "of": "other_teacher"},
     "pooled": {"kind": "mean", "of": ["choices", "other_choices"]},
@@ -135,7 +149,8 @@ def with_cells(params: Any) -> Any:
     student = {"init": {"kind": "copy", "of": "start"}, "train": "distill"}
     for name, cell in CELLS.items():
         learn = {"choices": CHOICES, **cell.learn}
-        models[name] = deepcopy({**student, "learn": learn, **cell.model})
+        if cell.ensemble is None:
+            models[name] = deepcopy({**student, "learn": learn, **cell.model})
     # unlike its twin, so that they have something to teach each other
     twin = {"choices": CHOICES, "gold": GOLD, "more": {**CHOICES, "from": "of_mutual"}}
     models["twin"] = deepcopy({**student, "learn": twin})
@@ -145,7 +160,8 @@ def with_cells(params: Any) -> Any:
         ("atlas_wsd", wsd), ("atlas_two_stages", {**wsd, "data": labelled}),
     ):  # fmt: skip
         params["train"][name] = {**deepcopy(params["train"]["distill"]), "schedule": schedule}
-    params["evaluate"]["models"] = [*CELLS]
+    ensembles = {name: cell.ensemble for name, cell in CELLS.items() if cell.ensemble is not None}
+    params["evaluate"].update(models=[*CELLS], ensembles=ensembles)
     params["record"]["student"] = PLAIN
     return params
 

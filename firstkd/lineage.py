@@ -183,7 +183,8 @@ class Lineage:
             for key, problem in model.misfits(self._signals, peers):
                 yield f"models.{name}.{key}", problem
             for other in peers:
-                for key, problem in model.misfits_beside(other, self._models[other]):
+                mutual = [s for s, of in self._signals.items() if {*of.models} & {name, other}]
+                for key, problem in model.misfits_beside(other, self._models[other], mutual):
                     yield f"models.{name}{key}", problem
 
     def _sorted(self) -> list[Node]:

@@ -30,7 +30,8 @@ def test_every_cell_is_a_model_that_differs_from_the_plain_one(tmp_path):
     settings = load_settings(tmp_path / "params.yaml")
     stages = {stage.name for stage in stages_of(settings)}
     assert {f"evaluate-{cell}" for cell in CELLS} <= stages
-    made = [settings.models[cell].model_dump_json() for cell in CELLS]
+    given = {**settings.models, **settings.evaluate.ensembles}
+    made = [given[cell].model_dump_json() for cell in CELLS]
     assert len(set(made)) == len(CELLS)
     assert len({cell.what for cell in CELLS.values()}) == len(CELLS)
 
@@ -38,9 +39,29 @@ def test_every_cell_is_a_model_that_differs_from_the_plain_one(tmp_path):
 def test_every_kind_of_term_has_a_cell(tmp_path):
     YAML().dump(with_cells(load(REPOSITORY / "params.yaml")), tmp_path / "params.yaml")
     models = load_settings(tmp_path / "params.yaml").models
-    used = {type(term) for cell in CELLS for term in (models[cell].learn or {}).values()}
+    used = {type(term) for model in models.values() for term in (model.learn or {}).values()}
     # its teacher has the student's tokenizer
     assert {kind.__name__ for kind in set(kinds.KINDS) - used} == {"Alm", "Uld"}
+
+
+def test_a_cell_made_of_others_costs_what_they_cost(tmp_path):
+    YAML().dump(with_cells(load(REPOSITORY / "params.yaml")), tmp_path / "params.yaml")
+    settings = load_settings(tmp_path / "params.yaml")
+    parts = {cell: atlas.trained(settings, cell) for cell in ("average", "deep", "gold", "dropped")}
+    assert parts == {
+        "average": ["gold", "gold_alone"],
+        "deep": [PLAIN, "again"],
+        "gold": ["gold"],
+        "dropped": [PLAIN],
+    }
+
+
+def test_cells_of_another_number_of_seeds_are_not_mixed_in(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results.json").write_text(json.dumps({PLAIN: numbers(0.5, 1.0)}))
+    monkeypatch.setattr(sys, "argv", ["atlas", "--seeds", "2", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        atlas.main()
+    assert "results.json has cells of another number of seeds: plain" in capsys.readouterr().err
 
 
 def numbers(value: float, seconds: float | None) -> dict[str, Any]:
@@ -50,7 +71,8 @@ def numbers(value: float, seconds: float | None) -> dict[str, Any]:
     }
     read = {how: plain(metrics) for how in ("raw", "calibrated")}
     less = {f"{how}_less_plain": found for how, found in read.items()}
-    return {"cost": {"seconds": seconds, "bytes": 2_500_000}, **read, **less}
+    cost = {"seconds": seconds, "bytes": 2_500_000}
+    return {"seeds": 3, "cost": cost, **read, **less}
 
 
 def test_the_table_has_every_cell_and_its_differences():

@@ -1,6 +1,6 @@
 """Settings of models."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -101,9 +101,11 @@ class ModelSettings(Section):
         if self.bandit is not None:
             yield from (("bandit", why) for why in self.bandit.misfits(self.learn or {}, peers))
 
-    def misfits_beside(self, name: str, peer: "ModelSettings") -> Iterator[tuple[str, str]]:
+    def misfits_beside(
+        self, name: str, peer: "ModelSettings", mutual: Collection[str]
+    ) -> Iterator[tuple[str, str]]:
         """Yield each key, with its dot, that keeps it from being trained together with the model
-        of that name, and why."""
+        of that name, and why. `mutual` are the signals that the two learn from each other."""
         for key in ("train", "leave_out", "order", "keep"):
             if getattr(self, key) != getattr(peer, key):
                 yield (
@@ -111,16 +113,20 @@ class ModelSettings(Section):
                     f"differs from models.{name}'s, but the two are trained together because each "
                     "learns from a live signal of the other; set both to the same value",
                 )
-        if self is not peer and self.init == peer.init and self._terms() == peer._terms():
+        same_start = self is not peer and self.init == peer.init
+        if same_start and self._terms(mutual) == peer._terms(mutual):
             yield (
                 "",
                 f"starts and learns just like models.{name}, from which it learns, so both stay "
                 "identical and teach each other nothing; start one of them from another model",
             )
 
-    def _terms(self) -> list[dict[str, Any]]:
-        """Settings of its terms, regardless of whose signals it learns from."""
-        return [term.model_dump(exclude={"from_"}) for term in (self.learn or {}).values()]
+    def _terms(self, mutual: Collection[str]) -> list[dict[str, Any]]:
+        """Settings of its terms, regardless of which of the `mutual` signals each is from."""
+        return [
+            term.model_dump(exclude={"from_"} if term.signal in mutual else None)
+            for term in (self.learn or {}).values()
+        ]
 
     def learns_from(self, question: Question) -> bool:
         """Whether any of its terms applies to a question, as it will be asked."""

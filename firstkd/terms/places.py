@@ -42,7 +42,9 @@ def matched(
         return [(ours - shift, theirs - shift)]
     if layers == "uniform":
         behind = range(1, ours + 1)
-        return [(place - shift, round(place * theirs / ours) - shift) for place in behind]
+        # the nearest, the later one of two that are as near, and never before the first layer
+        nearest = [max(1, (2 * place * theirs + ours) // (2 * ours)) for place in behind]
+        return [(p - shift, n - shift) for p, n in zip(behind, nearest, strict=True)]
     if layers == "kept":
         if pairing.kept is None:
             raise ConfigError(

@@ -424,6 +424,14 @@ def test_a_student_that_writes_itself_is_accepted(tmp_path):
     assert settings.models["first"].on_policy.share == 0.5
 
 
+def test_twins_with_different_teachers_may_learn_from_each_other(tmp_path):
+    changes = {**MUTUAL, "models.right.init.of": "start"}
+    changes["signals.others"] = {"kind": "choices", "of": "base"}
+    for name, of in (("left", "choices"), ("right", "others")):
+        changes[f"models.{name}.learn.teacher"] = {**KL, "from": of}
+    assert {"left", "right"} <= with_params(tmp_path, changes).models.keys()
+
+
 def position(lineage: Lineage, section: str, name: str) -> int:
     return lineage.order.index(Node(section, name))
 

@@ -6,6 +6,7 @@ from firstkd.errors import ConfigError
 from firstkd.terms.base import Pairing
 from firstkd.terms.flow import Flow
 from firstkd.terms.hidden import Hidden
+from firstkd.terms.places import matched
 
 SAME = (32, 32)
 
@@ -22,7 +23,7 @@ def flow(**settings):
     ("layers", "expected"),
     [
         ("last", [(4, 6)]),
-        ("uniform", [(1, 2), (2, 3), (3, 4), (4, 6)]),
+        ("uniform", [(1, 2), (2, 3), (3, 5), (4, 6)]),
         # behind the student's first layer, which was the teacher's 0, its next one was the 2
         ("kept", [(1, 2), (2, 3), (3, 5), (4, 6)]),
         ([[0, 0], [4, 5]], [(0, 0), (4, 5)]),
@@ -31,6 +32,14 @@ def flow(**settings):
 def test_the_map_of_layers(layers, expected):
     pairing = Pairing((4, 6), SAME, [0, 2, 3, 5])
     assert [*hidden(layers=layers).pairs(pairing, "")] == expected
+
+
+@pytest.mark.parametrize("of", ["layers", "places"])
+def test_uniform_stays_within_a_model_of_fewer_layers(of):
+    first = 0 if of == "layers" else 1
+    found = matched("uniform", Pairing((30, 7), SAME, None), "", of)
+    assert found[0] == (first, first) and found[-1] == (29 + first, 6 + first)
+    assert [theirs for _, theirs in found] == sorted(theirs for _, theirs in found)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +57,7 @@ def test_what_cannot_be_compared_is_named(settings, pairing, message):
 
 def test_a_flow_is_between_two_places_at_least():
     pairing = Pairing((4, 6), SAME, None)
-    assert [*flow().pairs(pairing, "")] == [(1, 2), (2, 3), (3, 4), (4, 6)]
+    assert [*flow().pairs(pairing, "")] == [(1, 2), (2, 3), (3, 5), (4, 6)]
     for layers in ("last", [[1, 2]]):
         with pytest.raises(ConfigError, match=r"k.layers: a single place, but flow compares one"):
             flow(layers=layers).pairs(pairing, "k")
