@@ -54,7 +54,7 @@ CELLS: dict[str, Cell] = {
     "adaptive_focal": beside("+ right choice, AdaFocal", kind="adaptive_focal", weight=0.5),
     "gold_share": instead("half of each target the answer", gold_share=0.5),
     "gold_alone": Cell("right choice alone", {"choices": {"kind": "gold_choice"}}),
-    "average": Cell("the default: weights of + right choice and right choice alone, averaged", model={
+    "average": Cell("the default: weights averaged of `gold` and `gold_alone`", model={
         "init": {"kind": "average", "of": ["gold", "gold_alone"]}, "train": None, "learn": None}),
     # response
     "hard": Cell("the teacher's answers as labels", {

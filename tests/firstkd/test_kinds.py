@@ -180,6 +180,8 @@ def test_every_kind_is_tested():
 
 
 OF_TERMS = [name for name, settings in MADE.items() if settings.get("kind", name) in TERMS]
+RELATING = [name for name in OF_TERMS if name.startswith("relation")] + ["flow, length"]
+"""Terms that relate the questions of a micro-batch to one another."""
 
 
 @dataclass(frozen=True)
@@ -759,12 +761,29 @@ def test_a_model_has_nothing_to_learn_from_its_own_states(world, settings):
         assert found.units == sum(map(term.count, world.questions))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_relations_are_those_within_each_micro_batch(world, form):
+@pytest.mark.parametrize("name", [name for name in OF_TERMS if name not in RELATING])
+def test_the_cut_into_micro_batches_does_not_count(world, name):
+    term = make(TERMS, name)
+    sources, places, beside = {}, (), adapted(term.modules(0, (0, 0)))
+    if term.signal:
+        sources["term"], places, beside = source_of(world, term)
+    player = Player(world.student, {"term": term}, sources, {"term": beside}, places)
+
+    def total(index):
+        batch = pack(world.questions, index)
+        found = player(batch, widened(player.targets(batch)))["term"]
+        return torch.stack([found.total, torch.tensor(found.units, dtype=torch.float64)])
+
+    whole = total([0, 1, 2, 3])
+    for parts in ([[0], [1], [2], [3]], [[3, 1], [0, 2]]):
+        found = torch.stack([total(part) for part in parts]).sum(0)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", RELATING)
+def test_relations_are_those_within_each_micro_batch(world, name):
     """A step's loss is the mean over its micro-batches, by their questions, so their cut counts."""
-    term = TERMS["relation"].model_validate(
-        {"kind": "relation", "from": "hidden_states", "form": form}
-    )
+    term = make(TERMS, name)
     source, places, _ = source_of(world, term)
     player = Player(world.student, {"term": term}, {"term": source}, {}, places)
 
@@ -775,3 +794,41 @@ def test_relations_are_those_within_each_micro_batch(world, form):
     assert total([3, 1, 0, 2]) == pytest.approx(total([0, 1, 2, 3]))
     assert total([0, 1, 2]) + total([3]) == pytest.approx(total([0, 1, 2]))  # alone: no relations
     assert total([0, 1, 2]) != pytest.approx(total([0, 1, 2, 3]))
+
+
+def test_an_instance_relationship_graph_is_a_sum_of_three_terms(world):
+    """As docs/method.md says: vertices, edges, and their change from one place to the next."""
+    shown = {
+        "vertices": {"kind": "hidden", "from": "hidden_states", "distance": "mse"},
+        "edges": {"kind": "relation", "from": "hidden_states", "form": "distance"},
+        "changes": {"kind": "flow", "from": "hidden_states", "form": "length"},
+    }
+    learn, sources, beside, places, expected = {}, {}, {}, [], 0.0
+    batch = pack([question.gold_only() for question in world.questions], range(4))
+    for name, settings in shown.items():
+        learn[name] = TERMS[settings["kind"]].model_validate(settings)
+        sources[name], ours, beside[name] = source_of(world, learn[name])
+        places += [place for place in ours if place not in places]
+        alone = Player(world.student, {name: learn[name]}, {name: sources[name]}, beside, ours)
+        expected += alone(batch, alone.targets(batch))[name].total
+    player = Player(world.student, learn, sources, beside, places)
+    found = player(batch, player.targets(batch))
+    torch.testing.assert_close(sum(each.total for each in found.values()), expected)
+
+
+def test_terms_that_nobody_uses_leave_no_hooks(world):
+    """A step without terms on states watches none, and one with them stops when it is over."""
+    world = replace(world, student=float64_model(world.size, seed=0))  # transformers leaves hooks
+    modules, hooked = [*world.student.model.layers.modules()], []
+
+    def hooks() -> int:
+        return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in modules)
+
+    world.student.model.norm.register_forward_hook(lambda *_: hooked.append(hooks()))
+    for name in ("choice_kl", "hidden"):
+        term = make(TERMS, name)
+        source, places, beside = source_of(world, term)
+        player = Player(world.student, {"term": term}, {"term": source}, {"term": beside}, places)
+        batch = pack(world.questions, range(4))
+        player(batch, player.targets(batch))
+    assert hooked[0] == 0 and hooked[-1] > 0 and hooks() == 0

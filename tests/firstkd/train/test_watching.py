@@ -57,9 +57,14 @@ def test_what_is_trained_beside_is_saved_and_goes_on_bit_for_bit(
         assert of_states[-1] < 0.8 * of_states[0]
 
 
-def test_the_student_is_saved_without_projectors(tiny_model, tmp_path):
-    model, _ = trained(tiny_model, tmp_path, player=watching)
-    assert not [name for name, _ in model.named_parameters() if "beside" in name]
+@pytest.mark.parametrize("made", [hidden, adversarial])
+def test_the_student_is_saved_without_what_was_trained_beside_it(tiny_model, tmp_path, made):
+    model, _ = trained(tiny_model, tmp_path, player=partial(watching, term=made()))
+    model.save_pretrained(tmp_path / "student")
+    with safe_open(tmp_path / "student/model.safetensors", "pt") as saved:
+        kept = {*saved.keys()}
+    with safe_open(tiny_model / "model.safetensors", "pt") as saved:
+        assert kept == {*saved.keys()}
 
 
 def test_accumulated_micro_batches_are_one_large_batch(tiny_model, tmp_path):
