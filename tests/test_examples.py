@@ -58,6 +58,7 @@ def test_an_example_differs_from_the_shipped_settings_only_where_it_says(path: P
             del settings["fetch"]["datasets"], settings["prepare"]["max_examples"]
         else:
             del settings["evaluate"]["models"], settings["record"]["student"]
+            settings["evaluate"].pop("ensembles", None)
             settings["train"] = settings["train"]["distill"]
             del settings["models"], settings["signals"]
             settings.pop("exports", None)
