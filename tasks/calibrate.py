@@ -133,7 +133,8 @@ def cross_fitted(
     if fold_R.max() == 0:
         raise DataValidationError(
             f"data/prepare/calibration.parquet: only {decisions.groups[0]} has decisions of this "
-            "kind; fitting a recalibration takes at least two examples, and dozens to be useful"
+            "kind; fitting a recalibration takes at least two questions, conversations or "
+            "passages, and dozens to be useful"
         )
     parts = []
     for fold in np.unique(fold_R):

@@ -2,7 +2,7 @@
 
 import logging
 from array import array
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from firstkd.settings import Settings
 from firstkd.train.distributed import Ranks
 from tasks.layout import learned_from, model_folder
 from tasks.preflight import (
+    MIN_DECIDED,
     check_adapting,
     check_averages,
     check_exports,
@@ -30,6 +31,7 @@ from tasks.preflight import (
     check_training,
     check_vocabulary,
 )
+from tasks.scores import drawn_with
 from tasks.viewing import check_views
 
 log = logging.getLogger(__name__)
@@ -56,8 +58,7 @@ class Checks:
         self._probes: dict[str, list[Question]] = {name: [] for name in tokenizers}
         self._witnesses: dict[str, dict[str, Question]] = defaultdict(dict)
         self._lengths: dict[str, array[int]] = defaultdict(lambda: array("i"))
-        self._decided: Counter[str] = Counter()
-        self._calibration = 0
+        self._decided: dict[str, set[str]] = defaultdict(set)
 
     def read(
         self, split: str, examples: Sequence[Example], uncut: Mapping[str, Sequence[Question]]
@@ -71,8 +72,6 @@ class Checks:
             self._with_choices.add(split)
         if any(not example.choices for example in examples):
             self._open_text.add(split)
-        if split == "calibration":
-            self._calibration += len(examples)
         for root, tokenizer in self._tokenizers.items():
             with about(f"models.{root}"):
                 questions = self._cut(examples, uncut[root], tokenizer)
@@ -81,7 +80,7 @@ class Checks:
             if split in self._learned:
                 self._learn(root, questions)
             if split == "calibration":
-                self._recalibrate(root, questions)
+                self._recalibrate(root, examples, questions)
 
     def _cut(
         self, examples: Sequence[Example], uncut: Sequence[Question], tokenizer: Any
@@ -126,11 +125,16 @@ class Checks:
                 if any(learner.learns_from(question) for learner in learners):
                     self._lengths[name].append(packed_length(question))
 
-    def _recalibrate(self, root: str, questions: Sequence[Question]) -> None:
+    def _recalibrate(
+        self, root: str, examples: Sequence[Example], questions: Sequence[Question]
+    ) -> None:
+        """Note what the decisions to recalibrate signals on are drawn with, as far as needed."""
         lineage = self._settings.lineage
         for name, signal in lineage.recalibrated.items():
             if lineage.root(lineage.read_with(name)) == root:
-                self._decided[name] += sum(signal.decisions_of(q) > 0 for q in questions)
+                for example, question in zip(examples, questions, strict=True):
+                    if len(self._decided[name]) < MIN_DECIDED and signal.decisions_of(question):
+                        self._decided[name].add(drawn_with(example))
 
     def finish(self) -> None:
         """Raise ConfigError, DataValidationError or ArtifactError for unmet requirements."""
@@ -141,7 +145,7 @@ class Checks:
         for name, model in settings.models.items():
             check_terms(name, model, [*self._witnesses[name].values()])
             check_training(settings, name, self._lengths[name])
-        check_signals(settings, self._decided, self._calibration)
+        check_signals(settings, self._decided)
         for root, tokenizer in self._tokenizers.items():
             log.info("checking how the model “%s” is scored", root)
             folder = model_folder(self._root, root)

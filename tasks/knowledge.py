@@ -8,6 +8,7 @@ from pathlib import Path
 from firstkd.data.examples import example_key, read_all
 from firstkd.data.prompts import encode
 from firstkd.errors import ConfigError
+from firstkd.files import write_json
 from firstkd.models.folders import load_model, load_tokenizer, vocabulary_size
 from firstkd.models.tokenizers import vocabulary_digest
 from firstkd.settings import load_settings
@@ -49,4 +50,7 @@ def import_split(root: Path, name: str, split: str, path: Path) -> SignalStore:
         folder,
         {**identity_of(root, settings, name), "vocabulary": vocabulary_digest(tokenizer)},
     )
+    made = {each: signal_folder(root, name, each) for each in files_of(root, settings)}
+    described = {s: signal.describe(SignalStore(path)) for s, path in made.items() if path.exists()}
+    write_json(signal_folder(root, name) / "metrics.json", described)  # for the report
     return SignalStore(folder)

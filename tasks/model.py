@@ -17,6 +17,7 @@ from firstkd.files import atomic_folder
 from firstkd.models.init.base import Given
 from firstkd.reproducibility import deterministic
 from firstkd.settings import load_settings
+from firstkd.train.distributed import present_ranks
 from tasks.layout import learned_from, model_folder
 from tasks.stage import run_stage
 
@@ -41,8 +42,9 @@ def main(root: Path, name: str) -> None:
 
         learn(root, settings, names, given)
         return
-    with atomic_folder(model_folder(root, name)) as folder, about(f"models.{name}"):
-        settings.models[name].init.make(folder, given)
+    if present_ranks().is_first:  # making a start is not shared
+        with atomic_folder(model_folder(root, name)) as folder, about(f"models.{name}"):
+            settings.models[name].init.make(folder, given)
 
 
 if __name__ == "__main__":

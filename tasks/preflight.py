@@ -84,18 +84,20 @@ def check_vocabulary(settings: Settings, model: str, size: int) -> None:
                 signal.layout(size)
 
 
-def check_signals(settings: Settings, decided: Mapping[str, int], questions: int) -> None:
+def check_signals(settings: Settings, decided: Mapping[str, Collection[str]]) -> None:
     """Raise ConfigError for a signal that cannot be recalibrated on the calibration questions.
 
-    `decided` is how many of the `questions` have what a signal decides, by the signal's name.
+    `decided` says, by the signal's name, what the questions that have what it decides are drawn
+    with: themselves, a passage or a conversation; MIN_DECIDED are enough.
     """
     for name, signal in settings.lineage.recalibrated.items():
-        if decided[name] < MIN_DECIDED:
+        if len(decided[name]) < MIN_DECIDED:
+            found = next(iter(decided[name]), "none")
             raise ConfigError(
-                f"params.yaml: signals.{name}: {decided[name]} of {questions:,} questions of "
-                f"data/prepare/calibration.parquet have {signal.decides}s to recalibrate it on, "
-                f"but at least {MIN_DECIDED} are needed; add such questions to fetch.datasets, or "
-                "remove the signal"
+                f"params.yaml: signals.{name}: data/prepare/calibration.parquet has too little "
+                f"to recalibrate it on ({signal.decides}s of {found} alone); at least "
+                f"{MIN_DECIDED} questions, conversations or passages with {signal.decides}s are "
+                "needed, so add such questions to fetch.datasets, or remove the signal"
             )
 
 

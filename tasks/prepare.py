@@ -59,7 +59,7 @@ def main(root: Path = Path(".")) -> None:
     with atomic_folder(root / "data/prepare") as folder:
         with Pool(folder / "pool.duckdb") as pool:
             fill(pool, root, settings, datasets, skipped)
-            warn_of_large_groups(pool, root / "data/fetch", settings.fetch.datasets)
+            warn_of_large_groups(pool, root / "data/fetch", datasets)
             dropped = divide(pool)
             for reason, examples in dropped.items():
                 if examples:

@@ -13,12 +13,12 @@ from firstkd.data.view import Shots, Viewer
 from firstkd.errors import ConfigError, about
 from firstkd.settings import Settings
 from firstkd.signals.base import CapturedSignal
-from tasks.layout import prepared
+from tasks.layout import learned_from, prepared
 
 log = logging.getLogger(__name__)
 
 LOOKED_AT = 256
-"""Questions per split whose length with a view is checked before anything is captured."""
+"""Questions per file that are looked at for a view before anything is captured."""
 UNLIMITED = 2**31
 
 
@@ -52,9 +52,11 @@ def check_views(
             )
         of = settings.lineage.root(signal.of)
         with about(f"signals.{name}.view"):
-            longest = _check_view(root, settings, name, signal, tokenizers[of])
-        most = getattr(configs[of], "max_position_embeddings", None)
-        if most and longest > most and not settings.models[signal.of].init.is_served:
+            most = getattr(configs[of], "max_position_embeddings", None)
+            if settings.models[signal.of].init.is_served:
+                most = None  # nobody says what a server reads
+            longest = _check_view(root, settings, name, signal, tokenizers[of], most)
+        if most and longest > most:
             raise ConfigError(
                 f"params.yaml: signals.{name}.view: with what it shows, questions have up to "
                 f"{longest} tokens, but {signal.of} reads at most {most}; set max_length: {most}"
@@ -62,17 +64,28 @@ def check_views(
 
 
 def _check_view(
-    root: Path, settings: Settings, name: str, signal: CapturedSignal, tokenizer: Any
+    root: Path,
+    settings: Settings,
+    name: str,
+    signal: CapturedSignal,
+    tokenizer: Any,
+    most: int | None,
 ) -> int:
-    """Return the length of the longest question as the signal's model reads it."""
+    """Return the length of the longest question as the signal's model reads it: of those that are
+    looked at, or of all of them if one could exceed `most`, the model's positions."""
     viewer = viewer_of(root, settings, signal)
+    files = [prepared(root, "calibration"), *learned_from(root, settings)]
     looked_at = [
         example
-        for split in ("train", "calibration")
-        for example in islice(chain.from_iterable(example_chunks(prepared(root, split))), LOOKED_AT)
+        for file in files[:2]
+        for example in islice(chain.from_iterable(example_chunks(file)), LOOKED_AT)
     ]
-    shown = viewer.encode(looked_at, tokenizer, signal.has_token_ids)
     limit = signal.view.max_length or settings.prompt.max_length
+    fits = most is None or limit <= most
+    shown = [
+        max(map(_length, viewer.encode(examples, tokenizer, signal.has_token_ids)), default=0)
+        for examples in ([looked_at] if fits else chain.from_iterable(map(example_chunks, files)))
+    ]
     unlimited = replace(viewer, view=signal.view.model_copy(update={"max_length": UNLIMITED}))
     whole = [*map(_length, unlimited.encode(looked_at, tokenizer))]
     if cut := sum(length > limit for length in whole):
@@ -81,7 +94,7 @@ def _check_view(
             "to %d) and lose solved questions or, if they have none, their start; raise max_length",
             *(name, cut, len(whole), limit, max(whole)),
         )
-    return max(map(_length, shown), default=0)
+    return max(shown, default=0)
 
 
 def _length(question: Question) -> int:

@@ -55,9 +55,10 @@ class Owners:
     def others(self, name: str, split: str, examples: Sequence[Example]) -> list[str | None]:
         """Return, for each example, the other splits with the same `name`, None if there are none.
 
-        Train and the unlabelled questions may share a group: they are one side of the division.
+        Train and the unlabelled questions are one side of the division: they may share a group, and
+        a question with other choices.
         """
-        side = side_of if name == "group" else str
+        side = str if name == "id" else side_of
         rows = [row for row, example in enumerate(examples) if SHARED[name](example) is not None]
         keys = keys_of(_values(name, examples))
         owners: dict[int, set[str]] = defaultdict(set)

@@ -58,6 +58,16 @@ def read_params(root: Path) -> Any:
     return YAML().load(root / "params.yaml")
 
 
+def test_one_of_several_processes_makes_a_start(project: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    model.main(project, "base")
+    assert not (project / "data/model").exists()
+    monkeypatch.setenv("RANK", "0")
+    model.main(project, "base")
+    assert (project / "data/model/base").exists()
+
+
 def taught(root: Path, recalibration: str = "none") -> None:
     """Make what the student learns from, with the base model as its teacher."""
     model.main(root, "base")

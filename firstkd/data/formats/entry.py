@@ -137,6 +137,8 @@ def _choice(value: object) -> str:
         return cleaned(value, "choices")
     if not is_number(value):
         raise Malformed(f"a choice must be a text or a number, found {value!r}")
+    if isinstance(value, float) and value.is_integer():  # gaps turn integers into floats
+        return str(int(value))
     return str(value)
 
 

@@ -95,7 +95,7 @@ def _named(
     if isinstance(answer, list):
         return {"index": _marked(answer, len(pairs))}
     values = found.values() if isinstance(found, dict) else found
-    numeric = isinstance(values, Iterable) and all(map(is_number, values))
+    numeric = isinstance(values, Iterable) and all(is_number(v) for v in values if v != "")
     # params.yaml has all labels as text, so only the answers show whether they are numbers
     return _readings(answer, pairs, dataset.first_index, numeric or bool(dataset.labels))
 

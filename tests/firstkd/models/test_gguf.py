@@ -1,11 +1,16 @@
 """A GGUF file as llama.cpp's tools write them, made of the tiny model's weights."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from firstkd.errors import SourceError
 from firstkd.files import sha256_of
 from firstkd.models.gguf import convert_gguf
 
@@ -31,7 +36,13 @@ def rotary_pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.reshape(heads, 2, rows, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(model: Path, file: Path) -> None:
+def write_gguf(
+    model: Path,
+    file: Path,
+    without: str = "",
+    change: Callable[[Any], None] = lambda _: None,
+) -> None:
+    """Leave out the tensors with `without` in their names; `change` the writer."""
     import gguf
     from transformers import AutoConfig, AutoTokenizer
 
@@ -59,10 +70,13 @@ def write_gguf(model: Path, file: Path) -> None:
     for name, weight in load_file(model / "model.safetensors").items():
         for ours, theirs in HF_TO_GGUF.items():
             name = name.replace(ours, theirs)
+        if without and without in name:
+            continue
         if "attn_q." in name or "attn_k." in name:
             heads = config.num_attention_heads if "_q." in name else config.num_key_value_heads
             weight = rotary_pairs(weight, heads)
         writer.add_tensor(name, weight.numpy())
+    change(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -88,3 +102,34 @@ def test_a_gguf_file_becomes_the_same_model_in_safetensors(
     for file in (tmp_path / "one").iterdir():
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
         assert file.stat().st_mode & 0o777 == 0o644
+
+
+def scale_positions(writer: Any) -> None:
+    writer.add_string("llama.rope.scaling.type", "linear")
+    writer.add_float32("llama.rope.scaling.factor", 4.0)
+
+
+@pytest.mark.parametrize(
+    ("without", "change", "words"),
+    [
+        (
+            "blk.1.ffn_up",
+            lambda _: None,
+            "lacks 1 weight, the first model.layers.1.mlp.up_proj.weight",
+        ),
+        ("", lambda w: w.add_uint16("split.count", 2), "it is one of 2 parts"),
+        ("", scale_positions, "the scaling of its rotary positions would be lost"),
+        (
+            "",
+            lambda w: w.add_tensor("rope_freqs.weight", np.ones(4, np.float32)),
+            "the scaling of its rotary positions would be lost",
+        ),
+    ],
+)
+def test_a_file_that_would_become_another_model_is_refused(
+    tmp_path: Path, tiny_model: Path, without: str, change: Callable[[Any], None], words: str
+) -> None:
+    write_gguf(tiny_model, tmp_path / "tiny.gguf", without, change)
+    with pytest.raises(SourceError, match=words):
+        convert_gguf(tmp_path / "tiny.gguf", tmp_path / "one")
+    assert not (tmp_path / "one").exists()
