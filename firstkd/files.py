@@ -1,6 +1,7 @@
 """Files that are either complete or absent: atomic writes, and hashes of files and folders."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -8,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,27 @@ def _parsed(path: Path, text: str, lines_before: int = 0) -> Any:
             f"{path}, line {lines_before + error.lineno}: not valid JSON ({error.msg}); run the "
             "stage that writes it again"
         ) from error
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Wait for a lock file and hold it; the system releases it when its holder dies."""
+    lock = open_lock(file)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def open_lock(file: Path) -> int:
+    """Open a lock file to read, which is enough to lock it, and make it if it is missing.
+
+    Another user may own it, so it is not opened to write. Raises ArtifactError if it cannot be.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            return os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+        return os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ArtifactError(f"the lock {file} cannot be opened: {error}") from error

@@ -1,23 +1,23 @@
 """One writer at a time for the versions and aliases of a registered model.
 
-Retrainings are kept apart by `Workspace.exclusive`, within a folder, and by Prefect's limits.
-
-Writers to a local database exclude each other with a file lock, which the system releases when its
-holder dies. Writers to an MLflow server may be on several machines: they share a concurrency limit
-of one on their Prefect server, which frees the slot of a dead holder.
+Writers to a database or server on this machine exclude each other with a file lock, which the
+system releases when its holder dies. Writers to an MLflow server may be on several machines: they
+share a concurrency limit of one on their Prefect server, which frees the slot of a dead holder.
+(Retrainings are kept apart by `Workspace.exclusive`, and by Prefect's limits.)
 """
 
 import asyncio
-import fcntl
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from firstkd.errors import PipelineError
+from firstkd.files import locked, open_lock
 from flows.tracking import Tracking
 
 LEASE_SECONDS = 60.0
@@ -31,12 +31,13 @@ def registry_lock(tracking: Tracking, name: str) -> Iterator[None]:
 
     Hold it only for a few quick requests. Raises PipelineError as `check_lock` does.
     """
-    url = _shared_prefect(tracking)
-    if url is None:
-        with _lock_file(tracking).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-        return
+    url, file = _shared_prefect(tracking), _lock_file(tracking)
+    with locked(file) if file else nullcontext(), _slot(url, name) if url else nullcontext():
+        yield
+
+
+@contextmanager
+def _slot(url: str, name: str) -> Iterator[None]:
     import httpx
     from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
     from prefect.concurrency.sync import concurrency
@@ -56,6 +57,8 @@ def registry_lock(tracking: Tracking, name: str) -> Iterator[None]:
 def check_lock(tracking: Tracking) -> None:
     """Raise PipelineError if nothing keeps the writers to this MLflow server apart."""
     _shared_prefect(tracking)
+    if file := _lock_file(tracking):
+        os.close(open_lock(file))
 
 
 def _shared_prefect(tracking: Tracking) -> str | None:
@@ -65,7 +68,7 @@ def _shared_prefect(tracking: Tracking) -> str | None:
     from flows.prefect_server import lasting_server
 
     url = lasting_server()
-    if url is None and urlsplit(tracking.uri).hostname not in LOOPBACK:
+    if url is None and _lock_file(tracking) is None:
         raise PipelineError(
             f"other machines may write to MLflow at {tracking.shown}, but only one may change its "
             "registry at a time: start a Prefect server with `prefect server start` and set "
@@ -74,9 +77,11 @@ def _shared_prefect(tracking: Tracking) -> str | None:
     return url
 
 
-def _lock_file(tracking: Tracking) -> Path:
+def _lock_file(tracking: Tracking) -> Path | None:
     if tracking.database:
         return tracking.database.with_name(f"{tracking.database.name}.lock")
+    if urlsplit(tracking.uri).hostname not in LOOPBACK:
+        return None
     digest = hashlib.sha256(tracking.uri.encode()).hexdigest()
     return Path(tempfile.gettempdir()) / f"firstkd-{digest[:16]}.lock"
 

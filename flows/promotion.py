@@ -74,12 +74,14 @@ def standing(project: Project, version: ModelVersion) -> Verdict | None:
     champion = aliases(project).get(CHAMPION)
     if champion == str(version.version):
         return Verdict("in charge", reasons) if decision == "promoted" else None
-    if champion and decision == "promoted":
+    way = f"`firstkd promote --version {version.version}` puts it through the gate again"
+    if champion:
         current = project.client.get_model_version(version.name, champion)
         if current.tags.get(RECALIBRATES_TAG) == str(version.version):
             return Verdict("in charge", (f"v{champion} is v{version.version}, recalibrated",))
+        if decision == "promoted":  # else two projects' unchanged runs would replace each other
+            return Verdict("replaced", (f"v{champion} has replaced it", way))
     if decision == "rolled back":
-        way = f"`firstkd promote --version {version.version}` puts it through the gate again"
         return Verdict("rolled back", (*reasons, way))
     if decision == "rejected" and version.tags[BASIS_TAG] == _basis(project, version, champion):
         return Verdict("rejected", reasons)
@@ -149,19 +151,22 @@ def _write(
     name, number, client, now = version.name, str(version.version), project.client, _now()
     file = f"promotion/version-{number}/{now.replace(':', '')}.json"
     client.log_dict(run_of(version), {**kept, "decided_at": now}, file)
-    reasons = "\n".join(verdict.reasons)
+    # refused again, a version that was rolled back stays out
+    stays_out = version.tags.get(DECISION_TAG) == "rolled back" and not verdict.passed
+    reasons = "\n".join([*(_reasons(version)[:1] if stays_out else []), *verdict.reasons])
     tags = {REASONS_TAG: reasons, BASIS_TAG: kept["basis"], TIME_TAG: now}
     if verdict.passed and champion:
         before = client.get_model_version(name, champion).tags
         earlier = [champion, *_replaced(before)]
         tags[REPLACED_TAG] = " ".join(other for other in earlier if other != number)
-    if DECISION_TAG in version.tags:
+    if DECISION_TAG in version.tags and not stays_out:
         client.delete_model_version_tag(name, number, DECISION_TAG)
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
     if verdict.passed:
         client.set_registered_model_alias(name, CHAMPION, number)
-    client.set_model_version_tag(name, number, DECISION_TAG, verdict.outcome)
+    if not stays_out:
+        client.set_model_version_tag(name, number, DECISION_TAG, verdict.outcome)
 
 
 def _stay(project: Project, version: ModelVersion) -> Verdict:

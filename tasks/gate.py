@@ -17,11 +17,12 @@ from tasks.evidence import Evidence
 
 SEED = 0
 
-Outcome = Literal["promoted", "rejected", "in charge", "rolled back"]
+Outcome = Literal["promoted", "rejected", "in charge", "replaced", "rolled back"]
 WORDS: dict[Outcome, str] = {
     "promoted": "is promoted",
     "rejected": "is not promoted",
     "in charge": "is already the champion",
+    "replaced": "is not promoted again",
     "rolled back": "is not promoted",
 }
 
@@ -86,15 +87,18 @@ def decide(challenger: Evidence, champion: Evidence | None, limits: PromoteSetti
 
 
 def answered_alike(challenger: Evidence, champion: Evidence) -> bool:
-    """Whether the champion's answers to all of the challenger's questions are recorded."""
+    """Whether the champion's answers to all of the challenger's questions are recorded, and were
+    judged by the same right answers."""
     if challenger.test_digest != champion.test_digest or not champion.is_complete:
         return False
-    ours, theirs = _ids(challenger), _ids(champion)
+    ours, theirs = _answers(challenger), _answers(champion)
     return all(name in theirs and ours[name] == theirs[name] for name in ours)
 
 
-def _ids(evidence: Evidence) -> dict[str, set[str]]:
-    return {str(name): set(rows["id"]) for name, rows in evidence.predictions.groupby("set")}
+def _answers(evidence: Evidence) -> dict[str, set[tuple[str, str]]]:
+    """Return each test set's questions with their right answers."""
+    sets = evidence.predictions.groupby("set")
+    return {str(name): set(zip(rows["id"], rows["answer"], strict=True)) for name, rows in sets}
 
 
 def _ece_ceiling(challenger: Evidence, limits: PromoteSettings) -> Check:
@@ -181,7 +185,7 @@ def _most_frequent(values: "pd.Series[Any]") -> float:
 def _comparisons(
     challenger: Evidence, champion: Evidence, limits: PromoteSettings
 ) -> Iterator[Check]:
-    ours, theirs = _ids(challenger), _ids(champion)
+    ours, theirs = _answers(challenger), _answers(champion)
     # a new set has nothing to be compared with
     for name in sorted(theirs, key=lambda name: (name != "test", name)):
         if name not in ours:

@@ -47,7 +47,7 @@ def main(root: Path, name: str) -> None:
     ranks, signal = join_ranks(), settings.signals[name]
     # a large teacher takes long to hash, so one process does it for all
     identity = ranks.from_first(lambda: identity_of(root, settings, name))
-    made_from = [identity, settings.capture.model_dump()]
+    made_from = [identity, settings.capture.model_dump(), settings.runtime.model_dump()]
     partial = partial_folder(root / "data/.signal", name, made_from, ranks)
     if isinstance(signal, CombinedSignal):
         if ranks.is_first:

@@ -46,7 +46,8 @@ def run_stage(
         logs = log_folder(root, "-".join([name, *values]))
         if in_all and in_all(settings.machine) and not is_rank():
             machine, threads = settings.machine, settings.runtime.threads
-            job = Job(f"tasks.{name}", values, machine.processes, threads, logs)
+            stop_seconds = settings.retrain.stop_seconds
+            job = Job(f"tasks.{name}", values, machine.processes, threads, stop_seconds, logs)
             if is_host():
                 run_host(job)
                 return

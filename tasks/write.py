@@ -27,7 +27,7 @@ from firstkd.data.tokenising import starting_ids
 from firstkd.data.written import Asked, Draft, WriteSettings, drafts, shown_questions
 from firstkd.errors import ConfigError, DataValidationError
 from firstkd.files import atomic_folder, read_json, sha256_of, write_json
-from firstkd.models.folders import load_tokenizer, precision_here
+from firstkd.models.folders import load_tokenizer, precision_here, read_config
 from firstkd.open_text.decoding import Draw, decode
 from firstkd.reproducibility import deterministic
 from firstkd.settings import Settings, load_settings
@@ -64,9 +64,11 @@ def main(root: Path, name: str) -> None:
         )
     tokenizer: Any = load_tokenizer(model_folder(root, write.by))
     asked = [*drafts(shown, write, settings.runtime.seed)]
+    check_lengths(asked, name, write, tokenizer, read_config(model_folder(root, write.by)))
     made_from = [
         *(write.model_dump(), asked, sha256_of(model_folder(root, write.by))),
-        *(settings.runtime.seed, precision_here(settings.capture.precision)),
+        *(settings.runtime.model_dump(), settings.capture.model_dump()),
+        precision_here(settings.capture.precision),
     ]
     partial = partial_folder(root / "data/.write", name, made_from, Ranks())
     partial.mkdir(parents=True, exist_ok=True)
@@ -86,6 +88,27 @@ def main(root: Path, name: str) -> None:
         summary = {"draws": len(found), "kept": len(questions), "left_out": dict(left_out)}
         write_json(folder / "summary.json", summary)
     shutil.rmtree(partial)
+
+
+def check_lengths(
+    asked: Sequence[Draft], name: str, write: WriteSettings, tokenizer: Any, config: Any
+) -> None:
+    """Raise ConfigError if the model cannot read what it is shown and write its text."""
+    longest = len(starting_ids(tokenizer)) + max(map(len, _encoded(asked, tokenizer)))
+    longest += write.max_new_tokens
+    most = getattr(config, "max_position_embeddings", None)
+    if most and longest > most:
+        raise ConfigError(
+            f"params.yaml: write.{name}: shots and max_new_tokens make texts of up to {longest} "
+            f"tokens, but {write.by} reads at most {most}; lower either"
+        )
+
+
+def _encoded(asked: Sequence[Draft], tokenizer: Any) -> list[list[int]]:
+    prompts = [draft.prompt for draft in asked]
+    found = tokenizer(prompts, add_special_tokens=False, split_special_tokens=True)
+    ids: list[list[int]] = found["input_ids"]
+    return ids
 
 
 def training_questions(root: Path, settings: Settings, write: WriteSettings) -> list[Asked]:
@@ -130,16 +153,7 @@ def _texts(
 ) -> list[str | None]:
     """Return the texts that the model writes, None if cut off; draws are numbered from `first`."""
     write, start = settings.write[name], starting_ids(tokenizer)
-    prompts = tokenizer(
-        [draft.prompt for draft in asked], add_special_tokens=False, split_special_tokens=True
-    )["input_ids"]
-    most = getattr(model.config, "max_position_embeddings", None)
-    longest = len(start) + max(map(len, prompts)) + write.max_new_tokens
-    if most and longest > most:
-        raise ConfigError(
-            f"params.yaml: write.{name}: shots and max_new_tokens make texts of up to {longest} "
-            f"tokens, but {write.by} reads at most {most}; lower either"
-        )
+    prompts = _encoded(asked, tokenizer)
     draws = [
         Draw([*start, *ids], write.temperature, number, settings.runtime.seed)
         for number, ids in enumerate(prompts, first)

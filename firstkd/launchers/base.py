@@ -21,6 +21,8 @@ class Job:
     processes: int
     """Per host."""
     threads: int
+    stop_seconds: float
+    """For stopped processes to save their step before they are killed."""
     logs: Path
     """The folder of its stage's logs, relative to the project's folder."""
 

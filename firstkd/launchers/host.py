@@ -81,7 +81,7 @@ def run_host(job: Job) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else it warns of names without address
     # while the hosts wait for each other, in C++, no Python handler would run
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    failure = torchrun(job.module, job.arguments, job.processes, job.threads)
+    failure = torchrun(job)
     if failure is None:
         return
     if failure.cause == "stopped":

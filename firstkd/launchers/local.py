@@ -15,6 +15,6 @@ class Local(Launcher):
         return 1
 
     def launch(self, job: Job) -> None:
-        failure = torchrun(job.module, job.arguments, job.processes, job.threads, *ONE_HOST)
+        failure = torchrun(job, *ONE_HOST)
         if failure:
             failure.end()

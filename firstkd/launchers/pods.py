@@ -16,6 +16,8 @@ from typing import Any
 from firstkd.launchers.torchrun import STOPPED
 
 POLL_SECONDS = 2.0
+PATIENCE_SECONDS = 600.0
+"""How long the cluster may not answer before a Job is given up."""
 
 
 def main(manifest: Path) -> int:
@@ -36,7 +38,7 @@ def _follow(metadata: dict[str, str], pods: int) -> int:
     of = [f"--namespace={metadata['namespace']}"] if "namespace" in metadata else []
     logs: subprocess.Popen[bytes] | None = None
     while True:
-        found = json.loads(_kubectl("get", "job", metadata["name"], *of, "--output=json"))
+        found = json.loads(_patiently("get", "job", metadata["name"], *of, "--output=json"))
         status: dict[str, Any] = found.get("status", {})
         if logs is None and status.get("ready", 0) == pods:
             selector = f"--selector=job-name={metadata['name']}"
@@ -48,6 +50,19 @@ def _follow(metadata: dict[str, str], pods: int) -> int:
                     logs.wait()
                 print(condition.get("message", condition["type"]), file=sys.stderr)
                 return int(condition["type"] == "Failed")
+        time.sleep(POLL_SECONDS)
+
+
+def _patiently(*arguments: str) -> str:
+    """As `_kubectl`, but an API server that does not answer for a while ends no training."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True)
+        if not done.returncode:
+            return done.stdout
+        print(done.stderr.strip(), file=sys.stderr)
+        if "NotFound" in done.stderr or time.monotonic() > deadline:
+            sys.exit(done.returncode)
         time.sleep(POLL_SECONDS)
 
 

@@ -24,8 +24,8 @@ from firstkd.launchers.torchrun import STOPPED, Failure, RankError, end_with_par
 
 CAUSE_SECONDS = 15.0
 """Time after the first failure for the host that caused it to report, too."""
-END_SECONDS = 120.0
-"""Time for hosts to save their step and end before the commands that reach them are killed."""
+END_SECONDS = 30.0
+"""Time beyond a job's `stop_seconds` before the commands that reach its hosts are killed."""
 KEPT_BYTES = 4096
 """Bytes kept of a command's output, enough for its last line."""
 
@@ -41,11 +41,11 @@ class Remote(Launcher):
 
     def launch(self, job: Job) -> None:
         with _meeting(job.logs / "hosts") as place:
-            failures = self._run(self.commands(job, place), place)
+            failures = self._run(self.commands(job, place), place, job.stop_seconds)
         if failures:
             min(failures, key=lambda failure: failure.order).end()
 
-    def _run(self, reaches: Sequence["Reach"], place: Path) -> list[Failure]:
+    def _run(self, reaches: Sequence["Reach"], place: Path, stop_seconds: float) -> list[Failure]:
         """Run commands until all have ended, and return why they failed; one host's failure ends
         the others."""
         running = [_Command(reach, self.stops_by_signal) for reach in reaches]
@@ -62,7 +62,7 @@ class Remote(Launcher):
             for command in running:
                 command.stop(by_signal=self.stops_by_signal or not has_begun)
             for command in running:
-                command.wait()
+                command.wait(stop_seconds + END_SECONDS)
         told = {file.stem: Failure(**read_json(file)) for file in place.glob("*.json")}
         return [*told.values(), *(c.failure() for c in ended if c.code and not c.hosts & {*told})]
 
@@ -125,9 +125,9 @@ class _Command:
         if by_signal and self.code is None:
             self._process.terminate()
 
-    def wait(self) -> None:
+    def wait(self, seconds: float) -> None:
         try:
-            self._process.wait(END_SECONDS)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._process.wait()

@@ -15,12 +15,12 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from firstkd.errors import PipelineError
+from firstkd.launchers.base import Job
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 ONE_HOST = ("--standalone", "--local-addr", "127.0.0.1")
@@ -62,10 +62,8 @@ class Failure:
 CAUSES = ("explained", "killed", "crashed", "stopped")
 
 
-def torchrun(
-    module: str, arguments: Sequence[str], processes: int, threads: int, *place: str
-) -> Failure | None:
-    """Run `python -m module arguments` as several processes and wait for them to end.
+def torchrun(job: Job, *place: str) -> Failure | None:
+    """Run a job's processes on this host and wait for them to end.
 
     `place` are torchrun's options that say where they meet. Exits if SIGTERM ends them.
     """
@@ -74,11 +72,13 @@ def torchrun(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else torchrun sets 1, and says so
+    os.environ.setdefault("OMP_NUM_THREADS", str(job.threads))  # else torchrun sets 1, and says so
     logging.getLogger().setLevel(logging.CRITICAL)
     logging.disable(logging.ERROR)  # torchrun's own report of a failure; ours is shorter
     try:
-        run(parse_args([*place, "--nproc-per-node", str(processes), "-m", module, *arguments]))
+        options = [*place, "--nproc-per-node", str(job.processes)]
+        options += ["--shutdown-timeout", str(round(job.stop_seconds))]
+        run(parse_args([*options, "-m", job.module, *job.arguments]))
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
     except DistError as error:

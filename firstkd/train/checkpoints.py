@@ -67,18 +67,21 @@ class Checkpoint:
             found.adaptive.restore(self.adapted[name])
         read = _Reader(self.folder)
         for name, parameter in player.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and read.has(name):
                 with whole_weight(parameter):
                     parameter.data.copy_(read.whole(name, "weight").view_as(parameter))
 
     def load_optimizer(self, engine: Any) -> None:
         """Restore the float32 weights and Adam's state in an engine that has not stepped yet."""
+        read = _Reader(self.folder)
+        names: dict[Tensor, str] = {p: name for name, p in engine.module.named_parameters()}
         for weights in _flat_weights(engine):
+            if weights in names and not read.has(names[weights]):
+                continue
             state = adam_of(engine).state[weights]
             state["step"] = torch.tensor(self.adam_step, device=weights.device)
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(weights, requires_grad=False)
-        read = _Reader(self.folder)
         for name, start, tensors in _pieces(engine):
             for kind, own in tensors.items():
                 own.copy_(read.whole(name, kind)[start : start + len(own)])
@@ -171,6 +174,10 @@ class _Reader:
                 name, kind, start = key.split("|")
                 self._pieces[name, kind].append((int(start), file, key))
 
+    def has(self, name: str) -> bool:
+        """Whether it was saved: a parameter that no gradient has reached is as it began."""
+        return (name, "weight") in self._pieces
+
     def whole(self, name: str, kind: str) -> Tensor:
         """Return a parameter's float32 weight or moment, flat."""
         pieces = sorted(self._pieces[name, kind], key=lambda piece: piece[0])
@@ -205,7 +212,8 @@ def _pieces(engine: Any) -> Iterator[Piece]:
 
     if optimizer is adam_of(engine):
         for parameter in _flat_weights(engine):
-            yield piece(parameter, 0, parameter, 0, parameter.numel())
+            if parameter in state:  # else no gradient has reached it, and it is as it began
+                yield piece(parameter, 0, parameter, 0, parameter.numel())
     elif stage == 0:
         for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             for parameter, flat in zip(low, high, strict=True):

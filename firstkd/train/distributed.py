@@ -6,9 +6,13 @@ torch is imported only where it is used, since stages without torch import this 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=1)
+"""How long a process waits for the others, which may have hours of work that is not shared; that
+one is gone is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def join_ranks() -> Ranks:
         if ranks.world_size == 1:
             torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         else:
-            torch.distributed.init_process_group(backend)
+            torch.distributed.init_process_group(backend, timeout=PATIENCE)
     return ranks
 
 

@@ -38,7 +38,7 @@ from firstkd.train.plan import number_of_steps
 from firstkd.train.player import Player, Players
 from firstkd.train.schedule import learning_rate_at
 from firstkd.train.settings import MachineSettings, TrainingSettings
-from firstkd.train.stopping import sigterm
+from firstkd.train.stopping import stopping
 
 if TYPE_CHECKING:
     from firstkd.open_text.on_policy import OwnText
@@ -89,7 +89,7 @@ def train(
     of_plan = questions, plan, settings, ranks, steps, seed
     training = _Training(engine, player, *of_plan, own_text, rounds)
     interval = machine.checkpoint_steps or steps + 1
-    with shown_live(live_curve, curve, steps, ranks) as show, sigterm(held=bool(saver)) as asked:
+    with shown_live(live_curve, curve, steps, ranks) as show, stopping(held=bool(saver)) as asked:
         for step in range(done, steps):
             curve.append(training.point(step))
             show(curve[-1])

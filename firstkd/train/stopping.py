@@ -7,14 +7,24 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def sigterm(held: bool) -> Iterator[threading.Event]:
-    """Yield an event; if `held`, SIGTERM sets it and does nothing else meanwhile."""
+def stopping(held: bool) -> Iterator[threading.Event]:
+    """Yield an event; if `held`, SIGTERM and the first SIGINT set it and do nothing else meanwhile.
+
+    SIGINT comes from Ctrl-C, and from systemd if it stops the schedule.
+    """
     asked = threading.Event()
     if not held:
         yield asked
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def interrupted(*_: object) -> None:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])  # a second Ctrl-C means it
+        asked.set()
+
+    handlers = {signal.SIGTERM: lambda *_: asked.set(), signal.SIGINT: interrupted}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

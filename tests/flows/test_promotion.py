@@ -162,17 +162,38 @@ def test_rolled_back_version_stays_back_until_asked_for(lenient: Project, make: 
     assert verdict.outcome == "rolled back"
     assert "rolled back to v1 on 20" in verdict.in_words("v2")
     assert aliases(lenient)["champion"] == "1"
+    strict = with_limits(lenient, max_ece=0.0)
+    assert promote(strict, second, again=True).outcome == "rejected"
+    verdict = promote(lenient, second)  # with other limits again, as the next retraining does
+    assert verdict.outcome == "rolled back" and "rolled back to v1 on" in verdict.in_words("v2")
     assert promote(lenient, second, again=True).passed
     assert aliases(lenient) == {"champion": "2"}
 
 
-def test_older_state_that_comes_back_is_judged_against_todays_champion(
+def test_older_state_that_comes_back_stays_replaced_until_asked_for(
     lenient: Project, make: Make
 ) -> None:
+    """Else two projects' unchanged runs would replace each other's version, week by week."""
+    first, second = make(59), make(60)
+    promote(lenient, first)
+    promote(lenient, second)
+    for _ in range(2):
+        verdict = promote(lenient, first)
+        assert verdict.outcome == "replaced" and not verdict.passed
+        assert verdict.in_words("v1").splitlines() == [
+            "v1 is not promoted again",
+            "  - v2 has replaced it",
+            "  - `firstkd promote --version 1` puts it through the gate again",
+        ]
+    assert aliases(lenient) == {"champion": "2"}
+    assert promote(lenient, first, again=True).passed
+
+
+def test_older_state_is_judged_against_todays_champion(lenient: Project, make: Make) -> None:
     first, second = make(50), make(60)
     promote(lenient, first)
     promote(lenient, second)
-    verdict = promote(lenient, first)
+    verdict = promote(lenient, first, again=True)
     assert verdict.outcome == "rejected"
     assert verdict.reasons[0].startswith("accuracy -0.100 [")
     assert "against champion v2's 0.600" in verdict.reasons[0]

@@ -17,7 +17,7 @@ SECONDS = 100
 
 
 def job(folder: str, what: str) -> Job:
-    return Job("tests.firstkd.launchers.stage", [folder, what], 1, 1, Path(folder, "logs"))
+    return Job("tests.firstkd.launchers.stage", [folder, what], 1, 1, 60.0, Path(folder, "logs"))
 
 
 def main(root: Path, folder: str, what: str) -> None:

@@ -19,7 +19,7 @@ from firstkd.launchers.torchrun import RankError
 from firstkd.train.settings import MachineSettings
 from tests.tiny import REPOSITORY
 
-JOB = Job("tasks.model", ["teacher"], 8, 4, Path("logs/model-teacher"))
+JOB = Job("tasks.model", ["teacher"], 8, 4, 300.0, Path("logs/model-teacher"))
 KUBERNETES = {"kind": "kubernetes", "hosts": 3, "pod": REPOSITORY / "infra/kubernetes.yaml"}
 
 
