@@ -85,3 +85,21 @@ def test_units_pass_systemds_own_check() -> None:
     # that /srv/firstkd is not on this machine is no mistake of theirs
     complaints = [line for line in done.stderr.splitlines() if "is not executable" not in line]
     assert not complaints
+
+
+def test_whatever_stops_a_training_leaves_it_time_to_save() -> None:
+    yaml = YAML(typ="safe")
+    needed = yaml.load(REPOSITORY / "params.yaml")["retrain"]["stop_seconds"]
+    graces = [each["stop_grace_period"] for each in SERVICES.values() if "stop_signal" in each]
+    unit = (INFRA / "systemd/firstkd-schedule.service").read_text()
+    graces += re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    manifest = json.loads((INFRA / "kubernetes-work-pool.json").read_text())
+    job = manifest["job_configuration"]["job_manifest"]
+    for pod in (job["spec"]["template"], yaml.load(INFRA / "kubernetes.yaml")["template"]):
+        graces.append(str(pod["spec"]["terminationGracePeriodSeconds"]))
+    assert len(graces) == 4 and all(int(grace.rstrip("s")) > needed for grace in graces)
+
+
+def test_no_secret_of_dvc_is_copied_into_the_image() -> None:
+    ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert {".dvc/config.local", "**/.env", ".git"} <= {*ignored}

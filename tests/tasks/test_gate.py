@@ -194,9 +194,11 @@ def test_only_answers_to_every_question_are_alike() -> None:
     assert answered_alike(challenger, evidence("1", 70, 0.05, elsewhere=two))
     assert not answered_alike(evidence("2", 80, 0.05, elsewhere=two), challenger)
     assert not answered_alike(challenger, evidence("1", 80, 0.05, "other", elsewhere=one))
-    champion = evidence("1", 70, 0.05, elsewhere=one)
-    champion.predictions.loc[champion.predictions["set"] != "test", "id"] += "x"
-    assert not answered_alike(challenger, champion)
+    for column in ("id", "answer"):  # other questions, or a corrected answer to one
+        champion = evidence("1", 70, 0.05, elsewhere=one)
+        rows = champion.predictions["set"] != "test"
+        champion.predictions.loc[rows.idxmax(), column] = "x"
+        assert not answered_alike(challenger, champion)
 
 
 def test_out_of_domain_may_only_drop_a_little() -> None:

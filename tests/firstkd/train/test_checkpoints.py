@@ -2,29 +2,36 @@
 
 import logging
 import os
+import shutil
 import signal
 
 import pytest
 import torch
 
 from firstkd.errors import ArtifactError
+from firstkd.models.folders import load_model
+from firstkd.signals.live import Watched
 from firstkd.terms.gold import Gold
+from firstkd.terms.hidden import Hidden
 from firstkd.train.checkpoints import Checkpoints
 from firstkd.train.distributed import Ranks
+from firstkd.train.player import Player
+from firstkd.train.stopping import stopping
 from tests.firstkd.train.trainings import trained
+from tests.firstkd.train.watching import STATES
 
 STEPS = 20
 
 
-def stopped_in_step(step, tiny_model, folder, checkpoints, **changes):
-    """Train until SIGTERM comes in the middle of a step."""
+def stopped_in_step(step, tiny_model, folder, checkpoints, by=signal.SIGTERM, **changes):
+    """Train until a signal comes in the middle of a step."""
     calls = []
 
     class Interrupted(Gold):
         def __call__(self, view, name, target):
             calls.append(name)
             if len(calls) == step:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), by)
             return super().__call__(view, name, target)
 
     with pytest.raises(SystemExit) as stopped:
@@ -59,6 +66,37 @@ def test_sigterm_saves_and_the_next_run_goes_on_bit_for_bit(tiny_model, tmp_path
     same(undisturbed, trained(tiny_model, tmp_path, checkpoints, **changes))
     live = (tmp_path / "stage/curve.jsonl").read_text().splitlines()
     assert len(live) == STEPS
+
+
+def test_a_first_ctrl_c_saves_too_and_a_second_ends_at_once(tiny_model, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    stopped_in_step(7, tiny_model, tmp_path, checkpoints, by=signal.SIGINT)
+    assert (checkpoints / "step-00000007").is_dir()
+    with pytest.raises(KeyboardInterrupt), stopping(held=True) as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+    with stopping(held=False), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_weights_that_no_gradient_reaches_are_as_they_began(tiny_model, tmp_path, zero_stage):
+    """A term below the top layer leaves all above it alone."""
+
+    def below(model):
+        term = Hidden.model_validate({"kind": "hidden", "from": "states", "layers": [(1, 1)]})
+        watched = Watched(load_model(tiny_model, "fp32"), [1])
+        source = STATES.source(watched, [(1, 1)])
+        beside = {"states": term.modules(1, (32, 32))}
+        return Player(model, {"states": term}, {"states": source}, beside, [1])
+
+    changes = {"player": below, "precision": "fp32", "zero_stage": zero_stage}
+    undisturbed = trained(tiny_model, tmp_path, **changes)
+    checkpoints = tmp_path / "checkpoints"
+    trained(tiny_model, tmp_path, checkpoints, checkpoint_steps=6, **changes)
+    shutil.rmtree(checkpoints / "step-00000018")
+    same(undisturbed, trained(tiny_model, tmp_path, checkpoints, **changes))
 
 
 def test_saving_changes_nothing_and_keeps_only_the_newest(tiny_model, tmp_path):
