@@ -51,7 +51,7 @@ class Checks:
             {name: config.num_hidden_layers for name, config in self._configs.items()},
             {name: config.hidden_size for name, config in self._configs.items()},
         )
-        check_exports(settings, self._configs)
+        check_exports(settings, self._configs, tokenizers)
         check_own_text(settings)
         self._learned = {file.stem for file in learned_from(root, settings)}
         self._with_choices, self._open_text = set[str](), set[str]()

@@ -146,12 +146,15 @@ def check_measured(
         )
 
 
-def check_exports(settings: Settings, configs: Mapping[str, Any]) -> None:
+def check_exports(
+    settings: Settings, configs: Mapping[str, Any], tokenizers: Mapping[str, Any]
+) -> None:
     """Raise ConfigError for an export whose format cannot hold the model, or that is measured
     through a package that is not installed."""
     for name, export in settings.exports.items():
         with about(f"params.yaml: exports.{name}"):
-            export.check(configs[settings.lineage.root(export.of)])
+            root = settings.lineage.root(export.of)
+            export.check(configs[root], tokenizers[root])
             if name in settings.measured_exports and find_spec(export.runtime) is None:
                 raise ConfigError(
                     f"measuring it needs {export.runtime}, which is not installed here; "

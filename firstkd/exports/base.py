@@ -36,8 +36,8 @@ class Export(Section):
     weights: str
     """How they are stored; each kind has its own formats."""
 
-    def check(self, config: Any) -> None:
-        """Raise ConfigError if the format cannot hold a model with this config."""
+    def check(self, config: Any, tokenizer: Any) -> None:
+        """Raise ConfigError if the format cannot hold a model with this config and tokenizer."""
         raise NotImplementedError
 
     def write(self, exported: Exported, file: Path) -> None:

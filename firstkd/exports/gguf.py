@@ -43,7 +43,7 @@ class GgufExport(Export):
     """q8_0, q4_0: 8 or 4 bits per weight, with a scale for every 32; norms stay float32. An MLP
     whose width is not a multiple of 32 gets units that do nothing, to fill its last block."""
 
-    def check(self, config: Any) -> None:
+    def check(self, config: Any, tokenizer: Any) -> None:
         from firstkd.models.masks import layer_kinds
 
         family = config.model_type
@@ -57,13 +57,13 @@ class GgufExport(Export):
                 f"positions, not {', '.join(sorted(layer_kinds(config)))} and {rope}; export it "
                 "as onnx"
             )
+        _split(_described(tokenizer)["pre_tokenizer"])
 
     def write(self, exported: Exported, file: Path) -> None:
-        """Raise ArtifactError for a tokenizer whose way of splitting texts llama.cpp lacks."""
         from gguf import GGUFWriter, LlamaFileType
 
         config = exported.model.config
-        self.check(config)
+        self.check(config, exported.tokenizer)
         writer = GGUFWriter(file, ARCHITECTURES[config.model_type])
         writer.add_type("model")
         writer.add_license(self.license)
@@ -100,12 +100,8 @@ def _add_shape(writer: Any, config: Any, intermediate_size: int) -> None:
 def _add_vocabulary(writer: Any, model: Any, tokenizer: Any) -> None:
     from gguf import TokenType
 
-    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    described = _described(tokenizer)
     bpe, size = described["model"], model.config.vocab_size
-    if bpe["type"] != "BPE" or bpe.get("byte_fallback") or described["normalizer"]:
-        raise ArtifactError(
-            "gguf export supports only byte-level BPE tokenizers; export it as onnx"
-        )
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [TokenType.UNUSED] * size
     for token, i in tokenizer.get_vocab().items():
@@ -131,8 +127,20 @@ def _add_vocabulary(writer: Any, model: Any, tokenizer: Any) -> None:
         writer.add_chat_template(tokenizer.get_chat_template())
 
 
+def _described(tokenizer: Any) -> Any:
+    """Return the tokenizer as its JSON says; raises ConfigError unless it is byte-level BPE."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    bpe = described["model"]
+    if bpe["type"] != "BPE" or bpe.get("byte_fallback") or described["normalizer"]:
+        raise ConfigError("gguf export supports only byte-level BPE tokenizers; export it as onnx")
+    return described
+
+
 def _split(pre_tokenizer: Any) -> str:
-    """Return llama.cpp's name for how the tokenizer splits a text before merging."""
+    """Return llama.cpp's name for how the tokenizer splits a text before merging.
+
+    Raises ConfigError if it has none.
+    """
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     if steps[0]["type"] == "Split" and steps[-1]["type"] == "ByteLevel":
         found = PATTERNS.get(steps[0]["pattern"].get("Regex"))
@@ -141,7 +149,7 @@ def _split(pre_tokenizer: Any) -> str:
         shapes = [{key: step[key] for key in kept if key in step} for step in steps]
         found = SPLITS.get(json.dumps(shapes, sort_keys=True))
     if found is None:
-        raise ArtifactError(
+        raise ConfigError(
             "llama.cpp would split text differently from this tokenizer, or firstkd does not know "
             "how it would split it; export it as onnx"
         )

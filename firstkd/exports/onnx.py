@@ -20,6 +20,8 @@ BLOCK = 32
 """Number of weights in a down projection's column that share a scale."""
 ACTIVATIONS_TOO = 4
 """ONNX Runtime's `accuracy_level` for eight-bit activations with one scale per block."""
+BYTES = {"fp32": 4, "int8": 1}
+"""Bytes per weight."""
 LARGEST_FILE = 2**31
 """Size limit of one protobuf, in bytes."""
 FACTS = "firstkd"
@@ -35,7 +37,7 @@ class OnnxExport(Export):
     """int8: matrices are quantised per column, activations dynamically; for down projections, both
     are quantised in blocks of 32, since their inputs have outliers."""
 
-    def check(self, config: Any) -> None:
+    def check(self, config: Any, tokenizer: Any) -> None:
         from firstkd.models.masks import ATTENTION, layer_kinds
 
         if unknown := layer_kinds(config) - ATTENTION:
@@ -48,17 +50,17 @@ class OnnxExport(Export):
         """Raise ConfigError if choices cannot share a prompt, or the file would be too large."""
         import onnx
 
-        family = exported.model.config.model_type
+        size = BYTES[self.weights] * exported.model.num_parameters()
+        if size >= LARGEST_FILE:
+            raise ConfigError(
+                f"one ONNX file holds {LARGEST_FILE / 1e9:.1f} GB at most, but the weights take "
+                f"{size / 1e9:.1f} GB as {self.weights}; export it as int8, or as gguf"
+            )
         with tempfile.TemporaryDirectory(prefix=".onnx.", dir=file.parent) as scratch:
             whole = Path(scratch) / "whole.onnx"
             _program(exported.model).save(whole, external_data=False)
             if self.weights == "int8":
                 whole = _in_eight_bits(whole)
-            if whole.stat().st_size >= LARGEST_FILE:
-                raise ConfigError(
-                    f"{family}: one ONNX file holds {LARGEST_FILE / 1e9:.1f} GB at most; export it "
-                    "as int8, or as gguf"
-                )
             model = onnx.load(whole)
         _forget_where_it_was_made(model)
         onnx.helper.set_model_props(model, {FACTS: exported.facts})

@@ -25,7 +25,7 @@ class SafetensorsExport(Export):
     weights: Literal["bf16", "int8"]
     """int8: only the matrices in the layers; embeddings, head and norms stay bfloat16."""
 
-    def check(self, config: Any) -> None:
+    def check(self, config: Any, tokenizer: Any) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import normalizers, pre_tokenizers
 from transformers import GemmaConfig, GemmaForCausalLM, Qwen3MoeConfig
 
 from firstkd.data.examples import Example
 from firstkd.data.prompts import encode
 from firstkd.data.settings import PromptSettings
 from firstkd.errors import ConfigError
-from firstkd.exports import reader
+from firstkd.exports import onnx, reader
 from firstkd.exports.base import Exported, end_ids
 from firstkd.exports.gguf import GgufExport
 from firstkd.exports.onnx import OnnxExport
@@ -265,7 +266,7 @@ def test_a_temperature_that_no_weight_divides_by_leaves_the_model_as_it_was():
 
 def test_a_family_that_a_format_does_not_know_is_named():
     with pytest.raises(ConfigError, match=r"gguf export supports llama, .*, not gemma; export"):
-        export(GgufExport, "f16").check(gemma().config)
+        export(GgufExport, "f16").check(gemma().config, None)
 
 
 def test_eight_bits_survive_a_unit_much_larger_than_the_others(tiny_model, tmp_path):
@@ -315,5 +316,25 @@ def test_bfloat16_safetensors_are_the_model(tiny_model, tmp_path):
 def test_experts_are_not_quantised(tmp_path):
     config = Qwen3MoeConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64, num_experts=2)
     with pytest.raises(ConfigError, match=r"qwen3_moe has model\.layers\.0\.mlp\.experts"):
-        export(SafetensorsExport, "int8").check(config)
-    export(SafetensorsExport, "bf16").check(config)
+        export(SafetensorsExport, "int8").check(config, None)
+    export(SafetensorsExport, "bf16").check(config, None)
+
+
+def test_a_tokenizer_that_llama_cpp_lacks_is_found_before_any_training(tiny_model):
+    config, tokenizer = load_model(tiny_model, "fp32").config, load_tokenizer(tiny_model)
+    export(GgufExport, "f16").check(config, tokenizer)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(";")
+    with pytest.raises(ConfigError, match=r"llama\.cpp would split text differently"):
+        export(GgufExport, "f16").check(config, tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(ConfigError, match="only byte-level BPE"):
+        export(GgufExport, "f16").check(config, tokenizer)
+
+
+def test_a_model_too_large_for_one_onnx_file_is_refused_before_it_is_converted(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(onnx, "LARGEST_FILE", 4 * load_model(tiny_model, "fp32").num_parameters())
+    with pytest.raises(ConfigError, match=r"the weights take 0\.0 GB as fp32; export it as int8"):
+        written(OnnxExport, "fp32", tiny_model, tmp_path)
+    assert not [*tmp_path.glob("*.onnx")]
