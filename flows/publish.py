@@ -9,22 +9,21 @@ from firstkd.processes import OutputSink
 from flows.project import Project
 from flows.registry import run_of
 from flows.workspace import Workspace
-from tasks.lock_branch import publish_lock
+from tasks.lock_branch import holds_lock, publish_lock
 
 PUBLISHED_TAG = "published"
 """Tag of a retraining's run: the settings that it was published with."""
 
 
 def publish_once(project: Project, version: ModelVersion, sink: OutputSink) -> list[str]:
-    """Publish a version's state once, if the settings ask for it; return what was done.
-
-    A state that no commit rebuilds goes to no branch, and is tried again next time.
-    """
+    """Publish a version's state, if the settings ask for it and it is not what was published last;
+    return what was done. A state that no commit rebuilds goes to no branch, but is tried again."""
     run_id, settings = run_of(version), project.settings.publish
     as_asked = settings.model_dump_json()
     if not (settings.push or settings.branch):
         return []
-    if project.client.get_run(run_id).data.tags.get(PUBLISHED_TAG) == as_asked:
+    done = project.client.get_run(run_id).data.tags.get(PUBLISHED_TAG) == as_asked
+    if done and (not settings.branch or holds_lock(project.root, settings.branch)):
         return []
     said = publish(project.workspace, settings, sink)
     if not (settings.branch and git_state(project.root).problem):

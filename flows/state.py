@@ -66,7 +66,7 @@ def read_record(root: Path, settings: RecordSettings) -> Record:
         tags = registry.get_version(project, champion).tags if champion else {}
         runs = project.client.search_runs(
             tracking.experiments(project.client, settings.experiment),
-            f"tags.{LOCK_TAG} LIKE '%'",
+            f"tags.{LOCK_TAG} LIKE '%' and attributes.status = 'FINISHED'",
             max_results=1,
             order_by=["attributes.start_time DESC"],
         )

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from firstkd.errors import ConfigError, PipelineError
 from firstkd.settings import RecordSettings
-from tasks.record_place import place_of
+from tasks.record_place import place_of, shown
 
 ERRORS = (MlflowException, SQLAlchemyError, RequestException)
 ARTIFACTS = "artifacts"
@@ -38,8 +38,8 @@ class Tracking:
 
     @property
     def shown(self) -> str:
-        """The address without its password."""
-        return make_url(self.uri).render_as_string()
+        """The address without what may be secret."""
+        return shown(make_url(self.uri))
 
     @contextmanager
     def as_default(self) -> Iterator[None]:

@@ -11,6 +11,8 @@ from firstkd.files import sha256_of
 CODE = Path(__file__).parents[1]
 """The folder that contains firstkd/ and tasks/."""
 PACKAGES = ("firstkd", "tasks")
+ASKING = ("firstkd/data", "firstkd/openai", "firstkd/signals")
+"""What decides what a server is asked, and what is kept of its answers."""
 NOT_RESULTS = {
     "firstkd/errors.py",
     "firstkd/files.py",
@@ -46,10 +48,10 @@ def code_of(modules: Iterable[str], without: Iterable[str] = ()) -> list[str]:
     return sorted(found)
 
 
-def code_sha256() -> str:
+def code_sha256(packages: Iterable[str] = PACKAGES) -> str:
     """Return the hash of all modules: no version of the code resumes what another one began."""
     digest = hashlib.sha256()
-    for package in PACKAGES:
+    for package in packages:
         for file in sorted((CODE / package).rglob("*.py")):
             digest.update(f"{sha256_of(file)}  {file.relative_to(CODE).as_posix()}\n".encode())
     return digest.hexdigest()

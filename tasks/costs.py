@@ -5,6 +5,8 @@ from pathlib import Path
 
 from firstkd.files import read_json_lines
 
+CURVE = "curve.jsonl"
+"""A file in a stage's logs, with a line for each step of a training."""
 USAGE = "usage.jsonl"
 """A file in a stage's logs, with a line for each shard that was requested from a server."""
 
@@ -28,4 +30,5 @@ def asking_cost(logs: Path) -> dict[str, float]:
         return {}
     lines = read_json_lines(logs / USAGE)
     counted = [line for line in lines if line["of"] == lines[-1]["of"]]
-    return {key: sum(line[key] for line in counted) for key in lines[-1] if key != "of"}
+    keys = {key: None for line in counted for key in line if key != "of"}
+    return {key: sum(line.get(key, 0) for line in counted) for key in keys}

@@ -22,6 +22,7 @@ from firstkd.signals.capture import AskedCapture
 from firstkd.signals.choices import Choices
 from firstkd.signals.store import SignalStore
 from firstkd.train.distributed import Ranks
+from tasks.code import ASKING
 from tasks.evaluation import write_evaluation
 from tasks.layout import log_folder, model_folder
 from tasks.partial import partial_folder
@@ -36,9 +37,9 @@ def evaluate_served(root: Path, settings: Settings, name: str) -> None:
     """Raises as `opened` does, and DataValidationError as `write_evaluation` does."""
     made_from: list[Any] = [sha256_of(model_folder(root, name)), settings.prompt.model_dump()]
     made_from += [settings.capture.shard_examples]
-    partial = partial_folder(root / "data/.evaluate", name, made_from, Ranks())
+    partial = partial_folder(root / "data/.evaluate", name, made_from, Ranks(), ASKING)
     with opened(root, settings, name, 1) as teacher:
-        usage = UsageLog(log_folder(root, f"evaluate-{name}"), partial.name, teacher.served.init)
+        usage = UsageLog(log_folder(root, f"evaluate-{name}"), partial, teacher.served.init)
         signal = Choices(kind="choices", of=name)
         run = AskedCapture(signal, teacher.vocabulary_size, settings.capture, Ranks())
         after_shard = usage.adding(teacher.served)

@@ -60,7 +60,8 @@ def fitted(
     sets = measured(answers, settings.evaluate, settings.runtime.seed)
     for name, (way, answered) in decided.items():
         if way.promise is not None:
-            sets[name]["policy"] = under(way.promise, answered)
+            samples, seed = settings.evaluate.bootstrap_samples, settings.runtime.seed
+            sets[name]["policy"] = under(way.promise, answered, samples, seed)
     for way in ways:
         if way.promise is not None:
             log.info("%s: %s", subject.name, way.promise)

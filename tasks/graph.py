@@ -145,7 +145,11 @@ def _validate(settings: Settings) -> Stage:
         "validate",
         "Check the examples, and every model that was made elsewhere; a failure stops the pipeline",
         "python -m tasks.validate",
-        ["validate", "prompt", "models", "signals", *(["exports"] if settings.exports else [])],
+        # all that the checks before the first training look at
+        [
+            *("validate", "prompt", "models", "signals", "train", "evaluate"),
+            *(["exports"] if settings.exports else []),
+        ],
         code_of(["tasks.validate"]),
         ["data/prepare", *(f"data/model/{name}" for name in settings.lineage.roots)],
         ["data/validate"],

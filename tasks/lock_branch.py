@@ -44,6 +44,12 @@ def publish_lock(root: Path, branch: str, remote: str | None) -> list[str]:
     return [done, f"{branch} was pushed to {remote}"]
 
 
+def holds_lock(root: Path, branch: str) -> bool:
+    """Whether a branch has this dvc.lock."""
+    theirs = git_or_none(root, "rev-parse", "--verify", "--quiet", f"{branch}:./dvc.lock")
+    return theirs == git(root, "hash-object", "dvc.lock")
+
+
 def _commit_lock(root: Path, branch: str, references: list[str]) -> str:
     """Commit the files of HEAD with the current dvc.lock to a branch; say what was done.
 

@@ -5,6 +5,7 @@ its own terms again, on the very questions that it learns from.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,7 @@ def check_measured(
     settings: Settings,
     prepared: Path,
     with_choices: Collection[str],
-    open_text: Collection[str],
+    open_text: AbstractSet[str],
 ) -> None:
     """Raise DataValidationError if calibration and test have no kind of question in common.
 
@@ -133,10 +134,11 @@ def check_measured(
         for name in settings.evaluate.models
         if name not in settings.models or settings.models[name].init.is_served
     ]
-    if choosers and all(is_open):
+    measured = sorted(open_text - {"train", "calibration"})
+    if choosers and is_open[0] and measured:
         raise ConfigError(
             f"params.yaml: evaluate.models: {choosers[0]!r} is measured by its choices alone, but "
-            "calibration and test have open text, too; remove it"
+            f"calibration and {measured[0]} have open text, too; remove it"
         )
     longest, room = settings.evaluate.open_text.max_new_tokens, settings.prompt.max_length
     if is_open[0] and longest > room // 2:

@@ -65,7 +65,9 @@ def main(root: Path, model: str, evaluation: str, questions: str, output: str) -
     promise = Promise(**kept["policy"]) if kept.get("policy") else None
     newest: dict[str, Any] = {"questions": len(unseen), "temperature_before": kept["temperature"]}
     if promise is not None:
-        held = under(promise, fitted_on.at(kept["temperature"], [unseen]))
+        asked = fitted_on.at(kept["temperature"], [unseen])
+        samples, seed = settings.evaluate.bootstrap_samples, settings.runtime.seed
+        held = under(promise, asked, samples, seed)
         answers = round(held["coverage"]["value"] * len(unseen))
         newest["promise_before"] = {**held, "answers": answers, "max_error": promise.max_error}
     with atomic_folder(Path(output)) as folder:

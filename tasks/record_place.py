@@ -25,10 +25,12 @@ def place_of(root: Path, settings: RecordSettings) -> tuple[URL, Path | None]:
                 f"record.tracking_uri: {database} is outside {root.resolve()}, but params.yaml "
                 "may only name a database inside it; set MLFLOW_TRACKING_URI instead"
             )
-        if url.password:
+        is_server = url.drivername in ("http", "https")
+        if url.password or (url.query and not database) or (is_server and url.username):
             raise ConfigError(
-                "record.tracking_uri in params.yaml contains a password, but git and MLflow keep "
-                "params.yaml; put the whole address in MLFLOW_TRACKING_URI instead"
+                "record.tracking_uri in params.yaml contains a password, a token or a query, but "
+                "git and MLflow keep params.yaml; put the whole address in MLFLOW_TRACKING_URI "
+                "instead"
             )
     return url, database
 
@@ -52,10 +54,15 @@ def address_of(settings: RecordSettings) -> URL:
 def where_runs_are(settings: RecordSettings) -> str:
     """Return a server's address, or the command that shows a database; without any password."""
     url = address_of(settings)
-    shown = url.render_as_string(hide_password=True)
     if url.drivername in ("http", "https"):
-        return shown
-    return f"mlflow ui --backend-store-uri {shown}"
+        return shown(url)
+    return f"mlflow ui --backend-store-uri {shown(url)}"
+
+
+def shown(url: URL) -> str:
+    """Return an address without what may be secret: passwords, queries, a server's user names."""
+    name = None if url.drivername in ("http", "https") else url.username
+    return url.set(username=name, password=None, query={}).render_as_string()
 
 
 def database_at(root: Path, url: URL) -> Path | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from firstkd.data.examples import CHUNK, Example, right_choices
-from firstkd.measure.bootstrap import Draws, Estimate, Statistic, resample
+from firstkd.measure.bootstrap import Counts, Draws, Estimate, Floats, Statistic, resample
 from firstkd.measure.comparison import summary
 from firstkd.measure.metrics import Bools, Predictions
 from firstkd.measure.risk import interval, promise
@@ -150,11 +150,25 @@ def promised(split: Decided, policy: PolicySettings | None) -> Promise | None:
     return promise(decisions.confidence, decisions.correct, policy)
 
 
-def under(kept: Promise, split: Decided) -> dict[str, Any]:
-    """Return the share of a test set that is answered, and the share of answers that are wrong."""
+def under(kept: Promise, split: Decided, samples: int, seed: int) -> dict[str, Any]:
+    """Return the share of a test set that is answered, and the share of answers that are wrong.
+
+    Their intervals are exact, or bootstrapped over passages and conversations if there are any.
+    """
     decisions = split.readings["calibrated"]
     answered = decisions.confidence >= kept.abstain_below
-    wrong = answered & ~decisions.correct
+    wrong, groups = answered & ~decisions.correct, group_numbers(split.asked)
+    if answered.any() and len(np.unique(groups)) < len(groups):
+
+        def shares(counts: Counts) -> dict[str, Floats]:
+            of_answers = np.maximum((counts * answered).sum(-1), 1)
+            return {
+                "coverage": (counts * answered).sum(-1) / counts.sum(-1),
+                "error": (counts * wrong).sum(-1) / of_answers,
+            }
+
+        found = resample(shares, Draws.of(len(groups), samples, seed, groups))
+        return plain({name: each.estimate(0, 1) for name, each in found.items()})
     return plain(
         {
             "coverage": interval(int(answered.sum()), len(decisions)),

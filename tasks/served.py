@@ -60,7 +60,8 @@ def ask(
     name = partial.name.rpartition("-")[0]
     with opened(root, settings, of, ranks.world_size, viewer) as teacher:
         served = teacher.served
-        usage = UsageLog(log_folder(root, f"signal-{name}"), partial.name, served.init)
+        usage = UsageLog(log_folder(root, f"signal-{name}"), partial, served.init)
+        ranks.barrier()  # before anything is counted
         run = AskedCapture(signal, teacher.vocabulary_size, settings.capture, ranks)
         for split, files in splits.items():
             for first, examples in run.parts(files):

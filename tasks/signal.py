@@ -25,6 +25,7 @@ from firstkd.signals.base import CapturedSignal, CombinedSignal
 from firstkd.signals.capture import Capture, Shards
 from firstkd.signals.store import SignalStore
 from firstkd.train.distributed import Ranks, join_ranks
+from tasks.code import ASKING
 from tasks.layout import (
     learned_from,
     model_folder,
@@ -48,7 +49,12 @@ def main(root: Path, name: str) -> None:
     # a large teacher takes long to hash, so one process does it for all
     identity = ranks.from_first(lambda: identity_of(root, settings, name))
     made_from = [identity, settings.capture.model_dump(), settings.runtime.model_dump()]
-    partial = partial_folder(root / "data/.signal", name, made_from, ranks)
+    if any(settings.models[of].init.is_served for of in signal.models):
+        # answers are paid for: only what decides them drops them
+        made_from = [identity, settings.capture.shard_examples]
+        partial = partial_folder(root / "data/.signal", name, made_from, ranks, ASKING)
+    else:
+        partial = partial_folder(root / "data/.signal", name, made_from, ranks)
     if isinstance(signal, CombinedSignal):
         if ranks.is_first:
             from tasks.combine import combine

@@ -20,7 +20,7 @@ from firstkd.launchers.torchrun import end_with_parent, is_rank, take_gpu, tell
 from firstkd.settings import load_settings
 from firstkd.train.distributed import present_ranks
 from firstkd.train.settings import MachineSettings
-from tasks.costs import asking_cost, training_cost
+from tasks.costs import CURVE, USAGE, asking_cost, training_cost
 from tasks.graph import check_graph
 from tasks.layout import log_folder
 
@@ -54,10 +54,10 @@ def run_stage(
             if machine.processes > 1 or not machine.launcher.is_here:
                 machine.launcher.launch(job)  # the first process writes the cost
                 return
-        started = time.monotonic()
+        started, since = time.monotonic(), time.time()
         main(root, *values)
         if present_ranks().is_first:
-            _write_cost(logs, time.monotonic() - started)
+            _write_cost(logs, time.monotonic() - started, since)
 
     run_program(stage, name, [argument] if argument else [])
 
@@ -107,11 +107,15 @@ def run_program(main: Callable[..., None], name: str, arguments: Sequence[str]) 
         sys.exit(known.exit_code)
 
 
-def _write_cost(logs: Path, seconds: float) -> None:
+def _write_cost(logs: Path, seconds: float, since: float) -> None:
+    """Write what the stage cost; what an earlier run logged, before `since`, does not count."""
+    for name in (CURVE, USAGE):
+        if (logs / name).exists() and (logs / name).stat().st_mtime < since:
+            (logs / name).unlink()
     cost = {
         "seconds": round(seconds, 3),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        **training_cost(logs / "curve.jsonl"),
+        **training_cost(logs / CURVE),
         **asking_cost(logs),
     }
     write_json(logs / "cost.json", cost)

@@ -1,6 +1,7 @@
 """Count what a stage asks of a server, shard by shard, in its logs."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from tasks.costs import USAGE, asking_cost
 class UsageLog:
     """What a stage has asked for, in this run and in interrupted ones before it."""
 
-    def __init__(self, logs: Path, of: str, init: ServerInit) -> None:
-        """`of` identifies exactly what is asked for; when it changes, counting starts over."""
-        self._logs, self._of, self._price = logs, of, init.price
+    def __init__(self, logs: Path, partial: Path, init: ServerInit) -> None:
+        """`partial` keeps what was received; if there is nothing yet, counting starts over."""
+        self._logs, self._of, self._price = logs, partial.name, init.price
         logs.mkdir(parents=True, exist_ok=True)
+        if not partial.exists():
+            (logs / USAGE).unlink(missing_ok=True)
 
     def adding(self, served: ServedModel) -> Callable[[], None]:
         """Return a function that logs everything asked since its last call."""
@@ -33,7 +36,7 @@ class UsageLog:
         return add
 
     def in_words(self) -> str:
-        total = asking_cost(self._logs)
+        total = Counter(asking_cost(self._logs))
         words = (
             f"{total['requests']:,} requests and {total['retries']:,} retries, "
             f"{total['prompt_tokens']:,} prompt tokens and {total['response_tokens']:,} response "

@@ -163,7 +163,7 @@ class ServedModel:
         times = f" in {attempts} attempts" if attempts > 1 else ""
         return UnreachableError(
             f"{self.init.url} did not answer{times} ({type(error).__name__}: {error}); start it "
-            "or correct its url. Answers received so far are kept"
+            "or correct its url. All but the last few answers are kept"
         )
 
 

@@ -38,6 +38,10 @@ class Shards:
     """Width of the model's hidden states; unused by a signal without any."""
 
     @property
+    def shard_examples(self) -> int:
+        return self.settings.shard_examples
+
+    @property
     def layout(self) -> Layout:
         return self.signal.layout(self.vocabulary_size, self.hidden_size)
 
@@ -46,9 +50,9 @@ class Shards:
 
         Only one part is in memory at a time.
         """
-        shards = max(1, CHUNK // self.settings.shard_examples)
+        shards = max(1, CHUNK // self.shard_examples)
         examples = (each for file in files for chunk in example_chunks(file) for each in chunk)
-        for number, part in enumerate(chunks(examples, shards * self.settings.shard_examples)):
+        for number, part in enumerate(chunks(examples, shards * self.shard_examples)):
             yield number * shards, part
 
     def missing(self, folder: Path, examples: int, first: int = 0) -> list[tuple[int, slice]]:
@@ -58,7 +62,7 @@ class Shards:
         resumes.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        size = self.settings.shard_examples
+        size = self.shard_examples
         return [
             (number, slice(start, start + size))
             for number, start in enumerate(range(0, examples, size), first)
@@ -140,9 +144,17 @@ def no_records(layout: Layout, counts: torch.Tensor) -> Records:
     return Records(columns, counts)
 
 
+ASKED_EXAMPLES = 64
+"""Maximum examples per file of what a server is asked: an interruption loses their answers."""
+
+
 @dataclass(frozen=True)
 class AskedCapture(Shards):
     """Captures one signal of one remote model."""
+
+    @property
+    def shard_examples(self) -> int:
+        return min(self.settings.shard_examples, ASKED_EXAMPLES)
 
     def write(
         self,
@@ -160,8 +172,10 @@ class AskedCapture(Shards):
         title = title or _title("ask", folder, first)
         with tqdm(total=total, desc=title, unit="question", disable=not total) as progress:
             for number, part in shards:
-                records = self.signal.ask(teacher, examples[part], questions[part])
-                keys = [example_key(example) for example in examples[part]]
-                write_shard(folder, number, self.layout, records, keys)
-                after_shard()
+                try:
+                    records = self.signal.ask(teacher, examples[part], questions[part])
+                    keys = [example_key(example) for example in examples[part]]
+                    write_shard(folder, number, self.layout, records, keys)
+                finally:
+                    after_shard()  # what was asked in vain is paid for, too
                 progress.update(len(keys))
