@@ -48,7 +48,7 @@ def main(root: Path, name: str) -> None:
     ranks, signal = join_ranks(), settings.signals[name]
     # a large teacher takes long to hash, so one process does it for all
     identity = ranks.from_first(lambda: identity_of(root, settings, name))
-    made_from = [identity, settings.capture.model_dump(), settings.runtime.model_dump()]
+    made_from: list[Any] = [identity, settings.capture.model_dump(), settings.runtime.model_dump()]
     if any(settings.models[of].init.is_served for of in signal.models):
         # answers are paid for: only what decides them drops them
         made_from = [identity, settings.capture.shard_examples]
