@@ -153,6 +153,8 @@ def test_a_state_is_published_once_for_the_same_settings(opened_repository: Proj
     (root / "notes").unlink()
     assert "was committed to first" in publish_once(asked("first"), version, Quiet())[0]
     assert publish_once(asked("first"), version, Quiet()) == []
+    git(root, "branch", "--force", "first", "HEAD")  # as if another state had been published since
+    assert "was committed to first" in publish_once(asked("first"), version, Quiet())[0]
     assert "was committed to second" in publish_once(asked("second"), version, Quiet())[0]
 
 

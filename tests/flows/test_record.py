@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy.engine import make_url
 
 from firstkd.errors import ArtifactError, ConfigError, PipelineError
 from firstkd.settings import Settings
@@ -15,6 +16,7 @@ from flows.record import LOCK_TAG, Recorded, flatten, record
 from flows.registry import aliases, register, versions
 from flows.tracking import Tracking, open_tracking
 from flows.workspace import Workspace
+from tasks.record_place import shown
 from tests.flows.projects import Quiet, open_project
 
 
@@ -44,8 +46,18 @@ def test_a_deleted_experiment_is_refused_before_anything_runs(
         open_tracking(project.root, settings.record)
 
 
-def test_a_password_in_params_yaml_is_refused(project: Workspace, settings: Settings) -> None:
-    uri = "postgresql://someone:secret@127.0.0.1/mlflow"
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://someone:secret@127.0.0.1/mlflow",
+        "postgresql://127.0.0.1/mlflow?user=someone&password=secret",
+        "https://secret@127.0.0.1/",
+    ],
+)
+def test_a_password_in_params_yaml_is_refused(
+    project: Workspace, settings: Settings, uri: str
+) -> None:
+    assert "secret" not in shown(make_url(uri))
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI instead") as refused:
         open_tracking(project.root, settings.record.model_copy(update={"tracking_uri": uri}))
     assert "secret" not in str(refused.value)

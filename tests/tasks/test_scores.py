@@ -10,9 +10,10 @@ import pytest
 from firstkd.data.examples import Example
 from firstkd.measure.metrics import Predictions
 from firstkd.open_text.metrics import statistic
+from firstkd.serving.promise import Promise
 from firstkd.settings import load_settings
 from tasks.rows import write_predictions
-from tasks.scores import Decided, measured
+from tasks.scores import Decided, measured, under
 from tests.tiny import REPOSITORY
 
 CONVERSATIONS, TURNS = 40, 4
@@ -40,6 +41,18 @@ def answered(turns: int, is_grouped: bool) -> Decided:
         },
         text=statistic(given, ["in a den"] * len(right)),
     )
+
+
+def test_what_is_answered_under_a_promise_has_intervals_over_conversations() -> None:
+    kept = Promise(0.1, 0.9, 0.5, questions=100, answered=60, wrong=2, error_bound=0.1)
+    alone, test, turns = (
+        under(kept, answered(*each), samples=1000, seed=0)["error"]
+        for each in ((1, False), (TURNS, True), (TURNS, False))
+    )
+    assert alone["value"] == test["value"] == turns["value"] == pytest.approx(1 - RIGHT.mean())
+    width = {id(each): each["high"] - each["low"] for each in (alone, test, turns)}
+    assert width[id(test)] == pytest.approx(width[id(alone)], rel=0.2)
+    assert width[id(turns)] < 0.7 * width[id(test)]
 
 
 def test_intervals_are_over_conversations_and_not_their_turns(tmp_path) -> None:
