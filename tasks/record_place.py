@@ -62,9 +62,8 @@ def where_runs_are(settings: RecordSettings) -> str:
 def shown(url: URL) -> str:
     """Return an address without what may be secret: passwords, queries, a server's user names."""
     name = None if url.drivername in ("http", "https") else url.username
-    return URL.create(
-        url.drivername, name, None, url.host, url.port, url.database
-    ).render_as_string()
+    plain = URL.create(url.drivername, name, None, url.host, url.port, url.database)
+    return plain.render_as_string()
 
 
 def database_at(root: Path, url: URL) -> Path | None:
