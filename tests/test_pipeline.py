@@ -114,7 +114,7 @@ def test_a_second_run_does_nothing_and_says_so(project):
             0.25,
             {"model-first", "report", "validate"},
         ),
-        (("train", "finetune", "epochs"), 2, {"model-teacher"}),
+        (("train", "finetune", "epochs"), 2, {"model-teacher", "validate"}),
         (("machine", "checkpoint_steps"), 7, set()),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_question_without_choices_has_those_that_all_questions_shared(answerer
 @pytest.mark.parametrize(
     ("question", "choices", "problem"),
     [
-        (QUESTIONS[1], ["in a cave"], "has 1 choices"),
+        (QUESTIONS[1], ["in a cave"], "has 1 choice;"),
         (QUESTIONS[1], [None, "in a den"], "choice 1 must be text, not None"),
         (QUESTIONS[1], ["in a den", float("nan")], "choice 2 must be text, not nan"),
         (QUESTIONS[1], ["in a den", " \n"], "choice 2 is empty"),

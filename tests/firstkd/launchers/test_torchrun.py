@@ -10,8 +10,11 @@ from tests.tiny import REPOSITORY
 
 LAUNCH = """
 import sys
+from pathlib import Path
+from firstkd.launchers.base import Job
 from firstkd.launchers.torchrun import ONE_HOST, torchrun
-sys.exit(bool(torchrun("tests.firstkd.launchers.meeting", sys.argv[1:], 2, 1, *ONE_HOST)))
+job = Job("tests.firstkd.launchers.meeting", sys.argv[1:], 2, 1, 60.0, Path("logs"))
+sys.exit(bool(torchrun(job, *ONE_HOST)))
 """
 OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
 
