@@ -1,9 +1,13 @@
 """How a training run learns that it should stop."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""Set by torchrun in the processes that it starts."""
 
 
 @contextmanager
@@ -18,7 +22,8 @@ def stopping(held: bool) -> Iterator[threading.Event]:
         return
 
     def interrupted(*_: object) -> None:
-        signal.signal(signal.SIGINT, before[signal.SIGINT])  # a second Ctrl-C means it
+        if LAUNCHED not in os.environ:  # torchrun passes on what reached its processes already
+            signal.signal(signal.SIGINT, before[signal.SIGINT])  # a second Ctrl-C means it
         asked.set()
 
     handlers = {signal.SIGTERM: lambda *_: asked.set(), signal.SIGINT: interrupted}

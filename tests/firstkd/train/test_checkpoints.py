@@ -16,7 +16,7 @@ from firstkd.terms.hidden import Hidden
 from firstkd.train.checkpoints import Checkpoints
 from firstkd.train.distributed import Ranks
 from firstkd.train.player import Player
-from firstkd.train.stopping import stopping
+from firstkd.train.stopping import LAUNCHED, stopping
 from tests.firstkd.train.trainings import trained
 from tests.firstkd.train.watching import STATES
 
@@ -68,7 +68,7 @@ def test_sigterm_saves_and_the_next_run_goes_on_bit_for_bit(tiny_model, tmp_path
     assert len(live) == STEPS
 
 
-def test_a_first_ctrl_c_saves_too_and_a_second_ends_at_once(tiny_model, tmp_path):
+def test_a_first_ctrl_c_saves_too_and_a_second_ends_at_once(tiny_model, tmp_path, monkeypatch):
     checkpoints = tmp_path / "checkpoints"
     stopped_in_step(7, tiny_model, tmp_path, checkpoints, by=signal.SIGINT)
     assert (checkpoints / "step-00000007").is_dir()
@@ -78,6 +78,11 @@ def test_a_first_ctrl_c_saves_too_and_a_second_ends_at_once(tiny_model, tmp_path
         os.kill(os.getpid(), signal.SIGINT)
     with stopping(held=False), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setenv(LAUNCHED, "several")  # torchrun sends a second one itself
+    with stopping(held=True) as asked:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert asked.is_set()
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])
