@@ -29,6 +29,5 @@ def asking_cost(logs: Path) -> dict[str, float]:
     if not (logs / USAGE).exists():
         return {}
     lines = read_json_lines(logs / USAGE)
-    counted = [line for line in lines if line["of"] == lines[-1]["of"]]
-    keys = {key: None for line in counted for key in line if key != "of"}
-    return {key: sum(line.get(key, 0) for line in counted) for key in keys}
+    keys = {key: None for line in lines for key in line}
+    return {key: sum(line.get(key, 0) for line in lines) for key in keys}

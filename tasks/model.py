@@ -42,7 +42,7 @@ def main(root: Path, name: str) -> None:
 
         learn(root, settings, names, given)
         return
-    if present_ranks().is_first:  # making a start is not shared
+    if present_ranks().is_first:  # one process makes a start
         with atomic_folder(model_folder(root, name)) as folder, about(f"models.{name}"):
             settings.models[name].init.make(folder, given)
 

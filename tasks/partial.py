@@ -25,7 +25,7 @@ def partial_folder(
     folder = place / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if ranks.is_first and place.exists():
         for stale in set(place.glob(f"{name}-*")) - {folder}:
-            log.info("dropping what was begun with other settings, data or code: %s", stale)
+            log.info("discarding partial results of other settings, data or code: %s", stale)
             shutil.rmtree(stale)
         for half_written in folder.rglob(".*"):  # by us or by safetensors
             if not half_written.is_dir():

@@ -93,12 +93,12 @@ def check_signals(settings: Settings, decided: Mapping[str, Collection[str]]) ->
     """
     for name, signal in settings.lineage.recalibrated.items():
         if len(decided[name]) < MIN_DECIDED:
-            found = next(iter(decided[name]), "none")
+            alone = [f"only {one} has {signal.decides}s" for one in decided[name]]
+            found = alone[0] if alone else f"no question has {signal.decides}s"
             raise ConfigError(
-                f"params.yaml: signals.{name}: data/prepare/calibration.parquet has too little "
-                f"to recalibrate it on ({signal.decides}s of {found} alone); at least "
-                f"{MIN_DECIDED} questions, conversations or passages with {signal.decides}s are "
-                "needed, so add such questions to fetch.datasets, or remove the signal"
+                f"params.yaml: signals.{name}: data/prepare/calibration.parquet has too little to "
+                f"recalibrate it on: {found}, but {MIN_DECIDED} questions, conversations or "
+                "passages are needed; add such questions to fetch.datasets, or remove the signal"
             )
 
 

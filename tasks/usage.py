@@ -15,7 +15,7 @@ class UsageLog:
 
     def __init__(self, logs: Path, partial: Path, init: ServerInit) -> None:
         """`partial` keeps what was received; if there is nothing yet, counting starts over."""
-        self._logs, self._of, self._price = logs, partial.name, init.price
+        self._logs, self._price = logs, init.price
         logs.mkdir(parents=True, exist_ok=True)
         if not partial.exists():
             (logs / USAGE).unlink(missing_ok=True)
@@ -24,7 +24,7 @@ class UsageLog:
         """Return a function that logs everything asked since its last call."""
 
         def add() -> None:
-            line: dict[str, str | float] = {"of": self._of, **vars(served.usage)}
+            line: dict[str, float] = {**vars(served.usage)}
             if self._price is not None:
                 prompt, response = served.usage.prompt_tokens, served.usage.response_tokens
                 cost = self._price.prompt * prompt + self._price.response * response

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)
-"""How long a process waits for the others, which may have hours of work that is not shared; that
-one is gone is noticed at once."""
+"""How long a process waits for the others, which may have hours of work that is not shared. A
+process that has died is noticed at once."""
 
 
 @dataclass(frozen=True)

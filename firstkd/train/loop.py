@@ -89,7 +89,7 @@ def train(
     of_plan = questions, plan, settings, ranks, steps, seed
     training = _Training(engine, player, *of_plan, own_text, rounds)
     interval = machine.checkpoint_steps or steps + 1
-    with shown_live(live_curve, curve, steps, ranks) as show, stopping(held=bool(saver)) as asked:
+    with shown_live(live_curve, curve, steps, ranks) as show, stopping(bool(saver), ranks) as asked:
         for step in range(done, steps):
             curve.append(training.point(step))
             show(curve[-1])

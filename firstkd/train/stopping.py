@@ -1,20 +1,19 @@
 """How a training run learns that it should stop."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LAUNCHED = "TORCHELASTIC_RUN_ID"
-"""Set by torchrun in the processes that it starts."""
+from firstkd.train.distributed import Ranks
 
 
 @contextmanager
-def stopping(held: bool) -> Iterator[threading.Event]:
-    """Yield an event; if `held`, SIGTERM and the first SIGINT set it and do nothing else meanwhile.
+def stopping(held: bool, ranks: Ranks) -> Iterator[threading.Event]:
+    """Yield an event; if `held`, SIGTERM and SIGINT set it and do nothing else meanwhile.
 
-    SIGINT comes from Ctrl-C, and from systemd if it stops the schedule.
+    SIGINT comes from Ctrl-C, and from systemd when it stops the schedule. A second one interrupts a
+    single process; several processes may also get one from torchrun, which means the same stop.
     """
     asked = threading.Event()
     if not held:
@@ -22,8 +21,8 @@ def stopping(held: bool) -> Iterator[threading.Event]:
         return
 
     def interrupted(*_: object) -> None:
-        if LAUNCHED not in os.environ:  # torchrun passes on what reached its processes already
-            signal.signal(signal.SIGINT, before[signal.SIGINT])  # a second Ctrl-C means it
+        if ranks.world_size == 1:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
         asked.set()
 
     handlers = {signal.SIGTERM: lambda *_: asked.set(), signal.SIGINT: interrupted}

@@ -32,6 +32,6 @@ def test_other_code_drops_only_what_it_decides(tmp_path, monkeypatch):
 
 
 def test_a_price_that_came_later_counts_from_then_on(tmp_path):
-    lines = [{"of": "x", "requests": 2}, {"of": "x", "requests": 3, "cost": 1.5}]
+    lines = [{"requests": 2}, {"requests": 3, "cost": 1.5}]
     (tmp_path / USAGE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert asking_cost(tmp_path) == {"requests": 5, "cost": 1.5}

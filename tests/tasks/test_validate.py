@@ -181,7 +181,7 @@ def test_one_question_with_choices_is_too_little_to_recalibrate_a_signal_on(proj
     splits["calibration"][1:] = as_open_text(splits["calibration"][1:])
     with pytest.raises(
         ConfigError,
-        match=r"signals\.choices: .*\(choices of a/calibration0 alone\)",
+        match=r"signals\.choices: .*: only a/calibration0 has choices, but 2 questions",
     ):
         check(project, splits)
 
@@ -189,7 +189,9 @@ def test_one_question_with_choices_is_too_little_to_recalibrate_a_signal_on(proj
 def test_one_passage_is_too_little_to_recalibrate_a_signal_on(project: Path) -> None:
     splits = good()
     splits["calibration"] = [replace(e, group="passage/1") for e in splits["calibration"]]
-    with pytest.raises(ConfigError, match=r"signals\.choices: .*\(choices of passage/1 alone\)"):
+    with pytest.raises(
+        ConfigError, match=r"signals\.choices: .*: only passage/1 has choices, but 2 "
+    ):
         check(project, splits)
 
 
