@@ -3,8 +3,9 @@
 Every cell trains the default student of params.yaml once more with one thing changed (`CELLS` in
 benchmarks/atlas_cells.py), by `dvc repro` in a separate project for each seed. Finished work is
 kept, and the same command resumes after an interruption. After each cell, the table of all finished
-ones is written to WORK/atlas.md, and their numbers to WORK/results.json. Cells that are in that
-file stay in it, so that machines can share the work: pass each machine some of the `--cells`.
+ones is written to WORK/atlas.md, drawn in WORK/atlas.png, and their numbers are in
+WORK/results.json. Cells that are in that file stay in it, so that machines can share the work: pass
+each machine some of the `--cells`.
 
 Values are means over seeds; intervals are 95 % bootstrap intervals over seeds and questions
 together; differences are paired. Seconds count the training steps, bytes the signals that a cell
@@ -26,24 +27,13 @@ from tqdm import tqdm
 
 from benchmarks import project
 from benchmarks.arms import summary
-from benchmarks.arms_tables import interval
 from benchmarks.atlas_cells import CELLS, PLAIN, with_cells
+from benchmarks.atlas_tables import save_differences, table
 from firstkd.files import read_json, read_json_lines, write_json
-from firstkd.measure.bootstrap import Estimate
 from firstkd.settings import Settings, load_settings
 from tasks.evaluated import Evaluated, load_evaluated
 from tasks.layout import log_folder, signal_folder
 from tasks.scores import plain
-
-VALUES = [
-    ("accuracy", "raw", "accuracy"), ("NLL", "raw", "nll"), ("ECE", "raw", "ece"),
-    ("NLL, own T", "calibrated", "nll"), ("ECE, own T", "calibrated", "ece"),
-    ("AURC", "calibrated", "aurc"),
-]  # fmt: skip
-DIFFERENCES = [
-    ("accuracy", "raw", "accuracy"), ("NLL", "raw", "nll"), ("ECE", "raw", "ece"),
-    ("NLL, own T", "calibrated", "nll"), ("AURC", "calibrated", "aurc"),
-]  # fmt: skip
 
 
 def main() -> None:
@@ -70,6 +60,7 @@ def main() -> None:
                 found[cell] = measured(roots, cell)
                 write_json(results, found)
                 (work / "atlas.md").write_text(table(found), encoding="utf-8")
+                save_differences(work / "atlas.png", found)
     print(json.dumps(found))
     print(table(found), file=sys.stderr)
 
@@ -133,29 +124,6 @@ def trained(settings: Settings, cell: str) -> list[str]:
         return list(settings.evaluate.ensembles[cell].models)
     model = settings.models[cell]
     return [cell] if model.learn is not None else list(model.init.models)
-
-
-def table(found: dict[str, Any]) -> str:
-    """Return Markdown: every cell's values, then their differences from the plain recipe."""
-    head = [*(title for title, *_ in VALUES), "seconds", "signals, MB"]
-    lines = [f"| cell | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
-    listed = {cell: found[cell] for cell in CELLS if cell in found}
-    for cell, numbers in listed.items():
-        seconds, size = numbers["cost"]["seconds"], numbers["cost"]["bytes"]
-        cells = [interval(Estimate(**numbers[how][metric])) for _, how, metric in VALUES]
-        cells += ["–" if seconds is None else f"{seconds:.0f}", f"{size / 1e6:.1f}"]
-        lines.append(f"| {cell} | {' | '.join(cells)} |")
-    titles = [title for title, *_ in DIFFERENCES]
-    lines += ["", f"| cell, less `{PLAIN}` | {' | '.join(titles)} | what is changed |"]
-    lines.append("|---|" + "---|" * (len(titles) + 1))
-    for cell, numbers in listed.items():
-        if cell != PLAIN:
-            less = [
-                interval(Estimate(**numbers[f"{how}_less_plain"][metric]), "+.3f")
-                for _, how, metric in DIFFERENCES
-            ]
-            lines.append(f"| {cell} | {' | '.join(less)} | {CELLS[cell].what} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -43,79 +43,90 @@ def on_tokens(what: str, signal: str, **settings: Any) -> Cell:
     return beside(what, weight={"from": 0.5, "to": 0}, **term)
 
 
-CELLS: dict[str, Cell] = {
-    PLAIN: Cell("choices of the teacher, as they are"),
-    # gold
-    "gold": beside("+ right choice", **GOLD),
-    "gold_tokens": beside("+ tokens of the right response", kind="gold", weight=0.5),
-    "smoothed": beside("+ right choice, smoothed", **GOLD, loss={"kind": "label_smoothing"}),
-    "focal": beside("+ right choice, focal loss", **GOLD, loss={"kind": "focal", "gamma": 3.0}),
-    "flsd": beside("+ right choice, FLSD-53", **GOLD, loss={"kind": "flsd"}),
-    "adaptive_focal": beside("+ right choice, AdaFocal", kind="adaptive_focal", weight=0.5),
-    "gold_share": instead("half of each target the answer", gold_share=0.5),
-    "gold_alone": Cell("right choice alone", {"choices": {"kind": "gold_choice"}}),
-    "average": Cell("the default: weights averaged of `gold` and `gold_alone`", model={
-        "init": {"kind": "average", "of": ["gold", "gold_alone"]}, "train": None, "learn": None}),
-    # response
-    "hard": Cell("the teacher's answers as labels", {
-        "choices": {"kind": "hard_choice", "from": "choices"}}),
-    "reverse": instead("reverse KL", divergence={"kind": "reverse"}),
-    "jsd": instead("Jensen–Shannon", divergence={"kind": "jsd"}),
-    "skew": instead("skew KL", divergence={"kind": "skew"}),
-    "student_at_2": instead("targets at the teacher's T, student at T = 2",
-        student_temperature=2.0, recalibrate="temperature"),
-    "tempered": instead("targets at the teacher's T", recalibrate="temperature"),
-    "adaptive": instead("targets at a T each", recalibrate="adaptive_temperature"),
-    "platt": instead("targets by Platt", recalibrate="platt"),
-    "isotonic": instead("targets by isotonic regression", recalibrate="isotonic"),
-    "curriculum": Cell("at a learned T (CTKD)", {
-        "choices": {"kind": "curriculum_kl", "from": "choices", "recalibrate": "none"}}),
-    # tokens
-    "tokens": on_tokens("+ top-5 tokens", "tokens"),
-    "renormalised": on_tokens("+ top-5 tokens, renormalised", "tokens", tail="renormalise"),
-    "top_p": on_tokens("+ tokens of 0.9 of the mass", "top_p"),
-    "draws": on_tokens("+ 12 draws", "draws"),
-    "uncertain": on_tokens("+ top-5 at the least sure fifth", "tokens", share=0.2),
-    "bandit": Cell("+ top-5 tokens or 12 draws, by a bandit",
-        {name: on_tokens("", name).learn["more"] for name in ("tokens", "draws")},
-        {"bandit": {"arms": ["tokens", "draws"]}}),
-    # features, relations
-    "states": on_states("hidden", layers="last"),
-    "states_3": on_states("hidden", layers="last", weight=3.0),
-    "all_states": on_states("hidden", layers="uniform"),
-    "states_mse": on_states("hidden", distance="mse"),
-    "attention": on_states("attention", layers="last", heads=4),
-    "distance": on_states("relation", form="distance"),
-    "angle": on_states("relation", form="angle"),
-    "similarity": on_states("relation", form="similarity"),
-    "correlation": on_states("relation", form="correlation"),
-    "gram": on_states("flow", form="gram"),
-    "length": on_states("flow", form="length"),
-    "adversarial": on_states("adversarial", weight=0.1),
-    # schemes
-    "live": instead("the teacher beside the training", **{"from": "live_choices"}),
-    "two_teachers": instead("mean of two teachers", **{"from": "pooled"}),
-    "spread": Cell("spread of two teachers", {
-        "choices": {"kind": "dirichlet", "from": "ensemble", "recalibrate": "none"}}),
-    "out_of_fold": instead("teachers that have not learned it", **{"from": "unseen"}),
-    "unsolved": instead("of the base", **{"from": "base_choices"}),
-    "solved": instead("of the base, shown 5 solved questions", **{"from": "solved_choices"}),
-    "born_again": instead("of the plain student", **{"from": "of_plain"}),
-    "mutual": Cell("of a twin that learns beside it", {
-        "more": {"kind": "choice_kl", "from": "of_twin", "recalibrate": "none"}}),
-    # training
-    "wsd": Cell("constant rate, then falling", model={"train": "atlas_wsd"}),
-    "two_stages": Cell("labelled questions alone in the end", model={"train": "atlas_two_stages"}),
-    # several answers
-    "again": Cell("in another order", model={"order": 1}),
-    "deep": Cell("both orders' answers averaged", ensemble={
-        "kind": "deep", "of": [PLAIN, "again"]}),
-    "dropped": Cell("MC dropout, 10 draws", ensemble={
-        "kind": "dropout", "of": PLAIN, "rate": 0.05, "draws": 10}),
-    "doubted": Cell("Laplace, 20 draws", ensemble={
-        "kind": "laplace", "of": PLAIN, "draws": 20}),
+GROUPS: dict[str, dict[str, Cell]] = {
+    "plain": {PLAIN: Cell("choices of the teacher, as they are")},
+    "the right choice": {
+        "gold": beside("+ right choice", **GOLD),
+        "gold_tokens": beside("+ tokens of the right response", kind="gold", weight=0.5),
+        "smoothed": beside("+ right choice, smoothed", **GOLD, loss={"kind": "label_smoothing"}),
+        "focal": beside("+ right choice, focal loss", **GOLD, loss={"kind": "focal", "gamma": 3.0}),
+        "flsd": beside("+ right choice, FLSD-53", **GOLD, loss={"kind": "flsd"}),
+        "adaptive_focal": beside("+ right choice, AdaFocal", kind="adaptive_focal", weight=0.5),
+        "gold_share": instead("half of each target the answer", gold_share=0.5),
+        "gold_alone": Cell("right choice alone", {"choices": {"kind": "gold_choice"}}),
+        "average": Cell("the default: weights averaged of `gold` and `gold_alone`", model={
+            "init": {"kind": "average", "of": ["gold", "gold_alone"]},
+            "train": None, "learn": None}),
+    },
+    "the teacher's choices": {
+        "hard": Cell("the teacher's answers as labels", {
+            "choices": {"kind": "hard_choice", "from": "choices"}}),
+        "reverse": instead("reverse KL", divergence={"kind": "reverse"}),
+        "jsd": instead("Jensen–Shannon", divergence={"kind": "jsd"}),
+        "skew": instead("skew KL", divergence={"kind": "skew"}),
+        "student_at_2": instead("targets at the teacher's T, student at T = 2",
+            student_temperature=2.0, recalibrate="temperature"),
+        "tempered": instead("targets at the teacher's T", recalibrate="temperature"),
+        "adaptive": instead("targets at a T each", recalibrate="adaptive_temperature"),
+        "platt": instead("targets by Platt", recalibrate="platt"),
+        "isotonic": instead("targets by isotonic regression", recalibrate="isotonic"),
+        "curriculum": Cell("at a learned T (CTKD)", {
+            "choices": {"kind": "curriculum_kl", "from": "choices", "recalibrate": "none"}}),
+    },
+    "the teacher's tokens": {
+        "tokens": on_tokens("+ top-5 tokens", "tokens"),
+        "renormalised": on_tokens("+ top-5 tokens, renormalised", "tokens", tail="renormalise"),
+        "top_p": on_tokens("+ tokens of 0.9 of the mass", "top_p"),
+        "draws": on_tokens("+ 12 draws", "draws"),
+        "uncertain": on_tokens("+ top-5 at the least sure fifth", "tokens", share=0.2),
+        "bandit": Cell("+ top-5 tokens or 12 draws, by a bandit",
+            {name: on_tokens("", name).learn["more"] for name in ("tokens", "draws")},
+            {"bandit": {"arms": ["tokens", "draws"]}}),
+    },
+    "states and relations": {
+        "states": on_states("hidden", layers="last"),
+        "states_3": on_states("hidden", layers="last", weight=3.0),
+        "all_states": on_states("hidden", layers="uniform"),
+        "states_mse": on_states("hidden", distance="mse"),
+        "attention": on_states("attention", layers="last", heads=4),
+        "distance": on_states("relation", form="distance"),
+        "angle": on_states("relation", form="angle"),
+        "similarity": on_states("relation", form="similarity"),
+        "correlation": on_states("relation", form="correlation"),
+        "gram": on_states("flow", form="gram"),
+        "length": on_states("flow", form="length"),
+        "adversarial": on_states("adversarial", weight=0.1),
+    },
+    "other teachers": {
+        "live": instead("the teacher beside the training", **{"from": "live_choices"}),
+        "two_teachers": instead("mean of two teachers", **{"from": "pooled"}),
+        "spread": Cell("spread of two teachers", {
+            "choices": {"kind": "dirichlet", "from": "ensemble", "recalibrate": "none"}}),
+        "out_of_fold": instead("teachers that have not learned it", **{"from": "unseen"}),
+        "unsolved": instead("of the base", **{"from": "base_choices"}),
+        "solved": instead("of the base, shown 5 solved questions", **{"from": "solved_choices"}),
+        "born_again": instead("of the plain student", **{"from": "of_plain"}),
+        "mutual": Cell("of a twin that learns beside it", {
+            "more": {"kind": "choice_kl", "from": "of_twin", "recalibrate": "none"}}),
+    },
+    "training": {
+        "wsd": Cell("constant rate, then falling", model={"train": "atlas_wsd"}),
+        "two_stages": Cell("labelled questions alone in the end", model={
+            "train": "atlas_two_stages"}),
+    },
+    "several answers": {
+        "again": Cell("in another order", model={"order": 1}),
+        "deep": Cell("both orders' answers averaged", ensemble={
+            "kind": "deep", "of": [PLAIN, "again"]}),
+        "dropped": Cell("MC dropout, 10 draws", ensemble={
+            "kind": "dropout", "of": PLAIN, "rate": 0.05, "draws": 10}),
+        "doubted": Cell("Laplace, 20 draws", ensemble={
+            "kind": "laplace", "of": PLAIN, "draws": 20}),
+    },
 }  # fmt: skip
-"""Keyed by the name of the model that each trains, or of the ensemble."""
+"""By what they change; the key is the name of the model that a cell trains, or of the ensemble."""
+
+CELLS = {name: cell for cells in GROUPS.values() for name, cell in cells.items()}
 
 SIGNALS: dict[str, dict[str, Any]] = {
     "choices": {"kind": "choices", "of": "teacher"},

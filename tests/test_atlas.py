@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from benchmarks import atlas, project
 from benchmarks.atlas_cells import CELLS, PLAIN, with_cells
+from benchmarks.atlas_tables import save_differences, table
 from firstkd.measure.bootstrap import Estimate
 from firstkd.settings import load_settings
 from firstkd.terms import kinds
@@ -76,12 +77,27 @@ def numbers(value: float, seconds: float | None) -> dict[str, Any]:
 
 
 def test_the_table_has_every_cell_and_its_differences():
-    text = atlas.table({PLAIN: numbers(0.5, 61.4), "gold": numbers(0.25, None)})
-    values, differences = text.split("\n\n")
-    assert "| plain | 0.500 (0.400 to 0.600) |" in values and "| 61 | 2.5 |" in values
-    assert "| gold | 0.250" in values and "| – | 2.5 |" in values
-    assert "+0.250 (+0.150 to +0.350)" in differences and "+ right choice" in differences
-    assert "| plain |" not in differences
+    far = {**numbers(0.5, 1.0), **{f"{how}_less_plain": {
+        name: {"value": 0.2, "low": 0.1, "high": 0.3} for name in ("accuracy", "nll", "ece", "aurc")
+    } for how in ("raw", "calibrated")}}  # fmt: skip
+    text = table({PLAIN: numbers(0.5, 61.4), "gold": numbers(0.05, None), "hard": far})
+    differences, values = text.split("\n\n")
+    assert "| `plain` | 0.500 (0.400 to 0.600) |" in values and "| 61 | 2.5 |" in values
+    assert "| `gold` | 0.050" in values and "| – | 2.5 |" in values
+    assert "| `gold` | + right choice | +0.050 (-0.050 to +0.150) |" in differences
+    assert "| **+0.200 (+0.100 to +0.300)** |" in differences
+    assert "| `plain` |" not in differences and "| *the teacher's choices* |" in differences
+    assert "states and relations" not in differences
+
+
+def test_the_figure_has_the_same_bytes_again(tmp_path):
+    found = {PLAIN: numbers(0.5, 61.4), "gold": numbers(0.05, None), "hard": numbers(-0.3, 1.0)}
+    for name in ("a.png", "b.png"):
+        save_differences(tmp_path / name, found)
+    drawn = (tmp_path / "a.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG") and drawn == (tmp_path / "b.png").read_bytes()
+    save_differences(tmp_path / "c.png", {**found, "gold": numbers(0.5, None)})
+    assert (tmp_path / "c.png").read_bytes() != drawn
 
 
 def last_line(out: str) -> Any:

@@ -77,7 +77,7 @@ def save_reliability(path: Path, diagrams: Mapping[str, Predictions]) -> None:
             row, column = divmod(number, columns)
             axes[row * 2, column].remove()
             axes[row * 2 + 1, column].remove()
-        _save_png(figure, path)
+        save_png(figure, path)
 
 
 def _reliability(diagram: Axes, counts: Axes, readings: Mapping[str, Predictions]) -> None:
@@ -163,7 +163,7 @@ def draw_concentration(splits: Mapping[str, Sequence[float]]) -> str:
 def save_concentration(path: Path, splits: Mapping[str, Sequence[float]]) -> None:
     """Write the figure of `draw_concentration`."""
     with matplotlib.rc_context(STYLE):
-        _save_png(_concentration(splits), path)
+        save_png(_concentration(splits), path)
 
 
 def _concentration(splits: Mapping[str, Sequence[float]]) -> Figure:
@@ -213,7 +213,8 @@ def _add_legend(figure: Figure, names: Mapping[str, object]) -> None:
     figure.legend(loc="outside lower center", ncols=_legend_columns(names), handlelength=2.6)
 
 
-def _save_png(figure: Figure, path: Path) -> None:
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the same bytes for the same figure."""
     with atomic_file(path) as temporary:
         # without metadata, the file's bytes do not depend on matplotlib's version
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
