@@ -55,4 +55,5 @@ def rows(models: dict[str, Measured], columns: list[tuple[str, str, str]], style
 
 
 def interval(found: Estimate, style: str = ".3f") -> str:
-    return f"{found.value:{style}} ({found.low:{style}} to {found.high:{style}})"
+    text = f"{found.value:{style}} ({found.low:{style}} to {found.high:{style}})"
+    return text.replace("-", "−")

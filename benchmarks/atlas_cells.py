@@ -110,6 +110,7 @@ GROUPS: dict[str, dict[str, Cell]] = {
             "more": {"kind": "choice_kl", "from": "of_twin", "recalibrate": "none"}}),
     },
     "training": {
+        "longer": Cell("twice the epochs", model={"train": "atlas_longer"}),
         "wsd": Cell("constant rate, then falling", model={"train": "atlas_wsd"}),
         "two_stages": Cell("labelled questions alone in the end", model={
             "train": "atlas_two_stages"}),
@@ -166,11 +167,12 @@ def with_cells(params: Any) -> Any:
     twin = {"choices": CHOICES, "gold": GOLD, "more": {**CHOICES, "from": "of_mutual"}}
     models["twin"] = deepcopy({**student, "learn": twin})
     params["models"], params["signals"] = models, deepcopy(SIGNALS)
-    wsd = {"kind": "wsd", "decay": 0.3}
-    for name, schedule in (
-        ("atlas_wsd", wsd), ("atlas_two_stages", {**wsd, "data": labelled}),
+    distill, wsd = params["train"]["distill"], {"kind": "wsd", "decay": 0.3}
+    for name, changed in (
+        ("atlas_longer", {"epochs": 2 * distill["epochs"]}), ("atlas_wsd", {"schedule": wsd}),
+        ("atlas_two_stages", {"schedule": {**wsd, "data": labelled}}),
     ):  # fmt: skip
-        params["train"][name] = {**deepcopy(params["train"]["distill"]), "schedule": schedule}
+        params["train"][name] = deepcopy({**distill, **changed})
     ensembles = {name: cell.ensemble for name, cell in CELLS.items() if cell.ensemble is not None}
     params["evaluate"].update(models=[*CELLS], ensembles=ensembles)
     params["record"]["student"] = PLAIN

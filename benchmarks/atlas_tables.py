@@ -45,11 +45,11 @@ def _differences(found: dict[str, Any]) -> str:
 
 
 def _values(found: dict[str, Any]) -> str:
-    lines = _head(["cell", *(title for title, *_ in VALUES), "seconds", "signals, MB"])
+    lines = _head(["cell", *(title for title, *_ in VALUES), "seconds", "signals, kB"])
     for name in _listed(found):
         seconds, size = found[name]["cost"]["seconds"], found[name]["cost"]["bytes"]
         shown = [interval(Estimate(**found[name][how][metric])) for _, how, metric in VALUES]
-        cost = ["–" if seconds is None else f"{seconds:.0f}", f"{size / 1e6:.1f}"]
+        cost = ["–" if seconds is None else f"{seconds:.0f}", f"{size / 1e3:.0f}"]
         lines.append(_row([f"`{name}`", *shown, *cost]))
     return "\n".join(lines)
 

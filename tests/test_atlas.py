@@ -82,9 +82,9 @@ def test_the_table_has_every_cell_and_its_differences():
     } for how in ("raw", "calibrated")}}  # fmt: skip
     text = table({PLAIN: numbers(0.5, 61.4), "gold": numbers(0.05, None), "hard": far})
     differences, values = text.split("\n\n")
-    assert "| `plain` | 0.500 (0.400 to 0.600) |" in values and "| 61 | 2.5 |" in values
-    assert "| `gold` | 0.050" in values and "| – | 2.5 |" in values
-    assert "| `gold` | + right choice | +0.050 (-0.050 to +0.150) |" in differences
+    assert "| `plain` | 0.500 (0.400 to 0.600) |" in values and "| 61 | 2500 |" in values
+    assert "| `gold` | 0.050" in values and "| – | 2500 |" in values
+    assert "| `gold` | + right choice | +0.050 (−0.050 to +0.150) |" in differences
     assert "| **+0.200 (+0.100 to +0.300)** |" in differences
     assert "| `plain` |" not in differences and "| *the teacher's choices* |" in differences
     assert "states and relations" not in differences
