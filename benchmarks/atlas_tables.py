@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.arms_tables import interval
 from benchmarks.atlas_cells import GROUPS, PLAIN
@@ -73,6 +74,7 @@ def save_differences(path: Path, found: dict[str, Any]) -> None:
                 axes.plot(
                     less.value, place, "o", color=color, markerfacecolor=filling, markersize=4.5
                 )
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.set_title(f"{title}, {'higher' if metric == 'accuracy' else 'lower'} is better",
                            fontsize=10)  # fmt: skip
         panels[0].set_yticks(range(len(names)), names, fontsize=9)

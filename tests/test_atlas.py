@@ -90,6 +90,14 @@ def test_the_table_has_every_cell_and_its_differences():
     assert "states and relations" not in differences
 
 
+def test_the_published_page_has_the_published_numbers():
+    docs = REPOSITORY / "docs"
+    found = json.loads((docs / "atlas.json").read_text(encoding="utf-8"))
+    page = (docs / "atlas.md").read_text(encoding="utf-8")
+    assert found.keys() <= CELLS.keys() and {cell["seeds"] for cell in found.values()} == {3}
+    assert page.endswith(table(found))
+
+
 def test_the_figure_has_the_same_bytes_again(tmp_path):
     found = {PLAIN: numbers(0.5, 61.4), "gold": numbers(0.05, None), "hard": numbers(-0.3, 1.0)}
     for name in ("a.png", "b.png"):
