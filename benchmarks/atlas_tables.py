@@ -22,6 +22,8 @@ DRAWN = [
     ("AURC", "calibrated", "aurc"),
 ]  # fmt: skip
 """What is left to tell students apart once each has its own temperature."""
+REACH = 0.08
+"""Larger differences are drawn as arrows at this one: one huge cell must not flatten the others."""
 
 
 def table(found: dict[str, Any]) -> str:
@@ -56,7 +58,8 @@ def _values(found: dict[str, Any]) -> str:
 
 
 def save_differences(path: Path, found: dict[str, Any]) -> None:
-    """Draw every cell's differences from the plain one, with intervals; filled: beyond chance."""
+    """Draw every cell's differences from the plain one, with intervals; filled: beyond chance; an
+    arrow: beyond the axis."""
     names = [name for name in _listed(found) if name != PLAIN]
     if not names:
         return
@@ -71,9 +74,12 @@ def save_differences(path: Path, found: dict[str, Any]) -> None:
                 color = SERIES[0] if is_better else SERIES[1]
                 filling = color if _is_beyond_chance(less) else PAPER
                 axes.plot([less.low, less.high], [place, place], color=color, linewidth=1.2)
+                drawn = min(max(less.value, -REACH), REACH)
+                marker = "o" if drawn == less.value else "<" if drawn < 0 else ">"
                 axes.plot(
-                    less.value, place, "o", color=color, markerfacecolor=filling, markersize=4.5
+                    drawn, place, marker, color=color, markerfacecolor=filling, markersize=4.5
                 )
+            axes.set_xlim(-1.1 * REACH, 1.1 * REACH)
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.set_title(f"{title}, {'higher' if metric == 'accuracy' else 'lower'} is better",
                            fontsize=10)  # fmt: skip

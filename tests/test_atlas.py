@@ -104,7 +104,7 @@ def test_the_figure_has_the_same_bytes_again(tmp_path):
         save_differences(tmp_path / name, found)
     drawn = (tmp_path / "a.png").read_bytes()
     assert drawn.startswith(b"\x89PNG") and drawn == (tmp_path / "b.png").read_bytes()
-    save_differences(tmp_path / "c.png", {**found, "gold": numbers(0.5, None)})
+    save_differences(tmp_path / "c.png", {**found, "gold": numbers(0.04, None)})
     assert (tmp_path / "c.png").read_bytes() != drawn
 
 
