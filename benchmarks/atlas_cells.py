@@ -8,6 +8,7 @@ PLAIN = "plain"
 """The student learns the teacher's choices, as they are."""
 CHOICES = {"kind": "choice_kl", "from": "choices", "recalibrate": "none"}
 GOLD = {"kind": "gold_choice"}
+GOLD_TOKENS = {"kind": "gold", "weight": 0.5}
 TOP_5 = {"kind": "top_k", "k": 5}
 
 
@@ -43,20 +44,29 @@ def on_tokens(what: str, signal: str, **settings: Any) -> Cell:
     return beside(what, weight={"from": 0.5, "to": 0}, **term)
 
 
+def average(what: str, one: str, other: str) -> Cell:
+    """A cell whose weights are the mean of those of two others."""
+    init = {"kind": "average", "of": [one, other]}
+    changed = {"init": init, "train": None, "learn": None}
+    return Cell(f"{what}: weights averaged of `{one}` and `{other}`", model=changed)
+
+
 GROUPS: dict[str, dict[str, Cell]] = {
     "plain": {PLAIN: Cell("choices of the teacher, as they are")},
     "the right choice": {
         "gold": beside("+ right choice", **GOLD),
-        "gold_tokens": beside("+ tokens of the right response", kind="gold", weight=0.5),
+        "gold_tokens": beside("+ tokens of the right response", **GOLD_TOKENS),
+        "gold_both": Cell("+ right choice and its tokens", {"more": GOLD, "tokens": GOLD_TOKENS}),
         "smoothed": beside("+ right choice, smoothed", **GOLD, loss={"kind": "label_smoothing"}),
         "focal": beside("+ right choice, focal loss", **GOLD, loss={"kind": "focal", "gamma": 3.0}),
         "flsd": beside("+ right choice, FLSD-53", **GOLD, loss={"kind": "flsd"}),
         "adaptive_focal": beside("+ right choice, AdaFocal", kind="adaptive_focal", weight=0.5),
         "gold_share": instead("half of each target the answer", gold_share=0.5),
-        "gold_alone": Cell("right choice alone", {"choices": {"kind": "gold_choice"}}),
-        "average": Cell("the default: weights averaged of `gold` and `gold_alone`", model={
-            "init": {"kind": "average", "of": ["gold", "gold_alone"]},
-            "train": None, "learn": None}),
+        "gold_alone": Cell("right choice alone", {"choices": GOLD}),
+        "both_alone": Cell("right choice and its tokens alone", {
+            "choices": GOLD, "tokens": GOLD_TOKENS}),
+        "average": average("the default", "gold", "gold_alone"),
+        "average_both": average("as the default", "gold_both", "both_alone"),
     },
     "the teacher's choices": {
         "hard": Cell("the teacher's answers as labels", {
